@@ -1,0 +1,18 @@
+"""Exact, fast normalization for JAX: pure functions over explicit state.
+
+The same norms as modules are in `jaxnorm.linen`. This package imports jax, never Flax.
+"""
+
+from .core._moments import moments as moments
+from .core._pool import Moments as Moments, combine as combine, pool as pool
+from .core._running import (
+    RunningStats as RunningStats,
+    init_running_stats as init_running_stats,
+    update_running_stats as update_running_stats,
+)
+from .norms._batch_norm import (
+    batch_norm as batch_norm,
+    batch_norm_inference as batch_norm_inference,
+)
+
+__version__ = "0.1.0"

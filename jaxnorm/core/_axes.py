@@ -1,0 +1,72 @@
+"""Axes: which are reduced, which are kept, and how a parameter of the kept ones lies against x."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+Axes: TypeAlias = int | Sequence[int]
+
+
+def canonical_axes(axes: Axes, ndim: int, name: str) -> tuple[int, ...]:
+    """``axes`` counted from the front, in increasing order.
+
+    Raises:
+        ValueError: an axis is out of range, repeated or not an integer. ``name`` is what the caller
+            calls the argument.
+    """
+    given = tuple(axes) if isinstance(axes, Sequence) else (axes,)
+    try:
+        given = tuple(operator.index(i) for i in given)
+    except TypeError:
+        raise ValueError(
+            f"{name} must be an integer or a sequence of integers; got {axes!r}. "
+            f"Name axes by number: -1 is the last."
+        ) from None
+    for axis in given:
+        if not -ndim <= axis < ndim:
+            raise ValueError(
+                f"{name} must lie in [{-ndim}, {ndim - 1}] for an input of rank {ndim}; "
+                f"got {axis} in {name}={axes!r}. Count the axes of the input, batch axis included."
+            )
+    counted = sorted(axis % ndim for axis in given)
+    if len(set(counted)) < len(counted):
+        raise ValueError(
+            f"{name} must name each axis once; got {name}={axes!r}, which for an input of rank {ndim} "
+            f"is {tuple(counted)}. Leave out the repeated one."
+        )
+    return tuple(counted)
+
+
+def complement(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """The other axes, in increasing order."""
+    return tuple(i for i in range(ndim) if i not in axes)
+
+
+def size_of(x: jax.Array, axes: tuple[int, ...]) -> int:
+    """How many elements of ``x`` one position of the other axes stands for."""
+    return math.prod(x.shape[i] for i in axes)
+
+
+def against(
+    parameter: jax.Array | None, x: jax.Array, feature_axes: tuple[int, ...], name: str
+) -> jax.Array | None:
+    """A feature-shaped ``parameter`` with size-1 axes inserted, so that it broadcasts against ``x``.
+
+    Raises:
+        ValueError: its shape is not that of the feature axes of ``x``.
+    """
+    if parameter is None:
+        return None
+    parameter = jnp.asarray(parameter)
+    feature_shape = tuple(x.shape[i] for i in feature_axes)
+    if parameter.shape != feature_shape:
+        raise ValueError(
+            f"{name} must have the shape of the feature axes; got {name} of shape {parameter.shape} "
+            f"for x of shape {x.shape} with feature_axes={feature_axes}, which needs {feature_shape}. "
+            f"Check feature_axes, or make {name} of shape {feature_shape}."
+        )
+    return parameter.reshape([x.shape[i] if i in feature_axes else 1 for i in range(x.ndim)])

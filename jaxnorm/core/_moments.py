@@ -1,0 +1,138 @@
+"""Moments of an activation: taken once, at the finest granularity, then pooled."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._axes import Axes, canonical_axes, size_of
+from ._pool import Moments, abs_square, moments_from_sums, pool
+from ._precision import upcast
+from ._reduce import collect
+from ._residuals import keep, lean
+from ._sync import AxisIndexGroups, AxisName, pool_over_devices
+
+# An example with fewer elements than this gets no moments of its own: they would cost more than they save.
+_FINEST = 128
+
+
+def moments(
+    x: jax.Array,
+    reduction_axes: Axes,
+    *,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+) -> Moments:
+    r"""Mean, variance and count of ``x`` over ``reduction_axes``.
+
+    $$\mu = \tfrac1n \sum_{i \in \text{mask}} x_i, \qquad
+      \sigma^2 = \tfrac1n \sum_{i \in \text{mask}} |x_i - \mu|^2$$
+
+    Args:
+        x: values of any rank and any floating, complex or integer dtype.
+        reduction_axes: the axes to reduce; they stay with size 1.
+        mask: True counts. Boolean or integer, broadcastable to ``x``. What is masked is never read, even
+            if it is NaN.
+        axis_name: one or several axes of vmap, pmap or shard_map to reduce over as well, weighted by
+            count. Under jit over a mesh no name is needed.
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+
+    Returns:
+        Moments in float32 or wider. Where nothing is counted, mean is 0, var is 1 and count is 0.
+
+    Raises:
+        ValueError: an axis is out of range or repeated, or ``mask`` does not fit ``x``.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> x = jnp.array([[1.0, 5.0], [3.0, jnp.nan]])
+        >>> m = jn.moments(x, 0, mask=~jnp.isnan(x))
+        >>> print(m.mean, m.var, m.count)
+        [[2. 5.]] [[1. 0.]] [[2. 1.]]
+    """
+    x = jnp.asarray(x)
+    axes = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
+    mask = mask_against(mask, x)
+
+    @lean
+    def measured(x: jax.Array, mask: jax.Array | None) -> Moments:
+        return reduce_moments(upcast(x), axes, mask, axis_name, axis_index_groups)
+
+    return measured(x, mask)
+
+
+def reduce_moments(
+    x: jax.Array,
+    axes: tuple[int, ...],
+    mask: jax.Array | None,
+    axis_name: AxisName | None,
+    axis_index_groups: AxisIndexGroups | None,
+) -> Moments:
+    """`moments` of a wide enough ``x``, with ``axes`` and ``mask`` in order.
+
+    One pass over ``x`` (two with a mask). The first of ``axes`` is usually the batch: each example gets
+    moments of its own, about a shift of its own, and the rest is pooling of small arrays.
+    """
+    within_example = axes[1:] if size_of(x, axes[1:]) >= _FINEST else axes
+    m = _finest_moments(x, within_example, mask)
+    m = pool(m, tuple(i for i in axes if i not in within_example))
+    return pool_over_devices(m, axis_name, axis_index_groups)
+
+
+def mask_against(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
+    """``mask`` as booleans of the rank of ``x``.
+
+    Raises:
+        ValueError: it is not boolean or integer, or does not broadcast to ``x``.
+    """
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask)
+    if not (mask.dtype == bool or jnp.issubdtype(mask.dtype, jnp.integer)):
+        raise ValueError(
+            f"mask must be boolean or integer (True or nonzero counts); got {mask.dtype.name}. "
+            f"Compare it with something, as in mask > 0.5: statistics count a value or do not."
+        )
+    trailing = x.shape[x.ndim - mask.ndim :] if mask.ndim <= x.ndim else ()
+    if mask.ndim > x.ndim or any(
+        k not in (1, n) for k, n in zip(mask.shape, trailing, strict=True)
+    ):
+        raise ValueError(
+            f"mask must broadcast to x; got mask of shape {mask.shape} for x of shape {x.shape}. "
+            f"Axes are matched from the last: a mask of examples in x needs shape "
+            f"{x.shape[:1] + (1,) * (x.ndim - 1)}."
+        )
+    return (mask != 0).reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+
+
+def _finest_moments(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> Moments:
+    count = _count(x, axes, mask)
+    shift = lax.stop_gradient(_a_value_near_the_mean(x, axes, mask, count))
+    centered = x - shift
+    if mask is not None:
+        centered = jnp.where(mask, centered, 0)
+    total, squares = map(keep, collect(centered, abs_square(centered), axes=axes))
+    return moments_from_sums(shift, total, squares, count)
+
+
+def _count(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
+    dtype = x.real.dtype
+    if mask is None:
+        return jnp.full((1,) * x.ndim, size_of(x, axes), dtype)
+    counted = mask.sum(axes, keepdims=True, dtype=dtype)
+    repeats = size_of(
+        x, tuple(i for i in axes if mask.shape[i] == 1)
+    )  # where the mask is broadcast
+    return counted * repeats
+
+
+def _a_value_near_the_mean(
+    x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None, count: jax.Array
+) -> jax.Array:
+    if mask is not None:  # any one element may be padding, so this takes a pass of its own
+        (total,) = collect(jnp.where(mask, x, 0), axes=axes)
+        return total / jnp.maximum(count, 1)
+    first = x
+    for axis in axes:
+        first = lax.slice_in_dim(first, 0, min(1, x.shape[axis]), axis=axis)
+    return first if 0 not in [x.shape[i] for i in axes] else jnp.zeros((1,) * x.ndim, x.dtype)

@@ -1,0 +1,130 @@
+"""Moments, and how they combine.
+
+Every set of moments is made by one formula, from sums about a shift s:
+
+    mean = s + Σ(x-s) / n          var = Σ|x-s|² / n - |Σ(x-s) / n|²
+
+It is exact for any s, also as a function to differentiate, and stable when s is close to the mean:
+the subtraction loses nothing, so float32 is enough at mean/std = 1e4 (Chan, Golub and LeVeque,
+"Algorithms for computing the sample variance", 1983).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._axes import Axes, canonical_axes
+
+
+class Moments(NamedTuple):
+    """Mean, variance and number of the values that one statistic stands for.
+
+    The axes that were reduced are kept with size 1. Where nothing was counted, mean is 0 and var is 1,
+    so that normalizing with them leaves values as they are.
+    """
+
+    mean: jax.Array  # float32 or wider; complex for complex values
+    var: jax.Array  # real; divided by count, not by count - 1
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # real; broadcasts against mean
+
+
+def moments_from_sums(
+    shift: jax.Array, total: jax.Array, squares: jax.Array, count: jax.Array
+) -> Moments:
+    """Moments of ``count`` values x, given Σ(x - shift) and Σ|x - shift|²."""
+    safe_count = jnp.maximum(count, 1)
+    offset = total / safe_count
+    var = squares / safe_count - abs_square(offset)
+    # Rounding can leave a tiny negative: clip the value, but keep its derivative.
+    var = var + lax.stop_gradient(jnp.maximum(var, 0) - var)
+    counted = count > 0
+    mean = jnp.where(counted, shift + offset, 0)
+    return Moments(mean, jnp.where(counted, var, 1), count)
+
+
+def abs_square(x: jax.Array) -> jax.Array:
+    """|x|², real, with a derivative at 0."""
+    return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2
+
+
+def pool(m: Moments, axes: Axes) -> Moments:
+    r"""Moments of everything that ``m`` stands for along ``axes``, which stay with size 1.
+
+    $$n = \sum_i n_i, \qquad \mu = \tfrac1n \sum_i n_i \mu_i, \qquad
+      \sigma^2 = \tfrac1n \sum_i n_i \bigl(\sigma_i^2 + |\mu_i - \mu|^2\bigr)$$
+
+    Averaging variances is not enough: what the means differ by is variance too.
+
+    Args:
+        m: moments whose ``mean`` and ``var`` have the axes to combine.
+        axes: the axes of the statistics themselves to combine along.
+
+    Returns:
+        Moments with size 1 along ``axes``.
+
+    Raises:
+        ValueError: an axis is out of range or repeated.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> replicas = jn.Moments(mean=jnp.array([0.0, 2.0, 4.0, 6.0]), var=jnp.ones(4), count=jnp.full(4, 32.0))
+        >>> print(jn.pool(replicas, 0).var)
+        [6.]
+    """
+    axes = canonical_axes(axes, m.mean.ndim, "axes")
+    if not axes:
+        return m
+    n = _along(m.count, m.mean, axes)
+    count = n.sum(axes, keepdims=True)
+    shift = lax.stop_gradient((n * m.mean).sum(axes, keepdims=True) / jnp.maximum(count, 1))
+    total, squares = (s.sum(axes, keepdims=True) for s in sums_about(shift, m, n))
+    return moments_from_sums(shift, total, squares, count)
+
+
+def _along(count: jax.Array, mean: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.broadcast_to(
+        count, [mean.shape[i] if i in axes else k for i, k in enumerate(count.shape)]
+    )
+
+
+def sums_about(shift: jax.Array, m: Moments, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Σ(x - shift) and Σ|x - shift|² of the values that ``m`` stands for, ``count`` of them."""
+    offset = m.mean - shift
+    return count * offset, count * (m.var + abs_square(offset))
+
+
+def combine(a: Moments, b: Moments) -> Moments:
+    """Moments of the values of ``a`` and ``b`` together (`pool` of two).
+
+    Associative up to rounding; a side that counted nothing changes nothing.
+
+    Args:
+        a: moments.
+        b: moments of the same shapes.
+
+    Returns:
+        Moments of the same shapes.
+
+    Raises:
+        ValueError: the means have different shapes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> x = jax.random.normal(jax.random.key(0), (100, 3))
+        >>> both = jn.combine(jn.moments(x[:10], 0), jn.moments(x[10:], 0))
+        >>> print(jnp.allclose(both.var, x.var(0), rtol=1e-5))
+        True
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(
+            f"combine needs moments of one shape; got means of shape {a.mean.shape} and {b.mean.shape}. "
+            f"Reduce both over the same axes."
+        )
+    counts = (jnp.broadcast_to(m.count, a.mean.shape) for m in (a, b))
+    means, variances, count = (
+        jnp.stack(pair) for pair in ((a.mean, b.mean), (a.var, b.var), tuple(counts))
+    )
+    pooled = pool(Moments(means, variances, count), 0)
+    return Moments(*(leaf.squeeze(0) for leaf in pooled))

@@ -1,0 +1,61 @@
+"""The whole dtype policy.
+
+- Statistics and arithmetic are float32 or wider, whatever the input: float16 and bfloat16 lose the
+  mean of a few hundred values. Complex input keeps complex means and real variances.
+- A result has the dtype that is asked for, or else what x and its parameters promote to (Flax's rule).
+- State keeps the dtype it came with (see `update_running_stats`).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+def arithmetic_dtype(*arrays: Any) -> jnp.dtype:
+    """What to compute in: what ``arrays`` promote to, at least float32. None is skipped."""
+    return jnp.promote_types(_promoted(arrays), jnp.float32)
+
+
+def result_dtype(dtype: DTypeLike | None, *arrays: Any) -> jnp.dtype:
+    """``dtype`` if given, else what ``arrays`` promote to; integers promote to float32. None is skipped.
+
+    Raises:
+        ValueError: ``dtype`` is not a floating or complex type, or real for complex ``arrays``.
+    """
+    promoted = _promoted(arrays)
+    if dtype is None:
+        return promoted if jnp.issubdtype(promoted, jnp.inexact) else jnp.dtype(jnp.float32)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(
+            f"dtype must be a floating or complex type; got {jnp.dtype(dtype).name}. "
+            f"Normalized values are fractions: ask for float32, or convert the result yourself."
+        )
+    if jnp.issubdtype(promoted, jnp.complexfloating) and not jnp.issubdtype(
+        dtype, jnp.complexfloating
+    ):
+        raise ValueError(
+            f"dtype must be complex for a complex input; got {jnp.dtype(dtype).name} for "
+            f"{promoted.name}. Ask for {promoted.name}, or take the real part of the result yourself."
+        )
+    return jnp.dtype(dtype)
+
+
+def real_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype of a variance: that of the real part."""
+    return jnp.finfo(dtype).dtype
+
+
+def upcast(x: jax.Array, *parameters: jax.Array | None) -> jax.Array:
+    """``x`` in the dtype to compute in, together with ``parameters``.
+
+    Once, before anything else: so that all gradients of x are added up in this dtype and rounded once.
+    """
+    return x.astype(arithmetic_dtype(x, *parameters))
+
+
+def _promoted(arrays: tuple[Any, ...]) -> jnp.dtype:
+    # Promotion is this file's whole purpose, so a user's strict mode is not meant for it.
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*(a for a in arrays if a is not None))

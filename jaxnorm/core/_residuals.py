@@ -1,0 +1,24 @@
+"""What a norm remembers for its backward pass: x in its own dtype, and the sums that were taken of it.
+
+Everything else (x - mean, its square, the float32 copy of a bfloat16 input) is cheaper to compute
+again than to store and read.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+_F = TypeVar("_F", bound=Callable)
+_SUMS = "jaxnorm_sums"
+
+
+def keep(sums: jax.Array) -> jax.Array:
+    """Marks sums over the activation: small, and a whole pass over it to compute again."""
+    return checkpoint_name(sums, _SUMS)
+
+
+def lean(norm: _F) -> _F:
+    """``norm``, saving nothing for the backward pass but its arguments and what is marked with `keep`."""
+    return jax.checkpoint(norm, policy=jax.checkpoint_policies.save_only_these_names(_SUMS))  # type: ignore[return-value]

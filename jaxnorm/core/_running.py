@@ -1,0 +1,159 @@
+"""Running statistics: what evaluation normalizes with, moved a little by every training batch."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ._axes import against
+from ._pool import Moments
+from ._precision import arithmetic_dtype, real_dtype
+
+
+class RunningStats(NamedTuple):
+    """Running mean and variance, each of the feature shape.
+
+    ``count`` is the number of batches seen. It is there for the cumulative average (``momentum=None``)
+    and is otherwise None.
+    """
+
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # shape (), int32
+
+
+def init_running_stats(
+    feature_shape: int | Sequence[int], dtype: DTypeLike = jnp.float32, *, cumulative: bool = False
+) -> RunningStats:
+    """Running statistics before any batch: mean 0, variance 1.
+
+    Args:
+        feature_shape: sizes of the feature axes, such as ``(64,)`` or ``64`` for 64 channels.
+        dtype: of the mean; the variance has its real counterpart. A complex input needs a complex mean.
+        cumulative: count batches too, as the cumulative average (``momentum=None``) needs.
+
+    Returns:
+        RunningStats.
+
+    Raises:
+        ValueError: ``dtype`` is not a floating or complex type.
+
+    Example:
+        >>> import jaxnorm as jn
+        >>> jn.init_running_stats(3)
+        RunningStats(mean=Array([0., 0., 0.], dtype=float32), var=Array([1., 1., 1.], dtype=float32), count=None)
+    """
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(
+            f"dtype of running statistics must be floating or complex; got {jnp.dtype(dtype).name}. "
+            f"Use float32, whatever the input is."
+        )
+    count = jnp.zeros((), jnp.int32) if cumulative else None
+    return RunningStats(
+        jnp.zeros(feature_shape, dtype), jnp.ones(feature_shape, real_dtype(dtype)), count
+    )
+
+
+def update_running_stats(
+    stats: RunningStats,
+    moments: Moments,
+    *,
+    momentum: float | jax.Array | None = 0.99,
+    unbiased: bool = False,
+) -> RunningStats:
+    """Running statistics after one more batch.
+
+        mean ← momentum · mean + (1 - momentum) · batch mean         (var likewise)
+
+    Where the batch counted nothing, the statistics stay as they are. Shapes and dtypes never change,
+    so that they can be the carry of a scan.
+
+    Args:
+        stats: the statistics so far.
+        moments: of the batch; as many features as ``stats``.
+        momentum: the weight of the *old* value, in [0, 1]. PyTorch's momentum is the weight of the new
+            one, so its 0.1 is 0.9 here. None: the plain average of all batches, which needs
+            ``stats.count``.
+        unbiased: multiply the batch's variance by n / (n - 1), as PyTorch does.
+
+    Returns:
+        RunningStats of the same shapes and dtypes.
+
+    Raises:
+        ValueError: momentum is out of range, ``stats.count`` is missing for ``momentum=None``, the
+            shapes do not fit, or a complex mean meets real statistics.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> batch = jn.moments(jnp.array([[0.0], [2.0]]), 0)
+        >>> print(jn.update_running_stats(jn.init_running_stats(1), batch, momentum=0.5, unbiased=True))
+        RunningStats(mean=Array([0.5], dtype=float32), var=Array([1.5], dtype=float32), count=None)
+    """
+    _check_update(stats, moments, momentum)
+    shape = stats.mean.shape
+    n = jnp.broadcast_to(moments.count, moments.mean.shape).reshape(shape)
+    mean, var = moments.mean.reshape(shape), moments.var.reshape(shape)
+    if unbiased:
+        var = var * (n / jnp.maximum(n - 1, 1))
+    old_weight = _batches_share(stats) if momentum is None else momentum
+
+    def moved(old: jax.Array, new: jax.Array) -> jax.Array:
+        dtype = arithmetic_dtype(old, new)
+        weight = jnp.asarray(old_weight, real_dtype(dtype))
+        mixed = weight * old.astype(dtype) + (1 - weight) * new.astype(dtype)
+        return jnp.where(n > 0, mixed.astype(old.dtype), old)
+
+    count = None if stats.count is None else stats.count + (n > 0).any().astype(stats.count.dtype)
+    return RunningStats(moved(stats.mean, mean), moved(stats.var, var), count)
+
+
+def _batches_share(stats: RunningStats) -> jax.Array:
+    """The weight of the batches so far in the plain average of them and one more."""
+    if stats.count is None:
+        raise ValueError(
+            "momentum=None averages over all batches and so must know how many there were; got "
+            "stats.count=None. Start from init_running_stats(feature_shape, cumulative=True)."
+        )
+    seen = stats.count.astype(jnp.float32)
+    return seen / (seen + 1)
+
+
+def running_against(
+    stats: RunningStats, x: jax.Array, feature_axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and var of ``stats`` with size-1 axes inserted, so that they broadcast against ``x``.
+
+    Raises:
+        ValueError: ``stats`` are no RunningStats, have another shape than the feature axes of ``x``, or
+            are real for a complex ``x``.
+    """
+    if not isinstance(stats, RunningStats):
+        raise ValueError(
+            f"stats must be RunningStats(mean, var); got {type(stats).__name__}. "
+            f"Start from init_running_stats(feature_shape), and pass what the last step returned."
+        )
+    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(stats.mean):
+        raise ValueError(
+            f"stats.mean must be complex for a complex input; got {stats.mean.dtype.name} for x of "
+            f"{x.dtype.name}. Start from init_running_stats(feature_shape, dtype=jnp.complex64)."
+        )
+    mean = against(stats.mean, x, feature_axes, "stats.mean")
+    var = against(stats.var, x, feature_axes, "stats.var")
+    assert mean is not None and var is not None
+    return mean, var
+
+
+def _check_update(stats: RunningStats, moments: Moments, momentum: Any) -> None:
+    if isinstance(momentum, (int, float)) and not 0 <= momentum <= 1:
+        raise ValueError(
+            f"momentum must lie in [0, 1]; got momentum={momentum}. It is the weight of the old value: "
+            f"0.99 moves slowly, and PyTorch's 0.1 is 0.9 here."
+        )
+    if stats.mean.size != moments.mean.size:
+        raise ValueError(
+            f"stats must have a mean for each feature of the moments; got stats.mean of shape "
+            f"{stats.mean.shape} for moments of shape {moments.mean.shape}. "
+            f"Reduce over all axes but those of stats."
+        )

@@ -1,0 +1,1 @@
+"""One norm a file, its body a sentence in the words of the core."""

@@ -1,0 +1,142 @@
+"""Batch normalization (Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167)."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, against, canonical_axes, complement
+from ..core._moments import mask_against, reduce_moments
+from ..core._normalize import normalize
+from ..core._pool import Moments
+from ..core._precision import result_dtype, upcast
+from ..core._residuals import lean
+from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._sync import AxisIndexGroups, AxisName
+
+
+def batch_norm(
+    x: jax.Array,
+    stats: RunningStats,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    momentum: float | jax.Array | None = 0.99,
+    epsilon: float = 1e-5,
+    unbiased: bool = False,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[jax.Array, RunningStats]:
+    r"""Batch norm in training: normalizes with the statistics of this batch, and moves the running ones.
+
+    $$y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot \text{scale} + \text{bias}$$
+
+    μ and σ² are taken over all axes but ``feature_axes``; σ² divides by n, the number of values counted.
+
+    Args:
+        x: activations of any rank and any floating or complex dtype. Statistics and arithmetic are in
+            float32 or wider.
+        stats: running statistics of the feature shape, from `init_running_stats` or the last step.
+        scale: γ, of the feature shape; None is 1.
+        bias: β, of the feature shape; None is 0.
+        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
+        momentum: the weight of the *old* running value, in [0, 1]. PyTorch's momentum is the weight of
+            the new one, so its 0.1 is 0.9 here. None: the plain average of all batches
+            (``init_running_stats(..., cumulative=True)``).
+        epsilon: ε, added to the variance; zero or positive.
+        unbiased: the running variance gets the batch's variance times n / (n - 1), as PyTorch's does.
+        mask: True counts. Boolean or integer, broadcastable to ``x``. A masked value never reaches a
+            statistic or another element, in either direction. Its own output is normalized like any
+            other; a masked NaN or infinity is read as the mean.
+        axis_name: one or several axes of vmap, pmap or shard_map whose devices share statistics,
+            weighted by count. Under jit over a mesh no name is needed.
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``, and RunningStats of the shapes and dtypes of ``stats``. With nothing
+        counted, ``stats`` come back as they were and ``y`` is finite.
+
+    Raises:
+        ValueError: a shape, axis, mask, dtype, epsilon or momentum that cannot be; the message says what
+            must hold and what to do.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> x = 5 + 3 * jax.random.normal(jax.random.key(0), (256, 8, 8, 4))
+        >>> y, stats = jn.batch_norm(x, jn.init_running_stats(4), momentum=0.9)
+        >>> print(y.mean().round(3), y.std().round(3), stats.var.shape)
+        0.0 1.0 (4,)
+    """
+    x = jnp.asarray(x)
+    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
+    running_against(stats, x, features)
+    scale, bias = against(scale, x, features, "scale"), against(bias, x, features, "bias")
+    mask = mask_against(mask, x)
+    y_dtype = result_dtype(dtype, x, scale, bias)
+
+    @lean
+    def norm(
+        x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, mask: jax.Array | None
+    ) -> tuple[jax.Array, Moments]:
+        x = upcast(x, scale, bias)
+        m = reduce_moments(x, complement(features, x.ndim), mask, axis_name, axis_index_groups)
+        y = normalize(x, m.mean, m.var, scale, bias, epsilon=epsilon, mask=mask)
+        return y.astype(y_dtype), m
+
+    y, m = norm(x, scale, bias, mask)
+    return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
+
+
+def batch_norm_inference(
+    x: jax.Array,
+    stats: RunningStats,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    epsilon: float = 1e-5,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    r"""Batch norm in evaluation: normalizes with the running statistics, each example by itself.
+
+    $$y = \frac{x - \text{mean}}{\sqrt{\text{var} + \epsilon}} \cdot \text{scale} + \text{bias}$$
+
+    Args:
+        x: activations of any rank and any floating or complex dtype; the arithmetic is in float32 or
+            wider.
+        stats: running statistics of the feature shape.
+        scale: γ, of the feature shape; None is 1.
+        bias: β, of the feature shape; None is 0.
+        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
+        epsilon: ε, added to the variance; zero or positive.
+        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``. It can be differentiated for every array argument.
+
+    Raises:
+        ValueError: a shape, axis, dtype or epsilon that cannot be; the message says what must hold and
+            what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = jn.RunningStats(mean=jnp.array([10.0]), var=jnp.array([4.0]))
+        >>> print(jn.batch_norm_inference(jnp.array([[10.0], [12.0]]), stats, epsilon=0.0))
+        [[0.]
+         [1.]]
+    """
+    x = jnp.asarray(x)
+    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
+    mean, var = running_against(stats, x, features)
+    scale, bias = against(scale, x, features, "scale"), against(bias, x, features, "bias")
+    y_dtype = result_dtype(dtype, x, scale, bias)
+
+    @lean
+    def norm(x: jax.Array, mean: jax.Array, var: jax.Array, *affine: jax.Array | None) -> jax.Array:
+        x = upcast(x, mean, var, *affine)
+        return normalize(x, mean, var, *affine, epsilon=epsilon).astype(y_dtype)
+
+    return norm(x, mean, var, scale, bias)
