@@ -69,7 +69,8 @@ def pool(m: Moments, axes: Axes) -> Moments:
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
-        >>> replicas = jn.Moments(mean=jnp.array([0.0, 2.0, 4.0, 6.0]), var=jnp.ones(4), count=jnp.full(4, 32.0))
+        >>> means = jnp.array([0.0, 2.0, 4.0, 6.0])
+        >>> replicas = jn.Moments(means, var=jnp.ones(4), count=jnp.full(4, 32.0))
         >>> print(jn.pool(replicas, 0).var)
         [6.]
     """

@@ -42,8 +42,8 @@ def init_running_stats(
 
     Example:
         >>> import jaxnorm as jn
-        >>> jn.init_running_stats(3)
-        RunningStats(mean=Array([0., 0., 0.], dtype=float32), var=Array([1., 1., 1.], dtype=float32), count=None)
+        >>> jn.init_running_stats(1)
+        RunningStats(mean=Array([0.], dtype=float32), var=Array([1.], dtype=float32), count=None)
     """
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise ValueError(

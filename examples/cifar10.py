@@ -1,0 +1,551 @@
+"""Train a small CNN with batch norm on CIFAR-10, and see what its two kinds of statistics do.
+
+    python -m examples.cifar10 train                     # quick: minutes on a laptop
+    python -m examples.cifar10 train --preset full       # 90 % and more, within the hour
+    python -m examples.cifar10 eval --name cifar10-quick
+
+Read it from the top: the training state, the training step and the evaluation are all that batch norm
+asks of a Flax program. The networks are in models.py, the measurements in measure.py.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax.training import train_state
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import data, measure, plots
+from .models import CNN, Norm, Place, ResNet20
+from .runs import Run, RunError, free_name, interruptible
+
+console = Console()
+BATCH_SIZES = (512, 32, 8, 2)
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a training run depends on."""
+
+    preset: Literal["quick", "full"] = "quick"
+    """Starting values of all other settings: quick takes minutes on two cores, full up to an hour."""
+    data: Literal["auto", "cifar10", "digits"] = "auto"
+    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
+    model: Literal["cnn", "resnet20"] = "cnn"
+    """The network."""
+    widths: tuple[int, ...] = (64, 64, 128)
+    """Channels of each group of convolutions (cnn only)."""
+    depth: int = 2
+    """Convolutions in each group (cnn only)."""
+    stem_width: int = 24
+    """Channels of the first convolution (cnn only)."""
+    stem_stride: int = 2
+    """Stride of the first convolution: 2 computes on 16x16 pixels, 1 on 32x32 (cnn only)."""
+    norm: Norm = "batch"
+    """Normalization after each convolution. Without, a smaller --lr is needed."""
+    place: Place = "before"
+    """The place of the norm: before or after the activation."""
+    momentum: float = 0.6
+    """Weight of the old running statistics at each step (PyTorch's momentum is 1 minus this)."""
+    epochs: int | None = None
+    """Passes over the training images [unset: 4 in quick, 24 in full; 20 and 60 on digits]."""
+    batch_size: int = 128
+    """Images in a training batch, over all devices."""
+    lr: float = 0.2
+    """Peak learning rate."""
+    schedule: Literal["onecycle", "cosine"] = "onecycle"
+    """Learning rate: linearly up and down again, or a cosine downwards after a short rise."""
+    sgd_momentum: float = 0.9
+    """Momentum of the optimizer (Nesterov)."""
+    weight_decay: float = 5e-4
+    """Weight decay of the kernels; scales and biases have none."""
+    label_smoothing: float = 0.1
+    """Share of the target that is spread over all classes."""
+    crop: int = 2
+    """Pixels by which a training image is shifted at most, in each direction; 0 for none."""
+    flip: bool = True
+    """Mirror half of the training images (never digits)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the activations. Statistics and parameters are float32 either way."""
+    seed: int = 0
+    """Of the initialization, the order of the images and their augmentation."""
+    devices: int = 1
+    """Train data-parallel on this many devices; on a CPU they are virtual ones."""
+    eval_images: int = 2048
+    """Held-out images to measure on after each epoch; 0 is all of them. The end measures on all."""
+
+
+PRESETS = {
+    "quick": Settings(),
+    "full": Settings(preset="full", stem_stride=1, widths=(32, 128, 128), batch_size=256, lr=0.4),
+}
+EPOCHS = {
+    ("quick", "cifar10"): 4,
+    ("full", "cifar10"): 24,
+    ("quick", "digits"): 20,
+    ("full", "digits"): 60,
+}
+
+
+# --- state and steps: what batch norm asks for ---------------------------------------------------
+
+
+class TrainState(train_state.TrainState):
+    """Flax's training state, and the running statistics beside the parameters.
+
+    They are not parameters: no gradient reaches them and no optimizer moves them. Each training step
+    hands them to the model and takes the updated ones back.
+    """
+
+    batch_stats: Any
+    totals: jax.Array  # of this epoch so far: loss times images, images classified right, images
+
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(model: nn.Module, settings: Settings, images: Any, steps: int) -> TrainState:
+    """Initial parameters, running statistics (mean 0, variance 1) and optimizer."""
+    example = measure.scaled(jnp.asarray(images[:1]))
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(settings.seed), example)
+    return TrainState.create(
+        apply_fn=model.apply,
+        params=variables["params"],
+        tx=optimizer(settings, steps),
+        batch_stats=variables.get("batch_stats", {}),  # empty without batch norm
+        totals=jnp.zeros(3),
+    )
+
+
+def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainState]:
+    """The function from a state and a batch to the next state."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
+        key = jax.random.fold_in(jax.random.key(settings.seed + 1), state.step)
+        images = measure.scaled(augment(key, images, settings.crop, settings.flip))
+
+        def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+            # Training mode normalizes with the statistics of this batch, and returns running
+            # statistics that it has moved. They come back beside the loss, not through it.
+            logits, updated = state.apply_fn(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), settings.label_smoothing)
+            loss = optax.softmax_cross_entropy(logits, targets).mean()
+            return loss, (updated.get("batch_stats", {}), logits)
+
+        (loss, (batch_stats, logits)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params
+        )
+        right = (logits.argmax(-1) == labels).sum()
+        size = len(labels)
+        return state.apply_gradients(
+            grads=gradients,
+            batch_stats=batch_stats,
+            totals=state.totals + jnp.stack([loss * size, right, size]),
+        )
+
+    return train_step
+
+
+def evaluate(model: nn.Module, state: TrainState, images: Any, labels: Any) -> dict[str, Any]:
+    """Accuracy with running statistics, with the batch's own at several sizes, and the gap per layer."""
+    variables = jax.device_get(state.variables())
+    has_statistics = bool(variables["batch_stats"])
+    by_batch = partial(measure.accuracy_with_batch_statistics, model, variables, images, labels)
+    return {
+        "images": len(labels),
+        "running": measure.accuracy_with_running_statistics(model, variables, images, labels),
+        "batch": {str(min(size, len(labels))): by_batch(size) for size in BATCH_SIZES}
+        if has_statistics
+        else {},
+        "gap": [gap._asdict() for gap in measure.statistics_gap(model, variables, images, labels)],
+    }
+
+
+def augment(key: jax.Array, images: jax.Array, crop: int, flip: bool) -> jax.Array:
+    """Mirrors half of the images, and shifts each by up to `crop` pixels, edges reflected."""
+    flip_key, crop_key = jax.random.split(key)
+    n, height, width, _ = images.shape
+    if flip:
+        mirrored = jax.random.bernoulli(flip_key, 0.5, (n, 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    if crop:
+        padded = jnp.pad(images, [(0, 0), (crop, crop), (crop, crop), (0, 0)], mode="reflect")
+        down, right = jax.random.randint(crop_key, (2, n, 1), 0, 2 * crop + 1)
+        rows, columns = down + jnp.arange(height), right + jnp.arange(width)
+        images = padded[jnp.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return images
+
+
+def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum; weight decay on kernels alone."""
+    if settings.schedule == "onecycle":
+        rise = max(1, steps // 5)
+        rate = optax.join_schedules(
+            [
+                optax.linear_schedule(0.2 * settings.lr, settings.lr, rise),
+                optax.linear_schedule(settings.lr, 0.01 * settings.lr, steps - rise),
+            ],
+            [rise],
+        )
+    else:
+        rate = optax.warmup_cosine_decay_schedule(0.0, settings.lr, steps // 20, steps)
+    return optax.chain(
+        optax.add_decayed_weights(
+            settings.weight_decay, lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+        ),
+        optax.sgd(rate, settings.sgd_momentum, nesterov=True),
+    )
+
+
+def build_model(settings: Settings, classes: int) -> nn.Module:
+    """The network that `settings` describe."""
+    shared: dict[str, Any] = {
+        "norm": settings.norm,
+        "place": settings.place,
+        "momentum": settings.momentum,
+        "dtype": jnp.dtype(settings.dtype),
+        "classes": classes,
+    }
+    if settings.model == "resnet20":
+        return ResNet20(**shared)
+    return CNN(settings.widths, settings.depth, settings.stem_width, settings.stem_stride, **shared)
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+class Training(NamedTuple):
+    """What the loop needs at hand."""
+
+    settings: Settings
+    dataset: data.Dataset
+    model: nn.Module
+    run: Run
+    split: NamedSharding  # of a batch: a part on each device
+    everywhere: NamedSharding  # of the state: the whole of it on each device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of full size; the images left over differ from epoch to epoch."""
+        return len(self.dataset.train_labels) // self.settings.batch_size
+
+
+def fit(training: Training, state: TrainState, metrics: list[dict[str, Any]]) -> TrainState | None:
+    """Trains from `state` to the last epoch, saving after each; None if interrupted."""
+    train_step = make_train_step(training.settings, len(training.dataset.classes))
+    epochs = training.settings.epochs or 0
+    with interruptible() as interruption, progress_bar() as bar:
+        for epoch in range(int(state.step) // training.steps_per_epoch, epochs):
+            task = bar.add_task(
+                f"epoch {epoch + 1}/{epochs}", total=training.steps_per_epoch, note=""
+            )
+            start, first = time.perf_counter(), int(state.step) % training.steps_per_epoch
+            bar.update(task, completed=first)
+            for i, batch in enumerate(batches(training, epoch, first), first + 1):
+                state = train_step(state, *batch)
+                if i % 10 == 0 or i == training.steps_per_epoch:
+                    loss, accuracy = epoch_averages(state)  # waits for the step
+                    speed = (
+                        (i - first) * training.settings.batch_size / (time.perf_counter() - start)
+                    )
+                    note = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {speed:,.0f} images/s"
+                    bar.update(task, completed=i, note=note)
+                if interruption.asked and i < training.steps_per_epoch:
+                    training.run.save(state)
+                    return None
+            seconds = time.perf_counter() - start
+            metrics.append(measured_epoch(training, state, epoch + 1, seconds, first))
+            state = state.replace(totals=jnp.zeros_like(state.totals))
+            # Metrics before the checkpoint: a kill between the two repeats the epoch, and writes its
+            # line again.
+            training.run.write_metrics(metrics)
+            training.run.save(state)
+            if interruption.asked and epoch + 1 < epochs:
+                return None
+    return state
+
+
+def batches(training: Training, epoch: int, first: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """The batches of one epoch from number `first` on, in an order that seed and epoch fix."""
+    dataset, size = training.dataset, training.settings.batch_size
+    order = np.random.default_rng((training.settings.seed, epoch)).permutation(
+        len(dataset.train_labels)
+    )
+    for i in range(first, training.steps_per_epoch):
+        chosen = order[i * size : (i + 1) * size]
+        batch = dataset.train_images[chosen], dataset.train_labels[chosen]
+        yield jax.device_put(batch, training.split)
+
+
+def epoch_averages(state: TrainState) -> tuple[float, float]:
+    """Mean loss and accuracy of this epoch's training batches so far."""
+    loss, right, images = (float(total) for total in state.totals)
+    return loss / images, right / images
+
+
+def measured_epoch(
+    training: Training, state: TrainState, epoch: int, seconds: float, first: int
+) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    loss, accuracy = epoch_averages(state)
+    images = training.settings.eval_images or len(training.dataset.test_labels)
+    held_out = training.dataset.test_images[:images], training.dataset.test_labels[:images]
+    measured = evaluate(training.model, state, *held_out)
+    console.print(
+        f"epoch {epoch:3}  loss {loss:.3f}  train {accuracy:.1%}  held out: running statistics "
+        f"{measured['running']:.1%}"
+        + "".join(f", batch of {n} {a:.1%}" for n, a in measured["batch"].items())
+    )
+    trained = (training.steps_per_epoch - first) * training.settings.batch_size
+    return {
+        "epoch": epoch,
+        "step": int(state.step),
+        "train_loss": loss,
+        "train_accuracy": accuracy,
+        "seconds": seconds,
+        "images_per_second": trained / seconds,
+        **measured,
+    }
+
+
+def progress_bar() -> Progress:
+    """A bar with the note of the epoch; nothing when the output is no terminal."""
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def report(training: Training, state: TrainState, metrics: list[dict[str, Any]]) -> None:
+    """Measures on all held-out images; prints the table, draws the pictures."""
+    dataset, folder = training.dataset, training.run.folder
+    measured = evaluate(training.model, state, dataset.test_images, dataset.test_labels)
+    training.run.write("results.json", json.dumps(measured, indent=2))
+    console.print(accuracy_table(measured))
+    if measured["gap"]:
+        console.print(gap_table(measured))
+    title = f"{training.settings.model} on {dataset.name}, {training.settings.norm} norm"
+    if metrics:
+        plots.draw_curves(metrics, title, folder / "curves.png")
+    if measured["batch"]:
+        path = folder / "train_vs_eval.png"
+        by_size = {int(size): accuracy for size, accuracy in measured["batch"].items()}
+        plots.draw_train_vs_eval(measured["running"], by_size, title, path)
+    console.print(f"Pictures, metrics and checkpoint: {folder}/", soft_wrap=True)
+
+
+def accuracy_table(measured: dict[str, Any]) -> Table:
+    """Accuracy with each kind of statistics."""
+    table = Table(title=f"Accuracy on {measured['images']:,} held-out images", title_justify="left")
+    table.add_column("normalized with")
+    table.add_column("accuracy", justify="right")
+    table.add_row("running statistics (eval mode)", f"{measured['running']:.2%}")
+    for size, accuracy in measured["batch"].items():
+        table.add_row(f"statistics of batches of {size} (train mode)", f"{accuracy:.2%}")
+    return table
+
+
+def gap_table(measured: dict[str, Any]) -> Table:
+    """Running statistics of each layer against those of a batch."""
+    table = Table(title="Running statistics against a batch of 512", title_justify="left")
+    table.add_column("layer")
+    table.add_column("mean is off by", justify="right")
+    table.add_column("std differs by", justify="right")
+    for gap in measured["gap"]:
+        table.add_row(gap["layer"], f"{gap['mean']:.3f} std", f"{gap['std'] - 1:.1%}")
+    return table
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network; write metrics, pictures and checkpoints to runs/NAME/."""
+
+    settings: Settings
+    name: str | None = None
+    """Of the run's folder [unset: data set and preset]."""
+    runs: Path = Path("runs")
+    """The folder of all runs."""
+    data_dir: Path | None = None
+    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    resume: bool = False
+    """Continue the run NAME from its last checkpoint, with its settings, to the same numbers."""
+
+    def run(self) -> int:
+        """Train, or continue; the program's exit status."""
+        if self.resume:
+            run = Run(self.runs, self.name or "")
+            training, state = prepare(resumed(self.settings, run), run, self.data_dir)
+            state = jax.device_put(run.restore(state), training.everywhere)
+            metrics = run.metrics()[: int(state.step) // training.steps_per_epoch]
+        else:
+            dataset = data.load(self.settings.data, self.data_dir)
+            settings = completed(self.settings, dataset)
+            run = Run(
+                self.runs, self.name or free_name(self.runs, f"{dataset.name}-{settings.preset}")
+            )
+            training, state = prepare(settings, run, self.data_dir)
+            run.start(dataclasses.asdict(settings))
+            metrics = []
+        finished = fit(training, state, metrics)
+        if finished is None:
+            again = (
+                f"python -m examples.cifar10 train --runs {self.runs} --name {run.name} --resume"
+            )
+            console.print(
+                f"Interrupted; a checkpoint is saved. Continue with\n  {again}", soft_wrap=True
+            )
+            return 130
+        report(training, finished, metrics)
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained network again, from its last checkpoint."""
+
+    name: str
+    """Of the run's folder."""
+    runs: Path = Path("runs")
+    """The folder of all runs."""
+    data_dir: Path | None = None
+    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+
+    def run(self) -> int:
+        """Measure; the program's exit status."""
+        run = Run(self.runs, self.name)
+        training, state = prepare(resumed(None, run), run, self.data_dir)
+        report(training, run.restore(state), run.metrics())
+        return 0
+
+
+def completed(settings: Settings, dataset: data.Dataset) -> Settings:
+    """`settings` with what depends on the data set filled in."""
+    epochs = settings.epochs or EPOCHS[settings.preset, dataset.name]
+    settings = replace(settings, data=dataset.name, epochs=epochs)
+    if dataset.name == "digits":  # a mirrored digit is none, and two pixels of eight are too many
+        settings = replace(settings, flip=False, crop=min(settings.crop, 1))
+    return settings
+
+
+def resumed(given: Settings | None, run: Run) -> Settings:
+    """The settings of `run`.
+
+    Raises:
+        RunError: there is no such run, or `given` has a setting that is neither the run's nor its
+            preset's own.
+    """
+    stored = run.config()
+    settings = Settings(**{**stored, "widths": tuple(stored["widths"])})
+    if given is None:
+        return settings
+    for field in dataclasses.fields(Settings):
+        value, kept = getattr(given, field.name), getattr(settings, field.name)
+        if value not in (kept, getattr(PRESETS[given.preset], field.name)):
+            raise RunError(
+                f"a resumed run keeps its settings; {run.folder} has {field.name}={kept}, and "
+                f"{value} was given. Leave the option out, or start a new run."
+            )
+    return settings
+
+
+def prepare(settings: Settings, run: Run, data_dir: Path | None) -> tuple[Training, TrainState]:
+    """Data, network and initial state, placed on the devices.
+
+    Raises:
+        RunError: the batch cannot be split over the devices, or is larger than the data set.
+    """
+    dataset = data.load(settings.data, data_dir)
+    if settings.batch_size % settings.devices or settings.batch_size > len(dataset.train_labels):
+        raise RunError(
+            f"batch_size must be a multiple of devices and at most the {len(dataset.train_labels):,} "
+            f"training images; got batch_size={settings.batch_size}, devices={settings.devices}. "
+            f"Try --batch-size {64 * settings.devices}."
+        )
+    mesh = jax.make_mesh(
+        (settings.devices,), ("batch",), (AxisType.Auto,), devices=devices(settings.devices)
+    )
+    model = build_model(settings, len(dataset.classes))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    training = Training(
+        settings, dataset, model, run, NamedSharding(mesh, PartitionSpec("batch")), everywhere
+    )
+    steps = training.steps_per_epoch * (settings.epochs or 0)
+    state = create_state(model, settings, dataset.train_images, steps)
+    return training, jax.device_put(state, everywhere)
+
+
+def devices(count: int) -> list[jax.Device]:
+    """The first `count` devices; a CPU is split into as many virtual ones.
+
+    Raises:
+        RunError: there are fewer.
+    """
+    with contextlib.suppress(RuntimeError):  # jax runs already: then it has what it has
+        jax.config.update("jax_num_cpu_devices", count)
+    if len(jax.devices()) < count:
+        raise RunError(
+            f"--devices must be at most the {len(jax.devices())} devices there are; got {count}."
+        )
+    return jax.devices()[:count]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # The preset is read first, so that --help and the parser start from its values.
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--preset", default="quick")
+    preset = PRESETS.get(peek.parse_known_args(arguments)[0].preset, PRESETS["quick"])
+    train_from_preset = tyro.conf.subcommand("train", default=Train(preset))
+    commands: Any = (
+        Annotated[Train, train_from_preset] | Annotated[Evaluate, tyro.conf.subcommand("eval")]  # pyright: ignore[reportInvalidTypeForm]
+    )
+    command = tyro.cli(
+        commands,
+        prog="python -m examples.cifar10",
+        description=(__doc__ or "").split("\n")[0],
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    try:
+        return command.run()
+    except (RunError, data.DataError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

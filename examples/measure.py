@@ -1,0 +1,150 @@
+"""What batch norm does in training and in evaluation, measured on the same held-out images.
+
+- `accuracy_with_running_statistics`: evaluation mode. Each image is classified by itself.
+- `accuracy_with_batch_statistics`: training mode. Images are classified in batches of some size, and
+  each batch normalizes itself; nothing is learned.
+- `statistics_gap`: how far the running statistics of each layer are from those of a batch.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from flax.traverse_util import flatten_dict
+
+CHUNK = 512  # images in one call; also the largest batch whose statistics are tried
+
+Variables = dict[str, Any]
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int32]
+
+
+class Gap(NamedTuple):
+    """How far the running statistics of one layer are from those of a batch, over its channels."""
+
+    layer: str
+    mean: float  # root mean square of (batch mean - running mean), in running standard deviations
+    std: float  # mean factor between the standard deviations of batch and running; 1 is agreement
+
+
+def accuracy_with_running_statistics(
+    model: nn.Module, variables: Variables, images: Images, labels: Labels
+) -> float:
+    """Share of `images` classified right in evaluation mode; it depends on no batch size."""
+    correct = sum(
+        int(_correct_by_running_statistics(model, variables, *chunk))
+        for chunk in _chunks(images, labels)
+    )
+    return correct / len(labels)
+
+
+def accuracy_with_batch_statistics(
+    model: nn.Module, variables: Variables, images: Images, labels: Labels, batch_size: int
+) -> float:
+    """Share of `images` classified right in training mode, in batches of `batch_size`.
+
+    `batch_size` divides 512. The last batch may have fewer images: it is filled up and masked, so the
+    filling takes no part in the statistics.
+    """
+    if CHUNK % batch_size:
+        raise ValueError(f"batch_size must divide {CHUNK}; got {batch_size}; try 2, 8, 32 or 512.")
+    correct = sum(
+        int(_correct_by_batch_statistics(model, variables, *chunk, batch_size=batch_size))
+        for chunk in _chunks(images, labels)
+    )
+    return correct / len(labels)
+
+
+def statistics_gap(
+    model: nn.Module, variables: Variables, images: Images, labels: Labels
+) -> list[Gap]:
+    """The gap of every batch norm in `model`, on the first 512 of `images`."""
+    if not variables.get("batch_stats"):
+        return []
+    chunk, _, counted = next(_chunks(images, labels))
+    batch = _statistics_of(model.clone(momentum=0.0), variables, chunk, counted)
+    running = flatten_dict(variables["batch_stats"], sep="/")
+    batch = flatten_dict(batch, sep="/")
+    gaps = []
+    for layer in sorted({name.rpartition("/")[0] for name in running}, key=_natural):
+        (mean, var), (batch_mean, batch_var) = (
+            (np.asarray(stats[f"{layer}/mean"]), np.asarray(stats[f"{layer}/var"]))
+            for stats in (running, batch)
+        )
+        std, batch_std = np.sqrt(var + 1e-5), np.sqrt(batch_var + 1e-5)
+        distance = np.sqrt(np.mean(((batch_mean - mean) / std) ** 2))
+        factor = np.exp(np.mean(np.abs(np.log(batch_std / std))))
+        gaps.append(Gap(layer.removesuffix("/BatchNorm_0"), float(distance), float(factor)))
+    return gaps
+
+
+def scaled(images: jax.Array) -> jax.Array:
+    """uint8 pixels to about [-2, 2]: what the network is fed."""
+    return images.astype(jnp.float32) / 64 - 2
+
+
+@partial(jax.jit, static_argnames="model")
+def _correct_by_running_statistics(
+    model: Any, variables: Variables, images: jax.Array, labels: jax.Array, counted: jax.Array
+) -> jax.Array:
+    logits = model.apply(variables, scaled(images), train=False)
+    return ((logits.argmax(-1) == labels) & counted).sum()
+
+
+@partial(jax.jit, static_argnames=("model", "batch_size"))
+def _correct_by_batch_statistics(
+    model: Any,
+    variables: Variables,
+    images: jax.Array,
+    labels: jax.Array,
+    counted: jax.Array,
+    *,
+    batch_size: int,
+) -> jax.Array:
+    def classify(images: jax.Array, counted: jax.Array) -> jax.Array:
+        mask = counted[:, None, None, None]
+        logits, _ = model.apply(variables, images, train=True, mask=mask, mutable=["batch_stats"])
+        return logits.argmax(-1)
+
+    # One vmap over many small batches: each has statistics of its own.
+    batches = scaled(images).reshape(-1, batch_size, *images.shape[1:])
+    answers = jax.vmap(classify)(batches, counted.reshape(-1, batch_size)).reshape(-1)
+    return ((answers == labels) & counted).sum()
+
+
+@partial(jax.jit, static_argnames="forgetful")
+def _statistics_of(
+    forgetful: Any, variables: Variables, images: jax.Array, counted: jax.Array
+) -> Variables:
+    """Statistics of this batch in every layer: the running ones of a model that keeps nothing old."""
+    mask = counted[:, None, None, None]
+    _, updated = forgetful.apply(
+        variables, scaled(images), train=True, mask=mask, mutable=["batch_stats"]
+    )
+    return updated["batch_stats"]
+
+
+def _chunks(
+    images: Images, labels: Labels
+) -> Iterator[tuple[Images, Labels, npt.NDArray[np.bool_]]]:
+    """Chunks of 512 images, labels and which of them count: the last one is filled up."""
+    for start in range(0, len(labels), CHUNK):
+        part = slice(start, start + CHUNK)
+        missing = CHUNK - len(labels[part])
+        counted = np.arange(CHUNK) < CHUNK - missing
+        yield (
+            np.pad(images[part], [(0, missing)] + [(0, 0)] * 3),
+            np.pad(labels[part], (0, missing)),
+            counted,
+        )
+
+
+def _natural(layer: str) -> list[tuple[str, int]]:
+    """Sorts NormalizedConv_10 after NormalizedConv_9."""
+    parts = [part.rpartition("_") for part in layer.split("/")]
+    return [(name, int(number)) for name, _, number in parts]

@@ -1,0 +1,97 @@
+"""The two pictures of the CIFAR-10 example."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only; works without a screen
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Okabe and Ito's colours: apart in greyscale and for the colour-blind.
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+
+
+def draw_curves(epochs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Accuracy over the epochs: in training, and in evaluation with either kind of statistics."""
+    figure, axes = _figure(title, "Training batches against held-out images")
+    number = [epoch["epoch"] for epoch in epochs]
+    lines = [
+        ("training batches, augmented", [e["train_accuracy"] for e in epochs], GREY, "--", "s")
+    ]
+    if epochs[0]["batch"]:
+        largest = max(epochs[0]["batch"], key=int)
+        by_batch = [epoch["batch"][largest] for epoch in epochs]
+        lines.append((f"held out, statistics of batches of {largest}", by_batch, ORANGE, "-", "^"))
+    lines.append(("held out, running statistics", [e["running"] for e in epochs], BLUE, "-", "o"))
+    for label, values, colour, style, marker in lines:
+        marker_every = max(1, len(number) // 12)
+        axes.plot(
+            number, values, style, color=colour, marker=marker, markevery=marker_every, label=label
+        )
+    axes.set_xlabel("Epoch (passes over the training images)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower right", frameon=False)
+    _save(figure, path)
+
+
+def draw_train_vs_eval(
+    running: float, by_batch_size: Mapping[int, float], title: str, path: Path
+) -> None:
+    """Accuracy against the size of the batch that normalizes itself; running statistics as a line."""
+    figure, axes = _figure(title, "The same held-out images, the same weights")
+    axes.axhline(running, color=BLUE)
+    sizes = sorted(by_batch_size)
+    values = [by_batch_size[size] for size in sizes]
+    axes.plot(sizes, values, "-^", color=ORANGE)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(sizes[0] / 1.5, sizes[-1] * 1.5)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set_xlabel("Images in the batch at evaluation")
+    low, high = min(*values, running), max(*values, running)
+    room = max(high - low, 0.02)
+    axes.set_ylim(low - 0.15 * room, high + 0.25 * room)
+    for size, value in zip(sizes, values, strict=True):
+        axes.annotate(
+            f"{value:.1%}",
+            (size, value),
+            (0, -14),
+            textcoords="offset points",
+            ha="center",
+            color=ORANGE,
+        )
+    axes.annotate(
+        f"running statistics (eval mode): {running:.1%}",
+        (sizes[0], running),
+        (0, 5),
+        textcoords="offset points",
+        color=BLUE,
+    )
+    axes.annotate(
+        "statistics of the batch (train mode)",
+        (sizes[1], values[1]),
+        (18, -4),
+        textcoords="offset points",
+        color=ORANGE,
+    )
+    _save(figure, path)
+
+
+def _figure(title: str, subtitle: str) -> tuple[Any, Axes]:
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold")
+    axes.set_title(subtitle, loc="left", fontsize=10, color=GREY)
+    axes.set_ylabel("Accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="y", color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
