@@ -57,7 +57,7 @@ class Settings:
     """Channels of each group of convolutions (cnn only)."""
     depth: int = 2
     """Convolutions in each group (cnn only)."""
-    stem_width: int = 24
+    stem_width: int = 32
     """Channels of the first convolution (cnn only)."""
     stem_stride: int = 2
     """Stride of the first convolution: 2 computes on 16x16 pixels, 1 on 32x32 (cnn only)."""
@@ -65,13 +65,13 @@ class Settings:
     """Normalization after each convolution. Without, a smaller --lr is needed."""
     place: Place = "before"
     """The place of the norm: before or after the activation."""
-    momentum: float = 0.6
+    momentum: float = 0.9
     """Weight of the old running statistics at each step (PyTorch's momentum is 1 minus this)."""
     epochs: int | None = None
-    """Passes over the training images [unset: 4 in quick, 24 in full; 20 and 60 on digits]."""
-    batch_size: int = 128
+    """Passes over the training images [unset: 4 in quick, 20 in full; 20 and 60 on digits]."""
+    batch_size: int = 64
     """Images in a training batch, over all devices."""
-    lr: float = 0.2
+    lr: float = 0.1
     """Peak learning rate."""
     schedule: Literal["onecycle", "cosine"] = "onecycle"
     """Learning rate: linearly up and down again, or a cosine downwards after a short rise."""
@@ -97,11 +97,11 @@ class Settings:
 
 PRESETS = {
     "quick": Settings(),
-    "full": Settings(preset="full", stem_stride=1, widths=(32, 128, 128), batch_size=256, lr=0.4),
+    "full": Settings(preset="full", stem_width=16, stem_stride=1, widths=(32, 128, 128), crop=3),
 }
 EPOCHS = {
     ("quick", "cifar10"): 4,
-    ("full", "cifar10"): 24,
+    ("full", "cifar10"): 20,
     ("quick", "digits"): 20,
     ("full", "digits"): 60,
 }
@@ -198,7 +198,7 @@ def augment(key: jax.Array, images: jax.Array, crop: int, flip: bool) -> jax.Arr
     if crop:
         padded = jnp.pad(images, [(0, 0), (crop, crop), (crop, crop), (0, 0)], mode="reflect")
         down, right = jax.random.randint(crop_key, (2, n, 1), 0, 2 * crop + 1)
-        rows, columns = down + jnp.arange(height), right + jnp.arange(width)
+        rows, columns = down + jnp.arange(height)[None], right + jnp.arange(width)[None]
         images = padded[jnp.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return images
 
@@ -318,10 +318,12 @@ def measured_epoch(
     images = training.settings.eval_images or len(training.dataset.test_labels)
     held_out = training.dataset.test_images[:images], training.dataset.test_labels[:images]
     measured = evaluate(training.model, state, *held_out)
+    by_batch = "  ".join(f"{size}: {share:.1%}" for size, share in measured["batch"].items())
     console.print(
-        f"epoch {epoch:3}  loss {loss:.3f}  train {accuracy:.1%}  held out: running statistics "
-        f"{measured['running']:.1%}"
-        + "".join(f", batch of {n} {a:.1%}" for n, a in measured["batch"].items())
+        f"epoch {epoch:2}  loss {loss:.3f}  train {accuracy:.1%}  eval {measured['running']:.1%}"
+        + (f"  by batches of {by_batch}" if by_batch else ""),
+        soft_wrap=True,
+        highlight=False,
     )
     trained = (training.steps_per_epoch - first) * training.settings.batch_size
     return {
@@ -354,7 +356,8 @@ def report(training: Training, state: TrainState, metrics: list[dict[str, Any]])
     console.print(accuracy_table(measured))
     if measured["gap"]:
         console.print(gap_table(measured))
-    title = f"{training.settings.model} on {dataset.name}, {training.settings.norm} norm"
+    norm = {"batch": "with batch norm", "none": "without a norm"}[training.settings.norm]
+    title = f"{training.settings.model} {norm} on {dataset.name}".replace("cnn", "CNN")
     if metrics:
         plots.draw_curves(metrics, title, folder / "curves.png")
     if measured["batch"]:
@@ -408,7 +411,8 @@ class Train:
         if self.resume:
             run = Run(self.runs, self.name or "")
             training, state = prepare(resumed(self.settings, run), run, self.data_dir)
-            state = jax.device_put(run.restore(state), training.everywhere)
+            if run.has_checkpoint():  # else it was stopped before the first: from the start
+                state = jax.device_put(run.restore(state), training.everywhere)
             metrics = run.metrics()[: int(state.step) // training.steps_per_epoch]
         else:
             dataset = data.load(self.settings.data, self.data_dir)
@@ -507,7 +511,7 @@ def prepare(settings: Settings, run: Run, data_dir: Path | None) -> tuple[Traini
     return training, jax.device_put(state, everywhere)
 
 
-def devices(count: int) -> list[jax.Device]:
+def devices(count: int) -> list[Any]:
     """The first `count` devices; a CPU is split into as many virtual ones.
 
     Raises:
@@ -531,7 +535,7 @@ def main(arguments: list[str] | None = None) -> int:
     preset = PRESETS.get(peek.parse_known_args(arguments)[0].preset, PRESETS["quick"])
     train_from_preset = tyro.conf.subcommand("train", default=Train(preset))
     commands: Any = (
-        Annotated[Train, train_from_preset] | Annotated[Evaluate, tyro.conf.subcommand("eval")]  # pyright: ignore[reportInvalidTypeForm]
+        Annotated[Train, train_from_preset] | Annotated[Evaluate, tyro.conf.subcommand("eval")]
     )
     command = tyro.cli(
         commands,

@@ -55,11 +55,11 @@ class CNN(nn.Module):
 
     widths: tuple[int, ...] = (64, 64, 128)  # channels of each group
     depth: int = 2  # convolutions a group
-    stem_width: int = 24
+    stem_width: int = 32
     stem_stride: int = 2
     norm: Norm = "batch"
     place: Place = "before"
-    momentum: float = 0.6
+    momentum: float = 0.9
     dtype: Any = jnp.float32
     classes: int = 10
 
@@ -68,7 +68,7 @@ class CNN(nn.Module):
         """Logits (N, classes) of images (N, H, W, channels)."""
         x = x.astype(self.dtype)
         stride = self.stem_stride if x.shape[1] > 16 else 1  # 8x8 digits have no pixel to spare
-        x = nn.relu(nn.Conv(self.stem_width, (2 * stride,) * 2, stride, dtype=self.dtype)(x))
+        x = nn.relu(nn.Conv(self.stem_width, (stride + 2,) * 2, stride, dtype=self.dtype)(x))
         for width in self.widths:
             for i in range(self.depth):
                 x = NormalizedConv(

@@ -70,6 +70,11 @@ class Run:
             # The old one goes when the new one is whole: a kill at any moment leaves one of them.
             checkpoints.save(int(state.step), args=ocp.args.StandardSave(tree))  # pyright: ignore[reportCallIssue]
 
+    def has_checkpoint(self) -> bool:
+        """Whether `save` has been here."""
+        with self._checkpoints() as checkpoints:
+            return checkpoints.latest_step() is not None
+
     def restore(self, state: Any) -> Any:
         """The newest checkpoint, in the structure of `state`.
 
@@ -81,7 +86,7 @@ class Run:
             if step is None:
                 raise RunError(
                     f"{self.folder} must hold a checkpoint; it holds none yet. The first is written "
-                    f"after the first epoch, or on Ctrl-C: delete the folder and train again."
+                    f"after the first epoch, or on Ctrl-C: train with --name {self.name} --resume."
                 )
             tree = serialization.to_state_dict(state)
             restored = checkpoints.restore(step, args=ocp.args.StandardRestore(tree))  # pyright: ignore[reportCallIssue]

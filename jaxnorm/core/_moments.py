@@ -102,7 +102,7 @@ def mask_against(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
             f"Axes are matched from the last: a mask of examples in x needs shape "
             f"{x.shape[:1] + (1,) * (x.ndim - 1)}."
         )
-    return (mask != 0).reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+    return mask.astype(bool).reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
 
 
 def _finest_moments(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> Moments:

@@ -1,0 +1,36 @@
+# `make demo` and `make test` need Python 3.11 or later and nothing else: each makes its own
+# environment. Another Python: make test PYTHON=python3.13 VENV=.venv-3.13
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check unit docs bench clean
+
+demo: $(VENV)/examples.done ## train the quick preset; the table, and where the pictures are
+	$(BIN)/python -m examples.cifar10 train
+
+test: check unit docs ## everything: style, types, tests, documentation
+
+check: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+unit: $(VENV)/dev.done
+	$(BIN)/python -m pytest -n 2 -q -ra --durations=15
+
+docs: $(VENV)/dev.done
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/dev.done ## batch norm against Flax's, side by side
+	$(BIN)/python -m benchmarks.batch_norm
+
+clean:
+	rm -rf $(VENV) build dist site
+
+$(VENV)/%.done: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,209 @@
+"""The CIFAR-10 example, as a user runs it: on digits, which need no download."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib import image
+
+from examples import cifar10, measure, models
+from examples.data import load
+
+ROOT = Path(__file__).parents[2]
+SHORT = ("--data", "digits", "--widths", "8", "16", "--stem-width", "8", "--batch-size", "64")
+
+
+def command(*arguments: str, runs: Path) -> subprocess.Popen[str]:
+    """Starts `python -m examples.cifar10` in a process of its own, as it would be by hand."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "COLUMNS": "200",
+        # The processes compile the same programs: once is enough.
+        "JAX_COMPILATION_CACHE_DIR": str(runs / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "examples.cifar10", *arguments, "--runs", str(runs)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    """What the process printed; it must end with `status`."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == status, output
+    return output
+
+
+def numbers(run: Path) -> tuple[list[dict], dict]:
+    """Every figure of a run that does not depend on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"], line["images_per_second"]
+    return lines, json.loads((run / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run of three epochs and what it printed."""
+    runs = tmp_path_factory.mktemp("runs")
+    output = finish(command("train", *SHORT, "--epochs", "3", "--name", "whole", runs=runs))
+    return runs, output
+
+
+def test_a_run_leaves_what_it_promises(trained: tuple[Path, str]) -> None:
+    """A run writes metrics of every epoch, its settings and two pictures, and prints the table."""
+    runs, output = trained
+    epochs, results = numbers(runs / "whole")
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
+    assert set(results["batch"]) == {"360", "32", "8", "2"}
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
+    assert results["running"] > 0.5
+    assert f"{results['running']:.2%}" in output
+    assert len(results["gap"]) == 4
+    assert json.loads((runs / "whole" / "config.json").read_text())["epochs"] == 3
+    for picture in ("curves.png", "train_vs_eval.png"):
+        pixels = image.imread(runs / "whole" / picture)
+        assert pixels.shape[1] > 1000
+        assert pixels.std() > 0.05
+
+
+def test_eval_repeats_the_measurement(trained: tuple[Path, str]) -> None:
+    """The eval command measures the same figures from the checkpoint."""
+    runs, _ = trained
+    before = numbers(runs / "whole")
+    finish(command("eval", "--name", "whole", runs=runs))
+    assert numbers(runs / "whole") == before
+
+
+@pytest.mark.parametrize(
+    ("sign", "kill"),
+    [
+        ("config.json", signal.SIGKILL),  # before any checkpoint
+        ("checkpoints/22", signal.SIGKILL),  # the first epoch's is there
+        ("metrics.jsonl", signal.SIGINT),  # Ctrl-C, in the second epoch
+    ],
+)
+def test_resume_reaches_the_same_numbers(
+    trained: tuple[Path, str], sign: str, kill: signal.Signals
+) -> None:
+    """A run that was interrupted or killed ends, resumed, where an uninterrupted one ends."""
+    runs, _ = trained
+    name = f"{kill.name}-{sign.replace('/', '-')}"
+    process = command("train", *SHORT, "--epochs", "3", "--name", name, runs=runs)
+    deadline = time.monotonic() + 120
+    while not (runs / name / sign).exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(kill)
+    if kill == signal.SIGINT:
+        assert f"--name {name} --resume" in finish(process, status=130)
+    else:
+        finish(process, status=-kill)
+    finish(command("train", "--name", name, "--resume", runs=runs))
+    assert numbers(runs / name) == numbers(runs / "whole")
+
+
+def test_two_devices_train_as_one(trained: tuple[Path, str]) -> None:
+    """Data-parallel training has the statistics of the whole batch: the figures of one device."""
+    runs, _ = trained
+    arguments = ("train", *SHORT, "--epochs", "3", "--name", "two", "--devices", "2")
+    finish(command(*arguments, runs=runs))
+    two, one = numbers(runs / "two")[0][0], numbers(runs / "whole")[0][0]
+    np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=1e-3)
+    two_means, one_means = ([gap["mean"] for gap in epoch["gap"]] for epoch in (two, one))
+    np.testing.assert_allclose(two_means, one_means, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--name", "whole"), "must be a new folder; it holds a run"),
+        (("--name", "whole", "--resume", "--lr", "3"), "has lr=0.1, and 3.0 was given"),
+        (("--name", "absent", "--resume"), "Runs here: "),
+        (("--batch-size", "63", "--devices", "2"), "must be a multiple of devices"),
+    ],
+)
+def test_mistakes_are_explained(
+    trained: tuple[Path, str],
+    arguments: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run that cannot be is one line on standard error, and status 1."""
+    status = cifar10.main(["train", "--data", "digits", *arguments, "--runs", str(trained[0])])
+    assert status == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_presets_set_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """--help shows the values of the preset that is asked for."""
+    with pytest.raises(SystemExit):
+        cifar10.main(["train", "--preset", "full", "--help"])
+    full = cifar10.PRESETS["full"]
+    assert f"default: {' '.join(map(str, full.widths))}" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_augmented_images_are_shifted_and_mirrored() -> None:
+    """Every augmented image is the original, mirrored or not, shifted by at most the crop."""
+    images = jax.random.randint(jax.random.key(0), (64, 8, 8, 1), 0, 256).astype(jnp.uint8)
+    augmented = np.asarray(cifar10.augment(jax.random.key(1), images, crop=2, flip=True))
+    seen = set()
+    for image_, result in zip(np.asarray(images), augmented, strict=True):
+        for mirrored, source in ((False, image_), (True, image_[:, ::-1])):
+            padded = np.pad(source, [(2, 2), (2, 2), (0, 0)], mode="reflect")
+            places = [(i, j) for i in range(5) for j in range(5)]
+            found = [
+                p for p in places if (padded[p[0] : p[0] + 8, p[1] : p[1] + 8] == result).all()
+            ]
+            seen.update((mirrored, *place) for place in found)
+    assert len(seen) > 25  # most of the 50 ways occur among 64 images
+
+
+def test_a_batch_is_normalized_by_itself_and_its_filling_is_not_counted() -> None:
+    """Train-mode accuracy over vmapped, padded batches is that of one batch after the other."""
+    dataset = load("digits")
+    images, labels = dataset.test_images[:100], dataset.test_labels[:100]
+    model = models.CNN(widths=(8,), stem_width=4)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+
+    def right(start: int) -> int:
+        part = measure.scaled(jnp.asarray(images[start : start + 32]))
+        logits, _ = model.apply(variables, part, train=True, mutable=["batch_stats"])
+        return int((jnp.asarray(logits).argmax(-1) == labels[start : start + 32]).sum())
+
+    expected = sum(right(start) for start in range(0, 100, 32)) / 100
+    got = measure.accuracy_with_batch_statistics(model, variables, images, labels, 32)
+    assert got == pytest.approx(expected)
+
+
+def test_the_gap_is_nothing_when_running_statistics_are_those_of_the_batch() -> None:
+    """With momentum 0 the running statistics are the batch's, and only then the gap is zero."""
+    dataset = load("digits")
+    images, labels = dataset.test_images, dataset.test_labels
+    model = models.CNN(widths=(8, 8), stem_width=4, momentum=0.0)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+    before = measure.statistics_gap(model, variables, images, labels)
+    _, updated = model.apply(
+        variables, measure.scaled(jnp.asarray(images)), train=True, mutable=["batch_stats"]
+    )
+    after = measure.statistics_gap(model, {**variables, **updated}, images, labels)
+    assert [gap.layer for gap in after] == [f"NormalizedConv_{i}" for i in range(4)]
+    assert all(gap.mean < 1e-3 and gap.std < 1.001 for gap in after)
+    assert all(gap.mean > 0.01 for gap in before)
