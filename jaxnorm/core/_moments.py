@@ -23,10 +23,9 @@ def moments(
     axis_name: AxisName | None = None,
     axis_index_groups: AxisIndexGroups | None = None,
 ) -> Moments:
-    r"""Mean, variance and count of ``x`` over ``reduction_axes``.
+    """Mean, variance and count of ``x`` over ``reduction_axes``.
 
-    $$\mu = \tfrac1n \sum_{i \in \text{mask}} x_i, \qquad
-      \sigma^2 = \tfrac1n \sum_{i \in \text{mask}} |x_i - \mu|^2$$
+        n = Σ mask        μ = Σ x / n        σ² = Σ |x - μ|² / n        (sums where mask is True)
 
     Args:
         x: values of any rank and any floating, complex or integer dtype.

@@ -50,10 +50,9 @@ def abs_square(x: jax.Array) -> jax.Array:
 
 
 def pool(m: Moments, axes: Axes) -> Moments:
-    r"""Moments of everything that ``m`` stands for along ``axes``, which stay with size 1.
+    """Moments of everything that ``m`` stands for along ``axes``, which stay with size 1.
 
-    $$n = \sum_i n_i, \qquad \mu = \tfrac1n \sum_i n_i \mu_i, \qquad
-      \sigma^2 = \tfrac1n \sum_i n_i \bigl(\sigma_i^2 + |\mu_i - \mu|^2\bigr)$$
+        n = Σ nᵢ        μ = Σ nᵢ μᵢ / n        σ² = Σ nᵢ (σᵢ² + |μᵢ - μ|²) / n
 
     Averaging variances is not enough: what the means differ by is variance too.
 

@@ -29,9 +29,9 @@ def batch_norm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, RunningStats]:
-    r"""Batch norm in training: normalizes with the statistics of this batch, and moves the running ones.
+    """Batch norm in training: normalizes with the statistics of this batch, and moves the running ones.
 
-    $$y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot \text{scale} + \text{bias}$$
+        y = (x - μ) / sqrt(σ² + ε) · scale + bias
 
     μ and σ² are taken over all axes but ``feature_axes``; σ² divides by n, the number of values counted.
 
@@ -100,9 +100,9 @@ def batch_norm_inference(
     epsilon: float = 1e-5,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    r"""Batch norm in evaluation: normalizes with the running statistics, each example by itself.
+    """Batch norm in evaluation: normalizes with the running statistics, each example by itself.
 
-    $$y = \frac{x - \text{mean}}{\sqrt{\text{var} + \epsilon}} \cdot \text{scale} + \text{bias}$$
+        y = (x - mean) / sqrt(var + ε) · scale + bias
 
     Args:
         x: activations of any rank and any floating or complex dtype; the arithmetic is in float32 or

@@ -1,0 +1,144 @@
+"""Batch norm in training, forward and backward, against Flax Linen: time, temporaries, bytes.
+
+    python -m benchmarks.batch_norm
+
+One program each computes y, dx, dscale and dbias from x and dy, in one process, in turn (ours, Flax,
+Flax, ours, ...), so that what else the machine does hits both. The ratio is the median over the rounds.
+
+With glibc's usual settings every buffer over 32 MB is mapped afresh on each call, and page faults
+outweigh the arithmetic. So this runs with an allocator that keeps its pages: see `_keep_pages`.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import jaxnorm as jn
+
+SHAPES = (
+    (64, 28, 28, 48),
+    (96, 14, 14, 160),
+    (128, 8, 8, 256),
+    (128, 32, 32, 32),
+    (4096, 512),
+    (40009, 64),
+)
+ROUNDS, CALLS = 15, 3
+RESULTS = Path(__file__).parent / "results"
+
+
+def ours(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """`jaxnorm.batch_norm`, without the running statistics."""
+    return jn.batch_norm(x, jn.init_running_stats(x.shape[-1]), scale, bias, dtype=x.dtype)[0]
+
+
+def theirs(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """`flax.linen.BatchNorm`, likewise."""
+    layer = nn.BatchNorm(use_running_average=False, dtype=x.dtype)
+    stats = {"mean": jnp.zeros_like(bias), "var": jnp.ones_like(bias)}
+    variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+    y: Any = layer.apply(variables, x, mutable=["batch_stats"])[0]
+    return y
+
+
+def compiled(norm: Callable[..., jax.Array], *arguments: jax.Array) -> Any:
+    """The program for y, dx, dscale, dbias from x, scale, bias, dy."""
+
+    def forward_and_backward(x: Any, scale: Any, bias: Any, dy: Any) -> Any:
+        y, pull_back = jax.vjp(norm, x, scale, bias)
+        return y, pull_back(dy)
+
+    return jax.jit(forward_and_backward).lower(*arguments).compile()
+
+
+def seconds(program: Any, arguments: tuple[jax.Array, ...]) -> float:
+    """Time of one call."""
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        jax.block_until_ready(program(*arguments))
+    return (time.perf_counter() - start) / CALLS
+
+
+def compare(shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
+    """Both programs on one shape.
+
+    Raises:
+        RuntimeError: their outputs disagree; then no time means anything.
+    """
+    x, dy = (jax.random.normal(jax.random.key(i), shape, dtype) for i in (0, 1))
+    arguments = (x, jnp.ones(shape[-1]), jnp.zeros(shape[-1]), dy)
+    programs = [compiled(norm, *arguments) for norm in (ours, theirs)]
+    results = [program(*arguments) for program in programs]
+    for mine, other in zip(*map(jax.tree.leaves, results), strict=True):
+        largest = float(jnp.abs(other.astype(jnp.float32)).max())
+        difference = float(jnp.abs(mine.astype(jnp.float32) - other.astype(jnp.float32)).max())
+        if not difference <= 0.02 * largest:
+            raise RuntimeError(f"{shape} {dtype.__name__}: results differ by {difference:.3g}")
+    times: list[list[float]] = [[], []]
+    for i in range(ROUNDS):
+        for which in (0, 1) if i % 2 else (1, 0):
+            times[which].append(seconds(programs[which], arguments))
+    ratios = [mine / other for mine, other in zip(*times, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return {
+        "shape": shape,
+        "dtype": jnp.dtype(dtype).name,
+        "time_ratio": statistics.median(ratios),
+        "quartiles": [low, high],
+        "milliseconds": [1e3 * statistics.median(t) for t in times],
+        "temporaries_in_x": [p.memory_analysis().temp_size_in_bytes / x.nbytes for p in programs],
+        "bytes_accessed_in_x": [p.cost_analysis()["bytes accessed"] / x.nbytes for p in programs],
+    }
+
+
+def main() -> None:
+    """Print the table in Markdown and write it as JSON."""
+    machine = f"{jax.default_backend()}, {os.cpu_count()} cores, {platform.machine()}"
+    versions = f"jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}"
+    print(f"{machine}; {versions}\n")
+    print(
+        "| x | dtype | time of Flax's | quartiles | temporaries, ours / Flax | bytes, ours / Flax |"
+    )
+    print("|---|---|---|---|---|---|")
+    rows = []
+    for shape in SHAPES:
+        for dtype in (jnp.float32, jnp.bfloat16):
+            row = compare(shape, dtype)
+            rows.append(row)
+            low, high = row["quartiles"]
+            temporaries = " / ".join(f"{t:.2f}" for t in row["temporaries_in_x"])
+            accessed = " / ".join(f"{b:.1f}" for b in row["bytes_accessed_in_x"])
+            print(
+                f"| {shape} | {row['dtype']} | {row['time_ratio']:.2f} | {low:.2f} to {high:.2f} "
+                f"| {temporaries} N | {accessed} N |",
+                flush=True,
+            )
+    mean = statistics.geometric_mean(row["time_ratio"] for row in rows)
+    print(f"\nGeometric mean of the time ratios: {mean:.2f}")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"batch_norm-{jax.default_backend()}-jax{jax.__version__}.json"
+    path.write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=1))
+
+
+def _keep_pages() -> None:
+    """Start again with an allocator that gives no memory back, unless that is so already."""
+    tunables = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = tunables
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.batch_norm"])
+
+
+if __name__ == "__main__":
+    _keep_pages()
+    main()

@@ -1,0 +1,110 @@
+"""`init_running_stats` and `update_running_stats` by themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm as jn
+from tests.cases import draw
+from tests.oracle import assert_close
+
+
+def batches(steps: int = 5) -> np.ndarray:
+    """Batches with means of their own."""
+    rng = np.random.default_rng(0)
+    return draw(rng, (steps, 8, 3), "float32") + np.arange(steps, dtype=np.float32)[:, None, None]
+
+
+@pytest.mark.parametrize("shape", [3, (3,), (2, 3), ()], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_before_any_batch(shape: int | tuple[int, ...], dtype: str) -> None:
+    """Mean 0, variance 1 and real, no count unless it is asked for."""
+    stats = jn.init_running_stats(shape, jnp.dtype(dtype))
+    sizes = (shape,) if isinstance(shape, int) else shape
+    assert stats.mean.shape == stats.var.shape == sizes and stats.count is None
+    assert stats.mean.dtype == jnp.dtype(dtype)
+    assert stats.var.dtype == (jnp.float32 if dtype == "complex64" else jnp.dtype(dtype))
+    np.testing.assert_array_equal(stats.mean, np.zeros(sizes))
+    np.testing.assert_array_equal(stats.var, np.ones(sizes))
+    count = jn.init_running_stats(shape, cumulative=True).count
+    assert count is not None and count.shape == () and count.dtype == jnp.int32 and count == 0
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_momentum_over_many_batches(unbiased: bool) -> None:
+    """The exponential average of means and of (un)biased variances."""
+    stats, mean, var = jn.init_running_stats(3), np.zeros(3), np.ones(3)
+    for x in batches():
+        stats = jn.update_running_stats(stats, jn.moments(x, 0), momentum=0.8, unbiased=unbiased)
+        mean = 0.8 * mean + 0.2 * x.astype(float).mean(0)
+        var = 0.8 * var + 0.2 * x.astype(float).var(0, ddof=int(unbiased))
+    assert_close(stats.mean, mean)
+    assert_close(stats.var, var)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_cumulative_average(unbiased: bool) -> None:
+    """momentum=None is the plain mean of what every batch gave; the start is forgotten."""
+    stats = jn.init_running_stats(3, cumulative=True)
+    for x in batches():
+        stats = jn.update_running_stats(stats, jn.moments(x, 0), momentum=None, unbiased=unbiased)
+    xs = batches().astype(float)
+    assert stats.count == 5
+    assert_close(stats.mean, xs.mean(1).mean(0))
+    assert_close(stats.var, xs.var(1, ddof=int(unbiased)).mean(0))
+
+
+def test_a_skipped_batch_is_not_a_batch_of_the_average() -> None:
+    """A batch that counted nothing changes neither the average nor the number of batches."""
+    stats = jn.init_running_stats(3, cumulative=True)
+    nothing = jn.moments(batches()[0], 0, mask=jnp.zeros((8, 1), bool))
+    for x in batches():
+        stats = jn.update_running_stats(stats, jn.moments(x, 0), momentum=None)
+        stats = jn.update_running_stats(stats, nothing, momentum=None)
+    assert stats.count == 5
+    assert_close(stats.mean, batches().astype(float).mean((0, 1)))
+
+
+def test_features_without_values_keep_their_own() -> None:
+    """Only the feature that counted nothing stays, and it stays bit for bit."""
+    stats = jn.RunningStats(jnp.array([0.1, 0.2, 0.3]), jnp.array([1.1, 1.2, 1.3]))
+    x = batches()[2]
+    mask = jnp.array([[True, False, True]])
+    new = jn.update_running_stats(stats, jn.moments(x, 0, mask=mask), momentum=0.5)
+    assert new.mean[1] == stats.mean[1] and new.var[1] == stats.var[1]
+    want = 0.5 * np.float64(stats.mean) + 0.5 * x.astype(float).mean(0)
+    assert_close(new.mean[::2], want[::2])
+
+
+def test_cumulative_average_of_a_feature_that_comes_late() -> None:
+    """A feature with values in the second batch only has that batch's mean, not half of it."""
+    stats = jn.init_running_stats(3, cumulative=True)
+    masks = jnp.array([[[True, False, True]], [[True, True, True]]])
+    for x, mask in zip(batches(2), masks, strict=True):
+        stats = jn.update_running_stats(stats, jn.moments(x, 0, mask=mask), momentum=None)
+    assert_close(stats.mean[1], batches(2)[1].astype(float).mean(0)[1])
+
+
+def test_low_precision_state_is_rounded_once() -> None:
+    """bfloat16 state is mixed in float32: many small steps in one batch do not round along the way."""
+    stats = jn.RunningStats(jnp.full(3, 1.0, jnp.bfloat16), jnp.full(3, 1.0, jnp.bfloat16))
+    x = batches()[0]
+    new = jn.update_running_stats(stats, jn.moments(x, 0), momentum=0.5)
+    assert new.mean.dtype == new.var.dtype == jnp.bfloat16
+    assert_close(new.mean, 0.5 + 0.5 * x.astype(float).mean(0))
+
+
+def test_derivatives() -> None:
+    """The new state is differentiable for the old one, the moments and a traced momentum."""
+    x = jnp.asarray(batches()[1])
+    old = jnp.array([0.5, -1.0, 2.0])
+
+    def f(old: jax.Array, x: jax.Array, momentum: jax.Array) -> jax.Array:
+        stats = jn.RunningStats(old, jnp.ones(3))
+        return jn.update_running_stats(stats, jn.moments(x, 0), momentum=momentum).mean
+
+    by_old, by_x, by_momentum = jax.jacfwd(f, (0, 1, 2))(old, x, jnp.float32(0.75))
+    assert_close(by_old, 0.75 * np.eye(3))
+    assert_close(by_x, np.broadcast_to(0.25 / 8 * np.eye(3)[:, None], (3, 8, 3)))
+    assert_close(by_momentum, np.float64(old) - np.float64(x).mean(0))

@@ -1,0 +1,184 @@
+"""Batch norm in NumPy at double precision, written from the papers; shares no code with the package.
+
+Forward: Ioffe and Szegedy (2015), algorithm 1. Gradient: the equations of their section 3, with a mask
+(only counted values enter the statistics, every value is normalized by them), for complex values as
+well, and with the running statistics as outputs of their own. The tangent is derived separately from
+the forward equations; `tests/test_oracle.py` holds each against finite differences and the other.
+
+Complex cotangents follow jax: a change dL of the loss is Re Σ cotangent · tangent, unconjugated.
+"""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any
+
+
+class Moments(NamedTuple):
+    """Of the counted values, reduced axes kept; where nothing counts mean is 0 and var is 1."""
+
+    mean: np.ndarray
+    var: np.ndarray
+    count: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+class Primals(NamedTuple):
+    """What batch norm reads; also its tangents, and its gradients."""
+
+    x: Array
+    mean: Array
+    var: Array
+    scale: Array
+    bias: Array
+
+
+class Outputs(NamedTuple):
+    """What batch norm returns: y and the running statistics; also their tangents and cotangents."""
+
+    y: Array
+    mean: Array
+    var: Array
+
+
+def wide(x: Array) -> Any:
+    """``x`` as float64 or complex128."""
+    x = np.asarray(x)
+    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
+
+
+def complement(axes: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """The axes of an array of rank ``ndim`` that are not ``axes``."""
+    kept = {axis % ndim for axis in (axes if isinstance(axes, tuple) else (axes,))}
+    return tuple(axis for axis in range(ndim) if axis not in kept)
+
+
+def moments(x: Array, axes: int | tuple[int, ...], mask: Array = None) -> Moments:
+    """Mean, biased variance and count over ``axes`` of the values where ``mask`` is not zero."""
+    x = wide(x)
+    axes = axes if isinstance(axes, tuple) else (axes,)
+    counts = np.broadcast_to(True if mask is None else np.asarray(mask) != 0, x.shape)
+    values = np.where(counts, x, 0)
+    count = counts.sum(axes, keepdims=True).astype(np.float64)
+    mean = values.sum(axes, keepdims=True) / np.maximum(count, 1)
+    var = (np.abs(np.where(counts, x - mean, 0)) ** 2).sum(axes, keepdims=True)
+    return Moments(mean, np.where(count > 0, var / np.maximum(count, 1), 1.0), count)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNorm:
+    """One batch norm: its options, and its value, tangent and gradient at some `Primals`."""
+
+    feature_axes: int | tuple[int, ...] = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    unbiased: bool = False
+    mask: Array = None
+
+    def value(self, at: Primals) -> Outputs:
+        """Y and the new running statistics."""
+        z = self._known(at)
+        rho = self._old_weight(z)
+        return Outputs(
+            z.unit * z.gamma + z.beta,
+            self._feature(rho * z.old_mean + (1 - rho) * z.batch.mean, at),
+            self._feature(rho * z.old_var + (1 - rho) * z.bessel * z.batch.var, at),
+        )
+
+    def tangent(self, at: Primals, along: Primals) -> Outputs:
+        """Their derivative along ``along``, from the chain rule through μ and σ²."""
+        z = self._known(at)
+        dx, dmean, dvar, dgamma, dbeta = self._known_direction(along, z)
+        total = np.where(z.counts, dx, 0).sum(z.axes, keepdims=True)
+        dmu = total / z.n
+        dsigma2 = 2 * (
+            np.where(z.counts, z.centered.conj() * dx, 0).real.sum(z.axes, keepdims=True)
+        )
+        dsigma2 = dsigma2 / z.n
+        dinv = -0.5 * z.inv**3 * dsigma2
+        dunit = np.where(z.unread, 0, (dx - dmu) * z.inv + z.centered * dinv)
+        rho = self._old_weight(z)
+        return Outputs(
+            dunit * z.gamma + z.unit * dgamma + dbeta,
+            self._feature(rho * dmean + (1 - rho) * dmu, at),
+            self._feature(rho * dvar + (1 - rho) * z.bessel * dsigma2, at),
+        )
+
+    def gradient(self, at: Primals, cotangents: Outputs) -> Primals:
+        """Gradients of Re Σ cotangents · outputs, in closed form."""
+        z = self._known(at)
+        dy = wide(cotangents.y)
+        ct_mean, ct_var = (self._spread(wide(c), z) for c in cotangents[1:])
+        rho = self._old_weight(z)
+        through = np.where(z.unread, 0, dy * z.gamma)  # ∂L/∂x̂
+        to_sigma2 = -0.5 * z.inv**3 * (through * z.centered).real.sum(z.axes, keepdims=True)
+        to_sigma2 = to_sigma2 + (1 - rho) * z.bessel * ct_var.real
+        to_mu = -z.inv * through.sum(z.axes, keepdims=True) + (1 - rho) * ct_mean
+        shared = to_mu / z.n + to_sigma2 * 2 * z.centered.conj() / z.n
+        dx = through * z.inv + np.where(z.counts, shared, 0)
+        old = (self._feature(rho * c, at) for c in (ct_mean, ct_var))
+        dscale = (dy * z.unit).sum(z.axes, keepdims=True)
+        dbias = dy.sum(z.axes, keepdims=True)
+        ours = Primals(dx, *old, self._feature(dscale, at), self._feature(dbias, at))
+        return Primals(
+            *(g if np.iscomplexobj(a) else g.real for g, a in zip(ours, at, strict=True))
+        )
+
+    def inference(self, at: Primals) -> np.ndarray:
+        """Y from the running statistics."""
+        z = self._known(at)
+        return (wide(at.x) - z.old_mean) / np.sqrt(z.old_var + self.epsilon) * z.gamma + z.beta
+
+    # Everything below has the rank of x, with size 1 along the reduced axes.
+
+    def _known(self, at: Primals) -> SimpleNamespace:
+        x = wide(at.x)
+        axes = complement(self.feature_axes, x.ndim)
+        counts = np.broadcast_to(True if self.mask is None else np.asarray(self.mask) != 0, x.shape)
+        batch = moments(x, axes, self.mask)
+        unread = ~counts & ~np.isfinite(x)  # a masked NaN is read as the mean
+        centered = np.where(unread, 0, np.where(unread, 0, x) - batch.mean)
+        inv = 1 / np.sqrt(batch.var + self.epsilon)
+        n = np.maximum(batch.count, 1)
+        bessel = n / np.maximum(n - 1, 1) if self.unbiased else np.ones_like(n)
+        z = SimpleNamespace(
+            axes=axes, counts=counts, batch=batch, unread=unread, n=n, bessel=bessel
+        )
+        z.centered, z.inv, z.unit = centered, inv, centered * inv
+        z.old_mean, z.old_var, z.gamma, z.beta = (self._spread(wide(a), z) for a in at[1:])
+        return z
+
+    def _known_direction(self, along: Primals, z: SimpleNamespace) -> list[np.ndarray]:
+        return [wide(along.x), *(self._spread(wide(a), z) for a in along[1:])]
+
+    def _old_weight(self, z: SimpleNamespace) -> np.ndarray:
+        return np.where(z.batch.count > 0, self.momentum, 1.0)  # nothing counted, nothing moves
+
+    @staticmethod
+    def _spread(feature: np.ndarray, z: SimpleNamespace) -> Any:
+        return np.expand_dims(feature, z.axes)
+
+    def _feature(self, a: np.ndarray, at: Primals) -> np.ndarray:
+        ndim = np.asarray(at.x).ndim
+        return a.squeeze(complement(self.feature_axes, ndim)) if a.ndim == ndim else a
+
+
+# float32 results: sums of up to 50000 terms of mixed sign and a reciprocal square root, each some ten
+# roundings of 6e-8, relative to the largest entry. What is stored narrower is rounded once, by half
+# its eps: so a statistic that was ever rounded to bfloat16 is caught in a float32 result.
+FLOAT32_TOLERANCE = 2e-5
+
+
+def assert_close(got: Array, want: Array, tolerance: float = FLOAT32_TOLERANCE) -> None:
+    """``got`` is ``want`` up to float32 arithmetic, and one rounding to the dtype that ``got`` has."""
+    want = np.asarray(want)
+    assert got.shape == want.shape
+    name = str(got.dtype)
+    rounding = {"bfloat16": 2.0**-8, "float16": 2.0**-10}.get(name, 0.0)
+    size = np.abs(want).max(initial=0.0)
+    smallest = 6e-8 if name == "float16" else 0.0  # the spacing of its subnormals
+    np.testing.assert_allclose(
+        wide(got), want, rtol=rounding, atol=tolerance * max(size, 1e-3) + smallest
+    )

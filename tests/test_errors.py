@@ -1,0 +1,354 @@
+"""Every error of the package, word for word: what must hold, what came, what to do."""
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm as jn
+from jaxnorm import linen as jnl
+
+X = jnp.ones((6, 5, 4))
+COMPLEX = X.astype(jnp.complex64)
+STATS = jn.init_running_stats(4)
+COMPLEX_STATS = jn.init_running_stats(4, jnp.complex64)
+NAN = float("nan")
+NESTED: Any = [[0]]
+
+
+def train(x: Any = X, stats: Any = STATS, *affine: Any, **options: Any) -> Callable[[], Any]:
+    """A call of `batch_norm`, to be made later."""
+    return lambda: jn.batch_norm(x, stats, *affine, **options)
+
+
+def evaluate(x: Any = X, stats: Any = STATS, *affine: Any, **options: Any) -> Callable[[], Any]:
+    """A call of `batch_norm_inference`, to be made later."""
+    return lambda: jn.batch_norm_inference(x, stats, *affine, **options)
+
+
+def layer(x: Any = X, mask: Any = None, variables: Any = None, **fields: Any) -> Callable[[], Any]:
+    """A training step of the Linen layer, on ``variables`` or else at its initialization."""
+
+    def call() -> Any:
+        module = jnl.BatchNorm(False, **fields)
+        if variables is None:
+            return module.init(jax.random.key(0), x, mask=mask)
+        return module.apply(variables, x, mask=mask, mutable=["batch_stats"])
+
+    return call
+
+
+def moments(*shape: int, dtype: Any = jnp.float32) -> jn.Moments:
+    """Moments of some shape."""
+    return jn.Moments(jnp.zeros(shape, dtype), jnp.ones(shape), jnp.ones(shape))
+
+
+def variables_of(features: int) -> dict[str, dict[str, jax.Array]]:
+    """Statistics of another layer than the parameters are of."""
+    ones = jnp.ones(features)
+    return {
+        "params": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+        "batch_stats": {"mean": ones, "var": ones},
+    }
+
+
+def wrong_shape(name: str, came: str, needed: str = "(4,)", axes: str = "(2,)") -> str:
+    """What a parameter of another shape than the features is told."""
+    return (
+        f"{name} must have the shape of the feature axes; got {name} of shape {came} for x of shape "
+        f"(6, 5, 4) with feature_axes={axes}, which needs {needed}. Check feature_axes, or make {name} "
+        f"of shape {needed}."
+    )
+
+
+def wrong_mask(shape: str, x: str = "(6, 5, 4)", needed: str = "(6, 1, 1)") -> str:
+    """What a mask that does not broadcast is told."""
+    return (
+        f"mask must broadcast to x; got mask of shape {shape} for x of shape {x}. Axes are matched from "
+        f"the last: a mask of examples in x needs shape {needed}."
+    )
+
+
+def out_of_range(name: str, axis: int, came: str) -> str:
+    """What an axis that x does not have is told."""
+    return (
+        f"{name} must lie in [-3, 2] for an input of rank 3; got {axis} in {name}={came}. Count the axes "
+        f"of the input, batch axis included."
+    )
+
+
+def no_axes(name: str) -> str:
+    """What a scalar is told; not that its axes must lie in [0, -1]."""
+    return (
+        f"{name} must name axes of the input; got {name}=-1 for an input of rank 0, which has none. Give "
+        f"it an axis, as in x[None]."
+    )
+
+
+def not_an_integer(name: str, came: str) -> str:
+    """What an axis that is no number is told."""
+    return (
+        f"{name} must be an integer or a sequence of integers; got {came}. Name axes by number: -1 is "
+        f"the last."
+    )
+
+
+def repeated(name: str, came: str, counted: str) -> str:
+    """What an axis named twice is told."""
+    return (
+        f"{name} must name each axis once; got {name}={came}, which for an input of rank 3 is {counted}. "
+        f"Leave out the repeated one."
+    )
+
+
+def no_stats(came: str) -> str:
+    """What statistics of another type are told."""
+    return (
+        f"stats must be RunningStats(mean, var); got {came}. Start from "
+        f"init_running_stats(feature_shape), and pass what the last step returned."
+    )
+
+
+def float_mask(came: str) -> str:
+    """What a mask of floats is told."""
+    return (
+        f"mask must be boolean or integer (True or nonzero counts); got {came}. Compare it with "
+        f"something, as in mask > 0.5: statistics count a value or do not."
+    )
+
+
+def bad_epsilon(came: str) -> str:
+    """What a negative epsilon is told."""
+    return (
+        f"epsilon must be zero or positive; got epsilon={came}. It is added to the variance so that a "
+        f"constant input divides by sqrt(epsilon): 1e-5 is usual."
+    )
+
+
+def bad_momentum(came: str) -> str:
+    """What a momentum that is no weight is told."""
+    return (
+        f"momentum must lie in [0, 1]; got momentum={came}. It is the weight of the old value: 0.99 "
+        f"moves slowly, and PyTorch's 0.1 is 0.9 here."
+    )
+
+
+def bad_dtype(came: str) -> str:
+    """What an integer result is told."""
+    return (
+        f"dtype must be a floating or complex type; got {came}. Normalized values are fractions: ask for "
+        f"float32, or convert the result yourself."
+    )
+
+
+def other_moments(stats: str, came: str) -> str:
+    """What moments of other features are told."""
+    return (
+        f"stats must have a mean for each feature of the moments; got stats.mean of shape {stats} for "
+        f"moments of shape {came}. Reduce over all axes but those of stats."
+    )
+
+
+NO_COUNT = (
+    "momentum=None averages over all batches and so must know how many there were; got "
+    "stats.count=None. Start from init_running_stats(feature_shape, cumulative=True)."
+)
+REAL_STATS = (
+    "stats.mean must be complex for a complex input; got float32 for x of complex64. Start from "
+    "init_running_stats(feature_shape, dtype=jnp.complex64)."
+)
+REAL_RESULT = (
+    "dtype must be complex for a complex input; got float32 for complex64. Ask for complex64, or take "
+    "the real part of the result yourself."
+)
+COMPLEX_MOMENTS = (
+    "stats.mean must be complex for complex moments; got float32 for a mean of complex64. Start from "
+    "init_running_stats(feature_shape, dtype=jnp.complex64)."
+)
+OTHER_SHAPES = (
+    "combine needs moments of one shape; got means of shape (1, 5, 4) and (6, 1, 4). Reduce both over "
+    "the same axes."
+)
+INTEGER_STATS = (
+    "dtype of running statistics must be floating or complex; got int32. Use float32, whatever the "
+    "input is."
+)
+
+ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    # shapes of parameters and statistics
+    "scale": (train(X, STATS, jnp.ones(5)), wrong_shape("scale", "(5,)")),
+    "scale, scalar": (train(X, STATS, 1.0), wrong_shape("scale", "()")),
+    "scale, broadcast": (train(X, STATS, X[:1, :1]), wrong_shape("scale", "(1, 1, 4)")),
+    "bias": (train(X, STATS, None, jnp.ones(5)), wrong_shape("bias", "(5,)")),
+    "bias, evaluating": (evaluate(X, STATS, None, jnp.ones(5)), wrong_shape("bias", "(5,)")),
+    "bias, axis left": (
+        train(X, jn.init_running_stats(5), None, jnp.ones(4), feature_axes=1),
+        wrong_shape("bias", "(4,)", "(5,)", "(1,)"),
+    ),
+    "scale, features": (
+        train(X, jn.init_running_stats((5, 4)), jnp.ones((4, 5)), feature_axes=(1, 2)),
+        wrong_shape("scale", "(4, 5)", "(5, 4)", "(1, 2)"),
+    ),
+    "stats": (train(X, jn.init_running_stats(5)), wrong_shape("stats.mean", "(5,)")),
+    "stats, evaluating": (evaluate(X, jn.init_running_stats(5)), wrong_shape("stats.mean", "(5,)")),
+    "stats, var": (
+        train(X, jn.RunningStats(jnp.zeros(4), jnp.ones(5))),
+        wrong_shape("stats.var", "(5,)"),
+    ),
+    "stats, layer": (layer(variables=variables_of(5)), wrong_shape("stats.mean", "(5,)")),
+    # type of statistics
+    "stats, tuple": (train(X, (jnp.zeros(4), jnp.ones(4))), no_stats("tuple")),
+    "stats, dict": (evaluate(X, {"mean": jnp.zeros(4)}), no_stats("dict")),
+    "stats, None": (train(X, None), no_stats("NoneType")),
+    "stats, moments": (train(X, jn.moments(X, (0, 1))), no_stats("Moments")),
+    "stats, real": (train(COMPLEX), REAL_STATS),
+    "stats, real, evaluating": (evaluate(COMPLEX), REAL_STATS),
+    "stats, integer": (lambda: jn.init_running_stats(4, jnp.int32), INTEGER_STATS),
+    "stats, integers": (
+        train(X, jn.RunningStats(jnp.zeros(4, int), jnp.ones(4, int))),
+        INTEGER_STATS,
+    ),
+    # mask
+    "mask": (train(mask=jnp.ones(6, bool)), wrong_mask("(6,)")),
+    "mask, moments": (lambda: jn.moments(X, 0, mask=jnp.ones((6, 5), bool)), wrong_mask("(6, 5)")),
+    "mask, dims": (train(mask=jnp.ones((1, 6, 5, 4), bool)), wrong_mask("(1, 6, 5, 4)")),
+    "mask, larger than x": (
+        train(X[:1], mask=jnp.ones((6, 5, 4), bool)),
+        wrong_mask("(6, 5, 4)", "(1, 5, 4)", "(1, 1, 1)"),
+    ),
+    "mask, layer": (layer(mask=jnp.ones((5, 6, 1), bool)), wrong_mask("(5, 6, 1)")),
+    "mask, float": (train(mask=jnp.ones((6, 1, 1))), float_mask("float32")),
+    "mask, float, layer": (layer(mask=jnp.ones((6, 1, 1), jnp.bfloat16)), float_mask("bfloat16")),
+    "mask, complex": (lambda: jn.moments(X, 0, mask=COMPLEX), float_mask("complex64")),
+    # axes
+    "axis": (train(feature_axes=3), out_of_range("feature_axes", 3, "3")),
+    "axis, negative": (evaluate(feature_axes=(1, -4)), out_of_range("feature_axes", -4, "(1, -4)")),
+    "axis, layer": (layer(axis=7), out_of_range("axis", 7, "7")),
+    "axis, moments": (lambda: jn.moments(X, 3), out_of_range("reduction_axes", 3, "3")),
+    "axis, pool": (lambda: jn.pool(jn.moments(X, 0), 3), out_of_range("axes", 3, "3")),
+    "axis, twice": (train(feature_axes=(1, -2)), repeated("feature_axes", "(1, -2)", "(1, 1)")),
+    "axis, twice, layer": (layer(axis=(2, 0, -1)), repeated("axis", "(2, 0, -1)", "(0, 2, 2)")),
+    "axis, twice, moments": (
+        lambda: jn.moments(X, (0, 0)),
+        repeated("reduction_axes", "(0, 0)", "(0, 0)"),
+    ),
+    "axis, float": (train(feature_axes=1.0), not_an_integer("feature_axes", "1.0")),
+    "axis, None": (train(feature_axes=None), not_an_integer("feature_axes", "None")),
+    "axis, name": (layer(axis="channels"), not_an_integer("axis", "'channels'")),
+    "axis, nested": (lambda: jn.pool(moments(4), NESTED), not_an_integer("axes", "[[0]]")),
+    "axis, scalar": (train(X[0, 0, 0], jn.init_running_stats(())), no_axes("feature_axes")),
+    "axis, scalar, layer": (layer(X[0, 0, 0]), no_axes("axis")),
+    # epsilon
+    "epsilon": (train(epsilon=-1e-5), bad_epsilon("-1e-05")),
+    "epsilon, NaN": (train(epsilon=NAN), bad_epsilon("nan")),
+    "epsilon, NumPy": (train(epsilon=np.float32(-1)), bad_epsilon("-1.0")),
+    "epsilon, evaluating": (evaluate(epsilon=-1), bad_epsilon("-1")),
+    "epsilon, layer": (layer(epsilon=-1.0), bad_epsilon("-1.0")),
+    # momentum
+    "momentum": (train(momentum=1.5), bad_momentum("1.5")),
+    "momentum, negative": (train(momentum=-0.1), bad_momentum("-0.1")),
+    "momentum, NaN": (train(momentum=NAN), bad_momentum("nan")),
+    "momentum, NumPy": (train(momentum=np.float32(2)), bad_momentum("2.0")),
+    "momentum, layer": (layer(momentum=10), bad_momentum("10")),
+    "momentum, None": (train(momentum=None), NO_COUNT),
+    "momentum, update": (
+        lambda: jn.update_running_stats(STATS, jn.moments(X, (0, 1)), momentum=2.0),
+        bad_momentum("2.0"),
+    ),
+    # dtypes
+    "dtype": (train(dtype=jnp.int32), bad_dtype("int32")),
+    "dtype, bool": (evaluate(dtype=bool), bad_dtype("bool")),
+    "dtype, layer": (layer(dtype=jnp.int8), bad_dtype("int8")),
+    "dtype, real": (train(COMPLEX, COMPLEX_STATS, dtype=jnp.float32), REAL_RESULT),
+    "dtype, real, layer": (layer(COMPLEX, dtype=jnp.float32), REAL_RESULT),
+    # moments
+    "combine": (lambda: jn.combine(jn.moments(X, 0), jn.moments(X, 1)), OTHER_SHAPES),
+    "update, size": (
+        lambda: jn.update_running_stats(STATS, jn.moments(X, 0)),
+        other_moments("(4,)", "(1, 5, 4)"),
+    ),
+    "update, complex": (
+        lambda: jn.update_running_stats(STATS, moments(1, 1, 4, dtype=jnp.complex64)),
+        COMPLEX_MOMENTS,
+    ),
+    "update, order": (
+        lambda: jn.update_running_stats(jn.init_running_stats((4, 5)), jn.moments(X, 0)),
+        other_moments("(4, 5)", "(1, 5, 4)"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_message(case: str) -> None:
+    """The whole text of the ValueError."""
+    call, message = ERRORS[case]
+    with pytest.raises(ValueError, match=r".") as raised:
+        call()
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("case", [c for c in ERRORS if c.split(", ")[0] != "stats"])
+def test_message_under_jit(case: str) -> None:
+    """Tracing raises the same, so nothing is found out only after compilation."""
+    call, message = ERRORS[case]
+    with pytest.raises(ValueError, match=r".") as raised:
+        jax.jit(call)()
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda **typo: jn.batch_norm(X, STATS, **typo),
+        lambda **typo: jn.batch_norm_inference(X, STATS, **typo),
+        lambda **typo: jn.moments(X, 0, **typo),
+        lambda **typo: jn.update_running_stats(STATS, jn.moments(X, (0, 1)), **typo),
+        lambda **typo: jn.init_running_stats(4, **typo),
+        lambda **typo: jn.RunningStats(X, X, **typo),
+        lambda **typo: jnl.BatchNorm(**typo),
+        lambda **typo: jnl.BatchNorm(True).init(jax.random.key(0), X, **typo),
+    ],
+    ids=["train", "eval", "moments", "update", "init", "RunningStats", "BatchNorm", "call"],
+)
+def test_typo_in_a_keyword(call: Callable[..., Any]) -> None:
+    """A misspelt option is a TypeError that names it; nothing swallows it."""
+    with pytest.raises(TypeError, match="'epsilonn'"):
+        call(epsilonn=1e-3)
+
+
+def test_options_are_keywords() -> None:
+    """What follows scale and bias cannot be given by position, where its order would be guessed."""
+    with pytest.raises(TypeError, match="positional"):
+        jn.batch_norm(X, STATS, None, None, -1)  # pyright: ignore[reportCallIssue]
+
+
+def test_wrong_parameters_of_a_layer_are_refused_as_by_flax() -> None:
+    """Parameters of another shape are Flax's own error, which names the variable."""
+    variables = {**variables_of(4), "params": {"scale": jnp.ones(5), "bias": jnp.ones(4)}}
+    texts = []
+    for norm in (jnl.BatchNorm, nn.BatchNorm):
+        with pytest.raises(Exception, match='parameter "scale"') as raised:
+            norm(True).apply(variables, X)
+        texts.append((raised.type, str(raised.value)))
+    assert texts[0] == texts[1]
+
+
+def test_every_error_of_the_package_is_here() -> None:
+    """A new ``raise ValueError`` needs a row above: its constant words must be in some tested message."""
+    messages = [message for _, message in ERRORS.values()]
+    untested = []
+    for path in Path(jn.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Raise(exc=ast.Call(func=ast.Name(id="ValueError"), args=[text])):
+                    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+                    words = [p.value for p in parts if isinstance(p, ast.Constant)]
+                    if not any(all(str(w) in m for w in words) for m in messages):
+                        untested.append(f"{path.name}:{node.lineno}")
+    assert untested == []

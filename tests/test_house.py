@@ -1,0 +1,229 @@
+"""The rules of the house: what is public, who imports whom, and that every example is true."""
+
+import ast
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import pytest
+
+import jaxnorm
+import jaxnorm.linen
+
+ROOT = Path(jaxnorm.__file__).parents[1]
+PACKAGE = ROOT / "jaxnorm"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = ["jaxnorm", *(m.name for m in pkgutil.walk_packages(jaxnorm.__path__, "jaxnorm."))]
+PUBLIC = {
+    "jaxnorm": [
+        "Moments",
+        "RunningStats",
+        "batch_norm",
+        "batch_norm_inference",
+        "combine",
+        "init_running_stats",
+        "moments",
+        "pool",
+        "update_running_stats",
+    ],
+    "jaxnorm.linen": ["BatchNorm"],
+}
+OBJECTS = [getattr(importlib.import_module(m), n) for m, names in PUBLIC.items() for n in names]
+FUNCTIONS = [o for o in OBJECTS if inspect.isfunction(o)]
+
+# Which layers of the package a layer may import. "" is the package itself.
+MAY_IMPORT = {
+    "": {"core", "norms"},
+    "core": {"core"},
+    "kernels": {"core", "kernels"},
+    "norms": {"core", "kernels", "norms"},
+    "linen": {"core", "norms", "linen"},
+    "nnx": {"core", "norms", "nnx"},
+    "tools": {"", "core", "kernels", "norms", "linen", "nnx", "tools"},
+}
+MAY_IMPORT_FLAX = {"linen", "nnx", "tools"}
+# What a layer that only stores variables needs of jax.numpy: dtypes, and arrays from what it is given.
+OF_JNP = {"asarray", "complex64", "complexfloating", "dtype", "float32", "issubdtype"}
+ARITHMETIC = {"cumsum", "dot", "max", "mean", "min", "prod", "std", "sum", "var"}
+
+
+def name_of(path: Path) -> str:
+    """A file's path inside the repository: the id of its test."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def layer_of(path: Path) -> str:
+    """The subpackage that a file is in; "" at the top."""
+    return path.relative_to(PACKAGE).parts[0] if path.parent != PACKAGE else ""
+
+
+def imports(path: Path) -> Iterator[tuple[str, ...]]:
+    """Absolute names of the modules that a file imports, also inside functions, in parts."""
+    package = path.parent.relative_to(ROOT).parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*base, *(node.module.split(".") if node.module else ()))
+            # from .. import name: the name may be a module
+            yield from ((*module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names(module: str) -> None:
+    """What can be imported without an underscore is what DESIGN section 2 lists, and nothing else."""
+    members = vars(importlib.import_module(module)).items()
+    found = [n for n, o in members if not n.startswith("_") and not isinstance(o, ModuleType)]
+    assert sorted(found) == PUBLIC[module]
+
+
+def test_modules_are_private() -> None:
+    """Every module but the public ones and their layers is underscored, so none is shadowed."""
+    public = {m for m in MODULES if not any(p.startswith("_") for p in m.split("."))}
+    layers = {f"jaxnorm.{layer}" for layer in MAY_IMPORT if layer}
+    assert public - {"jaxnorm"} <= layers
+
+
+def test_import_does_not_need_flax() -> None:
+    """`import jaxnorm` imports no Flax."""
+    program = "import sys, jaxnorm; sys.exit('flax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_layers(path: Path) -> None:
+    """A layer imports the layers under it only, and Flax only where modules are made."""
+    layer = layer_of(path)
+    for module in imports(path):
+        if module[:1] == ("jaxnorm",):
+            inner = module[1] if len(module) > 1 and module[1] in MAY_IMPORT else ""
+            assert inner in MAY_IMPORT[layer], f"{layer or 'jaxnorm'} imports {'.'.join(module)}"
+        assert module[:1] != ("flax",) or layer in MAY_IMPORT_FLAX, f"imports {'.'.join(module)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_file_size(path: Path) -> None:
+    """A file that can be read at one sitting."""
+    assert len(path.read_text().splitlines()) <= 300
+
+
+def sums_in(source: str) -> list[str]:
+    """What in ``source`` calculates with arrays: operators, and what it takes from jax.numpy or lax."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.BinOp(op=ast.BitOr()):  # a union of types
+                continue
+            case ast.BinOp() | ast.AugAssign() | ast.UnaryOp(op=ast.Invert()):
+                found.append(ast.unparse(node))
+            case ast.Attribute(value=ast.Name(id="jnp"), attr=name) if name not in OF_JNP:
+                found.append(ast.unparse(node))
+            case ast.Name(id="lax") | ast.Attribute(value=ast.Name(id="jax"), attr="lax"):
+                found.append(ast.unparse(node))
+            case ast.Call(func=ast.Attribute(attr=name)) if name in ARITHMETIC:
+                found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if layer_of(f) in ("linen", "nnx")], ids=name_of)
+def test_modules_hold_no_arithmetic(path: Path) -> None:
+    """The modules create variables, call the function and store state: they calculate nothing."""
+    assert sums_in(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["y = x - mean", "x *= s", "jnp.mean(x)", "x.mean()", "jax.lax.psum(x)", "lax.rsqrt(x)"],
+)
+def test_arithmetic_is_seen(source: str) -> None:
+    """The rule above does see arithmetic, and lets annotations and dtypes be."""
+    assert sums_in(source)
+    assert not sums_in("x: int | None = jnp.asarray(y, jnp.float32)")
+
+
+@pytest.mark.parametrize("thing", OBJECTS, ids=lambda o: o.__name__)
+def test_docstring_has_an_example(thing: Any) -> None:
+    """Every public name shows how it is used, in an example that `test_doctests` runs."""
+    assert ">>> " in (inspect.getdoc(thing) or "")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_docstring_of_a_function(function: Any) -> None:
+    """It says what each argument is, in order, what is returned, and what is refused."""
+    doc = inspect.getdoc(function) or ""
+    sections = dict(re.findall(r"^(Args|Returns|Raises|Example):\n((?:(?: .*)?\n?)+)", doc, re.M))
+    assert list(sections) == ["Args", "Returns", "Raises", "Example"]
+    described = re.findall(r"^ {4}(\w+): ", sections["Args"], re.M)
+    assert described == list(inspect.signature(function).parameters)
+    assert "ValueError: " in sections["Raises"]
+
+
+def test_docstring_of_a_module_class() -> None:
+    """A module class describes each of its fields, in order."""
+    doc = inspect.getdoc(jaxnorm.linen.BatchNorm) or ""
+    described = re.findall(
+        r"^ {4}(\w+): ", doc[doc.index("Attributes:") : doc.index("Example:")], re.M
+    )
+    fields = [n for n in inspect.signature(jaxnorm.linen.BatchNorm).parameters]
+    assert described == [n for n in fields if n not in ("parent", "name")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_doctests(module: str) -> None:
+    """Every example of the package prints what it says, under strict promotion too."""
+    report = io.StringIO()
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    for test in doctest.DocTestFinder().find(importlib.import_module(module)):
+        runner.run(test, out=report.write)
+    assert runner.summarize(verbose=False).failed == 0, report.getvalue()
+
+
+def pages() -> list[Path]:
+    """What is written for users outside the package."""
+    return [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.exists()]
+
+
+def snippets() -> list[Any]:
+    """What must run by itself, named by page and line: a block of README.md, or all blocks of a page."""
+    found = []
+    for page in pages():
+        text, blocks = page.read_text(), []
+        for block in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S):
+            line = text[: block.start()].count("\n") + 2
+            if page.name == "README.md" or not blocks:
+                blocks.append((line, block[1]))
+            else:  # a page of the documentation is read from its top
+                blocks[-1] = (blocks[-1][0], blocks[-1][1] + block[1])
+        found += [pytest.param(b, id=f"{name_of(page)}:{line}") for line, b in blocks]
+    return found or [pytest.param(None, id="none")]
+
+
+@pytest.mark.parametrize("snippet", snippets())
+def test_snippets(snippet: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The python blocks of README.md and of each page run, with the promotion that users have."""
+    if snippet is None:
+        pytest.skip("README.md and docs/ have no python block yet")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        if ">>> " in snippet:
+            test = doctest.DocTestParser().get_doctest(snippet, namespace, "snippet", None, 0)
+            assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
+        else:
+            exec(compile(snippet, "snippet", "exec"), namespace)
