@@ -6,7 +6,7 @@
 - `statistics_gap`: how far the running statistics of each layer are from those of a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 
 CHUNK = 512  # images in one call; also the largest batch whose statistics are tried
 
-Variables = dict[str, Any]
+Variables = Mapping[str, Any]
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int32]
 

@@ -53,7 +53,7 @@ class Case:
         """Random numbers of this case's own."""
         return np.random.default_rng(zlib.crc32(self.name.encode()))
 
-    def mask(self) -> np.ndarray | None:
+    def mask(self) -> Any:
         """The mask, or None."""
         return None if self.mask_name is None else MASKS[self.mask_name](self.shape, self.rng())
 

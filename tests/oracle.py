@@ -91,12 +91,9 @@ class BatchNorm:
         """Their derivative along ``along``, from the chain rule through μ and σ²."""
         z = self._known(at)
         dx, dmean, dvar, dgamma, dbeta = self._known_direction(along, z)
-        total = np.where(z.counts, dx, 0).sum(z.axes, keepdims=True)
-        dmu = total / z.n
-        dsigma2 = 2 * (
-            np.where(z.counts, z.centered.conj() * dx, 0).real.sum(z.axes, keepdims=True)
-        )
-        dsigma2 = dsigma2 / z.n
+        dmu = np.where(z.counts, dx, 0).sum(z.axes, keepdims=True) / z.n
+        along_x: Any = np.where(z.counts, 2 * z.centered.conj() * dx, 0)
+        dsigma2 = along_x.real.sum(z.axes, keepdims=True) / z.n
         dinv = -0.5 * z.inv**3 * dsigma2
         dunit = np.where(z.unread, 0, (dx - dmu) * z.inv + z.centered * dinv)
         rho = self._old_weight(z)
@@ -118,13 +115,15 @@ class BatchNorm:
         to_mu = -z.inv * through.sum(z.axes, keepdims=True) + (1 - rho) * ct_mean
         shared = to_mu / z.n + to_sigma2 * 2 * z.centered.conj() / z.n
         dx = through * z.inv + np.where(z.counts, shared, 0)
-        old = (self._feature(rho * c, at) for c in (ct_mean, ct_var))
-        dscale = (dy * z.unit).sum(z.axes, keepdims=True)
-        dbias = dy.sum(z.axes, keepdims=True)
-        ours = Primals(dx, *old, self._feature(dscale, at), self._feature(dbias, at))
-        return Primals(
-            *(g if np.iscomplexobj(a) else g.real for g, a in zip(ours, at, strict=True))
+        ours = Primals(
+            dx,
+            self._feature(rho * ct_mean, at),
+            self._feature(rho * ct_var, at),
+            self._feature((dy * z.unit).sum(z.axes, keepdims=True), at),
+            self._feature(dy.sum(z.axes, keepdims=True), at),
         )
+        real = (g if np.iscomplexobj(a) else g.real for g, a in zip(ours, at, strict=True))
+        return Primals._make(real)
 
     def inference(self, at: Primals) -> np.ndarray:
         """Y from the running statistics."""

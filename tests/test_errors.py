@@ -62,8 +62,8 @@ def wrong_shape(name: str, came: str, needed: str = "(4,)", axes: str = "(2,)") 
     """What a parameter of another shape than the features is told."""
     return (
         f"{name} must have the shape of the feature axes; got {name} of shape {came} for x of shape "
-        f"(6, 5, 4) with feature_axes={axes}, which needs {needed}. Check feature_axes, or make {name} "
-        f"of shape {needed}."
+        f"(6, 5, 4) with feature_axes={axes}, which needs {needed}. Check feature_axes (axis, in a "
+        f"module), or make {name} of shape {needed}."
     )
 
 
@@ -78,15 +78,15 @@ def wrong_mask(shape: str, x: str = "(6, 5, 4)", needed: str = "(6, 1, 1)") -> s
 def out_of_range(name: str, axis: int, came: str) -> str:
     """What an axis that x does not have is told."""
     return (
-        f"{name} must lie in [-3, 2] for an input of rank 3; got {axis} in {name}={came}. Count the axes "
-        f"of the input, batch axis included."
+        f"{name} must lie in [-3, 2] for an array of rank 3; got {axis} in {name}={came}. Count all its "
+        f"axes, the first one included."
     )
 
 
 def no_axes(name: str) -> str:
     """What a scalar is told; not that its axes must lie in [0, -1]."""
     return (
-        f"{name} must name axes of the input; got {name}=-1 for an input of rank 0, which has none. Give "
+        f"{name} must name axes of an array; got {name}=-1 for an array of rank 0, which has none. Give "
         f"it an axis, as in x[None]."
     )
 
@@ -102,7 +102,7 @@ def not_an_integer(name: str, came: str) -> str:
 def repeated(name: str, came: str, counted: str) -> str:
     """What an axis named twice is told."""
     return (
-        f"{name} must name each axis once; got {name}={came}, which for an input of rank 3 is {counted}. "
+        f"{name} must name each axis once; got {name}={came}, which for an array of rank 3 is {counted}. "
         f"Leave out the repeated one."
     )
 
@@ -111,7 +111,8 @@ def no_stats(came: str) -> str:
     """What statistics of another type are told."""
     return (
         f"stats must be RunningStats(mean, var); got {came}. Start from "
-        f"init_running_stats(feature_shape), and pass what the last step returned."
+        f"init_running_stats(feature_shape) and pass what the last step returned; a dict or a tuple from "
+        f"a checkpoint becomes one by RunningStats(**d) or RunningStats(*t)."
     )
 
 
@@ -151,7 +152,8 @@ def other_moments(stats: str, came: str) -> str:
     """What moments of other features are told."""
     return (
         f"stats must have a mean for each feature of the moments; got stats.mean of shape {stats} for "
-        f"moments of shape {came}. Reduce over all axes but those of stats."
+        f"moments of shape {came}. Reduce over all axes but those of stats, and keep "
+        f"the order of these."
     )
 
 
@@ -164,12 +166,20 @@ REAL_STATS = (
     "init_running_stats(feature_shape, dtype=jnp.complex64)."
 )
 REAL_RESULT = (
-    "dtype must be complex for a complex input; got float32 for complex64. Ask for complex64, or take "
-    "the real part of the result yourself."
+    "dtype must be complex for a complex x, scale or bias; got float32 for complex64. "
+    "Ask for complex64, or take the real part of the result yourself."
 )
 COMPLEX_MOMENTS = (
     "stats.mean must be complex for complex moments; got float32 for a mean of complex64. Start from "
     "init_running_stats(feature_shape, dtype=jnp.complex64)."
+)
+COMPLEX_STATS_FOR_REAL = (
+    "stats.mean must be real for a real input; got complex64 for x of float32. Start from "
+    "init_running_stats(feature_shape), or make x complex."
+)
+NO_AXIS_NAME = (
+    "axis_index_groups divides the devices of axis_name; got axis_index_groups=[[0]] and "
+    "axis_name=None. Name the mapped axis, or leave the groups out."
 )
 OTHER_SHAPES = (
     "combine needs moments of one shape; got means of shape (1, 5, 4) and (6, 1, 4). Reduce both over "
@@ -209,6 +219,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "stats, moments": (train(X, jn.moments(X, (0, 1))), no_stats("Moments")),
     "stats, real": (train(COMPLEX), REAL_STATS),
     "stats, real, evaluating": (evaluate(COMPLEX), REAL_STATS),
+    "stats, complex": (train(X, COMPLEX_STATS), COMPLEX_STATS_FOR_REAL),
     "stats, integer": (lambda: jn.init_running_stats(4, jnp.int32), INTEGER_STATS),
     "stats, integers": (
         train(X, jn.RunningStats(jnp.zeros(4, int), jnp.ones(4, int))),
@@ -267,6 +278,8 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "dtype, layer": (layer(dtype=jnp.int8), bad_dtype("int8")),
     "dtype, real": (train(COMPLEX, COMPLEX_STATS, dtype=jnp.float32), REAL_RESULT),
     "dtype, real, layer": (layer(COMPLEX, dtype=jnp.float32), REAL_RESULT),
+    # devices
+    "groups": (train(axis_index_groups=NESTED), NO_AXIS_NAME),
     # moments
     "combine": (lambda: jn.combine(jn.moments(X, 0), jn.moments(X, 1)), OTHER_SHAPES),
     "update, size": (

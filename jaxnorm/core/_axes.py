@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import jax
@@ -18,24 +18,28 @@ def canonical_axes(axes: Axes, ndim: int, name: str) -> tuple[int, ...]:
         ValueError: an axis is out of range, repeated or not an integer. ``name`` is what the caller
             calls the argument.
     """
-    given = tuple(axes) if isinstance(axes, Sequence) else (axes,)
     try:
-        given = tuple(operator.index(i) for i in given)
+        given = tuple(map(operator.index, axes if isinstance(axes, Iterable) else (axes,)))
     except TypeError:
         raise ValueError(
             f"{name} must be an integer or a sequence of integers; got {axes!r}. "
             f"Name axes by number: -1 is the last."
         ) from None
+    if given and ndim == 0:
+        raise ValueError(
+            f"{name} must name axes of an array; got {name}={axes!r} for an array of rank 0, which has "
+            f"none. Give it an axis, as in x[None]."
+        )
     for axis in given:
         if not -ndim <= axis < ndim:
             raise ValueError(
-                f"{name} must lie in [{-ndim}, {ndim - 1}] for an input of rank {ndim}; "
-                f"got {axis} in {name}={axes!r}. Count the axes of the input, batch axis included."
+                f"{name} must lie in [{-ndim}, {ndim - 1}] for an array of rank {ndim}; "
+                f"got {axis} in {name}={axes!r}. Count all its axes, the first one included."
             )
     counted = sorted(axis % ndim for axis in given)
     if len(set(counted)) < len(counted):
         raise ValueError(
-            f"{name} must name each axis once; got {name}={axes!r}, which for an input of rank {ndim} "
+            f"{name} must name each axis once; got {name}={axes!r}, which for an array of rank {ndim} "
             f"is {tuple(counted)}. Leave out the repeated one."
         )
     return tuple(counted)
@@ -67,6 +71,6 @@ def against(
         raise ValueError(
             f"{name} must have the shape of the feature axes; got {name} of shape {parameter.shape} "
             f"for x of shape {x.shape} with feature_axes={feature_axes}, which needs {feature_shape}. "
-            f"Check feature_axes, or make {name} of shape {feature_shape}."
+            f"Check feature_axes (axis, in a module), or make {name} of shape {feature_shape}."
         )
     return parameter.reshape([x.shape[i] if i in feature_axes else 1 for i in range(x.ndim)])

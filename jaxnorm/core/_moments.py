@@ -130,7 +130,7 @@ def _a_value_near_the_mean(
 ) -> jax.Array:
     if mask is not None:  # any one element may be padding, so this takes a pass of its own
         (total,) = collect(jnp.where(mask, x, 0), axes=axes)
-        return total / jnp.maximum(count, 1)
+        return total / jnp.maximum(count, 1).astype(total.dtype)
     first = x
     for axis in axes:
         first = lax.slice_in_dim(first, 0, min(1, x.shape[axis]), axis=axis)

@@ -1,5 +1,7 @@
 """Normalize and affine: the one pass that writes the output."""
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -27,8 +29,9 @@ def normalize(
     infinity is read as the mean: nothing must depend on it, and 0 * NaN would.
     """
     _check_epsilon(epsilon)
+    mean = mean.astype(x.dtype)
     center = lax.stop_gradient(mean)
-    gain = lax.rsqrt(var + epsilon)
+    gain = lax.rsqrt(var + epsilon).astype(x.dtype)
     if scale is not None:
         gain = gain * scale.astype(x.dtype)
     offset = gain * (center - mean)
@@ -45,7 +48,7 @@ def normalize(
 
 
 def _check_epsilon(epsilon: float) -> None:
-    if isinstance(epsilon, (int, float)) and not epsilon >= 0:
+    if isinstance(epsilon, numbers.Real) and not float(epsilon) >= 0:
         raise ValueError(
             f"epsilon must be zero or positive; got epsilon={epsilon}. It is added to the variance "
             f"so that a constant input divides by sqrt(epsilon): 1e-5 is usual."

@@ -23,6 +23,12 @@ class Moments(NamedTuple):
 
     The axes that were reduced are kept with size 1. Where nothing was counted, mean is 0 and var is 1,
     so that normalizing with them leaves values as they are.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> m = jn.Moments(mean=jnp.zeros(3), var=jnp.ones(3), count=jnp.full(3, 32.0))
+        >>> print(jn.pool(m, 0).count)
+        [96.]
     """
 
     mean: jax.Array  # float32 or wider; complex for complex values
@@ -35,7 +41,7 @@ def moments_from_sums(
 ) -> Moments:
     """Moments of ``count`` values x, given Σ(x - shift) and Σ|x - shift|²."""
     safe_count = jnp.maximum(count, 1)
-    offset = total / safe_count
+    offset = total / safe_count.astype(total.dtype)
     var = squares / safe_count - abs_square(offset)
     # Rounding can leave a tiny negative: clip the value, but keep its derivative.
     var = var + lax.stop_gradient(jnp.maximum(var, 0) - var)
@@ -76,14 +82,19 @@ def pool(m: Moments, axes: Axes) -> Moments:
     axes = canonical_axes(axes, m.mean.ndim, "axes")
     if not axes:
         return m
-    n = _along(m.count, m.mean, axes)
+    n = _along(m, axes)
     count = n.sum(axes, keepdims=True)
-    shift = lax.stop_gradient((n * m.mean).sum(axes, keepdims=True) / jnp.maximum(count, 1))
+    shift = lax.stop_gradient(
+        (n.astype(m.mean.dtype) * m.mean).sum(axes, keepdims=True)
+        / jnp.maximum(count, 1).astype(m.mean.dtype)
+    )
     total, squares = (s.sum(axes, keepdims=True) for s in sums_about(shift, m, n))
     return moments_from_sums(shift, total, squares, count)
 
 
-def _along(count: jax.Array, mean: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def _along(m: Moments, axes: tuple[int, ...]) -> jax.Array:
+    mean, count = m.mean, jnp.asarray(m.count, m.var.dtype)
+    count = count.reshape((1,) * (mean.ndim - count.ndim) + count.shape)
     return jnp.broadcast_to(
         count, [mean.shape[i] if i in axes else k for i, k in enumerate(count.shape)]
     )
@@ -92,7 +103,7 @@ def _along(count: jax.Array, mean: jax.Array, axes: tuple[int, ...]) -> jax.Arra
 def sums_about(shift: jax.Array, m: Moments, count: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Σ(x - shift) and Σ|x - shift|² of the values that ``m`` stands for, ``count`` of them."""
     offset = m.mean - shift
-    return count * offset, count * (m.var + abs_square(offset))
+    return count.astype(offset.dtype) * offset, count * (m.var + abs_square(offset))
 
 
 def combine(a: Moments, b: Moments) -> Moments:
@@ -114,7 +125,7 @@ def combine(a: Moments, b: Moments) -> Moments:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
         >>> x = jax.random.normal(jax.random.key(0), (100, 3))
         >>> both = jn.combine(jn.moments(x[:10], 0), jn.moments(x[10:], 0))
-        >>> print(jnp.allclose(both.var, x.var(0), rtol=1e-5))
+        >>> print(jnp.allclose(both.var, x.var(0, keepdims=True), rtol=1e-5))
         True
     """
     if a.mean.shape != b.mean.shape:

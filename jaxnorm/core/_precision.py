@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 def arithmetic_dtype(*arrays: Any) -> jnp.dtype:
     """What to compute in: what ``arrays`` promote to, at least float32. None is skipped."""
-    return jnp.promote_types(_promoted(arrays), jnp.float32)
+    return promoted_dtype(*arrays, jnp.float32)
 
 
 def result_dtype(dtype: DTypeLike | None, *arrays: Any) -> jnp.dtype:
@@ -24,7 +24,7 @@ def result_dtype(dtype: DTypeLike | None, *arrays: Any) -> jnp.dtype:
     Raises:
         ValueError: ``dtype`` is not a floating or complex type, or real for complex ``arrays``.
     """
-    promoted = _promoted(arrays)
+    promoted = promoted_dtype(*arrays)
     if dtype is None:
         return promoted if jnp.issubdtype(promoted, jnp.inexact) else jnp.dtype(jnp.float32)
     if not jnp.issubdtype(dtype, jnp.inexact):
@@ -36,7 +36,7 @@ def result_dtype(dtype: DTypeLike | None, *arrays: Any) -> jnp.dtype:
         dtype, jnp.complexfloating
     ):
         raise ValueError(
-            f"dtype must be complex for a complex input; got {jnp.dtype(dtype).name} for "
+            f"dtype must be complex for a complex x, scale or bias; got {jnp.dtype(dtype).name} for "
             f"{promoted.name}. Ask for {promoted.name}, or take the real part of the result yourself."
         )
     return jnp.dtype(dtype)
@@ -55,7 +55,8 @@ def upcast(x: jax.Array, *parameters: jax.Array | None) -> jax.Array:
     return x.astype(arithmetic_dtype(x, *parameters))
 
 
-def _promoted(arrays: tuple[Any, ...]) -> jnp.dtype:
+def promoted_dtype(*arrays: Any) -> jnp.dtype:
+    """What arrays and dtypes promote to, by jax's standard rules. None is skipped."""
     # Promotion is this file's whole purpose, so a user's strict mode is not meant for it.
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*(a for a in arrays if a is not None))

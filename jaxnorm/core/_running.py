@@ -1,5 +1,6 @@
 """Running statistics: what evaluation normalizes with, moved a little by every training batch."""
 
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,12 @@ class RunningStats(NamedTuple):
 
     ``count`` is the number of batches seen. It is there for the cumulative average (``momentum=None``)
     and is otherwise None.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = jn.RunningStats(mean=jnp.array([10.0]), var=jnp.array([4.0]))
+        >>> print(jn.batch_norm_inference(jnp.array([[14.0]]), stats, epsilon=0.0))
+        [[2.]]
     """
 
     mean: jax.Array
@@ -45,11 +52,7 @@ def init_running_stats(
         >>> jn.init_running_stats(1)
         RunningStats(mean=Array([0.], dtype=float32), var=Array([1.], dtype=float32), count=None)
     """
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise ValueError(
-            f"dtype of running statistics must be floating or complex; got {jnp.dtype(dtype).name}. "
-            f"Use float32, whatever the input is."
-        )
+    _check_inexact(dtype)
     count = jnp.zeros((), jnp.int32) if cumulative else None
     return RunningStats(
         jnp.zeros(feature_shape, dtype), jnp.ones(feature_shape, real_dtype(dtype)), count
@@ -91,6 +94,7 @@ def update_running_stats(
         >>> print(jn.update_running_stats(jn.init_running_stats(1), batch, momentum=0.5, unbiased=True))
         RunningStats(mean=Array([0.5], dtype=float32), var=Array([1.5], dtype=float32), count=None)
     """
+    stats = as_arrays(stats)
     _check_update(stats, moments, momentum)
     shape = stats.mean.shape
     n = jnp.broadcast_to(moments.count, moments.mean.shape).reshape(shape)
@@ -101,7 +105,7 @@ def update_running_stats(
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:
         dtype = arithmetic_dtype(old, new)
-        weight = jnp.asarray(old_weight, real_dtype(dtype))
+        weight = jnp.asarray(old_weight).astype(dtype)
         mixed = weight * old.astype(dtype) + (1 - weight) * new.astype(dtype)
         return jnp.where(n > 0, mixed.astype(old.dtype), old)
 
@@ -120,6 +124,14 @@ def _batches_share(stats: RunningStats) -> jax.Array:
     return seen / (seen + 1)
 
 
+def as_arrays(stats: RunningStats) -> RunningStats:
+    """``stats`` of whatever a checkpoint was restored to (NumPy, lists) as arrays of jax."""
+    mean, var, count = stats
+    mean, var = jnp.asarray(mean), jnp.asarray(var)
+    _check_inexact(mean.dtype)
+    return RunningStats(mean, var, None if count is None else jnp.asarray(count))
+
+
 def running_against(
     stats: RunningStats, x: jax.Array, feature_axes: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
@@ -127,17 +139,24 @@ def running_against(
 
     Raises:
         ValueError: ``stats`` are no RunningStats, have another shape than the feature axes of ``x``, or
-            are real for a complex ``x``.
+            are real for a complex ``x`` or complex for a real one.
     """
     if not isinstance(stats, RunningStats):
         raise ValueError(
             f"stats must be RunningStats(mean, var); got {type(stats).__name__}. "
-            f"Start from init_running_stats(feature_shape), and pass what the last step returned."
+            f"Start from init_running_stats(feature_shape) and pass what the last step returned; a dict or "
+            f"a tuple from a checkpoint becomes one by RunningStats(**d) or RunningStats(*t)."
         )
+    stats = as_arrays(stats)
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(stats.mean):
         raise ValueError(
             f"stats.mean must be complex for a complex input; got {stats.mean.dtype.name} for x of "
             f"{x.dtype.name}. Start from init_running_stats(feature_shape, dtype=jnp.complex64)."
+        )
+    if jnp.iscomplexobj(stats.mean) and not jnp.iscomplexobj(x):
+        raise ValueError(
+            f"stats.mean must be real for a real input; got {stats.mean.dtype.name} for x of "
+            f"{x.dtype.name}. Start from init_running_stats(feature_shape), or make x complex."
         )
     mean = against(stats.mean, x, feature_axes, "stats.mean")
     var = against(stats.var, x, feature_axes, "stats.var")
@@ -145,15 +164,31 @@ def running_against(
     return mean, var
 
 
+def _check_inexact(dtype: DTypeLike) -> None:
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(
+            f"dtype of running statistics must be floating or complex; got {jnp.dtype(dtype).name}. "
+            f"Use float32, whatever the input is."
+        )
+
+
 def _check_update(stats: RunningStats, moments: Moments, momentum: Any) -> None:
-    if isinstance(momentum, (int, float)) and not 0 <= momentum <= 1:
+    if isinstance(momentum, numbers.Real) and not 0 <= float(momentum) <= 1:
         raise ValueError(
             f"momentum must lie in [0, 1]; got momentum={momentum}. It is the weight of the old value: "
             f"0.99 moves slowly, and PyTorch's 0.1 is 0.9 here."
         )
-    if stats.mean.size != moments.mean.size:
+    if jnp.iscomplexobj(moments.mean) and not jnp.iscomplexobj(stats.mean):
+        raise ValueError(
+            f"stats.mean must be complex for complex moments; got {stats.mean.dtype.name} for a mean of "
+            f"{moments.mean.dtype.name}. Start from init_running_stats(feature_shape, dtype=jnp.complex64)."
+        )
+    sizes, needed = (
+        [k for k in shape if k != 1] for shape in (stats.mean.shape, moments.mean.shape)
+    )
+    if sizes != needed:
         raise ValueError(
             f"stats must have a mean for each feature of the moments; got stats.mean of shape "
             f"{stats.mean.shape} for moments of shape {moments.mean.shape}. "
-            f"Reduce over all axes but those of stats."
+            f"Reduce over all axes but those of stats, and keep the order of these."
         )

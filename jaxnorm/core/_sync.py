@@ -23,11 +23,16 @@ def pool_over_devices(
     so the backward pass has one.
     """
     if axis_name is None:
+        if axis_index_groups is not None:
+            raise ValueError(
+                f"axis_index_groups divides the devices of axis_name; got axis_index_groups="
+                f"{axis_index_groups} and axis_name=None. Name the mapped axis, or leave the groups out."
+            )
         return m
-    names = axis_name if isinstance(axis_name, str) else tuple(axis_name)
+    names = tuple(axis_name) if isinstance(axis_name, list) else axis_name
     over_devices = partial(lax.psum, axis_name=names, axis_index_groups=axis_index_groups)
     n = jnp.broadcast_to(m.count, m.mean.shape)
-    count, total = lax.stop_gradient(over_devices((n, n * m.mean)))
-    shift = keep(total / jnp.maximum(count, 1))
+    count, total = lax.stop_gradient(over_devices((n, n.astype(m.mean.dtype) * m.mean)))
+    shift = keep(total / jnp.maximum(count, 1).astype(total.dtype))
     total, squares = over_devices(sums_about(shift, m, n))
     return moments_from_sums(shift, keep(total), keep(squares), keep(count))

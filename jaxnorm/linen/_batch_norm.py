@@ -10,6 +10,7 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import canonical_axes
+from ..core._precision import promoted_dtype
 from ..core._running import RunningStats, init_running_stats
 from ..norms._batch_norm import batch_norm, batch_norm_inference
 
@@ -99,7 +100,7 @@ class BatchNorm(nn.Module):
         x = jnp.asarray(x)
         axes = canonical_axes(self.axis, x.ndim, "axis")
         shape = tuple(x.shape[i] for i in axes)
-        stats = self._running_stats(shape, x.dtype)
+        stats = self._running_stats(shape, x.dtype, evaluating)
         scale = (
             self.param("scale", self.scale_init, shape, self.param_dtype)
             if self.use_scale
@@ -129,12 +130,17 @@ class BatchNorm(nn.Module):
                 variable.value = getattr(updated, name)
         return y
 
-    def _running_stats(self, shape: tuple[int, ...], x_dtype: Any) -> dict[str, nn.Variable]:
+    @nn.nowrap
+    def _running_stats(
+        self, shape: tuple[int, ...], x_dtype: Any, evaluating: bool
+    ) -> dict[str, nn.Variable]:
         """The variables of `RunningStats`, created on first use."""
         dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
         if jnp.issubdtype(x_dtype, jnp.complexfloating):
-            dtype = jnp.promote_types(dtype, jnp.complex64)
-        fresh = init_running_stats(shape, dtype, cumulative=self.momentum is None)
+            dtype = promoted_dtype(jnp.dtype(dtype), jnp.complex64)
+        # Evaluation reads no count, so a checkpoint need not have one.
+        counting = self.momentum is None and (self.is_initializing() or not evaluating)
+        fresh = init_running_stats(shape, dtype, cumulative=counting)
         names = [name for name, value in fresh._asdict().items() if value is not None]
         return {
             name: self.variable("batch_stats", name, lambda value: value, getattr(fresh, name))

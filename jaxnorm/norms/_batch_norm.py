@@ -81,8 +81,9 @@ def batch_norm(
     def norm(
         x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, mask: jax.Array | None
     ) -> tuple[jax.Array, Moments]:
-        x = upcast(x, scale, bias)
+        x = upcast(x)
         m = reduce_moments(x, complement(features, x.ndim), mask, axis_name, axis_index_groups)
+        x = upcast(x, scale, bias)
         y = normalize(x, m.mean, m.var, scale, bias, epsilon=epsilon, mask=mask)
         return y.astype(y_dtype), m
 

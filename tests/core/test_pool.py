@@ -13,7 +13,7 @@ from tests.cases import draw
 from tests.oracle import assert_close
 
 
-def parts(*sizes: int, dtype: str = "float32") -> list[np.ndarray]:
+def parts(*sizes: int, dtype: str = "float32") -> list[Any]:
     """Values with a mean of their own per part."""
     rng = np.random.default_rng(0)
     return [draw(rng, (n, 3), dtype, 5.0 * i, i + 1.0) for i, n in enumerate(sizes)]
@@ -72,9 +72,12 @@ def test_pool_along_axes_of_the_statistics(axes: Any) -> None:
     rng = np.random.default_rng(0)
     x = draw(rng, (3, 4, 5, 2), "float32", 3.0)
     mask = rng.random(x.shape) < 0.7
-    m = jn.moments(x, 2, mask=jnp.asarray(mask))
+    m = jax.jit(lambda x: jn.moments(x, 2, mask=jnp.asarray(mask)))(x)
     taken = axes if isinstance(axes, tuple) else (axes,)
-    check(jn.pool(m, axes), oracle.moments(x, (2, *(i for i in taken if i != 2)), mask))
+    check(
+        jax.jit(lambda m: jn.pool(m, axes))(m),
+        oracle.moments(x, (2, *(i for i in taken if i != 2)), mask),
+    )
 
 
 def test_pool_where_the_count_is_shared() -> None:
@@ -88,7 +91,7 @@ def test_pool_where_the_count_is_shared() -> None:
 def test_variances_are_not_averaged() -> None:
     """Replicas whose own variance is 0.96 have 5.97 together: their means differ."""
     replicas = np.random.default_rng(3).standard_normal((4, 32)) + 2.0 * np.arange(4)[:, None]
-    m = jn.moments(replicas.astype(np.float32), 1)
+    m = jn.moments(jnp.asarray(replicas, jnp.float32), 1)
     truth = replicas.var()
     assert abs(float(m.var.mean()) - truth) > 4  # what averaging by hand gives
     np.testing.assert_allclose(jn.pool(m, 0).var, [[truth]], rtol=1e-5)
@@ -98,7 +101,7 @@ def test_variances_are_not_averaged() -> None:
 
 def test_far_from_zero() -> None:
     """Pooling at mean/std = 1e4 keeps the variance to 1e-3."""
-    x = (1e4 + np.random.default_rng(0).standard_normal((50, 20, 3))).astype(np.float32)
+    x = draw(np.random.default_rng(0), (50, 20, 3), "float32", 1e4)
     m = jn.pool(jn.moments(x, 1), 0)
     np.testing.assert_allclose(m.var[0, 0], x.astype(np.float64).var((0, 1)), rtol=1e-3)
 
@@ -114,11 +117,11 @@ def test_derivatives_of_combine() -> None:
 
     n, m = 11, oracle.moments(np.concatenate([a, b]), 0)
     for jac in (jax.grad, jax.jacfwd):
-        for got, x in zip(jac(combined, (0, 1))(a, b), (a, b), strict=True):
+        for got, x in zip(jax.jit(jac(combined, (0, 1)))(a, b), (a, b), strict=True):
             assert_close(got, (w[0] + 2 * w[1] * (np.float64(x) - m.mean)) / n)
     da, db = a + 1, 2 * b
-    got = jax.jvp(combined, (a, b), (da, db))[1]
-    gradients = jax.grad(combined, (0, 1))(a, b)
+    got = jax.jit(lambda: jax.jvp(combined, (a, b), (da, db))[1])()
+    gradients = jax.jit(jax.grad(combined, (0, 1)))(a, b)
     want = sum((np.float64(g) * d).sum() for g, d in zip(gradients, (da, db), strict=True))
     np.testing.assert_allclose(got, want, rtol=1e-5)
 

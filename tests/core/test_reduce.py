@@ -52,10 +52,10 @@ def test_sums_of_every_size(size: int) -> None:
         middle = jnp.stack([first, -first, 3 * first])
         return [
             (collect(a, a * a, axes=axes), (a, a * a))
-            for a, axes in ((first, (0,)), (last, (1,)), (middle, (1,)), (middle, (0, 1)))
+            for a, axes in ((first, (0,)), (last, (1,)), (middle, (0, 1)))
         ]
 
-    for (got, arrays), axes in zip(sums(long), ((0,), (1,), (1,), (0, 1)), strict=True):
+    for (got, arrays), axes in zip(sums(long), ((0,), (1,), (0, 1)), strict=True):
         assert_sums(got, arrays, axes)
 
 

@@ -104,7 +104,7 @@ def test_derivatives() -> None:
         stats = jn.RunningStats(old, jnp.ones(3))
         return jn.update_running_stats(stats, jn.moments(x, 0), momentum=momentum).mean
 
-    by_old, by_x, by_momentum = jax.jacfwd(f, (0, 1, 2))(old, x, jnp.float32(0.75))
+    by_old, by_x, by_momentum = jax.jit(jax.jacfwd(f, (0, 1, 2)))(old, x, jnp.float32(0.75))
     assert_close(by_old, 0.75 * np.eye(3))
     assert_close(by_x, np.broadcast_to(0.25 / 8 * np.eye(3)[:, None], (3, 8, 3)))
     assert_close(by_momentum, np.float64(old) - np.float64(x).mean(0))

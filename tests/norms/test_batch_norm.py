@@ -166,12 +166,10 @@ def test_dtype_is_of_the_output_alone(x_dtype: str, dtype: str) -> None:
 
 # --- extremes ------------------------------------------------------------------------------------
 
-SHAPES = [(40009, 3), (64, 28, 28, 3), (5, 40009, 3), (301, 3)]
-
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kind", ["offset", "outlier_first", "small_outlier_first", "drift"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [(40009, 3), (64, 28, 28, 3), (5, 40009, 3)], ids=str)
 def test_variance_is_stable(shape: tuple[int, ...], kind: str, masked: bool) -> None:
     """At mean/std = 1e4 the variance has a relative error below 1e-3, whatever comes first."""
     rng = np.random.default_rng(0)
@@ -229,7 +227,6 @@ def test_padding_is_never_read(shape: tuple[int, ...], fill: float) -> None:
     """What stands in masked places reaches no statistic, no other element and no gradient."""
     case = Case(f"padding{shape}", shape, mask_name="full")
     at, mask = case.primals(), case.mask()
-    assert mask is not None
     filled = at._replace(x=np.where(mask, at.x, np.float32(fill)))
     norm = oracle_of(case)
     along = case.tangents()
@@ -251,7 +248,6 @@ def test_cotangents_of_nan_padding() -> None:
     """An output that is the bias whatever x is passes no gradient on, to no element of x."""
     case = Case("padding", (17, 3), mask_name="full")
     at, mask = case.primals(), case.mask()
-    assert mask is not None
     at = at._replace(x=np.where(mask, at.x, np.float32(np.nan)))
     _, _, gradients, cotangents = derivatives(train(case), at, case.tangents())
     for got, want in zip(gradients, oracle_of(case).gradient(at, cotangents), strict=True):
@@ -266,7 +262,8 @@ def test_nothing_counted(shape: tuple[int, ...], momentum: float | None) -> None
     x = jnp.asarray(draw(rng, shape, "float32"))
     mask = jnp.zeros((shape[0],) + (1,) * (len(shape) - 1), bool)
     count = jnp.array(3, jnp.int32) if momentum is None else None
-    stats = jn.RunningStats(*(jnp.asarray(draw(rng, (3,), "float32") + 5) for _ in "mv"), count)
+    mean, var = jnp.asarray(draw(rng, (2, 3), "float32", 5.0))
+    stats = jn.RunningStats(mean, var, count)
 
     def f(x: jax.Array) -> Any:
         return jn.batch_norm(x, stats, mask=mask, momentum=momentum, unbiased=True)
