@@ -30,9 +30,8 @@ from flax.training import train_state
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from . import data, measure, plots
+from . import data, measure, report
 from .models import CNN, Norm, Place, ResNet20
 from .runs import Run, RunError, free_name, interruptible
 
@@ -280,6 +279,7 @@ def fit(training: Training, state: TrainState, metrics: list[dict[str, Any]]) ->
                 if interruption.asked and i < training.steps_per_epoch:
                     training.run.save(state)
                     return None
+            bar.remove_task(task)
             seconds = time.perf_counter() - start
             metrics.append(measured_epoch(training, state, epoch + 1, seconds, first))
             state = state.replace(totals=jnp.zeros_like(state.totals))
@@ -348,45 +348,24 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def report(training: Training, state: TrainState, metrics: list[dict[str, Any]]) -> None:
-    """Measures on all held-out images; prints the table, draws the pictures."""
+def finish(training: Training, state: TrainState, metrics: list[dict[str, Any]]) -> None:
+    """Measures on all held-out images; prints the tables, draws the pictures."""
     dataset, folder = training.dataset, training.run.folder
     measured = evaluate(training.model, state, dataset.test_images, dataset.test_labels)
     training.run.write("results.json", json.dumps(measured, indent=2))
-    console.print(accuracy_table(measured))
+    console.print(report.accuracy_table(measured))
     if measured["gap"]:
-        console.print(gap_table(measured))
+        console.print(report.gap_table(measured))
     norm = {"batch": "with batch norm", "none": "without a norm"}[training.settings.norm]
-    title = f"{training.settings.model} {norm} on {dataset.name}".replace("cnn", "CNN")
-    if metrics:
-        plots.draw_curves(metrics, title, folder / "curves.png")
-    if measured["batch"]:
-        path = folder / "train_vs_eval.png"
-        by_size = {int(size): accuracy for size, accuracy in measured["batch"].items()}
-        plots.draw_train_vs_eval(measured["running"], by_size, title, path)
-    console.print(f"Pictures, metrics and checkpoint: {folder}/", soft_wrap=True)
-
-
-def accuracy_table(measured: dict[str, Any]) -> Table:
-    """Accuracy with each kind of statistics."""
-    table = Table(title=f"Accuracy on {measured['images']:,} held-out images", title_justify="left")
-    table.add_column("normalized with")
-    table.add_column("accuracy", justify="right")
-    table.add_row("running statistics (eval mode)", f"{measured['running']:.2%}")
-    for size, accuracy in measured["batch"].items():
-        table.add_row(f"statistics of batches of {size} (train mode)", f"{accuracy:.2%}")
-    return table
-
-
-def gap_table(measured: dict[str, Any]) -> Table:
-    """Running statistics of each layer against those of a batch."""
-    table = Table(title="Running statistics against a batch of 512", title_justify="left")
-    table.add_column("layer")
-    table.add_column("mean is off by", justify="right")
-    table.add_column("std differs by", justify="right")
-    for gap in measured["gap"]:
-        table.add_row(gap["layer"], f"{gap['mean']:.3f} std", f"{gap['std'] - 1:.1%}")
-    return table
+    title = f"{training.settings.model.upper()} {norm} on {dataset.name}"
+    report.draw(metrics, measured, title, folder)
+    seconds = sum(epoch["seconds"] for epoch in metrics)
+    console.print(
+        f"{len(metrics)} epochs took {seconds:,.0f} s of training. "
+        f"Pictures, metrics and checkpoint are in {folder}/",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -423,8 +402,8 @@ class Train:
             training, state = prepare(settings, run, self.data_dir)
             run.start(dataclasses.asdict(settings))
             metrics = []
-        finished = fit(training, state, metrics)
-        if finished is None:
+        trained = fit(training, state, metrics)
+        if trained is None:
             again = (
                 f"python -m examples.cifar10 train --runs {self.runs} --name {run.name} --resume"
             )
@@ -432,7 +411,7 @@ class Train:
                 f"Interrupted; a checkpoint is saved. Continue with\n  {again}", soft_wrap=True
             )
             return 130
-        report(training, finished, metrics)
+        finish(training, trained, metrics)
         return 0
 
 
@@ -451,7 +430,7 @@ class Evaluate:
         """Measure; the program's exit status."""
         run = Run(self.runs, self.name)
         training, state = prepare(resumed(None, run), run, self.data_dir)
-        report(training, run.restore(state), run.metrics())
+        finish(training, run.restore(state), run.metrics())
         return 0
 
 

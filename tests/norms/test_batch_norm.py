@@ -254,6 +254,16 @@ def test_cotangents_of_nan_padding() -> None:
         assert_close(got, want, 5e-5)
 
 
+def test_a_counted_nan_is_not_hidden() -> None:
+    """Only padding may be NaN: where it counts, its feature shows it, in y and in the state."""
+    x = jnp.ones((5, 2)).at[1, 0].set(jnp.nan)
+    mask = jnp.arange(5)[:, None] < 4
+    for m in (None, mask):
+        y, stats = jn.batch_norm(x, jn.init_running_stats(2), mask=m)
+        assert jnp.isnan(y[:, 0]).all() and jnp.isnan(stats.mean[0]) and jnp.isnan(stats.var[0])
+        assert jnp.isfinite(y[:, 1]).all() and jnp.isfinite(stats.var[1])
+
+
 @pytest.mark.parametrize("momentum", [0.99, 0.0, None])
 @pytest.mark.parametrize("shape", [(0, 3), (0, 12, 12, 3), (5, 3), (5, 12, 12, 3)], ids=str)
 def test_nothing_counted(shape: tuple[int, ...], momentum: float | None) -> None:

@@ -1,4 +1,4 @@
-"""The two pictures of the CIFAR-10 example."""
+"""The tables and pictures of the CIFAR-10 example."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,43 @@ matplotlib.use("Agg")  # files only; works without a screen
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from rich.table import Table
 
 # Okabe and Ito's colours: apart in greyscale and for the colour-blind.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+
+
+def accuracy_table(measured: Mapping[str, Any]) -> Table:
+    """Accuracy with each kind of statistics."""
+    table = Table(title=f"Accuracy on {measured['images']:,} held-out images", title_justify="left")
+    table.add_column("normalized with")
+    table.add_column("accuracy", justify="right")
+    table.add_row("running statistics (eval mode)", f"{measured['running']:.2%}")
+    for size, accuracy in measured["batch"].items():
+        table.add_row(f"statistics of batches of {size} (train mode)", f"{accuracy:.2%}")
+    return table
+
+
+def gap_table(measured: Mapping[str, Any]) -> Table:
+    """Running statistics of each layer against those of a batch."""
+    table = Table(title="Running statistics against a batch of 512", title_justify="left")
+    table.add_column("layer")
+    table.add_column("mean is off by", justify="right")
+    table.add_column("std differs by", justify="right")
+    for gap in measured["gap"]:
+        table.add_row(gap["layer"], f"{gap['mean']:.3f} std", f"{gap['std'] - 1:.1%}")
+    return table
+
+
+def draw(
+    epochs: Sequence[Mapping[str, Any]], measured: Mapping[str, Any], title: str, folder: Path
+) -> None:
+    """Writes curves.png and train_vs_eval.png, as far as there is something to draw."""
+    if epochs:
+        draw_curves(epochs, title, folder / "curves.png")
+    if measured["batch"]:
+        by_size = {int(size): accuracy for size, accuracy in measured["batch"].items()}
+        draw_train_vs_eval(measured["running"], by_size, title, folder / "train_vs_eval.png")
 
 
 def draw_curves(epochs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
