@@ -38,12 +38,14 @@ def normalize(
     if bias is not None:
         offset = offset + bias.astype(x.dtype)
     shape = jnp.broadcast_shapes(gain.shape, offset.shape)
-    gain, offset = jnp.broadcast_to(gain, shape), jnp.broadcast_to(offset, shape)
+    small = [jnp.broadcast_to(a, shape) for a in (gain, offset, mean - center)]
     axes = tuple(i for i in range(x.ndim) if shape[i] != x.shape[i])
-    gain, offset = spread(gain, offset, axes=axes, like=x)
     centered = x - center
-    if mask is not None:
-        centered = jnp.where(mask | jnp.isfinite(centered), centered, 0)
+    if mask is None:
+        gain, offset = spread(*small[:2], axes=axes, like=x)
+    else:
+        gain, offset, centered_mean = spread(*small, axes=axes, like=x)
+        centered = jnp.where(mask | jnp.isfinite(centered), centered, centered_mean)
     return centered * gain + offset
 
 

@@ -83,6 +83,8 @@ def pool(m: Moments, axes: Axes) -> Moments:
     if not axes:
         return m
     n = _along(m, axes)
+    # What counted nothing may say anything, even NaN.
+    m = Moments(jnp.where(n > 0, m.mean, 0), jnp.where(n > 0, m.var, 0), n)
     count = n.sum(axes, keepdims=True)
     shift = lax.stop_gradient(
         (n.astype(m.mean.dtype) * m.mean).sum(axes, keepdims=True)

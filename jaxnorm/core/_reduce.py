@@ -36,7 +36,19 @@ def spread(*arrays: jax.Array, axes: Axes, like: jax.Array) -> list[jax.Array]:
     if not axes:
         return list(arrays)
     sizes, partitions = _extent(jax.typeof(like), axes)
+    arrays = tuple(_varying_as(a, like) for a in arrays)
     return _spread.bind(*arrays, axes=axes, sizes=sizes, partitions=partitions)
+
+
+def _varying_as(a: jax.Array, like: jax.Array) -> jax.Array:
+    """``a`` as varying over the devices that ``like`` varies over, under shard_map.
+
+    Said of the small array, so that the transpose sums small arrays over the devices. jax would say it of
+    the large one, at the first operation that meets both.
+    """
+    varying, wanted = (jax.typeof(v).manual_axis_type.varying for v in (a, like))
+    missing = tuple(sorted(wanted - varying))
+    return lax.pcast(a, missing, to="varying") if missing else a
 
 
 def _extent(aval: Any, axes: Axes) -> tuple[Axes, tuple[Any, ...]]:

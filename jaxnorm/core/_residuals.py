@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 _F = TypeVar("_F", bound=Callable)
@@ -16,6 +18,8 @@ _SUMS = "jaxnorm_sums"
 
 def keep(sums: jax.Array) -> jax.Array:
     """Marks sums over the activation: small, and a whole pass over it to compute again."""
+    if jnp.iscomplexobj(sums):  # a name is for reals
+        return lax.complex(checkpoint_name(sums.real, _SUMS), checkpoint_name(sums.imag, _SUMS))
     return checkpoint_name(sums, _SUMS)
 
 

@@ -16,8 +16,8 @@ from ._precision import arithmetic_dtype, real_dtype
 class RunningStats(NamedTuple):
     """Running mean and variance, each of the feature shape.
 
-    ``count`` is the number of batches seen. It is there for the cumulative average (``momentum=None``)
-    and is otherwise None.
+    ``count`` is the number of batches in which each feature was counted (or, of shape (), any was). It is
+    there for the cumulative average (``momentum=None``) and is otherwise None.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -28,7 +28,7 @@ class RunningStats(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
-    count: jax.Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # shape (), int32
+    count: jax.Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # int32
 
 
 def init_running_stats(
@@ -53,7 +53,7 @@ def init_running_stats(
         RunningStats(mean=Array([0.], dtype=float32), var=Array([1.], dtype=float32), count=None)
     """
     _check_inexact(dtype)
-    count = jnp.zeros((), jnp.int32) if cumulative else None
+    count = jnp.zeros(feature_shape, jnp.int32) if cumulative else None
     return RunningStats(
         jnp.zeros(feature_shape, dtype), jnp.ones(feature_shape, real_dtype(dtype)), count
     )
@@ -109,8 +109,17 @@ def update_running_stats(
         mixed = weight * old.astype(dtype) + (1 - weight) * new.astype(dtype)
         return jnp.where(n > 0, mixed.astype(old.dtype), old)
 
-    count = None if stats.count is None else stats.count + (n > 0).any().astype(stats.count.dtype)
-    return RunningStats(moved(stats.mean, mean), moved(stats.var, var), count)
+    return RunningStats(
+        moved(stats.mean, mean), moved(stats.var, var), _counted(stats.count, n > 0)
+    )
+
+
+def _counted(batches: jax.Array | None, counted: jax.Array) -> jax.Array | None:
+    """One batch more, where it counted; one number for all features stays one number."""
+    if batches is None:
+        return None
+    counted = counted if batches.shape == counted.shape else counted.any()
+    return batches + counted.astype(batches.dtype)
 
 
 def _batches_share(stats: RunningStats) -> jax.Array:

@@ -61,6 +61,15 @@ def test_only_x_is_saved_in_evaluation(dtype: str) -> None:
     assert found == [(SHAPE, jnp.dtype(dtype))]
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_backward_sums_once(masked: bool) -> None:
+    """The sums of the forward pass are kept: backward takes Σdy and Σdy(x - μ), in one pass."""
+    args = arguments("float32")
+    mask = jnp.arange(SHAPE[0]).reshape(-1, 1, 1, 1) < 9 if masked else None
+    y, pull, _ = jax.vjp(lambda *a: train(*a, mask=mask), *args, has_aux=True)
+    assert str(jax.make_jaxpr(pull)(y)).count("norm_collect[") == 1
+
+
 def test_the_search_for_residuals_can_fail() -> None:
     """The one-line norm keeps float32 copies of a bfloat16 x, and is caught."""
     found = large_residuals(plain, *arguments("bfloat16"))

@@ -299,6 +299,14 @@ def step_text(f: Mapped, shape: tuple[int, ...], masked: bool) -> str:
     return jax.jit(step).lower(x, mask, x, *rest).compile().as_text() or ""
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_number_of_all_reduces(check_vma: bool, masked: bool) -> None:
+    """Forward one for the shift and one for the sums, backward one, parameters' gradients among it."""
+    text = step_text(by_shard_map(check_vma), (64, 12), masked)
+    assert 1 <= len(re.findall(rf" ({COLLECTIVES})(?:-start)?\(", text)) <= 3
+
+
 COMPILED = {k: MAPPED[k] for k in ("shard_map", "shard_map_unchecked")} | {"mesh": local(None)}
 
 
