@@ -1,6 +1,7 @@
-"""Batch norm in training, forward and backward, against Flax Linen: time, temporaries, bytes.
+"""Batch norm in training, forward and backward, against Flax Linen: time, memory, bytes.
 
     python -m benchmarks.batch_norm
+    python -m benchmarks.batch_norm --fold 1    # how the sums are taken; prints only
 
 One program each computes y, dx, dscale and dbias from x and dy, in one process, in turn (ours, Flax,
 Flax, ours, ...), so that what else the machine does hits both. The ratio is the median over the rounds.
@@ -9,7 +10,9 @@ With glibc's usual settings every buffer over 32 MB is mapped afresh on each cal
 outweigh the arithmetic. So this runs with an allocator that keeps its pages: see `_keep_pages`.
 """
 
+import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -23,8 +26,10 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax._src.ad_checkpoint import saved_residuals
 
 import jaxnorm as jn
+from jaxnorm.core import _reduce
 
 SHAPES = (
     (64, 28, 28, 48),
@@ -33,6 +38,7 @@ SHAPES = (
     (128, 32, 32, 32),
     (4096, 512),
     (40009, 64),
+    (256, 4, 4, 512),
 )
 ROUNDS, CALLS = 15, 3
 RESULTS = Path(__file__).parent / "results"
@@ -60,6 +66,12 @@ def compiled(norm: Callable[..., jax.Array], *arguments: jax.Array) -> Any:
         return y, pull_back(dy)
 
     return jax.jit(forward_and_backward).lower(*arguments).compile()
+
+
+def saved_for_backward(norm: Callable[..., jax.Array], *arguments: jax.Array) -> int:
+    """Bytes that differentiation keeps, x included, before a compiler may choose to recompute."""
+    residuals: list[tuple[Any, str]] = saved_residuals(norm, *arguments)
+    return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval, _ in residuals)
 
 
 def seconds(program: Any, arguments: tuple[jax.Array, ...]) -> float:
@@ -98,34 +110,41 @@ def compare(shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
         "quartiles": [low, high],
         "milliseconds": [1e3 * statistics.median(t) for t in times],
         "temporaries_in_x": [p.memory_analysis().temp_size_in_bytes / x.nbytes for p in programs],
+        "saved_in_x": [saved_for_backward(n, *arguments[:3]) / x.nbytes for n in (ours, theirs)],
         "bytes_accessed_in_x": [p.cost_analysis()["bytes accessed"] / x.nbytes for p in programs],
     }
 
 
 def main() -> None:
     """Print the table in Markdown and write it as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--fold", type=int, help="elements that one reduction folds at most")
+    options = parser.parse_args()
+    _reduce._UNROLLED = options.fold or _reduce._UNROLLED
     machine = f"{jax.default_backend()}, {os.cpu_count()} cores, {platform.machine()}"
     versions = f"jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}"
     print(f"{machine}; {versions}\n")
-    print(
-        "| x | dtype | time of Flax's | quartiles | temporaries, ours / Flax | bytes, ours / Flax |"
-    )
-    print("|---|---|---|---|---|---|")
+    print("| x | dtype | time of Flax's | quartiles | saved, ours / Flax | temporaries | traffic |")
+    print("|---|---|---|---|---|---|---|")
     rows = []
     for shape in SHAPES:
         for dtype in (jnp.float32, jnp.bfloat16):
             row = compare(shape, dtype)
             rows.append(row)
             low, high = row["quartiles"]
-            temporaries = " / ".join(f"{t:.2f}" for t in row["temporaries_in_x"])
-            accessed = " / ".join(f"{b:.1f}" for b in row["bytes_accessed_in_x"])
+            saved, temporaries, accessed = (
+                " / ".join(f"{n:.1f}" for n in row[f"{what}_in_x"])
+                for what in ("saved", "temporaries", "bytes_accessed")
+            )
             print(
                 f"| {shape} | {row['dtype']} | {row['time_ratio']:.2f} | {low:.2f} to {high:.2f} "
-                f"| {temporaries} N | {accessed} N |",
+                f"| {saved} N | {temporaries} N | {accessed} N |",
                 flush=True,
             )
     mean = statistics.geometric_mean(row["time_ratio"] for row in rows)
     print(f"\nGeometric mean of the time ratios: {mean:.2f}")
+    if options.fold:
+        return
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"batch_norm-{jax.default_backend()}-jax{jax.__version__}.json"
     path.write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=1))
@@ -133,10 +152,11 @@ def main() -> None:
 
 def _keep_pages() -> None:
     """Start again with an allocator that gives no memory back, unless that is so already."""
-    tunables = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
+    limits = {"mmap_threshold": 1 << 32, "trim_threshold": 1 << 33, "top_pad": 1 << 28}
+    tunables = ":".join(f"glibc.malloc.{name}={size}" for name, size in limits.items())
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = tunables
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.batch_norm"])
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.batch_norm", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

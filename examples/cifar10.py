@@ -477,17 +477,21 @@ def prepare(settings: Settings, run: Run, data_dir: Path | None) -> tuple[Traini
             f"training images; got batch_size={settings.batch_size}, devices={settings.devices}. "
             f"Try --batch-size {64 * settings.devices}."
         )
-    mesh = jax.make_mesh(
-        (settings.devices,), ("batch",), (AxisType.Auto,), devices=devices(settings.devices)
-    )
+    split, everywhere = shardings(settings.devices)
     model = build_model(settings, len(dataset.classes))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    training = Training(
-        settings, dataset, model, run, NamedSharding(mesh, PartitionSpec("batch")), everywhere
-    )
+    training = Training(settings, dataset, model, run, split, everywhere)
     steps = training.steps_per_epoch * (settings.epochs or 0)
     state = create_state(model, settings, dataset.train_images, steps)
     return training, jax.device_put(state, everywhere)
+
+
+def shardings(count: int) -> tuple[NamedSharding, NamedSharding]:
+    """On the first `count` devices: a batch split over them, and a state that each has whole.
+
+    With these, jit does the rest: the statistics of batch norm are those of the whole batch.
+    """
+    mesh = jax.make_mesh((count,), ("batch",), (AxisType.Auto,), devices=devices(count))
+    return NamedSharding(mesh, PartitionSpec("batch")), NamedSharding(mesh, PartitionSpec())
 
 
 def devices(count: int) -> list[Any]:

@@ -1,18 +1,15 @@
-"""Moments of an activation: taken once, at the finest granularity, then pooled."""
+"""Moments of an activation, taken in one pass."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ._axes import Axes, canonical_axes, size_of
-from ._pool import Moments, abs_square, moments_from_sums, pool
+from ._pool import Moments, abs_square, moments_from_sums
 from ._precision import upcast
 from ._reduce import collect
 from ._residuals import keep, lean
 from ._sync import AxisIndexGroups, AxisName, pool_over_devices
-
-# An example with fewer elements than this gets no moments of its own: they would cost more than they save.
-_FINEST = 128
 
 
 def moments(
@@ -69,12 +66,15 @@ def reduce_moments(
 ) -> Moments:
     """`moments` of a wide enough ``x``, with ``axes`` and ``mask`` in order.
 
-    One pass over ``x`` (two with a mask). The first of ``axes`` is usually the batch: each example gets
-    moments of its own, about a shift of its own, and the rest is pooling of small arrays.
+    One pass over ``x`` (two with a mask), and pooling of small arrays over the devices.
     """
-    within_example = axes[1:] if size_of(x, axes[1:]) >= _FINEST else axes
-    m = _finest_moments(x, within_example, mask)
-    m = pool(m, tuple(i for i in axes if i not in within_example))
+    count = _count(x, axes, mask)
+    shift = lax.stop_gradient(_a_value_near_the_mean(x, axes, mask, count))
+    centered = x - shift
+    if mask is not None:
+        centered = jnp.where(mask, centered, 0)
+    total, squares = map(keep, collect(centered, abs_square(centered), axes=axes))
+    m = moments_from_sums(shift, total, squares, count)
     return pool_over_devices(m, axis_name, axis_index_groups)
 
 
@@ -102,16 +102,6 @@ def mask_against(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
             f"{x.shape[:1] + (1,) * (x.ndim - 1)}."
         )
     return mask.astype(bool).reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
-
-
-def _finest_moments(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> Moments:
-    count = _count(x, axes, mask)
-    shift = lax.stop_gradient(_a_value_near_the_mean(x, axes, mask, count))
-    centered = x - shift
-    if mask is not None:
-        centered = jnp.where(mask, centered, 0)
-    total, squares = map(keep, collect(centered, abs_square(centered), axes=axes))
-    return moments_from_sums(shift, total, squares, count)
 
 
 def _count(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.Array:

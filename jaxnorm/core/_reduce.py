@@ -130,7 +130,7 @@ def _repeats(*arrays: jax.Array, axes: Axes, sizes: Axes, partitions: Any) -> li
 
 # XLA:CPU unrolls a reduction of so few elements, and vectorizes it over the axis that follows. A longer
 # one becomes scalar code; and sums that are reductions of their own become passes of their own, each of
-# which stores its float32 operand first. Measured: benchmarks/README.md.
+# which stores its float32 operand first. See benchmarks/README.md.
 _UNROLLED = 16
 
 
