@@ -20,7 +20,7 @@ unit: $(VENV)/dev.done
 	$(BIN)/python -m pytest -n 2 -q -ra --durations=15
 
 docs: $(VENV)/dev.done
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/dev.done ## batch norm against Flax's, side by side
 	$(BIN)/python -m benchmarks.batch_norm
