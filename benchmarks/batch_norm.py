@@ -124,7 +124,9 @@ def main() -> None:
     machine = f"{jax.default_backend()}, {os.cpu_count()} cores, {platform.machine()}"
     versions = f"jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}"
     print(f"{machine}; {versions}\n")
-    print("| x | dtype | time of Flax's | quartiles | saved, ours / Flax | temporaries | traffic |")
+    print(
+        "| x | dtype | time / Flax's | quartiles | saved, ours / Flax | temporary | read and written |"
+    )
     print("|---|---|---|---|---|---|---|")
     rows = []
     for shape in SHAPES:
@@ -141,8 +143,9 @@ def main() -> None:
                 f"| {saved} N | {temporaries} N | {accessed} N |",
                 flush=True,
             )
-    mean = statistics.geometric_mean(row["time_ratio"] for row in rows)
-    print(f"\nGeometric mean of the time ratios: {mean:.2f}")
+    for dtype in ("float32", "bfloat16"):
+        ratios = [row["time_ratio"] for row in rows if row["dtype"] == dtype]
+        print(f"\nGeometric mean in {dtype}: {statistics.geometric_mean(ratios):.2f}")
     if options.fold:
         return
     RESULTS.mkdir(exist_ok=True)

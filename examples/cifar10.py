@@ -318,10 +318,10 @@ def measured_epoch(
     images = training.settings.eval_images or len(training.dataset.test_labels)
     held_out = training.dataset.test_images[:images], training.dataset.test_labels[:images]
     measured = evaluate(training.model, state, *held_out)
-    by_batch = "  ".join(f"{size}: {share:.1%}" for size, share in measured["batch"].items())
+    by_batch = "  ".join(f"{share:.1%} ({size})" for size, share in measured["batch"].items())
     console.print(
-        f"epoch {epoch:2}  loss {loss:.3f}  train {accuracy:.1%}  eval {measured['running']:.1%}"
-        + (f"  by batches of {by_batch}" if by_batch else ""),
+        f"epoch {epoch:2}  loss {loss:.3f}  train {accuracy:.1%}  held out {measured['running']:.1%}"
+        + (f"  by statistics of batches: {by_batch}" if by_batch else ""),
         soft_wrap=True,
         highlight=False,
     )
@@ -331,7 +331,7 @@ def measured_epoch(
         "step": int(state.step),
         "train_loss": loss,
         "train_accuracy": accuracy,
-        "seconds": seconds,
+        "seconds": seconds,  # since the start, if training was resumed in this epoch
         "images_per_second": trained / seconds,
         **measured,
     }
@@ -359,12 +359,8 @@ def finish(training: Training, state: TrainState, metrics: list[dict[str, Any]])
     norm = {"batch": "with batch norm", "none": "without a norm"}[training.settings.norm]
     title = f"{training.settings.model.upper()} {norm} on {dataset.name}"
     report.draw(metrics, measured, title, folder)
-    seconds = sum(epoch["seconds"] for epoch in metrics)
     console.print(
-        f"{len(metrics)} epochs took {seconds:,.0f} s of training. "
-        f"Pictures, metrics and checkpoint are in {folder}/",
-        soft_wrap=True,
-        highlight=False,
+        f"Pictures, metrics and checkpoint are in {folder}/", soft_wrap=True, highlight=False
     )
 
 
@@ -388,11 +384,17 @@ class Train:
     def run(self) -> int:
         """Train, or continue; the program's exit status."""
         if self.resume:
-            run = Run(self.runs, self.name or "")
+            if not self.name:
+                raise RunError(
+                    f"--resume needs --name NAME, that of the run's folder in {self.runs}/."
+                )
+            run = Run(self.runs, self.name)
             training, state = prepare(resumed(self.settings, run), run, self.data_dir)
             if run.has_checkpoint():  # else it was stopped before the first: from the start
                 state = jax.device_put(run.restore(state), training.everywhere)
-            metrics = run.metrics()[: int(state.step) // training.steps_per_epoch]
+            done = int(state.step) // training.steps_per_epoch
+            metrics = run.metrics()[:done]
+            console.print(f"Continuing {run.folder}/ after {done} epochs, with its own settings.")
         else:
             dataset = data.load(self.settings.data, self.data_dir)
             settings = completed(self.settings, dataset)
@@ -411,6 +413,8 @@ class Train:
                 f"Interrupted; a checkpoint is saved. Continue with\n  {again}", soft_wrap=True
             )
             return 130
+        seconds = sum(epoch["seconds"] for epoch in metrics)
+        console.print(f"{len(metrics)} epochs took {seconds:,.0f} s of training.", highlight=False)
         finish(training, trained, metrics)
         return 0
 
@@ -436,8 +440,9 @@ class Evaluate:
 
 def completed(settings: Settings, dataset: data.Dataset) -> Settings:
     """`settings` with what depends on the data set filled in."""
-    epochs = settings.epochs or EPOCHS[settings.preset, dataset.name]
-    settings = replace(settings, data=dataset.name, epochs=epochs)
+    if settings.epochs is None:
+        settings = replace(settings, epochs=EPOCHS[settings.preset, dataset.name])
+    settings = replace(settings, data=dataset.name)
     if dataset.name == "digits":  # a mirrored digit is none, and two pixels of eight are too many
         settings = replace(settings, flip=False, crop=min(settings.crop, 1))
     return settings
@@ -468,8 +473,18 @@ def prepare(settings: Settings, run: Run, data_dir: Path | None) -> tuple[Traini
     """Data, network and initial state, placed on the devices.
 
     Raises:
-        RunError: the batch cannot be split over the devices, or is larger than the data set.
+        RunError: a number is out of range, or the batch cannot be split over the devices.
     """
+    if min(settings.epochs or 0, settings.batch_size, settings.devices) < 1:
+        raise RunError(
+            f"epochs, batch_size and devices must be 1 or more; got epochs={settings.epochs}, "
+            f"batch_size={settings.batch_size}, devices={settings.devices}."
+        )
+    if not 0 <= settings.momentum <= 1:
+        raise RunError(
+            f"momentum must lie in [0, 1]; got {settings.momentum}. It is the weight of the old running "
+            f"statistics: 0.9 is usual."
+        )
     dataset = data.load(settings.data, data_dir)
     if settings.batch_size % settings.devices or settings.batch_size > len(dataset.train_labels):
         raise RunError(

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from flax.traverse_util import flatten_dict
 
+EPSILON = 1e-5  # that of BatchNorm
 CHUNK = 512  # images in one call; also the largest batch whose statistics are tried
 
 Variables = Mapping[str, Any]
@@ -76,7 +77,7 @@ def statistics_gap(
             (np.asarray(stats[f"{layer}/mean"]), np.asarray(stats[f"{layer}/var"]))
             for stats in (running, batch)
         )
-        std, batch_std = np.sqrt(var + 1e-5), np.sqrt(batch_var + 1e-5)
+        std, batch_std = np.sqrt(var + EPSILON), np.sqrt(batch_var + EPSILON)
         distance = np.sqrt(np.mean(((batch_mean - mean) / std) ** 2))
         factor = np.exp(np.mean(np.abs(np.log(batch_std / std))))
         gaps.append(Gap(layer.removesuffix("/BatchNorm_0"), float(distance), float(factor)))

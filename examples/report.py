@@ -31,7 +31,10 @@ def accuracy_table(measured: Mapping[str, Any]) -> Table:
 
 def gap_table(measured: Mapping[str, Any]) -> Table:
     """Running statistics of each layer against those of a batch."""
-    table = Table(title="Running statistics against a batch of 512", title_justify="left")
+    table = Table(
+        title=f"Running statistics against a batch of {min(512, measured['images'])}",
+        title_justify="left",
+    )
     table.add_column("layer")
     table.add_column("mean is off by", justify="right")
     table.add_column("std differs by", justify="right")

@@ -22,7 +22,7 @@ class Run:
 
     def __init__(self, root: Path, name: str) -> None:
         """Name the folder; nothing is created before `start`."""
-        self.name = name
+        self.root, self.name = root, name
         self.folder = root / name
 
     def start(self, config: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ class Run:
         try:
             return json.loads((self.folder / "config.json").read_text())
         except FileNotFoundError:
-            others = sorted(p.parent.name for p in self.folder.parent.glob("*/config.json"))
+            others = sorted(p.parent.name for p in self.root.glob("*/config.json"))
             raise RunError(
                 f"{self.folder} must be the folder of a run; there is no config.json in it. "
                 f"Runs here: {', '.join(others) or 'none'}."

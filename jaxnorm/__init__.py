@@ -1,6 +1,6 @@
-"""Exact, fast normalization for JAX: pure functions over explicit state.
+"""Exact, fast normalization for JAX, beginning with batch norm: pure functions over explicit state.
 
-The same norms as modules are in `jaxnorm.linen`. This package imports jax, never Flax.
+The same as Flax modules is in `jaxnorm.linen`. This package imports jax, never Flax.
 """
 
 from .core._moments import moments as moments

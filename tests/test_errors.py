@@ -173,6 +173,18 @@ COMPLEX_MOMENTS = (
     "stats.mean must be complex for complex moments; got float32 for a mean of complex64. Start from "
     "init_running_stats(feature_shape, dtype=jnp.complex64)."
 )
+NOT_ONE_EPSILON = (
+    "epsilon must be one real number; got None. It is added to the variance of every feature alike: "
+    "1e-5 is usual."
+)
+NOT_ONE_MOMENTUM = (
+    "momentum must be one real number or None; got '0.9'. It is the weight of the old value of every "
+    "feature alike: 0.99 is usual."
+)
+OTHER_COUNT = (
+    "stats.count must have the shape of stats.mean; got (3,) for a mean of shape (4,). Start from "
+    "init_running_stats(feature_shape)."
+)
 COMPLEX_STATS_FOR_REAL = (
     "stats.mean must be real for a real input; got complex64 for x of float32. Start from "
     "init_running_stats(feature_shape), or make x complex."
@@ -259,6 +271,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "epsilon": (train(epsilon=-1e-5), bad_epsilon("-1e-05")),
     "epsilon, NaN": (train(epsilon=NAN), bad_epsilon("nan")),
     "epsilon, NumPy": (train(epsilon=np.float32(-1)), bad_epsilon("-1.0")),
+    "epsilon, None": (train(epsilon=None), NOT_ONE_EPSILON),
     "epsilon, evaluating": (evaluate(epsilon=-1), bad_epsilon("-1")),
     "epsilon, layer": (layer(epsilon=-1.0), bad_epsilon("-1.0")),
     # momentum
@@ -268,6 +281,12 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "momentum, NumPy": (train(momentum=np.float32(2)), bad_momentum("2.0")),
     "momentum, layer": (layer(momentum=10), bad_momentum("10")),
     "momentum, None": (train(momentum=None), NO_COUNT),
+    "momentum, text": (train(momentum="0.9"), NOT_ONE_MOMENTUM),
+    "momentum, count": (train(X, STATS._replace(count=jnp.zeros(3, int))), OTHER_COUNT),
+    "momentum, dict": (
+        lambda: jn.update_running_stats({}, jn.moments(X, 0)),  # pyright: ignore[reportArgumentType]
+        no_stats("dict"),
+    ),
     "momentum, update": (
         lambda: jn.update_running_stats(STATS, jn.moments(X, (0, 1)), momentum=2.0),
         bad_momentum("2.0"),

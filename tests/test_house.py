@@ -83,7 +83,7 @@ def imports(path: Path) -> Iterator[tuple[str, ...]]:
 
 @pytest.mark.parametrize("module", PUBLIC)
 def test_public_names(module: str) -> None:
-    """What can be imported without an underscore is what DESIGN section 2 lists, and nothing else."""
+    """What can be imported without an underscore is what stands above, and nothing else."""
     members = vars(importlib.import_module(module)).items()
     found = [n for n, o in members if not n.startswith("_") and not isinstance(o, ModuleType)]
     assert sorted(found) == PUBLIC[module]

@@ -19,7 +19,8 @@ def canonical_axes(axes: Axes, ndim: int, name: str) -> tuple[int, ...]:
             calls the argument.
     """
     try:
-        given = tuple(map(operator.index, axes if isinstance(axes, Iterable) else (axes,)))
+        several = isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0  # no array of rank 0
+        given = tuple(map(operator.index, axes if several else (axes,)))  # pyright: ignore[reportArgumentType]
     except TypeError:
         raise ValueError(
             f"{name} must be an integer or a sequence of integers; got {axes!r}. "

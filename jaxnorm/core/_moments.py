@@ -25,7 +25,7 @@ def moments(
         n = Σ mask        μ = Σ x / n        σ² = Σ |x - μ|² / n        (sums where mask is True)
 
     Args:
-        x: values of any rank and any floating, complex or integer dtype.
+        x: values of any rank and any integer, floating (16 bits or wider) or complex dtype.
         reduction_axes: the axes to reduce; they stay with size 1.
         mask: True counts. Boolean or integer, broadcastable to ``x``. What is masked is never read, even
             if it is NaN.
@@ -52,7 +52,8 @@ def moments(
 
     @lean
     def measured(x: jax.Array, mask: jax.Array | None) -> Moments:
-        return reduce_moments(upcast(x), axes, mask, axis_name, axis_index_groups)
+        m = reduce_moments(upcast(x), axes, mask, axis_name, axis_index_groups)
+        return m._replace(count=jnp.broadcast_to(m.count, m.mean.shape))
 
     return measured(x, mask)
 
@@ -126,7 +127,7 @@ def _a_value_near_the_mean(
     if mask is not None:  # any few elements may be padding, so this takes a pass of its own
         (total,) = collect(jnp.where(mask, x, 0), axes=axes)
         return keep(total) / jnp.maximum(count, 1).astype(total.dtype)
-    few, wanted = x, max(1, size_of(x, axes) // 512)
+    few, wanted = x, max(1, -(-size_of(x, axes) // 512))
     for axis in reversed(axes):  # the batch last: a mesh usually splits it
         length = min(x.shape[axis], wanted)
         few = lax.slice_in_dim(few, 0, length, axis=axis)

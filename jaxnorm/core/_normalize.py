@@ -50,7 +50,13 @@ def normalize(
 
 
 def _check_epsilon(epsilon: float) -> None:
-    if isinstance(epsilon, numbers.Real) and not float(epsilon) >= 0:
+    number = isinstance(epsilon, numbers.Real)
+    if not number and not (isinstance(epsilon, jax.Array) and epsilon.shape == ()):
+        raise ValueError(
+            f"epsilon must be one real number; got {epsilon!r}. It is added to the variance of every "
+            f"feature alike: 1e-5 is usual."
+        )
+    if number and not float(epsilon) >= 0:
         raise ValueError(
             f"epsilon must be zero or positive; got epsilon={epsilon}. It is added to the variance "
             f"so that a constant input divides by sqrt(epsilon): 1e-5 is usual."

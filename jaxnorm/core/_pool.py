@@ -33,7 +33,7 @@ class Moments(NamedTuple):
 
     mean: jax.Array  # float32 or wider; complex for complex values
     var: jax.Array  # real; divided by count, not by count - 1
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # real; broadcasts against mean
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # real; of the shape of mean, or broadcasts to it
 
 
 def moments_from_sums(
@@ -91,7 +91,8 @@ def pool(m: Moments, axes: Axes) -> Moments:
         / jnp.maximum(count, 1).astype(m.mean.dtype)
     )
     total, squares = (s.sum(axes, keepdims=True) for s in sums_about(shift, m, n))
-    return moments_from_sums(shift, total, squares, count)
+    pooled = moments_from_sums(shift, total, squares, count)
+    return pooled._replace(count=jnp.broadcast_to(count, pooled.mean.shape))
 
 
 def _along(m: Moments, axes: tuple[int, ...]) -> jax.Array:

@@ -95,6 +95,7 @@ def update_running_stats(
         RunningStats(mean=Array([0.5], dtype=float32), var=Array([1.5], dtype=float32), count=None)
     """
     stats = as_arrays(stats)
+    moments = Moments(*map(jnp.asarray, moments))
     _check_update(stats, moments, momentum)
     shape = stats.mean.shape
     n = jnp.broadcast_to(moments.count, moments.mean.shape).reshape(shape)
@@ -106,7 +107,9 @@ def update_running_stats(
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:
         dtype = arithmetic_dtype(old, new)
         weight = jnp.asarray(old_weight).astype(dtype)
-        mixed = weight * old.astype(dtype) + (1 - weight) * new.astype(dtype)
+        # A weight of 0 forgets and one of 1 ignores, even a NaN, which 0 * NaN would not.
+        kept = jnp.where(weight == 0, 0, weight * old.astype(dtype))
+        mixed = kept + jnp.where(weight == 1, 0, (1 - weight) * new.astype(dtype))
         return jnp.where(n > 0, mixed.astype(old.dtype), old)
 
     return RunningStats(
@@ -134,7 +137,17 @@ def _batches_share(stats: RunningStats) -> jax.Array:
 
 
 def as_arrays(stats: RunningStats) -> RunningStats:
-    """``stats`` of whatever a checkpoint was restored to (NumPy, lists) as arrays of jax."""
+    """``stats`` of whatever a checkpoint was restored to (NumPy, lists) as arrays of jax.
+
+    Raises:
+        ValueError: they are no RunningStats, or of integers.
+    """
+    if not isinstance(stats, RunningStats):
+        raise ValueError(
+            f"stats must be RunningStats(mean, var); got {type(stats).__name__}. "
+            f"Start from init_running_stats(feature_shape) and pass what the last step returned; a dict or "
+            f"a tuple from a checkpoint becomes one by RunningStats(**d) or RunningStats(*t)."
+        )
     mean, var, count = stats
     mean, var = jnp.asarray(mean), jnp.asarray(var)
     _check_inexact(mean.dtype)
@@ -150,12 +163,6 @@ def running_against(
         ValueError: ``stats`` are no RunningStats, have another shape than the feature axes of ``x``, or
             are real for a complex ``x`` or complex for a real one.
     """
-    if not isinstance(stats, RunningStats):
-        raise ValueError(
-            f"stats must be RunningStats(mean, var); got {type(stats).__name__}. "
-            f"Start from init_running_stats(feature_shape) and pass what the last step returned; a dict or "
-            f"a tuple from a checkpoint becomes one by RunningStats(**d) or RunningStats(*t)."
-        )
     stats = as_arrays(stats)
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(stats.mean):
         raise ValueError(
@@ -182,11 +189,26 @@ def _check_inexact(dtype: DTypeLike) -> None:
 
 
 def _check_update(stats: RunningStats, moments: Moments, momentum: Any) -> None:
+    if momentum is not None and not (
+        isinstance(momentum, numbers.Real)
+        or (isinstance(momentum, jax.Array) and momentum.shape == ())
+    ):
+        raise ValueError(
+            f"momentum must be one real number or None; got {momentum!r}. It is the weight of the old value "
+            f"of every feature alike: 0.99 is usual."
+        )
     if isinstance(momentum, numbers.Real) and not 0 <= float(momentum) <= 1:
         raise ValueError(
             f"momentum must lie in [0, 1]; got momentum={momentum}. It is the weight of the old value: "
             f"0.99 moves slowly, and PyTorch's 0.1 is 0.9 here."
         )
+    for name, leaf in (("var", stats.var), ("count", stats.count)):
+        shapes = (stats.mean.shape,) if name == "var" else (stats.mean.shape, ())
+        if leaf is not None and leaf.shape not in shapes:
+            raise ValueError(
+                f"stats.{name} must have the shape of stats.mean; got {leaf.shape} for a mean of shape "
+                f"{stats.mean.shape}. Start from init_running_stats(feature_shape)."
+            )
     if jnp.iscomplexobj(moments.mean) and not jnp.iscomplexobj(stats.mean):
         raise ValueError(
             f"stats.mean must be complex for complex moments; got {stats.mean.dtype.name} for a mean of "

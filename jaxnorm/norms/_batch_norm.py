@@ -36,8 +36,8 @@ def batch_norm(
     μ and σ² are taken over all axes but ``feature_axes``; σ² divides by n, the number of values counted.
 
     Args:
-        x: activations of any rank and any floating or complex dtype. Statistics and arithmetic are in
-            float32 or wider.
+        x: activations of any rank and any integer, floating (16 bits or wider) or complex dtype.
+            Statistics and arithmetic are in float32 or wider.
         stats: running statistics of the feature shape, from `init_running_stats` or the last step.
         scale: γ, of the feature shape; None is 1.
         bias: β, of the feature shape; None is 0.
@@ -106,8 +106,8 @@ def batch_norm_inference(
         y = (x - mean) / sqrt(var + ε) · scale + bias
 
     Args:
-        x: activations of any rank and any floating or complex dtype; the arithmetic is in float32 or
-            wider.
+        x: activations of any rank and any integer, floating (16 bits or wider) or complex dtype; the
+            arithmetic is in float32 or wider.
         stats: running statistics of the feature shape.
         scale: γ, of the feature shape; None is 1.
         bias: β, of the feature shape; None is 0.

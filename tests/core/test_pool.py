@@ -140,3 +140,16 @@ def test_fold_with_scan_and_vmap() -> None:
         want = oracle.moments(x[i], (0, 1))
         assert_close(got.mean[i][None], want.mean)
         assert_close(got.var[i][None], want.var)
+
+
+def test_combine_is_the_carry_of_a_scan() -> None:
+    """Moments of batches keep their type under `combine`, so scan and associative_scan take them."""
+    xs = jax.random.normal(jax.random.key(0), (5, 8, 3))
+    whole = jn.moments(xs.reshape(40, 3), 0)
+    first = jn.moments(xs[0], 0)
+    scanned, _ = jax.lax.scan(lambda m, x: (jn.combine(m, jn.moments(x, 0)), None), first, xs[1:])
+    each = jax.vmap(lambda x: jn.moments(x, 0))(xs)
+    associated = jax.lax.associative_scan(jax.vmap(jn.combine), each)
+    for got in (scanned, jax.tree.map(lambda leaf: leaf[-1], associated)):
+        for a, b in zip(got, whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -114,3 +114,16 @@ def test_derivatives() -> None:
     assert_close(by_old, 0.75 * np.eye(3))
     assert_close(by_x, np.broadcast_to(0.25 / 8 * np.eye(3)[:, None], (3, 8, 3)))
     assert_close(by_momentum, np.float64(old) - np.float64(x).mean(0))
+
+
+def test_a_weight_of_zero_forgets_and_one_of_one_ignores() -> None:
+    """momentum=0 is free of an old NaN, and momentum=1 of a new one."""
+    poisoned = jn.RunningStats(jnp.full(3, jnp.nan), jnp.full(3, jnp.inf))
+    batch = jn.moments(batches()[0], 0)
+    new = jn.update_running_stats(poisoned, batch, momentum=0.0)
+    assert jnp.isfinite(new.mean).all() and jnp.isfinite(new.var).all()
+    kept = jn.update_running_stats(
+        jn.init_running_stats(3), jn.Moments(*poisoned[:2], jnp.ones(3)), momentum=1
+    )
+    np.testing.assert_array_equal(kept.mean, 0)
+    np.testing.assert_array_equal(kept.var, 1)

@@ -136,6 +136,9 @@ def test_two_devices_train_as_one(trained: tuple[Path, str]) -> None:
         (("--name", "whole", "--resume", "--lr", "3"), "has lr=0.1, and 3.0 was given"),
         (("--name", "absent", "--resume"), "Runs here: "),
         (("--batch-size", "63", "--devices", "2"), "must be a multiple of devices"),
+        (("--resume",), "--resume needs --name"),
+        (("--epochs", "0"), "must be 1 or more; got epochs=0"),
+        (("--momentum", "2"), "momentum must lie in [0, 1]; got 2.0"),
     ],
 )
 def test_mistakes_are_explained(
