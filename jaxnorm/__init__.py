@@ -14,5 +14,9 @@ from .norms._batch_norm import (
     batch_norm as batch_norm,
     batch_norm_inference as batch_norm_inference,
 )
+from .norms._group_norm import group_norm as group_norm
+from .norms._instance_norm import instance_norm as instance_norm
+from .norms._layer_norm import layer_norm as layer_norm
+from .norms._rms_norm import rms_norm as rms_norm
 
 __version__ = "0.1.0"

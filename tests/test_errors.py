@@ -173,6 +173,28 @@ COMPLEX_MOMENTS = (
     "stats.mean must be complex for complex moments; got float32 for a mean of complex64. Start from "
     "init_running_stats(feature_shape, dtype=jnp.complex64)."
 )
+BATCH_AS_FEATURE = (
+    "The channel axes cannot include the leading dimension as this is assumed to be the batch axis. "
+    "Got feature_axes=(0, 2) for x of shape (6, 5, 4); move the batch there."
+)
+NO_CHANNEL = (
+    "The reduction axes must include the final dimension as this is assumed to be the feature axis. "
+    "Got reduction_axes=1 with the channel axis 2; add it."
+)
+TWO_CHANNELS = (
+    "feature_axes of group norm must be one axis, the channels; got (1, 2). Reshape the axes into one, "
+    "or use layer_norm."
+)
+BOTH_GROUPS = (
+    "Either `num_groups` or `group_size` should be specified. If `group_size` is to be specified, pass "
+    "`num_groups=None` as argument to override the default `num_groups` value of 32. Got num_groups=32, "
+    "group_size=2."
+)
+GROUP_SIZE = "Number of channels (4) is not multiple of the group size (3). Choose a divisor of 4."
+NUM_GROUPS = (
+    "Number of groups (32) does not divide the number of channels (4). Choose a divisor of 4, or give "
+    "group_size."
+)
 NOT_ONE_EPSILON = (
     "epsilon must be one real number; got None. It is added to the variance of every feature alike: "
     "1e-5 is usual."
@@ -297,6 +319,15 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "dtype, layer": (layer(dtype=jnp.int8), bad_dtype("int8")),
     "dtype, real": (train(COMPLEX, COMPLEX_STATS, dtype=jnp.float32), REAL_RESULT),
     "dtype, real, layer": (layer(COMPLEX, dtype=jnp.float32), REAL_RESULT),
+    # other norms
+    "instance": (lambda: jn.instance_norm(X, feature_axes=(0, 2)), BATCH_AS_FEATURE),
+    "group, axes": (lambda: jn.group_norm(X, num_groups=2, reduction_axes=1), NO_CHANNEL),
+    "group, features": (lambda: jn.group_norm(X, feature_axes=(1, 2)), TWO_CHANNELS),
+    "group, both": (lambda: jn.group_norm(X, group_size=2), BOTH_GROUPS),
+    "group, size": (lambda: jn.group_norm(X, num_groups=None, group_size=3), GROUP_SIZE),
+    "group, number": (lambda: jn.group_norm(X), NUM_GROUPS),
+    "layer, scale": (lambda: jn.layer_norm(X, jnp.ones(5)), wrong_shape("scale", "(5,)")),
+    "rms, mask": (lambda: jn.rms_norm(X, mask=jnp.ones(6, bool)), wrong_mask("(6,)")),
     # devices
     "groups": (train(axis_index_groups=NESTED), NO_AXIS_NAME),
     # moments

@@ -23,7 +23,8 @@ def normalize(
 
     Written as (x - c) * gain + offset with a constant c at the mean, and what mean, scale and bias do to
     the result in gain and offset alone. These are small, and spread together; so the gradient of all
-    five comes from one pass that collects Σdy and Σdy(x - c).
+    five comes from one pass that collects Σdy and Σdy(x - c). Where statistics and parameters lie along
+    different axes, as in layer norm, together they would be as large as x: then each is spread by itself.
 
     ``mean``, ``var``, ``scale`` and ``bias`` have the rank of ``x``. Where ``mask`` is False, a NaN or an
     infinity is read as the mean: nothing must depend on it, and 0 * NaN would.
@@ -31,22 +32,36 @@ def normalize(
     _check_epsilon(epsilon)
     mean = mean.astype(x.dtype)
     center = lax.stop_gradient(mean)
+    centered, centered_mean = x - center, mean - center
+    readable = None if mask is None else mask | jnp.isfinite(centered)
     gain = lax.rsqrt(var + epsilon).astype(x.dtype)
-    if scale is not None:
-        gain = gain * scale.astype(x.dtype)
-    offset = gain * (center - mean)
-    if bias is not None:
-        offset = offset + bias.astype(x.dtype)
-    shape = jnp.broadcast_shapes(gain.shape, offset.shape)
-    small = [jnp.broadcast_to(a, shape) for a in (gain, offset, mean - center)]
+    offset = -gain * centered_mean
+    if scale is None and bias is None:
+        return _affine(centered, gain, offset, readable, centered_mean)
+    scale = jnp.ones_like(gain) if scale is None else scale.astype(x.dtype)
+    bias = jnp.zeros_like(scale) if bias is None else bias.astype(x.dtype)
+    if jnp.broadcast_shapes(gain.shape, scale.shape, bias.shape) == x.shape:
+        normalized = _affine(centered, gain, offset, readable, centered_mean)
+        return _affine(normalized, scale, bias)
+    return _affine(centered, gain * scale, offset * scale + bias, readable, centered_mean)
+
+
+def _affine(
+    x: jax.Array,
+    gain: jax.Array,
+    offset: jax.Array,
+    readable: jax.Array | None = None,
+    otherwise: jax.Array | None = None,
+) -> jax.Array:
+    """`x * gain + offset`, the small arrays spread together; where not readable, x is ``otherwise``."""
+    small = (gain, offset) if readable is None else (gain, offset, otherwise)
+    shape = jnp.broadcast_shapes(*(a.shape for a in small if a is not None))
     axes = tuple(i for i in range(x.ndim) if shape[i] != x.shape[i])
-    centered = x - center
-    if mask is None:
-        gain, offset = spread(*small[:2], axes=axes, like=x)
-    else:
-        gain, offset, centered_mean = spread(*small, axes=axes, like=x)
-        centered = jnp.where(mask | jnp.isfinite(centered), centered, centered_mean)
-    return centered * gain + offset
+    small = (jnp.broadcast_to(a, shape) for a in small if a is not None)
+    gain, offset, *rest = spread(*small, axes=axes, like=x)
+    if readable is not None:
+        x = jnp.where(readable, x, rest[0])
+    return x * gain + offset
 
 
 def _check_epsilon(epsilon: float) -> None:

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, against, canonical_axes, complement
-from ..core._moments import mask_against, reduce_moments
+from ..core._moments import reduce_moments
 from ..core._normalize import normalize
-from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
 from ..core._sync import AxisIndexGroups, AxisName
+from ._normalized_by import normalized_by
 
 
 def batch_norm(
@@ -73,21 +73,17 @@ def batch_norm(
     x = jnp.asarray(x)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     running_against(stats, x, features)
-    scale, bias = against(scale, x, features, "scale"), against(bias, x, features, "bias")
-    mask = mask_against(mask, x)
-    y_dtype = result_dtype(dtype, x, scale, bias)
-
-    @lean
-    def norm(
-        x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, mask: jax.Array | None
-    ) -> tuple[jax.Array, Moments]:
-        x = upcast(x)
-        m = reduce_moments(x, complement(features, x.ndim), mask, axis_name, axis_index_groups)
-        x = upcast(x, scale, bias)
-        y = normalize(x, m.mean, m.var, scale, bias, epsilon=epsilon, mask=mask)
-        return y.astype(y_dtype), m
-
-    y, m = norm(x, scale, bias, mask)
+    reduced = complement(features, x.ndim)
+    y, m = normalized_by(
+        lambda x, mask: reduce_moments(x, reduced, mask, axis_name, axis_index_groups),
+        x,
+        scale,
+        bias,
+        feature_axes=features,
+        epsilon=epsilon,
+        mask=mask,
+        dtype=dtype,
+    )
     return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
 
 

@@ -1,0 +1,147 @@
+"""Group normalization (Wu and He, 2018, https://arxiv.org/abs/1803.08494)."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, canonical_axes
+from ..core._moments import reduce_moments
+from ..core._pool import Moments, pool
+from ..core._sync import AxisIndexGroups, AxisName, pool_over_devices
+from ._normalized_by import normalized_by
+
+
+def group_norm(
+    x: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
+    feature_axes: Axes = -1,
+    reduction_axes: Axes | None = None,
+    epsilon: float = 1e-6,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Group norm: normalizes groups of channels of each example by themselves.
+
+        y = (x - μ) / sqrt(σ² + ε) · scale + bias
+
+    μ and σ² are taken over ``reduction_axes`` and the neighbouring channels of a group. One group is
+    layer norm over all but the batch; a channel a group is instance norm.
+
+    Args:
+        x: activations of any rank and any integer, floating or complex dtype.
+            Statistics and arithmetic are in float32 or wider.
+        scale: γ, one a channel; None is 1.
+        bias: β, likewise; None is 0.
+        num_groups: number of groups; divides the number of channels.
+        group_size: channels of a group, instead of ``num_groups`` (which is then None).
+        feature_axes: the channel axis, one: -1 for channels last, 1 for channels first.
+        reduction_axes: the axes to take statistics over, the channel axis included; None is all but
+            the first.
+        epsilon: ε, added to the variance; zero or positive. (PyTorch's default is 1e-5.)
+        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
+        axis_name: one or several axes of vmap, pmap or shard_map over which positions are split.
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``.
+
+    Raises:
+        ValueError: the groups do not divide the channels, both or neither of ``num_groups`` and
+            ``group_size`` are given, ``reduction_axes`` lack the channel axis, or another argument
+            cannot be; the message says what must hold and what to do.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> x = 5 + 3 * jax.random.normal(jax.random.key(0), (2, 32, 32, 6))
+        >>> y = jn.group_norm(x, num_groups=3)
+        >>> print(y.reshape(2, 32, 32, 3, 2).std((1, 2, 4)).round(3))
+        [[1. 1. 1.]
+         [1. 1. 1.]]
+    """
+    x = jnp.asarray(x)
+    channel = _channel_axis(feature_axes, x.ndim)
+    groups = _number_of_groups(x.shape[channel], num_groups, group_size)
+    reduced = canonical_axes(
+        range(1, x.ndim) if reduction_axes is None else reduction_axes, x.ndim, "reduction_axes"
+    )
+    if reduction_axes is None:
+        reduced = tuple(sorted({*reduced, channel}))
+    if channel not in reduced:
+        raise ValueError(
+            "The reduction axes must include the final dimension as this is assumed to be the feature "
+            f"axis. Got reduction_axes={reduction_axes!r} with the channel axis {channel}; add it."
+        )
+    positions = tuple(i for i in reduced if i != channel)
+
+    def take_moments(x: jax.Array, mask: jax.Array | None) -> Moments:
+        # Moments of each channel, then of each group: only small arrays are grouped, never x.
+        each = reduce_moments(x, positions, mask, None, None)
+        grouped = Moments(*(_split(leaf, channel, groups) for leaf in _along(each, channel)))
+        m = pool_over_devices(pool(grouped, channel + 1), axis_name, axis_index_groups)
+        size = x.shape[channel] // groups
+        return Moments(*(jnp.repeat(leaf.squeeze(channel + 1), size, channel) for leaf in m))
+
+    y, _ = normalized_by(
+        take_moments,
+        x,
+        scale,
+        bias,
+        feature_axes=channel,
+        epsilon=epsilon,
+        mask=mask,
+        dtype=dtype,
+    )
+    return y
+
+
+def _channel_axis(feature_axes: Axes, ndim: int) -> int:
+    features = canonical_axes(feature_axes, ndim, "feature_axes")
+    if len(features) != 1:
+        raise ValueError(
+            f"feature_axes of group norm must be one axis, the channels; got {feature_axes!r}. "
+            f"Reshape the axes into one, or use layer_norm."
+        )
+    return features[0]
+
+
+def _number_of_groups(channels: int, num_groups: int | None, group_size: int | None) -> int:
+    if (num_groups is None) == (group_size is None):
+        raise ValueError(
+            "Either `num_groups` or `group_size` should be specified. If `group_size` is to be "
+            "specified, pass `num_groups=None` as argument to override the default `num_groups` value "
+            f"of 32. Got num_groups={num_groups}, group_size={group_size}."
+        )
+    if group_size is not None:
+        if group_size <= 0 or channels % group_size:
+            raise ValueError(
+                f"Number of channels ({channels}) is not multiple of the group size ({group_size}). "
+                f"Choose a divisor of {channels}."
+            )
+        return channels // group_size
+    assert num_groups is not None
+    if num_groups <= 0 or channels % num_groups:
+        raise ValueError(
+            f"Number of groups ({num_groups}) does not divide the number of channels ({channels}). "
+            f"Choose a divisor of {channels}, or give group_size."
+        )
+    return num_groups
+
+
+def _along(m: Moments, channel: int) -> Moments:
+    """``m`` with a count for every channel, as a mask of channels needs."""
+    shape = list(m.count.shape)
+    shape[channel] = m.mean.shape[channel]
+    return m._replace(count=jnp.broadcast_to(m.count, shape))
+
+
+def _split(leaf: jax.Array, channel: int, groups: int) -> jax.Array:
+    """(..., C, ...) as (..., groups, C / groups, ...)."""
+    shape = leaf.shape
+    return leaf.reshape(*shape[:channel], groups, shape[channel] // groups, *shape[channel + 1 :])

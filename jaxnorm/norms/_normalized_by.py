@@ -1,0 +1,50 @@
+"""What every norm of activations does, once it knows which moments to take."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, against, canonical_axes
+from ..core._moments import mask_against
+from ..core._normalize import normalize
+from ..core._pool import Moments
+from ..core._precision import result_dtype, upcast
+from ..core._residuals import lean
+
+TakeMoments: TypeAlias = Callable[[jax.Array, jax.Array | None], Moments]
+
+
+def normalized_by(
+    take_moments: TakeMoments,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    feature_axes: Axes,
+    epsilon: float,
+    mask: jax.Array | None,
+    dtype: DTypeLike | None,
+) -> tuple[jax.Array, Moments]:
+    """``x`` normalized with the moments that ``take_moments(x, mask)`` takes of it, and these.
+
+    It is handed ``x`` in float32 or wider, and the mask as booleans of the rank of ``x``. For the
+    backward pass, ``x`` is saved in its own dtype.
+    """
+    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
+    scale, bias = against(scale, x, features, "scale"), against(bias, x, features, "bias")
+    mask = mask_against(mask, x)
+    y_dtype = result_dtype(dtype, x, scale, bias)
+
+    @lean
+    def norm(
+        x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, mask: jax.Array | None
+    ) -> tuple[jax.Array, Moments]:
+        x = upcast(x)
+        m = take_moments(x, mask)
+        x = upcast(x, scale, bias)
+        y = normalize(x, m.mean, m.var, scale, bias, epsilon=epsilon, mask=mask)
+        return y.astype(y_dtype), m
+
+    return norm(x, scale, bias, mask)

@@ -1,0 +1,78 @@
+"""Root mean square normalization (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467)."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, canonical_axes
+from ..core._moments import reduce_moments
+from ..core._pool import Moments, abs_square
+from ..core._precision import arithmetic_dtype
+from ..core._sync import AxisIndexGroups, AxisName
+from ._normalized_by import normalized_by
+
+
+def rms_norm(
+    x: jax.Array,
+    scale: jax.Array | None = None,
+    *,
+    reduction_axes: Axes = -1,
+    feature_axes: Axes = -1,
+    epsilon: float = 1e-6,
+    scale_offset: float = 0.0,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """RMS norm: divides each example by the root mean square of its features; no mean is subtracted.
+
+        y = x / sqrt(mean |x|² + ε) · (scale_offset + scale)
+
+    Args:
+        x: activations of any rank and any integer, floating or complex dtype.
+            Statistics and arithmetic are in float32 or wider.
+        scale: γ, of the shape of ``feature_axes``; None is 1.
+        reduction_axes: the axes to take the mean square over.
+        feature_axes: the axes along which ``scale`` lies.
+        epsilon: ε, added to the mean square; zero or positive. (PyTorch's ``eps=None`` is
+            ``jnp.finfo(x.dtype).eps``.)
+        scale_offset: added to ``scale``: 1 for the 1 + scale of Gemma, whose scales start at 0.
+        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
+        axis_name: one or several axes of vmap, pmap or shard_map over which the features are split.
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        dtype: of ``y``; None is what ``x`` and ``scale`` promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``.
+
+    Raises:
+        ValueError: a shape, axis, mask, dtype or epsilon that cannot be; the message says what must hold
+            and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> print(jn.rms_norm(jnp.array([[3.0, 4.0, 0.0, 0.0]]), epsilon=0.0))
+        [[1.2 1.6 0.  0. ]]
+    """
+    x = jnp.asarray(x)
+    reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
+    if scale is not None and scale_offset:
+        scale = jnp.asarray(scale)
+        scale = scale.astype(arithmetic_dtype(scale)) + scale_offset  # before rounding to dtype
+
+    def mean_square(x: jax.Array, mask: jax.Array | None) -> Moments:
+        m = reduce_moments(x, reduced, mask, axis_name, axis_index_groups)
+        return Moments(jnp.zeros_like(m.mean), m.var + abs_square(m.mean), m.count)
+
+    y, _ = normalized_by(
+        mean_square,
+        x,
+        scale,
+        None,
+        feature_axes=feature_axes,
+        epsilon=epsilon,
+        mask=mask,
+        dtype=dtype,
+    )
+    return y
