@@ -38,18 +38,23 @@ def _layers(**options: Any) -> tuple[Any, Any]:
     return nn.BatchNorm(**options), jnl.BatchNorm(**options)
 
 
-def uneven_batches() -> Row:
-    """Two devices, of whose ten examples two and eight count."""
-    x = np.random.default_rng(0).normal([[[0.0]], [[1.5]]], size=(2, 10, 1)).astype(np.float32)
-    mask = np.arange(10)[None, :, None] < np.array([2, 8])[:, None, None]
+def _synced_means(x: np.ndarray, mask: np.ndarray) -> tuple[float, float, float]:
+    """Batch mean over both devices: Flax's, ours, and in float64."""
 
     def mean(layer: Any) -> float:
         on_each = jax.vmap(lambda x, mask: _train(layer, x, mask)[1]["mean"], axis_name="devices")
         return float(on_each(jnp.asarray(x), jnp.asarray(mask))[0, 0])
 
     flax, ours = _layers(axis_name="devices")
-    truth = x.astype(np.float64)[mask].mean()
-    return Row("uneven batches on two devices", "batch mean", mean(flax), mean(ours), truth)
+    return mean(flax), mean(ours), x.astype(np.float64)[mask].mean()
+
+
+def uneven_batches() -> Row:
+    """Two devices, of whose ten examples two and eight count."""
+    x = np.random.default_rng(0).normal([[[0.0]], [[1.5]]], size=(2, 10, 1)).astype(np.float32)
+    mask = np.arange(10)[None, :, None] < np.array([2, 8])[:, None, None]
+
+    return Row("uneven batches on two devices", "batch mean", *_synced_means(x, mask))
 
 
 def empty_shard() -> Row:
@@ -57,13 +62,7 @@ def empty_shard() -> Row:
     x = np.random.default_rng(0).normal(2.0, size=(2, 10, 1)).astype(np.float32)
     mask = np.broadcast_to(np.array([True, False])[:, None, None], x.shape)
 
-    def mean(layer: Any) -> float:
-        on_each = jax.vmap(lambda x, mask: _train(layer, x, mask)[1]["mean"], axis_name="devices")
-        return float(on_each(jnp.asarray(x), jnp.asarray(mask))[0, 0])
-
-    flax, ours = _layers(axis_name="devices")
-    truth = x.astype(np.float64)[mask].mean()
-    return Row("nothing to count on one device", "batch mean", mean(flax), mean(ours), truth)
+    return Row("nothing to count on one device", "batch mean", *_synced_means(x, mask))
 
 
 def nan_in_padding() -> Row:
