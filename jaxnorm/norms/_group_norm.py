@@ -68,11 +68,10 @@ def group_norm(
     x = jnp.asarray(x)
     channel = _channel_axis(feature_axes, x.ndim)
     groups = _number_of_groups(x.shape[channel], num_groups, group_size)
+    all_but_batch = sorted({*range(1, x.ndim), channel})
     reduced = canonical_axes(
-        range(1, x.ndim) if reduction_axes is None else reduction_axes, x.ndim, "reduction_axes"
+        all_but_batch if reduction_axes is None else reduction_axes, x.ndim, "reduction_axes"
     )
-    if reduction_axes is None:
-        reduced = tuple(sorted({*reduced, channel}))
     if channel not in reduced:
         raise ValueError(
             "The reduction axes must include the final dimension as this is assumed to be the feature "
