@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxnorm as jn
-from jaxnorm import linen as jnl
+from jaxnorm import linen as jnl, nnx as jnx
 
 X = jnp.ones((6, 5, 4))
 COMPLEX = X.astype(jnp.complex64)
 STATS = jn.init_running_stats(4)
 COMPLEX_STATS = jn.init_running_stats(4, jnp.complex64)
 NAN = float("nan")
+KEY = jax.random.key(0)
 NESTED: Any = [[0]]
 
 
@@ -42,6 +44,11 @@ def layer(x: Any = X, mask: Any = None, variables: Any = None, **fields: Any) ->
         return module.apply(variables, x, mask=mask, mutable=["batch_stats"])
 
     return call
+
+
+def spectral(kernel: jax.Array) -> jn.SpectralState:
+    """A state for ``kernel``."""
+    return jn.init_spectral_norm(KEY, kernel)
 
 
 def moments(*shape: int, dtype: Any = jnp.float32) -> jn.Moments:
@@ -182,8 +189,39 @@ NO_CHANNEL = (
     "Got reduction_axes=1 with the channel axis 2; add it."
 )
 TWO_CHANNELS = (
-    "feature_axes of group norm must be one axis, the channels; got (1, 2). Reshape the axes into one, "
-    "or use layer_norm."
+    "feature_axes must be one axis here, the channels; got feature_axes=(1, 2). Reshape the axes into "
+    "one."
+)
+NOT_A_WINDOW = (
+    "size must be an integer of 1 or more, the number of channels in a window; got 0. 5 is usual."
+)
+NO_MATRIX = (
+    "kernel must have rank 2 or more to have a spectral norm; got shape (4,). Leave scales and biases as "
+    "they are."
+)
+OTHER_KERNEL = (
+    "state.u must have shape (1, outputs), here (1, 4); got (1, 5) for a kernel of shape (6, 5, 4). Start "
+    "from init_spectral_norm(key, kernel)."
+)
+NO_STEPS = (
+    "n_steps must be an integer of 1 or more, or None for the exact singular value; got 0. 1 is enough in "
+    "training, where each step continues from the last."
+)
+NOT_A_MATRIX = (
+    "Input is 3D but error_on_non_matrix is True. Got a parameter of shape (4, 2, 2); without that "
+    "option it is a matrix of the last axis against all others."
+)
+NO_FLAG = (
+    "use_running_average must be True (evaluation) or False (training) in the module or in the call; got "
+    "None in both. Call module.train() or module.eval(), or pass it in the call."
+)
+NO_UPDATE_FLAG = (
+    "update_stats must be True (training) or False (evaluation); got None, and None for "
+    "use_running_average, which says the same the other way round. Pass one of them."
+)
+NO_SUCH_NORM = (
+    "norm must be one of batch, layer, rms, group, instance, local_response, none, spectral, weight, "
+    "weight_standardization; got 'bach'."
 )
 BOTH_GROUPS = (
     "Either `num_groups` or `group_size` should be specified. If `group_size` is to be specified, pass "
@@ -326,6 +364,55 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "group, both": (lambda: jn.group_norm(X, group_size=2), BOTH_GROUPS),
     "group, size": (lambda: jn.group_norm(X, num_groups=None, group_size=3), GROUP_SIZE),
     "group, number": (lambda: jn.group_norm(X), NUM_GROUPS),
+    "tracked": (
+        lambda: jn.tracked_instance_norm(X, jn.init_running_stats((6, 4)), feature_axes=(0, 2)),
+        BATCH_AS_FEATURE,
+    ),
+    "window": (lambda: jn.local_response_norm(X, size=0), NOT_A_WINDOW),
+    "window, axes": (
+        lambda: jn.local_response_norm(X, size=3, feature_axes=(1, 2)),
+        TWO_CHANNELS,
+    ),
+    "spectral, rank": (lambda: jn.init_spectral_norm(KEY, jnp.ones(4)), NO_MATRIX),
+    "spectral, state": (lambda: jn.spectral_norm(X, spectral(X[0].T)), OTHER_KERNEL),
+    "spectral, steps": (lambda: jn.spectral_norm(X, spectral(X), n_steps=0), NO_STEPS),
+    "spectral, 3D": (
+        lambda: jnl.SpectralNorm(nn.DenseGeneral((2, 2)), error_on_non_matrix=True).init(
+            KEY, X, update_stats=False
+        ),
+        NOT_A_MATRIX,
+    ),
+    "spectral, 3D, NNX": (
+        lambda: jnx.SpectralNorm(
+            nnx.LinearGeneral(4, (2, 2), rngs=nnx.Rngs(0)),
+            error_on_non_matrix=True,
+            rngs=nnx.Rngs(0),
+        ),
+        NOT_A_MATRIX,
+    ),
+    "spectral, flag": (
+        lambda: jnl.SpectralNorm(nn.Dense(4)).init(KEY, X),
+        NO_UPDATE_FLAG,
+    ),
+    "flag, NNX": (
+        lambda: jnx.BatchNorm(4, use_running_average=None, rngs=nnx.Rngs(0))(X),
+        NO_FLAG,
+    ),
+    "groups, NNX": (lambda: jnx.GroupNorm(4, rngs=nnx.Rngs(0)), NUM_GROUPS),
+    "norm": (lambda: jnl.get_norm("bach"), NO_SUCH_NORM),
+    "norm, NNX": (lambda: jnx.get_norm("bach"), NO_SUCH_NORM),
+    "weight, scale": (
+        lambda: jn.weight_norm(X, jnp.ones(5)),
+        wrong_shape("scale", "(5,)"),
+    ),
+    "l2, axes": (
+        lambda: jn.l2_normalize(X, reduction_axes=3),
+        out_of_range("reduction_axes", 3, "3"),
+    ),
+    "standardization, axes": (
+        lambda: jn.weight_standardization(X, feature_axes=3),
+        out_of_range("feature_axes", 3, "3"),
+    ),
     "layer, scale": (lambda: jn.layer_norm(X, jnp.ones(5)), wrong_shape("scale", "(5,)")),
     "rms, mask": (lambda: jn.rms_norm(X, mask=jnp.ones(6, bool)), wrong_mask("(6,)")),
     # devices
@@ -376,8 +463,11 @@ def test_message_under_jit(case: str) -> None:
         lambda **typo: jn.RunningStats(X, X, **typo),
         lambda **typo: jnl.BatchNorm(**typo),
         lambda **typo: jnl.BatchNorm(True).init(jax.random.key(0), X, **typo),
+        lambda **typo: jnx.BatchNorm(4, rngs=nnx.Rngs(0), **typo),
+        lambda **typo: jnl.get_norm("batch", **typo),
+        lambda **typo: jnx.get_norm("batch", **typo),
     ],
-    ids=["train", "eval", "moments", "update", "init", "RunningStats", "BatchNorm", "call"],
+    ids="train eval moments update init stats BatchNorm call NNX get_norm get_norm-NNX".split(),
 )
 def test_typo_in_a_keyword(call: Callable[..., Any]) -> None:
     """A misspelt option is a TypeError that names it; nothing swallows it."""

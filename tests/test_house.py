@@ -20,28 +20,49 @@ import pytest
 
 import jaxnorm
 import jaxnorm.linen
+import jaxnorm.nnx
 
 ROOT = Path(jaxnorm.__file__).parents[1]
 PACKAGE = ROOT / "jaxnorm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = ["jaxnorm", *(m.name for m in pkgutil.walk_packages(jaxnorm.__path__, "jaxnorm."))]
+NORM_CLASSES = [
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "LocalResponseNorm",
+    "RMSNorm",
+    "SpectralNorm",
+    "WeightNorm",
+    "WeightStandardization",
+]
 PUBLIC = {
     "jaxnorm": [
         "Moments",
         "RunningStats",
+        "SpectralState",
         "batch_norm",
         "batch_norm_inference",
         "combine",
         "group_norm",
         "init_running_stats",
+        "init_spectral_norm",
         "instance_norm",
+        "l2_normalize",
         "layer_norm",
+        "local_response_norm",
         "moments",
         "pool",
         "rms_norm",
+        "spectral_norm",
+        "tracked_instance_norm",
         "update_running_stats",
+        "weight_norm",
+        "weight_standardization",
     ],
-    "jaxnorm.linen": ["BatchNorm"],
+    "jaxnorm.linen": [*NORM_CLASSES, "get_norm"],
+    "jaxnorm.nnx": [*NORM_CLASSES, "get_norm"],
 }
 OBJECTS = [getattr(importlib.import_module(m), n) for m, names in PUBLIC.items() for n in names]
 FUNCTIONS = [o for o in OBJECTS if inspect.isfunction(o)]
@@ -157,7 +178,7 @@ def test_arithmetic_is_seen(source: str) -> None:
     assert not sums_in("x: int | None = jnp.asarray(y, jnp.float32)")
 
 
-@pytest.mark.parametrize("thing", OBJECTS, ids=lambda o: o.__name__)
+@pytest.mark.parametrize("thing", OBJECTS, ids=lambda o: f"{o.__module__}.{o.__name__}")
 def test_docstring_has_an_example(thing: Any) -> None:
     """Every public name shows how it is used, in an example that `test_doctests` runs."""
     assert ">>> " in (inspect.getdoc(thing) or "")
@@ -174,14 +195,16 @@ def test_docstring_of_a_function(function: Any) -> None:
     assert "ValueError: " in sections["Raises"]
 
 
-def test_docstring_of_a_module_class() -> None:
+@pytest.mark.parametrize("name", NORM_CLASSES)
+@pytest.mark.parametrize("system", [jaxnorm.linen, jaxnorm.nnx], ids=["linen", "nnx"])
+def test_docstring_of_a_module_class(system: ModuleType, name: str) -> None:
     """A module class describes each of its fields, in order."""
-    doc = inspect.getdoc(jaxnorm.linen.BatchNorm) or ""
-    described = re.findall(
-        r"^ {4}(\w+): ", doc[doc.index("Attributes:") : doc.index("Example:")], re.M
-    )
-    fields = [n for n in inspect.signature(jaxnorm.linen.BatchNorm).parameters]
-    assert described == [n for n in fields if n not in ("parent", "name")]
+    norm = getattr(system, name)
+    sections = re.split(r"^(\w+):\n", inspect.getdoc(norm) or "", flags=re.M)
+    fields = sections[sections.index("Attributes" if system is jaxnorm.linen else "Args") + 1]
+    described = re.findall(r"^ {4}(\w+): ", fields, re.M)
+    parameters = list(inspect.signature(norm.__init__).parameters)
+    assert described == [n for n in parameters if n not in ("self", "parent", "name")]
 
 
 @pytest.mark.parametrize("module", MODULES)

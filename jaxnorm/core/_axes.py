@@ -46,9 +46,28 @@ def canonical_axes(axes: Axes, ndim: int, name: str) -> tuple[int, ...]:
     return tuple(counted)
 
 
+def one_axis(axes: Axes, ndim: int, name: str, meaning: str) -> int:
+    """The one axis that ``axes`` must be, counted from the front.
+
+    Raises:
+        ValueError: there are several or none, or it is out of range.
+    """
+    several = canonical_axes(axes, ndim, name)
+    if len(several) != 1:
+        raise ValueError(
+            f"{name} must be one axis here, {meaning}; got {name}={axes!r}. Reshape the axes into one."
+        )
+    return several[0]
+
+
 def complement(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """The other axes, in increasing order."""
     return tuple(i for i in range(ndim) if i not in axes)
+
+
+def feature_shape(x: jax.Array, feature_axes: Axes, name: str = "feature_axes") -> tuple[int, ...]:
+    """The shape of a parameter that lies along ``feature_axes`` of ``x``."""
+    return tuple(x.shape[i] for i in canonical_axes(feature_axes, x.ndim, name))
 
 
 def size_of(x: jax.Array, axes: tuple[int, ...]) -> int:
@@ -67,11 +86,11 @@ def against(
     if parameter is None:
         return None
     parameter = jnp.asarray(parameter)
-    feature_shape = tuple(x.shape[i] for i in feature_axes)
-    if parameter.shape != feature_shape:
+    needed = feature_shape(x, feature_axes)
+    if parameter.shape != needed:
         raise ValueError(
             f"{name} must have the shape of the feature axes; got {name} of shape {parameter.shape} "
-            f"for x of shape {x.shape} with feature_axes={feature_axes}, which needs {feature_shape}. "
-            f"Check feature_axes (axis, in a module), or make {name} of shape {feature_shape}."
+            f"for x of shape {x.shape} with feature_axes={feature_axes}, which needs {needed}. "
+            f"Check feature_axes (axis, in a module), or make {name} of shape {needed}."
         )
     return parameter.reshape([x.shape[i] if i in feature_axes else 1 for i in range(x.ndim)])

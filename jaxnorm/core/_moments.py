@@ -79,6 +79,21 @@ def reduce_moments(
     return pool_over_devices(m, axis_name, axis_index_groups)
 
 
+def reduce_moments_about_zero(
+    x: jax.Array,
+    axes: tuple[int, ...],
+    mask: jax.Array | None,
+    axis_name: AxisName | None,
+    axis_index_groups: AxisIndexGroups | None,
+) -> Moments:
+    """As `reduce_moments`, for norms that subtract nothing: mean 0, and var the mean square Σ|x|² / n."""
+    counted = x if mask is None else jnp.where(mask, x, 0)
+    (squares,) = map(keep, collect(abs_square(counted), axes=axes))
+    zero = jnp.zeros_like(squares, x.dtype)
+    m = moments_from_sums(zero, zero, squares, _count(x, axes, mask))
+    return pool_over_devices(m, axis_name, axis_index_groups)
+
+
 def mask_against(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
     """``mask`` as booleans of the rank of ``x``.
 

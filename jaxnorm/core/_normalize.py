@@ -34,7 +34,9 @@ def normalize(
     center = lax.stop_gradient(mean)
     centered, centered_mean = x - center, mean - center
     readable = None if mask is None else mask | jnp.isfinite(centered)
-    gain = lax.rsqrt(var + epsilon).astype(x.dtype)
+    variance = var + epsilon
+    # All values alike and no epsilon: (x - mean) is 0 and stays so.
+    gain = lax.rsqrt(jnp.where(variance > 0, variance, 1)).astype(x.dtype)
     offset = -gain * centered_mean
     if scale is None and bias is None:
         return _affine(centered, gain, offset, readable, centered_mean)

@@ -55,6 +55,11 @@ def abs_square(x: jax.Array) -> jax.Array:
     return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2
 
 
+def without_bias(var: jax.Array, count: jax.Array) -> jax.Array:
+    """The variance that divides by n - 1, from the one that divides by n; of a single value, as it is."""
+    return var * (count / jnp.maximum(count - 1, 1))
+
+
 def pool(m: Moments, axes: Axes) -> Moments:
     """Moments of everything that ``m`` stands for along ``axes``, which stay with size 1.
 

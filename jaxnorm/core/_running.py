@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ._axes import against
-from ._pool import Moments
+from ._pool import Moments, without_bias
 from ._precision import arithmetic_dtype, real_dtype
 
 
@@ -101,7 +101,7 @@ def update_running_stats(
     n = jnp.broadcast_to(moments.count, moments.mean.shape).reshape(shape)
     mean, var = moments.mean.reshape(shape), moments.var.reshape(shape)
     if unbiased:
-        var = var * (n / jnp.maximum(n - 1, 1))
+        var = without_bias(var, n)
     old_weight = _batches_share(stats) if momentum is None else momentum
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax.linen import initializers
 from jax.typing import DTypeLike
 
-from ..core._axes import canonical_axes
-from ..core._precision import promoted_dtype
-from ..core._running import RunningStats, init_running_stats
+from ..core._axes import canonical_axes, complement, feature_shape
 from ..norms._batch_norm import batch_norm, batch_norm_inference
+from ..norms._layer_norm import layer_norm
+from ._variables import RunningVariables, bias_of, devices_of, scale_of
 
 
 class BatchNorm(nn.Module):
@@ -43,6 +43,8 @@ class BatchNorm(nn.Module):
         force_float32_reductions: False stores the running statistics in ``param_dtype``, as Flax does.
             They are computed in float32 or wider all the same.
         unbiased: the running variance gets the batch's variance times n / (n - 1), as PyTorch's does.
+        track_running_stats: False keeps no running statistics: evaluation too normalizes with those of the
+            batch, and ``use_running_average`` is not read.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -71,6 +73,7 @@ class BatchNorm(nn.Module):
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
     unbiased: bool = dataclasses.field(default=False, kw_only=True)
+    track_running_stats: bool = dataclasses.field(default=True, kw_only=True)
 
     @nn.compact
     def __call__(
@@ -94,55 +97,31 @@ class BatchNorm(nn.Module):
             ValueError: ``use_running_average`` is given twice or not at all, or anything that
                 `jaxnorm.batch_norm` refuses.
         """
+        x = jnp.asarray(x)
+        axes = canonical_axes(self.axis, x.ndim, "axis")
+        shape = feature_shape(x, axes)
+        options = {"feature_axes": axes, "epsilon": self.epsilon, "dtype": self.dtype}
+        parameters = scale_of(self, shape), bias_of(self, shape)
+        if not self.track_running_stats:
+            reduced = complement(axes, x.ndim)
+            return layer_norm(
+                x, *parameters, reduction_axes=reduced, mask=mask, **devices_of(self), **options
+            )
         evaluating = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
-        x = jnp.asarray(x)
-        axes = canonical_axes(self.axis, x.ndim, "axis")
-        shape = tuple(x.shape[i] for i in axes)
-        stats = self._running_stats(shape, x.dtype, evaluating)
-        scale = (
-            self.param("scale", self.scale_init, shape, self.param_dtype)
-            if self.use_scale
-            else None
-        )
-        bias = (
-            self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
-        )
-        options = {"feature_axes": axes, "epsilon": self.epsilon, "dtype": self.dtype}
-        current = RunningStats(**{name: variable.value for name, variable in stats.items()})
+        stats = RunningVariables(self, x, shape, evaluating=evaluating)
         if evaluating:
-            return batch_norm_inference(x, current, scale, bias, **options)
+            return batch_norm_inference(x, stats.read(), *parameters, **options)
         y, updated = batch_norm(
             x,
-            current,
-            scale,
-            bias,
+            stats.read(),
+            *parameters,
             momentum=self.momentum,
             unbiased=self.unbiased,
             mask=mask,
-            axis_name=None if self.is_initializing() else self.axis_name,
-            axis_index_groups=None if self.is_initializing() else self.axis_index_groups,
+            **devices_of(self),
             **options,
         )
-        if not self.is_initializing():
-            for name, variable in stats.items():
-                variable.value = getattr(updated, name)
+        stats.write(updated)
         return y
-
-    @nn.nowrap
-    def _running_stats(
-        self, shape: tuple[int, ...], x_dtype: Any, evaluating: bool
-    ) -> dict[str, nn.Variable]:
-        """The variables of `RunningStats`, created on first use."""
-        dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        if jnp.issubdtype(x_dtype, jnp.complexfloating):
-            dtype = promoted_dtype(jnp.dtype(dtype), jnp.complex64)
-        # Evaluation reads no count, so a checkpoint need not have one.
-        counting = self.momentum is None and (self.is_initializing() or not evaluating)
-        fresh = init_running_stats(shape, dtype, cumulative=counting)
-        names = [name for name, value in fresh._asdict().items() if value is not None]
-        return {
-            name: self.variable("batch_stats", name, lambda value: value, getattr(fresh, name))
-            for name in names
-        }

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..core._axes import Axes, canonical_axes
+from ..core._axes import Axes, canonical_axes, one_axis
 from ..core._moments import reduce_moments
 from ..core._pool import Moments, pool
 from ..core._sync import AxisIndexGroups, AxisName, pool_over_devices
@@ -66,8 +66,8 @@ def group_norm(
          [1. 1. 1.]]
     """
     x = jnp.asarray(x)
-    channel = _channel_axis(feature_axes, x.ndim)
-    groups = _number_of_groups(x.shape[channel], num_groups, group_size)
+    channel = one_axis(feature_axes, x.ndim, "feature_axes", "the channels")
+    groups = number_of_groups(x.shape[channel], num_groups, group_size)
     all_but_batch = sorted({*range(1, x.ndim), channel})
     reduced = canonical_axes(
         all_but_batch if reduction_axes is None else reduction_axes, x.ndim, "reduction_axes"
@@ -100,17 +100,7 @@ def group_norm(
     return y
 
 
-def _channel_axis(feature_axes: Axes, ndim: int) -> int:
-    features = canonical_axes(feature_axes, ndim, "feature_axes")
-    if len(features) != 1:
-        raise ValueError(
-            f"feature_axes of group norm must be one axis, the channels; got {feature_axes!r}. "
-            f"Reshape the axes into one, or use layer_norm."
-        )
-    return features[0]
-
-
-def _number_of_groups(channels: int, num_groups: int | None, group_size: int | None) -> int:
+def number_of_groups(channels: int, num_groups: int | None, group_size: int | None) -> int:
     if (num_groups is None) == (group_size is None):
         raise ValueError(
             "Either `num_groups` or `group_size` should be specified. If `group_size` is to be "

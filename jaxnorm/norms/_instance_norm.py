@@ -6,6 +6,8 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement
 from ..core._moments import reduce_moments
+from ..core._pool import Moments, without_bias
+from ..core._running import RunningStats, running_against, update_running_stats
 from ..core._sync import AxisIndexGroups, AxisName
 from ._normalized_by import normalized_by
 
@@ -56,12 +58,7 @@ def instance_norm(
          [1. 1. 1.]]
     """
     x = jnp.asarray(x)
-    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    if 0 in features:
-        raise ValueError(
-            "The channel axes cannot include the leading dimension as this is assumed to be the batch "
-            f"axis. Got feature_axes={feature_axes!r} for x of shape {x.shape}; move the batch there."
-        )
+    features = _channel_axes(feature_axes, x)
     reduced = complement((0, *features), x.ndim)
     y, _ = normalized_by(
         lambda x, mask: reduce_moments(x, reduced, mask, axis_name, axis_index_groups),
@@ -74,3 +71,95 @@ def instance_norm(
         dtype=dtype,
     )
     return y
+
+
+def tracked_instance_norm(
+    x: jax.Array,
+    stats: RunningStats,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    momentum: float | jax.Array | None = 0.99,
+    epsilon: float = 1e-6,
+    unbiased: bool = False,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[jax.Array, RunningStats]:
+    """Instance norm in training that also moves running statistics, for `batch_norm_inference` to use.
+
+    ``y`` is that of `instance_norm`. The running mean and variance move towards the plain averages of the
+    instances' means and variances (PyTorch's ``InstanceNorm(track_running_stats=True)``), which leave out
+    how far the means are apart: in evaluation an instance is divided by a typical instance's deviation.
+
+    Args:
+        x: activations of rank 2 or more and any integer, floating or complex dtype.
+            Statistics and arithmetic are in float32 or wider.
+        stats: running statistics of the feature shape, from `init_running_stats` or the last step.
+        scale: γ, of the shape of ``feature_axes``; None is 1.
+        bias: β, likewise; None is 0.
+        feature_axes: the axes that are kept besides the first.
+        momentum: the weight of the *old* running value, in [0, 1]; PyTorch's 0.1 is 0.9 here. None: the
+            plain average of all batches (``init_running_stats(..., cumulative=True)``).
+        epsilon: ε, added to the variance; zero or positive. (PyTorch's default is 1e-5.)
+        unbiased: the running variance gets each instance's variance times n / (n - 1), as PyTorch's does.
+        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic,
+            and an instance with nothing counted in no average.
+        axis_name: one or several axes of vmap, pmap or shard_map over which positions are split.
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``, and RunningStats of the shapes and dtypes of ``stats``.
+
+    Raises:
+        ValueError: ``feature_axes`` has the first axis, or another argument cannot be; the message says
+            what must hold and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> x = jnp.array([[[1.0], [3.0]], [[10.0], [30.0]]])  # two instances of one channel
+        >>> y, stats = jn.tracked_instance_norm(x, jn.init_running_stats(1), momentum=0.0)
+        >>> print(stats.mean, stats.var)
+        [11.] [50.5]
+    """
+    x = jnp.asarray(x)
+    features = _channel_axes(feature_axes, x)
+    running_against(stats, x, features)
+    reduced = complement((0, *features), x.ndim)
+    y, m = normalized_by(
+        lambda x, mask: reduce_moments(x, reduced, mask, axis_name, axis_index_groups),
+        x,
+        scale,
+        bias,
+        feature_axes=features,
+        epsilon=epsilon,
+        mask=mask,
+        dtype=dtype,
+    )
+    return y, update_running_stats(stats, _typical(m, unbiased), momentum=momentum)
+
+
+def _channel_axes(feature_axes: Axes, x: jax.Array) -> tuple[int, ...]:
+    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
+    if 0 in features:
+        raise ValueError(
+            "The channel axes cannot include the leading dimension as this is assumed to be the batch "
+            f"axis. Got feature_axes={feature_axes!r} for x of shape {x.shape}; move the batch there."
+        )
+    return features
+
+
+def _typical(m: Moments, unbiased: bool) -> Moments:
+    """The plain average of the instances' moments (along the first axis), and how many there are."""
+    n = jnp.broadcast_to(m.count, m.mean.shape)
+    var = without_bias(m.var, n) if unbiased else m.var
+    instances = (n > 0).sum(0, keepdims=True, dtype=var.dtype)
+
+    def average(a: jax.Array) -> jax.Array:
+        total = jnp.where(n > 0, a, 0).sum(0, keepdims=True)
+        return total / jnp.maximum(instances, 1).astype(total.dtype)
+
+    return Moments(average(m.mean), average(var), instances)

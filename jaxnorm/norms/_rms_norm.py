@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes
-from ..core._moments import reduce_moments
-from ..core._pool import Moments, abs_square
+from ..core._moments import reduce_moments_about_zero
 from ..core._precision import arithmetic_dtype
 from ..core._sync import AxisIndexGroups, AxisName
 from ._normalized_by import normalized_by
@@ -61,12 +60,8 @@ def rms_norm(
         scale = jnp.asarray(scale)
         scale = scale.astype(arithmetic_dtype(scale)) + scale_offset  # before rounding to dtype
 
-    def mean_square(x: jax.Array, mask: jax.Array | None) -> Moments:
-        m = reduce_moments(x, reduced, mask, axis_name, axis_index_groups)
-        return Moments(jnp.zeros_like(m.mean), m.var + abs_square(m.mean), m.count)
-
     y, _ = normalized_by(
-        mean_square,
+        lambda x, mask: reduce_moments_about_zero(x, reduced, mask, axis_name, axis_index_groups),
         x,
         scale,
         None,

@@ -1,0 +1,85 @@
+"""Norms by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from ..norms._choice import choose
+from ._batch_norm import BatchNorm
+from ._group_norm import GroupNorm
+from ._instance_norm import InstanceNorm
+from ._layer_norm import LayerNorm
+from ._local_response_norm import LocalResponseNorm
+from ._rms_norm import RMSNorm
+from ._spectral_norm import SpectralNorm
+from ._weight_norm import WeightNorm
+from ._weight_standardization import WeightStandardization
+
+
+class NoNorm(nn.Module):
+    """No norm: returns what it is given."""
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        use_running_average: bool | None = None,
+    ) -> jax.Array:
+        """``x``."""
+        return x
+
+
+_NORMS: dict[str, Callable[..., nn.Module]] = {
+    "batch": BatchNorm,
+    "layer": LayerNorm,
+    "rms": RMSNorm,
+    "group": GroupNorm,
+    "instance": InstanceNorm,
+    "local_response": LocalResponseNorm,
+    "none": NoNorm,
+    "spectral": SpectralNorm,
+    "weight": WeightNorm,
+    "weight_standardization": WeightStandardization,
+}
+
+
+def get_norm(name: str, **options: Any) -> Callable[..., nn.Module]:
+    """The constructor of a norm, for a model to take as an argument.
+
+    Norms of activations are ``batch``, ``layer``, ``rms``, ``group``, ``instance``, ``local_response`` and
+    ``none``; each is called as ``norm()(x, use_running_average=not train, mask=mask)``, and ignores what it
+    has no use for. Norms of weights wrap a layer: ``spectral``, ``weight`` and ``weight_standardization``
+    are called as ``norm(nn.Dense(10))(x, use_running_average=not train)``.
+
+    Args:
+        name: one of these.
+        options: fields of its class, filled in here so that the model need not know them.
+
+    Returns:
+        The class with ``options`` filled in; further fields can be given when it is called.
+
+    Raises:
+        ValueError: there is no norm of that name.
+        TypeError: the norm has no such option.
+
+    Example:
+        >>> import jax, flax.linen as nn
+        >>> from collections.abc import Callable
+        >>> from jaxnorm import linen as jnl
+        >>> class Model(nn.Module):
+        ...     norm: Callable[..., nn.Module]
+        ...     @nn.compact
+        ...     def __call__(self, x, train):
+        ...         x = nn.Conv(16, (3, 3))(x)
+        ...         return self.norm()(x, use_running_average=not train)
+        >>> x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+        >>> for norm in (jnl.get_norm("batch", momentum=0.9), jnl.get_norm("group", num_groups=8)):
+        ...     variables = Model(norm).init(jax.random.key(1), x, train=True)
+        ...     print(*variables, *variables["params"])
+        params batch_stats Conv_0 BatchNorm_0
+        params Conv_0 GroupNorm_0
+    """
+    return choose(_NORMS, name, **options)

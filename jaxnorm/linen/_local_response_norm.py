@@ -1,0 +1,65 @@
+"""`LocalResponseNorm` as a Linen module."""
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes
+from ..norms._local_response_norm import local_response_norm
+
+
+class LocalResponseNorm(nn.Module):
+    """Local response norm, as PyTorch's. Computes `jaxnorm.local_response_norm`; it has no variables.
+
+    Attributes:
+        size: number of neighbouring channels in a window.
+        alpha: the weight of their energy.
+        beta: the exponent.
+        k: added to the sum.
+        dtype: of the result; None is that of the input.
+        feature_axes: the channel axis, one: -1 for channels last, 1 for channels first.
+
+    Example:
+        >>> import jax
+        >>> from jaxnorm import linen as jnl
+        >>> x = jax.random.normal(jax.random.key(0), (4, 8, 8, 16))
+        >>> y = jnl.LocalResponseNorm(size=5).apply({}, x)
+    """
+
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+    dtype: DTypeLike | None = None
+    feature_axes: Axes = -1
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        use_running_average: bool | None = None,
+    ) -> jax.Array:
+        """Normalizes ``x``.
+
+        Args:
+            x: activations of any rank.
+            mask: ignored: each position is normalized by itself.
+            use_running_average: ignored; batch norm, which may stand here instead, needs it.
+
+        Returns:
+            The normalized values, of the shape of ``x``.
+
+        Raises:
+            ValueError: anything that `jaxnorm.local_response_norm` refuses.
+        """
+        return local_response_norm(
+            x,
+            size=self.size,
+            alpha=self.alpha,
+            beta=self.beta,
+            k=self.k,
+            feature_axes=self.feature_axes,
+            dtype=self.dtype,
+        )

@@ -1,0 +1,60 @@
+"""What the modules do around their function: create variables, and name the devices."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ..core._precision import promoted_dtype
+from ..core._running import RunningStats, init_running_stats
+
+
+def scale_of(module: Any, shape: tuple[int, ...]) -> jax.Array | None:
+    """The parameter ``scale`` of ``module``, if it has one. Made before the bias, as Flax makes it."""
+    if not module.use_scale:
+        return None
+    return module.param("scale", module.scale_init, shape, module.param_dtype)
+
+
+def bias_of(module: Any, shape: tuple[int, ...]) -> jax.Array | None:
+    """The parameter ``bias`` of ``module``, if it has one."""
+    if not module.use_bias:
+        return None
+    return module.param("bias", module.bias_init, shape, module.param_dtype)
+
+
+def devices_of(module: nn.Module) -> dict[str, Any]:
+    """The arguments that say which devices share statistics: none in ``init``, which may run outside."""
+    names = ("axis_name", "axis_index_groups")
+    return {name: None if module.is_initializing() else getattr(module, name) for name in names}
+
+
+class RunningVariables:
+    """The running statistics of ``module``, as variables of the collection ``batch_stats``."""
+
+    def __init__(
+        self, module: Any, x: jax.Array, shape: tuple[int, ...], *, evaluating: bool
+    ) -> None:
+        dtype = jnp.float32 if module.force_float32_reductions else module.param_dtype
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            dtype = promoted_dtype(jnp.dtype(dtype), jnp.complex64)
+        # Evaluation reads no count, so a checkpoint need not have one.
+        counting = module.momentum is None and (module.is_initializing() or not evaluating)
+        fresh = init_running_stats(shape, dtype, cumulative=counting)
+        self._keeping = module.is_initializing()
+        self._variables = {
+            name: module.variable("batch_stats", name, lambda value: value, value)
+            for name, value in fresh._asdict().items()
+            if value is not None
+        }
+
+    def read(self) -> RunningStats:
+        """The statistics so far."""
+        return RunningStats(**{name: v.value for name, v in self._variables.items()})
+
+    def write(self, updated: RunningStats) -> None:
+        """Stores what a step returned; in ``init``, which is no step, leaves them as they are."""
+        if not self._keeping:
+            for name, variable in self._variables.items():
+                variable.value = getattr(updated, name)

@@ -1,0 +1,88 @@
+"""`WeightNorm` as a Linen module."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import initializers
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, feature_shape
+from ..norms._weight_norm import kernel_lengths, weight_norm
+from ._wrapped import call_with, is_chosen
+
+
+class WeightNorm(nn.Module):
+    """Weight norm of the layer it wraps: `flax.linen.WeightNorm`, field for field.
+
+    Computes `jaxnorm.weight_norm` of each chosen weight. The layer's own parameters stay where they are,
+    as they are; each ``scale`` is a parameter named by the path of its weight. (Flax's stores the
+    normalized kernel over the initial one.)
+
+    Attributes:
+        layer_instance: the layer to wrap.
+        epsilon: added to the square of the length.
+        dtype: of the normalized weights; None is what they and the scales promote to.
+        param_dtype: of the scales.
+        use_scale: whether there are scales.
+        scale_init: initializer of the scales. None starts with the lengths that the weights have, so that
+            wrapping changes nothing, as in PyTorch.
+        feature_axes: the axes of a weight that are kept, those of the outputs. None or () takes one length
+            over all.
+        variable_filter: the weights to normalize: those with one of these strings in their path. None or
+            nothing in it: all.
+
+    Example:
+        >>> import jax, flax.linen as nn
+        >>> from jaxnorm import linen as jnl
+        >>> x = jax.random.normal(jax.random.key(0), (4, 8))
+        >>> layer = jnl.WeightNorm(nn.Dense(3))
+        >>> y, variables = layer.init_with_output(jax.random.key(1), x)
+        >>> for name, shape in jax.tree.map(jax.numpy.shape, variables)["params"].items():
+        ...     print(name, shape)
+        layer_instance {'bias': (3,), 'kernel': (8, 3)}
+        layer_instance/kernel/scale (3,)
+    """
+
+    layer_instance: nn.Module
+    epsilon: float = 1e-12
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_scale: bool = True
+    scale_init: initializers.Initializer | None = initializers.ones
+    feature_axes: Axes | None = -1
+    variable_filter: Iterable[str] | None = dataclasses.field(default_factory=lambda: {"kernel"})
+
+    @nn.compact
+    def __call__(self, *args: Any, use_running_average: bool | None = None, **kwargs: Any) -> Any:
+        """Calls the layer with normalized weights.
+
+        Args:
+            *args: for the layer.
+            use_running_average: for the layer, if it takes one.
+            **kwargs: for the layer.
+
+        Returns:
+            What the layer returns.
+
+        Raises:
+            ValueError: anything that `jaxnorm.weight_norm` refuses.
+        """
+        return call_with(
+            self._normalized, self.layer_instance, use_running_average, *args, **kwargs
+        )
+
+    @nn.nowrap
+    def _normalized(self, path: str, weight: jax.Array) -> jax.Array:
+        if not is_chosen(path, self.variable_filter):
+            return weight
+        axes = () if self.feature_axes is None else self.feature_axes
+        scale = None
+        if self.use_scale:
+            shape = feature_shape(weight, axes)
+            init = self.scale_init or kernel_lengths(weight, axes)
+            scale = self.param(f"{path}/scale", init, shape, self.param_dtype)
+        return weight_norm(weight, scale, feature_axes=axes, epsilon=self.epsilon, dtype=self.dtype)

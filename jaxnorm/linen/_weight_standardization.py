@@ -1,0 +1,87 @@
+"""`WeightStandardization` as a Linen module."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import initializers
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, feature_shape
+from ..norms._weight_standardization import weight_standardization
+from ._wrapped import call_with, is_chosen
+
+
+class WeightStandardization(nn.Module):
+    """Weight standardization of the layer it wraps.
+
+    Computes `jaxnorm.weight_standardization` of each chosen weight. The layer's own parameters stay where
+    they are, as they are; each ``gain`` is a parameter named by the path of its weight.
+
+    Attributes:
+        layer_instance: the layer to wrap.
+        epsilon: added to the variance.
+        dtype: of the standardized weights; None is what they and the gains promote to.
+        param_dtype: of the gains.
+        use_gain: whether there are gains.
+        gain_init: initializer of the gains.
+        feature_axes: the axes of a weight that are kept, those of the outputs.
+        variable_filter: the weights to standardize: those with one of these strings in their path. None
+            or nothing in it: all.
+
+    Example:
+        >>> import jax, flax.linen as nn
+        >>> from jaxnorm import linen as jnl
+        >>> x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+        >>> layer = jnl.WeightStandardization(nn.Conv(16, (3, 3)))
+        >>> y, variables = layer.init_with_output(jax.random.key(1), x)
+        >>> jax.tree.map(jax.numpy.shape, variables)["params"]
+        {'layer_instance': {'bias': (16,), 'kernel': (3, 3, 3, 16)}}
+    """
+
+    layer_instance: nn.Module
+    epsilon: float = 1e-10
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_gain: bool = False
+    gain_init: initializers.Initializer = initializers.ones
+    feature_axes: Axes = -1
+    variable_filter: Iterable[str] | None = dataclasses.field(default_factory=lambda: {"kernel"})
+
+    @nn.compact
+    def __call__(self, *args: Any, use_running_average: bool | None = None, **kwargs: Any) -> Any:
+        """Calls the layer with standardized weights.
+
+        Args:
+            *args: for the layer.
+            use_running_average: for the layer, if it takes one.
+            **kwargs: for the layer.
+
+        Returns:
+            What the layer returns.
+
+        Raises:
+            ValueError: anything that `jaxnorm.weight_standardization` refuses.
+        """
+        return call_with(
+            self._standardized, self.layer_instance, use_running_average, *args, **kwargs
+        )
+
+    @nn.nowrap
+    def _standardized(self, path: str, weight: jax.Array) -> jax.Array:
+        if not is_chosen(path, self.variable_filter):
+            return weight
+        gain = None
+        if self.use_gain:
+            shape = feature_shape(weight, self.feature_axes)
+            gain = self.param(f"{path}/gain", self.gain_init, shape, self.param_dtype)
+        return weight_standardization(
+            weight,
+            gain,
+            feature_axes=self.feature_axes,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+        )

@@ -1,0 +1,44 @@
+"""A layer called with other weights than its own."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ..norms._choice import flags_for
+
+ChangeWeight = Callable[[str, jax.Array], jax.Array]
+
+
+def call_with(
+    change: ChangeWeight,
+    layer: nn.Module,
+    use_running_average: bool | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """``layer(*args, **kwargs)`` with ``change(path, weight)`` for each of its parameters.
+
+    The parameters themselves stay as they are, in ``init`` too: what a wrapper computes of them is never
+    stored in their place. A path reads as Flax's wrappers write it: ``Dense_0/kernel``.
+    """
+    kwargs = {**kwargs, **flags_for(layer, use_running_average)}
+    if layer.is_initializing():
+        layer(*args, **kwargs)  # makes the parameters
+
+    def changed(path: Any, weight: Any) -> jax.Array:
+        inside = jax.tree_util.keystr(path, simple=True, separator="/")
+        return change(f"{layer.name}/{inside}", jnp.asarray(weight))
+
+    weights = jax.tree_util.tree_map_with_path(changed, layer.variables.get("params", {}))
+    mapped = nn.map_variables(
+        lambda layer: layer(*args, **kwargs), "params", trans_in_fn=lambda _: {"params": weights}
+    )
+    return mapped(layer)
+
+
+def is_chosen(path: str, variable_filter: Iterable[str] | None) -> bool:
+    """Whether the filter of a wrapper names this parameter: by a part of its path, or by being empty."""
+    return not variable_filter or any(part in path for part in variable_filter)

@@ -1,0 +1,174 @@
+"""`BatchNorm` as an NNX module."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import initializers
+from flax.typing import PromoteDtypeFn
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, canonical_axes, complement
+from ..core._sync import AxisIndexGroups, AxisName
+from ..norms._batch_norm import batch_norm, batch_norm_inference
+from ..norms._layer_norm import layer_norm
+from ._variables import (
+    Features,
+    is_evaluating,
+    make_running_stats,
+    parameter,
+    promote_dtype,
+    promoted,
+    read_running_stats,
+    shape_of,
+    write_running_stats,
+)
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm over explicit running statistics: `flax.nnx.BatchNorm`, argument for argument.
+
+    ``scale`` and ``bias`` are `nnx.Param`, the running ``mean`` and ``var`` `nnx.BatchStat`, all of the
+    feature shape. What is computed is `jaxnorm.batch_norm` in training and
+    `jaxnorm.batch_norm_inference` in evaluation; their pages have the formulas, and what is meant by
+    every option. ``.train()`` and ``.eval()`` choose between them.
+
+    Args:
+        num_features: the feature shape: a size, or several where ``axis`` has several.
+        use_running_average: True normalizes with the running statistics (evaluation), False with those of
+            the batch (training). The call may say otherwise.
+        axis: the feature axis or axes, which are kept. (The functions call this ``feature_axes``.)
+        momentum: the weight of the *old* running value, in [0, 1]; PyTorch's 0.1 is 0.9 here. None is
+            the plain average of all batches, counted in ``count``.
+        epsilon: added to the variance.
+        dtype: of the result; None is what the input and the parameters promote to.
+        param_dtype: of scale and bias. If complex, the running mean is too.
+        use_bias: whether there is a bias.
+        use_scale: whether there is a scale.
+        bias_init: initializer of the bias.
+        scale_init: initializer of the scale.
+        axis_name: one or several mapped axes whose devices share statistics, weighted by count.
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        use_fast_variance: accepted for Flax's sake and ignored: the variance is stable and as fast.
+        promote_dtype: what to do to input, scale and bias before anything else, in place of the rule of
+            ``dtype``.
+        rngs: random streams for the initializers.
+        bias_metadata: of the variable of the bias, such as its sharding.
+        scale_metadata: of the variable of the scale.
+        unbiased: the running variance gets the batch's variance times n / (n - 1), as PyTorch's does.
+        track_running_stats: False keeps no running statistics: evaluation too normalizes with those of the
+            batch, and ``use_running_average`` is not read.
+
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> from jaxnorm import nnx as jnx
+        >>> x = 5 + 3 * jax.random.normal(jax.random.key(0), (32, 8, 8, 16))
+        >>> layer = jnx.BatchNorm(16, momentum=0.9, rngs=nnx.Rngs(0))
+        >>> y = layer(x)
+        >>> print(layer.mean[...].shape, y.std().round(3))
+        (16,) 1.0
+        >>> layer.eval()
+        >>> y = layer(x)
+    """
+
+    def __init__(
+        self,
+        num_features: Features,
+        *,
+        use_running_average: bool | None = False,
+        axis: Axes = -1,
+        momentum: float | jax.Array | None = 0.99,
+        epsilon: float = 1e-5,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: nnx.Initializer = initializers.zeros,
+        scale_init: nnx.Initializer = initializers.ones,
+        axis_name: AxisName | None = None,
+        axis_index_groups: AxisIndexGroups | None = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtypeFn = promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] | None = None,
+        scale_metadata: Mapping[str, Any] | None = None,
+        unbiased: bool = False,
+        track_running_stats: bool = True,
+    ) -> None:
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.unbiased = unbiased
+        self.track_running_stats = track_running_stats
+        shape = shape_of(num_features)
+        make_running_stats(self, shape, tracked=track_running_stats)
+        self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
+        self.bias = parameter(use_bias, bias_init, shape, param_dtype, rngs, bias_metadata)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalizes ``x``, and in training updates the running statistics.
+
+        Args:
+            x: activations of any rank.
+            use_running_average: evaluation (True) or training (False), whatever the module says.
+            mask: True counts; broadcastable to ``x``. Only read where statistics are taken.
+
+        Returns:
+            The normalized values, of the shape of ``x``.
+
+        Raises:
+            ValueError: nobody says ``use_running_average``, or anything that `jaxnorm.batch_norm` refuses.
+        """
+        x, scale, bias = promoted(self, jnp.asarray(x))
+        axes = canonical_axes(self.axis, x.ndim, "axis")
+        options = {"feature_axes": axes, "epsilon": self.epsilon, "dtype": self.dtype}
+        devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
+        if not self.track_running_stats:
+            reduced = complement(axes, x.ndim)
+            return layer_norm(
+                x, scale, bias, reduction_axes=reduced, mask=mask, **devices, **options
+            )
+        stats = read_running_stats(self)
+        if is_evaluating(self, use_running_average):
+            return batch_norm_inference(x, stats, scale, bias, **options)
+        y, updated = batch_norm(
+            x,
+            stats,
+            scale,
+            bias,
+            momentum=self.momentum,
+            unbiased=self.unbiased,
+            mask=mask,
+            **devices,
+            **options,
+        )
+        write_running_stats(self, updated)
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """What `nnx.view` calls.
+
+        Args:
+            use_running_average: evaluation (True) or training (False); None leaves it as it is.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average

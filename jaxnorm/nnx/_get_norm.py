@@ -1,0 +1,88 @@
+"""Norms by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from ..norms._choice import choose
+from ._batch_norm import BatchNorm
+from ._group_norm import GroupNorm
+from ._instance_norm import InstanceNorm
+from ._layer_norm import LayerNorm
+from ._local_response_norm import LocalResponseNorm
+from ._rms_norm import RMSNorm
+from ._spectral_norm import SpectralNorm
+from ._weight_norm import WeightNorm
+from ._weight_standardization import WeightStandardization
+
+
+class NoNorm(nnx.Module):
+    """No norm: returns what it is given."""
+
+    def __init__(self, num_features: Any = None, *, rngs: nnx.Rngs | None = None) -> None:
+        pass
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        use_running_average: bool | None = None,
+    ) -> jax.Array:
+        """``x``."""
+        return x
+
+
+_NORMS: dict[str, Callable[..., nnx.Module]] = {
+    "batch": BatchNorm,
+    "layer": LayerNorm,
+    "rms": RMSNorm,
+    "group": GroupNorm,
+    "instance": InstanceNorm,
+    "local_response": LocalResponseNorm,
+    "none": NoNorm,
+    "spectral": SpectralNorm,
+    "weight": WeightNorm,
+    "weight_standardization": WeightStandardization,
+}
+
+
+def get_norm(name: str, **options: Any) -> Callable[..., nnx.Module]:
+    """The constructor of a norm, for a model to take as an argument.
+
+    Norms of activations are ``batch``, ``layer``, ``rms``, ``group``, ``instance``, ``local_response`` and
+    ``none``; each is made as ``norm(num_features, rngs=rngs)``, and called with an optional
+    ``use_running_average`` and ``mask``, which it ignores if it has no use for them. Norms of weights wrap a
+    layer: ``spectral``, ``weight`` and ``weight_standardization`` are made as ``norm(layer, rngs=rngs)``.
+
+    Args:
+        name: one of these.
+        options: arguments of its class, filled in here so that the model need not know them.
+
+    Returns:
+        The class with ``options`` filled in; further arguments can be given when it is called.
+
+    Raises:
+        ValueError: there is no norm of that name.
+        TypeError: the norm has no such option.
+
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> from jaxnorm import nnx as jnx
+        >>> class Model(nnx.Module):
+        ...     def __init__(self, norm, rngs):
+        ...         self.conv = nnx.Conv(3, 16, (3, 3), rngs=rngs)
+        ...         self.norm = norm(16, rngs=rngs)
+        ...     def __call__(self, x):
+        ...         return self.norm(self.conv(x))
+        >>> x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+        >>> for norm in (jnx.get_norm("batch", momentum=0.9), jnx.get_norm("group", num_groups=8)):
+        ...     model = Model(norm, nnx.Rngs(0))
+        ...     print(model(x).shape, *nnx.state(model)["norm"])
+        (2, 8, 8, 16) bias mean scale var
+        (2, 8, 8, 16) bias scale
+    """
+    return choose(_NORMS, name, **options)

@@ -1,0 +1,118 @@
+"""`RMSNorm` as an NNX module."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import initializers
+from flax.typing import PromoteDtypeFn
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes
+from ..core._sync import AxisIndexGroups, AxisName
+from ..norms._rms_norm import rms_norm
+from ._variables import Features, parameter, promote_dtype, promoted, shape_of
+
+
+class RMSNorm(nnx.Module):
+    """RMS norm: `flax.nnx.RMSNorm`, argument for argument. Computes `jaxnorm.rms_norm`.
+
+    ``scale`` is an `nnx.Param` of the shape of ``feature_axes``.
+
+    Args:
+        num_features: the feature shape: a size, or several where ``feature_axes`` has several.
+        epsilon: added to the mean square.
+        dtype: of the result; None is what the input and the scale promote to.
+        param_dtype: of the scale.
+        use_scale: whether there is a scale.
+        scale_init: initializer of the scale.
+        reduction_axes: the axes to take the mean square over.
+        feature_axes: the axes along which the scale lies.
+        axis_name: one or several mapped axes over which the features are split.
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        use_fast_variance: accepted for Flax's sake and ignored: there is no variance.
+        promote_dtype: what to do to input and scale before anything else, in place of the rule of
+            ``dtype``.
+        rngs: random streams for the initializer.
+        scale_metadata: of the variable of the scale, such as its sharding.
+        scale_offset: added to the scale: 1 for the 1 + scale of Gemma, with ``scale_init`` of zeros.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import nnx as jnx
+        >>> x = 5 + 3 * jax.random.normal(jax.random.key(0), (4, 10, 512))
+        >>> y = jnx.RMSNorm(512, rngs=nnx.Rngs(0))(x)
+        >>> print((y**2).mean().round(3))
+        1.0
+    """
+
+    def __init__(
+        self,
+        num_features: Features,
+        *,
+        epsilon: float = 1e-6,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        use_scale: bool = True,
+        scale_init: nnx.Initializer = initializers.ones,
+        reduction_axes: Axes = -1,
+        feature_axes: Axes = -1,
+        axis_name: AxisName | None = None,
+        axis_index_groups: AxisIndexGroups | None = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtypeFn = promote_dtype,
+        rngs: nnx.Rngs,
+        scale_metadata: Mapping[str, Any] | None = None,
+        scale_offset: float = 0.0,
+    ) -> None:
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_scale = use_scale
+        self.reduction_axes = reduction_axes
+        self.feature_axes = feature_axes
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.scale_offset = scale_offset
+        shape = shape_of(num_features)
+        self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        use_running_average: bool | None = None,
+    ) -> jax.Array:
+        """Normalizes ``x``.
+
+        Args:
+            x: activations of any rank.
+            mask: True counts; broadcastable to ``x``.
+            use_running_average: ignored; batch norm, which may stand here instead, reads it.
+
+        Returns:
+            The normalized values, of the shape of ``x``.
+
+        Raises:
+            ValueError: anything that `jaxnorm.rms_norm` refuses.
+        """
+        x, scale, _ = promoted(self, jnp.asarray(x))
+        return rms_norm(
+            x,
+            scale,
+            reduction_axes=self.reduction_axes,
+            feature_axes=self.feature_axes,
+            epsilon=self.epsilon,
+            scale_offset=self.scale_offset,
+            mask=mask,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            dtype=self.dtype,
+        )

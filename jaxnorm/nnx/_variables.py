@@ -1,0 +1,88 @@
+"""What the modules do around their function: create variables, and read and write them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from flax.typing import PromoteDtypeFn
+from jax.typing import DTypeLike
+
+from ..core._precision import promoted_dtype
+from ..core._running import RunningStats, init_running_stats
+
+Features = int | Sequence[int]
+
+promote_dtype: PromoteDtypeFn = dtypes.promote_dtype
+"""Flax's default, which stands for the rule that the functions have themselves."""
+
+
+def shape_of(num_features: Features) -> tuple[int, ...]:
+    """The shape of a parameter: one size for each feature axis."""
+    return (num_features,) if isinstance(num_features, int) else tuple(num_features)
+
+
+def parameter(
+    wanted: bool,
+    init: nnx.Initializer,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    metadata: Mapping[str, Any] | None,
+) -> Any:
+    """A Param, or None where none is wanted."""
+    if not wanted:
+        return nnx.data(None)
+    return nnx.Param(init(rngs.params(), shape, dtype), **(metadata or {}))
+
+
+def value_of(variable: nnx.Variable | None) -> Any:
+    """What a variable holds, if there is one."""
+    return None if variable is None else variable[...]
+
+
+def promoted(module: Any, x: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """``x``, scale and bias of ``module``, by its ``promote_dtype`` if that is not the default."""
+    scale, bias = value_of(module.scale), value_of(getattr(module, "bias", None))
+    if module.promote_dtype is promote_dtype:
+        return x, scale, bias
+    return module.promote_dtype((x, scale, bias), dtype=module.dtype)
+
+
+def is_evaluating(module: Any, use_running_average: bool | None) -> bool:
+    """What the call says, or else the module.
+
+    Raises:
+        ValueError: neither does.
+    """
+    asked = module.use_running_average if use_running_average is None else use_running_average
+    if asked is None:
+        raise ValueError(
+            "use_running_average must be True (evaluation) or False (training) in the module or in the "
+            "call; got None in both. Call module.train() or module.eval(), or pass it in the call."
+        )
+    return asked
+
+
+def make_running_stats(module: Any, shape: tuple[int, ...], *, tracked: bool = True) -> None:
+    """Gives ``module`` its running statistics: ``mean`` and ``var``, and ``count`` for the plain average."""
+    is_complex = jnp.issubdtype(module.param_dtype, jnp.complexfloating)
+    dtype = promoted_dtype(jnp.float32, module.param_dtype) if is_complex else jnp.float32
+    fresh = init_running_stats(shape, dtype, cumulative=module.momentum is None)
+    for name, value in fresh._asdict().items():
+        wanted = tracked and value is not None
+        setattr(module, name, nnx.BatchStat(value) if wanted else nnx.data(None))
+
+
+def read_running_stats(module: Any) -> RunningStats:
+    """The running statistics so far."""
+    return RunningStats(*(value_of(getattr(module, name)) for name in RunningStats._fields))
+
+
+def write_running_stats(module: Any, updated: RunningStats) -> None:
+    """Stores what a step returned."""
+    for name, value in updated._asdict().items():
+        if value is not None:
+            getattr(module, name)[...] = value

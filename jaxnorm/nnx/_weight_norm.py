@@ -1,0 +1,111 @@
+"""`WeightNorm` as an NNX module."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import initializers
+from flax.typing import PromoteDtypeFn
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, feature_shape
+from ..norms._weight_norm import kernel_lengths, weight_norm
+from ._variables import promote_dtype
+from ._wrapped import KERNELS, Path, call_with, one_for_each
+
+
+class WeightNorm(nnx.Module):
+    """Weight norm of the layer it wraps: `flax.nnx.WeightNorm`, argument for argument.
+
+    Computes `jaxnorm.weight_norm` of each chosen parameter, in every call; the layer's own parameters
+    stay as they are. ``scales`` has an `nnx.Param` for each, by its path.
+
+    Args:
+        layer_instance: the layer to wrap.
+        feature_axes: the axes of a weight that are kept, those of the outputs. None or () takes one length
+            over all.
+        use_scale: whether there are scales.
+        scale_init: initializer of the scales. None starts with the lengths that the weights have, so that
+            wrapping changes nothing, as in PyTorch.
+        epsilon: added to the square of the length.
+        dtype: of the normalized weights; None is what they and the scales promote to.
+        param_dtype: of the scales.
+        variable_filter: which parameters to normalize.
+        promote_dtype: accepted for Flax's sake, which does not use it either.
+        rngs: random streams for the initializer.
+
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> from jaxnorm import nnx as jnx
+        >>> rngs = nnx.Rngs(0)
+        >>> layer = jnx.WeightNorm(nnx.Linear(8, 3, rngs=rngs), rngs=rngs)
+        >>> y = layer(jax.random.normal(jax.random.key(0), (4, 8)))
+        >>> print(y.shape, layer.scales[("kernel",)].shape)
+        (4, 3) (3,)
+    """
+
+    def __init__(
+        self,
+        layer_instance: nnx.Module,
+        *,
+        feature_axes: Axes | None = -1,
+        use_scale: bool = True,
+        scale_init: nnx.Initializer | None = initializers.ones,
+        epsilon: float = 1e-12,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        variable_filter: nnx.filterlib.Filter = KERNELS,
+        promote_dtype: PromoteDtypeFn = promote_dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.layer_instance = layer_instance
+        self.feature_axes = () if feature_axes is None else feature_axes
+        self.use_scale = use_scale
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.variable_filter = nnx.filterlib.to_predicate(variable_filter)
+        self.promote_dtype = promote_dtype
+        self.scales: dict[Path, nnx.Param] | None = nnx.data(None)
+        if use_scale:
+
+            def make(weight: jax.Array) -> jax.Array:
+                init = scale_init or kernel_lengths(weight, self.feature_axes)
+                return init(rngs.params(), feature_shape(weight, self.feature_axes), param_dtype)
+
+            self.scales = one_for_each(layer_instance, self.variable_filter, make)
+
+    def __call__(
+        self, x: jax.Array, *args: Any, use_running_average: bool | None = None, **kwargs: Any
+    ) -> Any:
+        """Calls the layer with normalized weights.
+
+        Args:
+            x: for the layer.
+            *args: for the layer.
+            use_running_average: for the layer, if it takes one.
+            **kwargs: for the layer.
+
+        Returns:
+            What the layer returns.
+
+        Raises:
+            ValueError: anything that `jaxnorm.weight_norm` refuses.
+        """
+        return call_with(
+            self._normalized, self.layer_instance, use_running_average, x, *args, **kwargs
+        )
+
+    def _normalized(self, path: Path, weight: nnx.Param) -> jax.Array:
+        if not self.variable_filter(path, weight):
+            return weight[...]
+        scale = None if self.scales is None else self.scales[path][...]
+        return weight_norm(
+            weight[...],
+            scale,
+            feature_axes=self.feature_axes,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+        )

@@ -1,0 +1,71 @@
+"""Local response normalization (Krizhevsky, Sutskever and Hinton, 2012, "ImageNet classification ...")."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, one_axis
+from ..core._pool import abs_square
+from ..core._precision import result_dtype, upcast
+from ..core._residuals import lean
+
+
+def local_response_norm(
+    x: jax.Array,
+    *,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    feature_axes: Axes = -1,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Local response norm: divides each channel by the energy of its neighbours.
+
+        y = x / (k + α/size · Σ |x|²)^β
+
+    The sum is over ``size`` neighbouring channels: as many before as after, and of an even ``size`` the
+    one more before. Channels beyond the first and last are zero.
+
+    Args:
+        x: activations of any rank and any integer, floating or complex dtype; the arithmetic is in
+            float32 or wider.
+        size: number of channels in the window.
+        alpha: α. (TensorFlow and the paper do not divide it by ``size``: multiply theirs by it.)
+        beta: β, the exponent.
+        k: added to the sum, so that silence is not amplified.
+        feature_axes: the channel axis, one: -1 for channels last, 1 for channels first.
+        dtype: of ``y``; None is that of ``x``.
+
+    Returns:
+        ``y`` of the shape of ``x``.
+
+    Raises:
+        ValueError: ``size`` is less than 1, or an axis or dtype cannot be; the message says what must hold
+            and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> x = jnp.array([[2.0, 2.0, 0.0, 0.0, 2.0]])
+        >>> print(jn.local_response_norm(x, size=3, alpha=3.0, beta=1.0, k=0.0))
+        [[0.25 0.25 0.   0.   0.5 ]]
+    """
+    x = jnp.asarray(x)
+    channel = one_axis(feature_axes, x.ndim, "feature_axes", "the channels")
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(
+            f"size must be an integer of 1 or more, the number of channels in a window; got {size!r}. "
+            f"5 is usual."
+        )
+    y_dtype = result_dtype(dtype, x)
+    window, padding = [1] * x.ndim, [(0, 0)] * x.ndim
+    window[channel], padding[channel] = size, (size // 2, (size - 1) // 2)
+
+    @lean
+    def norm(x: jax.Array) -> jax.Array:
+        x = upcast(x)
+        energy = lax.reduce_window(abs_square(x), 0.0, lax.add, window, (1,) * x.ndim, padding)
+        return (x * (k + alpha / size * energy) ** -beta).astype(y_dtype)
+
+    return norm(x)

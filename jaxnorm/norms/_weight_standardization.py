@@ -1,0 +1,58 @@
+"""Weight standardization (Qiao et al., 2019, https://arxiv.org/abs/1903.10520)."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, canonical_axes, complement
+from ._layer_norm import layer_norm
+
+
+def weight_standardization(
+    kernel: jax.Array,
+    gain: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    epsilon: float = 1e-10,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Weight standardization: the weights of each output with mean 0 and variance 1.
+
+        w = (kernel - μ) / sqrt(σ² + ε) · gain
+
+    μ and σ² are taken over all axes but ``feature_axes``; σ² divides by their number. It is layer norm of
+    a kernel, and goes well with group norm where batches are small (https://arxiv.org/abs/1912.11370).
+
+    Args:
+        kernel: weights of any rank and floating or complex dtype; the arithmetic is in float32 or wider.
+        gain: of the shape of ``feature_axes``; None is 1. A gain of 1/sqrt(fan-in) keeps the variance of
+            activations (scaled weight standardization, https://arxiv.org/abs/2101.08692).
+        feature_axes: the axes that are kept, those of the outputs: -1 in Flax's kernels, 0 in PyTorch's.
+        epsilon: ε, added to the variance; zero or positive. (timm's default is 1e-6. The paper adds 1e-5
+            to σ, which there divides by n - 1.)
+        dtype: of the result; None is what ``kernel`` and ``gain`` promote to.
+
+    Returns:
+        Weights of the shape of ``kernel``.
+
+    Raises:
+        ValueError: a shape, axis, dtype or epsilon that cannot be; the message says what must hold and
+            what to do.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> kernel = 3 + jax.random.normal(jax.random.key(0), (3, 3, 16, 2))
+        >>> w = jn.weight_standardization(kernel)
+        >>> print(jnp.abs(w.mean((0, 1, 2))) < 1e-6, w.std((0, 1, 2)).round(3))
+        [ True  True] [1. 1.]
+    """
+    kernel = jnp.asarray(kernel)
+    features = canonical_axes(feature_axes, kernel.ndim, "feature_axes")
+    return layer_norm(
+        kernel,
+        gain,
+        reduction_axes=complement(features, kernel.ndim),
+        feature_axes=features,
+        epsilon=epsilon,
+        dtype=dtype,
+    )
