@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check unit docs bench clean
+.PHONY: demo test check unit conformance docs bench clean
 
 demo: $(VENV)/examples.done ## train the quick preset; the table, and where the pictures are
 	$(BIN)/python -m examples.cifar10 train
@@ -18,6 +18,9 @@ check: $(VENV)/dev.done
 
 unit: $(VENV)/dev.done
 	$(BIN)/python -m pytest -n 2 -q -ra --durations=15
+
+conformance: $(VENV)/dev.done ## Flax's own tests of its norms with ours in their place; also in unit
+	$(BIN)/python -m tests.conformance
 
 docs: $(VENV)/dev.done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,4 +1,4 @@
-"""What peers get wrong, measured: Flax's batch norm and ours on the same data, beside float64.
+"""What peers get wrong, measured: Flax's norms and ours on the same data, beside float64.
 
 python -m benchmarks.peers
 """
@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 import jaxnorm as jn
-from jaxnorm import linen as jnl
+from jaxnorm import linen as jnl, nnx as jnx
 
 
 class Row(NamedTuple):
@@ -132,12 +132,50 @@ def replicas() -> Row:
     )
 
 
+def group_reduction_axes() -> Row:
+    """Group norm over columns and channels, each row by itself; the two groups differ in contrast."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)) * np.repeat([1.0, 5.0], 3)
+    x = x.astype(np.float32)
+    options = {"num_groups": 2, "reduction_axes": (2, 3), "rngs": nnx.Rngs(0)}
+    flax, ours = (norm(6, **options)(jnp.asarray(x)) for norm in (nnx.GroupNorm, jnx.GroupNorm))
+    groups = x.astype(np.float64).reshape(2, 3, 4, 2, 3)
+    mean, var = (stat((2, 4), keepdims=True) for stat in (groups.mean, groups.var))
+    truth = ((groups - mean) / np.sqrt(var + 1e-6)).reshape(x.shape)
+    return Row(
+        "group norm with reduction_axes (NNX)",
+        "std of the output",
+        float(flax.std()),
+        float(ours.std()),
+        truth.std(),
+    )
+
+
+def wrapped_kernel() -> Row:
+    """The kernel under spectral norm, after one evaluation (Flax NNX)."""
+
+    def length(wrapper: Any) -> float:
+        layer = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+        wrapper(layer, rngs=nnx.Rngs(1))(jnp.ones((1, 8)), update_stats=False)
+        return float(jnp.linalg.norm(layer.kernel[...]))
+
+    kernel = np.asarray(nnx.Linear(8, 8, rngs=nnx.Rngs(0)).kernel[...], np.float64)
+    return Row(
+        "the kernel under spectral norm, after an evaluation (NNX)",
+        "length",
+        length(nnx.SpectralNorm),
+        length(jnx.SpectralNorm),
+        float(np.linalg.norm(kernel)),
+    )
+
+
 CASES: tuple[Callable[[], Row], ...] = (
     uneven_batches,
     empty_shard,
     nan_in_padding,
     large_mean,
     half_precision,
+    group_reduction_axes,
+    wrapped_kernel,
     replicas,
 )
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -31,12 +31,29 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxnorm import linen as jnl
+
 from . import data, measure, report
-from .models import CNN, Norm, Place, ResNet20
+from .models import CNN, Place, ResNet20
 from .runs import Run, RunError, free_name, interruptible
 
 console = Console()
 BATCH_SIZES = (512, 32, 8, 2)
+NormName: TypeAlias = Literal[
+    "batch",
+    "layer",
+    "rms",
+    "group",
+    "instance",
+    "local_response",
+    "none",
+    "spectral",
+    "weight",
+    "weight_standardization",
+]
+WEIGHT_NORMS = ("spectral", "weight", "weight_standardization")
+PARTNERS = {"weight_standardization": "group"}  # they are used together
+HAVE_A_BIAS = ("batch", "layer", "group", "instance")
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -60,8 +77,9 @@ class Settings:
     """Channels of the first convolution (cnn only)."""
     stem_stride: int = 2
     """Stride of the first convolution: 2 computes on 16x16 pixels, 1 on 32x32 (cnn only)."""
-    norm: Norm = "batch"
-    """Normalization after each convolution. Without, a smaller --lr is needed."""
+    norm: NormName = "batch"
+    """Normalization after each convolution, or of its weights (weight standardization with group norm
+    after it). With none, a smaller --lr is needed."""
     place: Place = "before"
     """The place of the norm: before or after the activation."""
     momentum: float = 0.9
@@ -132,7 +150,7 @@ def create_state(model: nn.Module, settings: Settings, images: Any, steps: int) 
         apply_fn=model.apply,
         params=variables["params"],
         tx=optimizer(settings, steps),
-        batch_stats=variables.get("batch_stats", {}),  # empty without batch norm
+        batch_stats=variables.get("batch_stats", {}),  # empty where no layer has any
         totals=jnp.zeros(3),
     )
 
@@ -175,7 +193,7 @@ def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainStat
 def evaluate(model: nn.Module, state: TrainState, images: Any, labels: Any) -> dict[str, Any]:
     """Accuracy with running statistics, with the batch's own at several sizes, and the gap per layer."""
     variables = jax.device_get(state.variables())
-    has_statistics = bool(variables["batch_stats"])
+    has_statistics = measure.has_running_statistics(variables)
     by_batch = partial(measure.accuracy_with_batch_statistics, model, variables, images, labels)
     return {
         "images": len(labels),
@@ -225,11 +243,20 @@ def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
 
 def build_model(settings: Settings, classes: int) -> nn.Module:
     """The network that `settings` describe."""
+    dtype = jnp.dtype(settings.dtype)
+    options: dict[str, dict[str, Any]] = {
+        "batch": {"momentum": settings.momentum, "dtype": dtype},
+        "group": {"num_groups": 8, "dtype": dtype},
+        "none": {},
+    }
+    of_weights = settings.norm in WEIGHT_NORMS
+    name = settings.norm if not of_weights else PARTNERS.get(settings.norm, "none")
     shared: dict[str, Any] = {
-        "norm": settings.norm,
+        "norm": jnl.get_norm(name, **options.get(name, {"dtype": dtype})),
+        "wrap": jnl.get_norm(settings.norm) if of_weights else None,
+        "bias": name not in HAVE_A_BIAS,
         "place": settings.place,
-        "momentum": settings.momentum,
-        "dtype": jnp.dtype(settings.dtype),
+        "dtype": dtype,
         "classes": classes,
     }
     if settings.model == "resnet20":
@@ -356,8 +383,9 @@ def finish(training: Training, state: TrainState, metrics: list[dict[str, Any]])
     console.print(report.accuracy_table(measured))
     if measured["gap"]:
         console.print(report.gap_table(measured))
-    norm = {"batch": "with batch norm", "none": "without a norm"}[training.settings.norm]
-    title = f"{training.settings.model.upper()} {norm} on {dataset.name}"
+    norm = training.settings.norm.replace("_", " ")
+    kind = norm if norm == "weight standardization" else f"{norm} norm".replace("none", "no")
+    title = f"{training.settings.model.upper()} with {kind} on {dataset.name}"
     report.draw(metrics, measured, title, folder)
     console.print(
         f"Pictures, metrics and checkpoint are in {folder}/", soft_wrap=True, highlight=False

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -65,10 +65,10 @@ def statistics_gap(
     model: nn.Module, variables: Variables, images: Images, labels: Labels
 ) -> list[Gap]:
     """The gap of every batch norm in `model`, on the first 512 of `images`."""
-    if not variables.get("batch_stats"):
+    if not has_running_statistics(variables):
         return []
     chunk, _, counted = next(_chunks(images, labels))
-    batch = _statistics_of(model.clone(momentum=0.0), variables, chunk, counted)
+    batch = _statistics_of(_forgetful(model), variables, chunk, counted)
     running = flatten_dict(variables["batch_stats"], sep="/")
     batch = flatten_dict(batch, sep="/")
     gaps = []
@@ -82,6 +82,11 @@ def statistics_gap(
         factor = np.exp(np.mean(np.abs(np.log(batch_std / std))))
         gaps.append(Gap(layer.removesuffix("/BatchNorm_0"), float(distance), float(factor)))
     return gaps
+
+
+def has_running_statistics(variables: Variables) -> bool:
+    """Whether some layer of the model normalizes with running statistics in evaluation."""
+    return any(path[-1] == "mean" for path in flatten_dict(variables.get("batch_stats", {})))
 
 
 def scaled(images: jax.Array) -> jax.Array:
@@ -128,6 +133,12 @@ def _statistics_of(
         variables, scaled(images), train=True, mask=mask, mutable=["batch_stats"]
     )
     return updated["batch_stats"]
+
+
+@cache
+def _forgetful(model: Any) -> nn.Module:
+    """`model`, keeping nothing old in its running statistics. One for each, so that jit knows it again."""
+    return model.clone(norm=partial(model.norm, momentum=0.0))
 
 
 def _chunks(

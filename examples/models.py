@@ -1,10 +1,11 @@
-"""The two networks of the CIFAR-10 example, each with batch norm where you say.
+"""The two networks of the CIFAR-10 example. Which norm they have is an argument.
 
-Batch norm needs three things of a model: `train` tells whether to use the statistics of the batch or
-the running ones, `mask` says which images of a padded batch count, and `momentum` how fast the running
-statistics move. Everything else is an ordinary Flax model.
+A norm is a constructor, such as `jnl.get_norm("group", num_groups=8)` gives. Batch norm needs two things
+of a model: `train` tells whether to use the statistics of the batch or the running ones, and `mask` says
+which images of a padded batch count. Every other norm takes them too, and ignores what it has no use for.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxnorm import linen as jnl
 
-Norm: TypeAlias = Literal["batch", "none"]
+Norm: TypeAlias = Callable[..., nn.Module]
 Place: TypeAlias = Literal["before", "after"]
 
 
@@ -21,9 +22,10 @@ class NormalizedConv(nn.Module):
     """3x3 convolution, max pool if asked for, then norm and activation in the order `place` says."""
 
     features: int
-    norm: Norm = "batch"
+    norm: Norm = jnl.BatchNorm
+    wrap: Norm | None = None  # a norm of weights around the convolution
+    bias: bool = False  # batch norm would subtract it again with the mean
     place: Place = "before"
-    momentum: float = 0.9
     dtype: Any = jnp.float32
     pool: bool = False
     strides: int = 1
@@ -32,16 +34,13 @@ class NormalizedConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Activations of (N, H, W, features) from (N, H, W, channels)."""
-        # A bias would be subtracted again with the mean.
-        bias = self.norm == "none"
-        x = nn.Conv(self.features, (3, 3), self.strides, use_bias=bias, dtype=self.dtype)(x)
+        conv = nn.Conv(self.features, (3, 3), self.strides, use_bias=self.bias, dtype=self.dtype)
+        x = conv(x) if self.wrap is None else self.wrap(conv)(x, use_running_average=not train)
         if self.pool:
             x = max_pool(x)
         if self.activation and self.place == "after":
             x = nn.relu(x)
-        if self.norm == "batch":
-            norm = jnl.BatchNorm(momentum=self.momentum, dtype=self.dtype)
-            x = norm(x, use_running_average=not train, mask=mask)
+        x = self.norm()(x, use_running_average=not train, mask=mask)
         if self.activation and self.place == "before":
             x = nn.relu(x)
         return x
@@ -57,9 +56,10 @@ class CNN(nn.Module):
     depth: int = 2  # convolutions a group
     stem_width: int = 32
     stem_stride: int = 2
-    norm: Norm = "batch"
+    norm: Norm = jnl.BatchNorm
+    wrap: Norm | None = None
+    bias: bool = False
     place: Place = "before"
-    momentum: float = 0.9
     dtype: Any = jnp.float32
     classes: int = 10
 
@@ -71,9 +71,7 @@ class CNN(nn.Module):
         x = nn.relu(nn.Conv(self.stem_width, (stride + 2,) * 2, stride, dtype=self.dtype)(x))
         for width in self.widths:
             for i in range(self.depth):
-                x = NormalizedConv(
-                    width, self.norm, self.place, self.momentum, self.dtype, pool=i == 0
-                )(x, train, mask)
+                x = normalized_conv(self, width, pool=i == 0)(x, train, mask)
         x = x.max((1, 2))
         # Small logits at the start, so that the first steps are not all about their size.
         return nn.Dense(self.classes, use_bias=False)(x.astype(jnp.float32)) / 9
@@ -82,9 +80,10 @@ class CNN(nn.Module):
 class ResNet20(nn.Module):
     """The CIFAR-10 network of He et al. (2015, https://arxiv.org/abs/1512.03385)."""
 
-    norm: Norm = "batch"
+    norm: Norm = jnl.BatchNorm
+    wrap: Norm | None = None
+    bias: bool = False
     place: Place = "before"
-    momentum: float = 0.9
     dtype: Any = jnp.float32
     classes: int = 10
 
@@ -93,10 +92,7 @@ class ResNet20(nn.Module):
         """Logits (N, classes) of images (N, H, W, channels)."""
 
         def conv(features: int, x: jax.Array, **options: Any) -> jax.Array:
-            layer = NormalizedConv(
-                features, self.norm, self.place, self.momentum, self.dtype, **options
-            )
-            return layer(x, train, mask)
+            return normalized_conv(self, features, **options)(x, train, mask)
 
         x = conv(16, x.astype(self.dtype))
         for width in (16, 32, 64):
@@ -108,6 +104,13 @@ class ResNet20(nn.Module):
                 x = nn.relu(y + jnp.pad(shortcut, [(0, 0)] * 3 + [(0, width - x.shape[-1])]))
         x = x.astype(jnp.float32).mean((1, 2))
         return nn.Dense(self.classes)(x)
+
+
+def normalized_conv(model: CNN | ResNet20, features: int, **options: Any) -> NormalizedConv:
+    """A convolution with the norm of `model`."""
+    return NormalizedConv(
+        features, model.norm, model.wrap, model.bias, model.place, model.dtype, **options
+    )
 
 
 def max_pool(x: jax.Array) -> jax.Array:

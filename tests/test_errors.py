@@ -467,7 +467,19 @@ def test_message_under_jit(case: str) -> None:
         lambda **typo: jnl.get_norm("batch", **typo),
         lambda **typo: jnx.get_norm("batch", **typo),
     ],
-    ids="train eval moments update init stats BatchNorm call NNX get_norm get_norm-NNX".split(),
+    ids=[
+        "train",
+        "eval",
+        "moments",
+        "update",
+        "init",
+        "stats",
+        "BatchNorm",
+        "call",
+        "NNX",
+        "get_norm",
+        "get_norm-NNX",
+    ],
 )
 def test_typo_in_a_keyword(call: Callable[..., Any]) -> None:
     """A misspelt option is a TypeError that names it; nothing swallows it."""

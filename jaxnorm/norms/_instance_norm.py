@@ -57,20 +57,8 @@ def instance_norm(
         [[1. 1. 1.]
          [1. 1. 1.]]
     """
-    x = jnp.asarray(x)
-    features = _channel_axes(feature_axes, x)
-    reduced = complement((0, *features), x.ndim)
-    y, _ = normalized_by(
-        lambda x, mask: reduce_moments(x, reduced, mask, axis_name, axis_index_groups),
-        x,
-        scale,
-        bias,
-        feature_axes=features,
-        epsilon=epsilon,
-        mask=mask,
-        dtype=dtype,
-    )
-    return y
+    devices = axis_name, axis_index_groups
+    return _by_instance(x, scale, bias, feature_axes, epsilon, mask, devices, dtype)[0]
 
 
 def tracked_instance_norm(
@@ -126,11 +114,32 @@ def tracked_instance_norm(
         [11.] [50.5]
     """
     x = jnp.asarray(x)
-    features = _channel_axes(feature_axes, x)
-    running_against(stats, x, features)
+    running_against(stats, x, canonical_axes(feature_axes, x.ndim, "feature_axes"))
+    devices = axis_name, axis_index_groups
+    y, m = _by_instance(x, scale, bias, feature_axes, epsilon, mask, devices, dtype)
+    return y, update_running_stats(stats, _typical(m, unbiased), momentum=momentum)
+
+
+def _by_instance(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    feature_axes: Axes,
+    epsilon: float,
+    mask: jax.Array | None,
+    devices: tuple[AxisName | None, AxisIndexGroups | None],
+    dtype: DTypeLike | None,
+) -> tuple[jax.Array, Moments]:
+    x = jnp.asarray(x)
+    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
+    if 0 in features:
+        raise ValueError(
+            "The channel axes cannot include the leading dimension as this is assumed to be the batch "
+            f"axis. Got feature_axes={feature_axes!r} for x of shape {x.shape}; move the batch there."
+        )
     reduced = complement((0, *features), x.ndim)
-    y, m = normalized_by(
-        lambda x, mask: reduce_moments(x, reduced, mask, axis_name, axis_index_groups),
+    return normalized_by(
+        lambda x, mask: reduce_moments(x, reduced, mask, *devices),
         x,
         scale,
         bias,
@@ -139,17 +148,6 @@ def tracked_instance_norm(
         mask=mask,
         dtype=dtype,
     )
-    return y, update_running_stats(stats, _typical(m, unbiased), momentum=momentum)
-
-
-def _channel_axes(feature_axes: Axes, x: jax.Array) -> tuple[int, ...]:
-    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    if 0 in features:
-        raise ValueError(
-            "The channel axes cannot include the leading dimension as this is assumed to be the batch "
-            f"axis. Got feature_axes={feature_axes!r} for x of shape {x.shape}; move the batch there."
-        )
-    return features
 
 
 def _typical(m: Moments, unbiased: bool) -> Moments:

@@ -85,8 +85,9 @@ def spectral_norm(
 
     Returns:
         Weights of the shape of ``kernel``, and SpectralState of the dtypes of ``state``. Dropping the new
-        state (in evaluation) leaves the function as it is. A kernel of zeros stays one, and
-        keeps the direction u.
+        state (in evaluation) leaves the function as it is. A kernel of zeros has no direction: it
+        stays as it is, and, with the u of zeros that it leaves, so do those that follow it (as in Flax,
+        where biases that start at zero are left alone so).
 
     Raises:
         ValueError: ``kernel`` has a rank below 2, ``state`` belongs to another kernel, or ``n_steps``
@@ -140,9 +141,7 @@ def has_spectral_norm(weight: jax.Array, n_steps: int | None, error_on_non_matri
 def _iterated(matrix: jax.Array, u: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
     """One step of power iteration, from ``u`` to v and the next u."""
     v = l2_normalize(_times(u, matrix.conj().T), epsilon=epsilon)
-    ahead = l2_normalize(_times(v, matrix), epsilon=epsilon)
-    # Zeros have no direction to offer, and no later kernel could find one from there.
-    return v, jnp.where(jnp.any(ahead != 0), ahead, u)
+    return v, l2_normalize(_times(v, matrix), epsilon=epsilon)
 
 
 def _times(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from matplotlib import image
 
 from examples import cifar10, measure, models
 from examples.data import load
+from jaxnorm import linen as jnl
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("--data", "digits", "--widths", "8", "16", "--stem-width", "8", "--batch-size", "64")
@@ -200,7 +203,7 @@ def test_the_gap_is_nothing_when_running_statistics_are_those_of_the_batch() -> 
     """With momentum 0 the running statistics are the batch's, and only then the gap is zero."""
     dataset = load("digits")
     images, labels = dataset.test_images, dataset.test_labels
-    model = models.CNN(widths=(8, 8), stem_width=4, momentum=0.0)
+    model = models.CNN(widths=(8, 8), stem_width=4, norm=jnl.get_norm("batch", momentum=0.0))
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
     before = measure.statistics_gap(model, variables, images, labels)
     _, updated = model.apply(
@@ -210,3 +213,42 @@ def test_the_gap_is_nothing_when_running_statistics_are_those_of_the_batch() -> 
     assert [gap.layer for gap in after] == [f"NormalizedConv_{i}" for i in range(4)]
     assert all(gap.mean < 1e-3 and gap.std < 1.001 for gap in after)
     assert all(gap.mean > 0.01 for gap in before)
+
+
+@pytest.fixture
+def users_promotion() -> Iterator[None]:
+    """The promotion of dtypes and ranks that users have."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.usefixtures("users_promotion")
+@pytest.mark.parametrize("norm", get_args(cifar10.NormName))
+def test_every_norm_trains(norm: cifar10.NormName) -> None:
+    """With each --norm the network learns one batch, and evaluation mode gives finite logits."""
+    settings = cifar10.Settings(norm=norm, widths=(8,), stem_width=8, lr=0.05, crop=0, flip=False)
+    dataset = load("digits")
+    images, labels = dataset.train_images[:64], dataset.train_labels[:64]
+    model = cifar10.build_model(settings, len(dataset.classes))
+    state = cifar10.create_state(model, settings, images, steps=60)
+    train_step = cifar10.make_train_step(settings, len(dataset.classes))
+    losses = []
+    for _ in range(60):
+        state = train_step(state, jnp.asarray(images), jnp.asarray(labels))
+        losses.append(cifar10.epoch_averages(state)[0])
+        state = state.replace(totals=jnp.zeros(3))
+    assert losses[-1] < losses[0] - 0.05
+    logits = model.apply(state.variables(), measure.scaled(jnp.asarray(images)), train=False)
+    assert jnp.isfinite(jnp.asarray(logits)).all()
+
+
+@pytest.mark.usefixtures("users_promotion")
+def test_a_run_without_running_statistics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no layer has running statistics, nothing is said of statistics of batches."""
+    arguments = ["train", *SHORT, "--epochs", "1", "--norm", "group", "--name", "group"]
+    assert cifar10.main([*arguments, "--runs", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "group" / "results.json").read_text())
+    assert results["batch"] == {} and results["gap"] == []
+    assert "statistics of batches" not in capsys.readouterr().out

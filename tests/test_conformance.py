@@ -1,0 +1,75 @@
+"""Flax's own tests pass with our classes in place of Flax's; and the harness sees when they are not."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conformance.modes import MODES, Mode, run
+from tests.conformance.plugin import assert_close
+from tests.conformance.source import NotToBeHad, flax_source
+
+BUILDS_EACH = """
+import flax.linen as nn
+
+def test_builds_each():
+    for norm in nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm:
+        assert norm().name is None
+    assert nn.SpectralNorm(nn.Dense(1)) and nn.WeightNorm(nn.Dense(1))
+"""
+
+
+@pytest.fixture
+def flax_tests(tmp_path: Path) -> Iterator[Path]:
+    """The folder of Flax's tests, while it is needed."""
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        try:
+            yield flax_source(Path(folder))
+        except NotToBeHad as error:
+            pytest.skip(str(error))
+
+
+def test_flax_tests_pass(flax_tests: Path) -> None:
+    """In every mode all of them, with each of our classes in use, and none of those that it replaces.
+
+    One test, so that one worker runs all modes: they share what is compiled.
+    """
+    failed = []
+    for mode in MODES:
+        outcome = run(mode, flax_tests)
+        if outcome.problems:
+            failed += [f"{mode.name}:", outcome.output, *outcome.problems]
+    assert not failed, "\n".join(failed)
+
+
+def test_an_absent_replacement_fails(tmp_path: Path) -> None:
+    """Tests that pass prove nothing if they ran Flax's class, or no class of the name."""
+    (tmp_path / "test_each.py").write_text(BUILDS_EACH)
+    mode = Mode("linen alone", ("linen",), ("test_each.py",))
+    assert run(mode, tmp_path).problems == []
+    outcome = run(mode, tmp_path, leave=["linen.LayerNorm"])
+    assert outcome.passed == 1
+    assert outcome.problems == [
+        "jaxnorm.linen.LayerNorm was never built",
+        "flax.linen.LayerNorm was built in spite of its replacement",
+    ]
+
+
+@pytest.mark.parametrize("ours", [1.001, np.nan, np.inf, [1.0]])
+def test_close_is_not_anything(ours: object) -> None:
+    """The comparison of the mode with one side replaced lets pass roundings, and numbers for NaN."""
+    one = np.float32(1)
+    assert_close(one, one + np.float32(1e-6))
+    assert_close(np.float32(np.nan), one)
+    with pytest.raises(AssertionError):
+        assert_close(one, np.asarray(ours, np.float32))
+
+
+def test_without_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network it is one paragraph, with what pip said."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(NotToBeHad, match=r"What pip said last: .*No matching distribution"):
+        flax_source(tmp_path)
