@@ -132,7 +132,7 @@ def _batches_share(stats: RunningStats) -> jax.Array:
             "momentum=None averages over all batches and so must know how many there were; got "
             "stats.count=None. Start from init_running_stats(feature_shape, cumulative=True)."
         )
-    seen = stats.count.astype(jnp.float32)
+    seen = stats.count.astype(arithmetic_dtype(stats.var))
     return seen / (seen + 1)
 
 

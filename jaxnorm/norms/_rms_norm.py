@@ -35,7 +35,7 @@ def rms_norm(
         reduction_axes: the axes to take the mean square over.
         feature_axes: the axes along which ``scale`` lies.
         epsilon: ε, added to the mean square; zero or positive. (PyTorch's ``eps=None`` is
-            ``jnp.finfo(x.dtype).eps``.)
+            ``jnp.finfo(jnp.float32).eps``, in float64 that of float64.)
         scale_offset: added to ``scale``: 1 for the 1 + scale of Gemma, whose scales start at 0.
         mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
         axis_name: one or several axes of vmap, pmap or shard_map over which the features are split.

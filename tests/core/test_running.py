@@ -127,3 +127,13 @@ def test_a_weight_of_zero_forgets_and_one_of_one_ignores() -> None:
     )
     np.testing.assert_array_equal(kept.mean, 0)
     np.testing.assert_array_equal(kept.var, 1)
+
+
+def test_cumulative_average_in_double() -> None:
+    """float64 statistics are averaged in float64."""
+    with jax.enable_x64(True):
+        stats = jn.init_running_stats(1, jnp.float64, cumulative=True)
+        for value in (0.0, 0.0, 1.0):
+            m = jn.Moments(jnp.full(1, value), jnp.ones(1), jnp.ones(1))
+            stats = jn.update_running_stats(stats, m, momentum=None)
+        np.testing.assert_allclose(stats.mean, 1 / 3, rtol=1e-12)
