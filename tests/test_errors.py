@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ NESTED: Any = [[0]]
 def train(x: Any = X, stats: Any = STATS, *affine: Any, **options: Any) -> Callable[[], Any]:
     """A call of `batch_norm`, to be made later."""
     return lambda: jn.batch_norm(x, stats, *affine, **options)
+
+
+def synced(name: Any, groups: Any = None) -> Callable[[], Any]:
+    """Layer norm over 6 devices along a mapped axis "batch"."""
+    f = partial(jn.layer_norm, axis_name=name, axis_index_groups=groups)
+    return lambda: jax.vmap(f, axis_name="batch")(X)
 
 
 def evaluate(x: Any = X, stats: Any = STATS, *affine: Any, **options: Any) -> Callable[[], Any]:
@@ -249,6 +256,14 @@ COMPLEX_STATS_FOR_REAL = (
     "stats.mean must be real for a real input; got complex64 for x of float32. Start from "
     "init_running_stats(feature_shape), or make x complex."
 )
+UNBOUND = (
+    "axis_name must name axes of vmap, pmap or shard_map around the call; got ['bacth'], and bound here: "
+    "'batch'. Name one of these. Under jit, over a mesh or not, statistics are those of the whole batch "
+    "without a name: leave axis_name out."
+)
+NO_PARTITION = (
+    "axis_index_groups must have each device of axis_name once, 0 to 5; got [[0, 1, 2], [3, 4]]."
+)
 NO_AXIS_NAME = (
     "axis_index_groups divides the devices of axis_name; got axis_index_groups=[[0]] and "
     "axis_name=None. Name the mapped axis, or leave the groups out."
@@ -351,6 +366,14 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jn.update_running_stats(STATS, jn.moments(X, (0, 1)), momentum=2.0),
         bad_momentum("2.0"),
     ),
+    # devices
+    "axis name": (synced("bacth"), UNBOUND),
+    "axis name, one of two": (synced(("batch", "bacth")), UNBOUND),
+    "axis name, under jit": (
+        train(axis_name="bacth"),
+        UNBOUND.replace("'batch'.", "none."),
+    ),
+    "axis groups": (synced("batch", [[0, 1, 2], [3, 4]]), NO_PARTITION),
     # dtypes
     "dtype": (train(dtype=jnp.int32), bad_dtype("int32")),
     "dtype, bool": (evaluate(dtype=bool), bad_dtype("bool")),

@@ -36,6 +36,7 @@ def pool_over_devices(
             )
         return m
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    _check_bound(names)
     over_devices = _over_devices(names, axis_index_groups)
     n = jnp.broadcast_to(m.count, m.mean.shape)
     count, shift, *sums = map(keep, lax.stop_gradient(_sums_about_their_mean(m, n, over_devices)))
@@ -77,11 +78,38 @@ def _over_devices(names: tuple[str, ...], groups: AxisIndexGroups | None) -> _Ov
     def summed(values: _Sums) -> _Sums:
         # A row for each group, of which each device fills its own: this works under every transform.
         own = jnp.asarray(group_of)[lax.axis_index(names)]
-        mine = jnp.arange(len(groups)) == own
+        mine = jnp.arange(len(groups), dtype=own.dtype) == own
         rows = (jnp.where(mine.reshape(-1, *[1] * a.ndim), a[None], 0) for a in values)
         return tuple(a[own] for a in lax.psum(tuple(rows), names))
 
     return summed
+
+
+def _check_bound(names: tuple[str, ...]) -> None:
+    def is_bound(name: str) -> bool:
+        try:
+            lax.axis_size(name)
+        except NameError:
+            return False
+        return True
+
+    unbound = [name for name in names if not is_bound(name)]
+    if unbound:
+        bound = ", ".join(map(repr, _bound_names())) or "none"
+        raise ValueError(
+            f"axis_name must name axes of vmap, pmap or shard_map around the call; got {unbound}, and "
+            f"bound here: {bound}. Name one of these. Under jit, over a mesh or not, statistics are those "
+            f"of the whole batch without a name: leave axis_name out."
+        )
+
+
+def _bound_names() -> tuple[str, ...]:
+    try:  # jax has no public way to ask; this only makes a message better
+        from jax._src.core import get_axis_env
+
+        return tuple(map(str, get_axis_env().axis_sizes))
+    except (ImportError, AttributeError):
+        return ()
 
 
 def _group_of(groups: AxisIndexGroups, size: int) -> Any:

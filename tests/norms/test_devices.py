@@ -270,6 +270,62 @@ def test_mean_of_means_is_not_enough() -> None:
     np.testing.assert_array_equal(m.count.ravel(), [80, 80])
 
 
+# --- groups of devices ---------------------------------------------------------------------------
+
+GROUPS = {"equal": [[0, 3], [1, 2], [7, 5], [6, 4]], "unequal": [[5], [0, 1, 2, 7], [6, 3, 4]]}
+
+
+def grouped(name: str, groups: Any, x: Any, mask: Any) -> Any:
+    """Gradient of a loss of batch norm's outputs and statistics on each device, by its group."""
+    w = jnp.asarray(draw(np.random.default_rng(5), x.shape, "float32"))
+
+    def one(x: Any, mask: Any, w: Any) -> Any:
+        def loss(x: Any) -> Any:
+            options: Any = {"mask": mask, "axis_name": "a", "axis_index_groups": groups}
+            y, stats = jn.batch_norm(x, jn.init_running_stats(3), momentum=0.0, **options)
+            return (w * y**2).sum(), stats
+
+        gradient, stats = jax.grad(loss, has_aux=True)(x)
+        return gradient, jax.tree.map(lambda a: a[None], stats.mean)
+
+    if name in ("vmap", "pmap"):
+        mapper = jax.vmap if name == "vmap" else jax.pmap
+        return mapper(one, axis_name="a")(x, mask, w)
+    checked = name == "shard_map"
+    on_eight = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Auto,))
+    f = jax.shard_map(one, mesh=on_eight, in_specs=P("a"), out_specs=P("a"), check_vma=checked)
+    gradient, mean = jax.jit(f)(*(a.reshape(-1, *a.shape[2:]) for a in (x, mask, w)))
+    return gradient.reshape(x.shape), mean.reshape(8, 1, 3)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("name", ["vmap", "pmap", "shard_map", "shard_map_unchecked"])
+def test_groups_of_devices(name: str, groups: str) -> None:
+    """Each group has the statistics and the gradient of its own devices together, NaN elsewhere or not."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(np.arange(8)[:, None, None], size=(8, 4, 3)).astype(np.float32)
+    mask = rng.random((8, 4, 1)) < 0.7
+    x[5] = np.nan  # what one group counts reaches no other
+    mask[5] = groups == "unequal"
+    w = draw(np.random.default_rng(5), x.shape, "float32")
+    gradient, mean = grouped(name, GROUPS[groups], jnp.asarray(x), jnp.asarray(mask))
+    for group in GROUPS[groups]:
+        if groups == "unequal" and 5 in group:
+            assert np.isnan(np.asarray(mean)[group]).all()
+            continue
+        part = jnp.asarray(x[group].reshape(-1, 3))
+        counted = jnp.asarray(mask[group].reshape(-1, 1))
+
+        def loss(part: Any, counted: Any = counted, group: Any = group) -> Any:
+            y, stats = jn.batch_norm(part, jn.init_running_stats(3), mask=counted, momentum=0.0)
+            return (w[group].reshape(-1, 3) * y**2).sum(), stats
+
+        want, stats = jax.grad(loss, has_aux=True)(part)
+        assert_close(gradient[np.array(group)].reshape(-1, 3), np.float64(want), 1e-4)
+        for device in group:
+            assert_close(mean[device, 0], np.float64(stats.mean))
+
+
 # --- compiled programs ---------------------------------------------------------------------------
 
 COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
