@@ -49,7 +49,8 @@ def pool_over_devices(
     def _(sums: tuple[_Sums, _Sums], tangents: tuple[_Sums, _Sums]) -> tuple[_Sums, _Sums]:
         return summed(*sums), over_devices(tangents[0])
 
-    return moments_from_sums(shift, *summed(sums_about(shift, m, n), tuple(sums)), count)
+    total, squares = summed(sums_about(shift, m, n), tuple(sums))
+    return moments_from_sums(shift, total, squares, count)
 
 
 def _sums_about_their_mean(m: Moments, n: jax.Array, over_devices: _OverDevices) -> _Sums:
