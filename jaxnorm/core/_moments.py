@@ -143,7 +143,10 @@ def _a_value_near_the_mean(
         (total,) = collect(jnp.where(mask, x, 0), axes=axes)
         return keep(total) / jnp.maximum(count, 1).astype(total.dtype)
     few, wanted = x, max(1, -(-size_of(x, axes) // 512))
+    split = jax.typeof(x).sharding.spec  # by a mesh with explicit axes, which takes no slice there
     for axis in reversed(axes):  # the batch last: a mesh usually splits it
+        if split[axis] is not None:
+            continue
         length = min(x.shape[axis], wanted)
         few = lax.slice_in_dim(few, 0, length, axis=axis)
         wanted = -(-wanted // max(length, 1))

@@ -98,7 +98,9 @@ def update_running_stats(
     moments = Moments(*map(jnp.asarray, moments))
     _check_update(stats, moments, momentum)
     shape = stats.mean.shape
-    n = jnp.broadcast_to(moments.count, moments.mean.shape).reshape(shape)
+    n = jnp.broadcast_to(moments.count, moments.mean.shape)
+    # Added to zeros of it, the count lies on the devices of a mesh as the variance does.
+    n = (n + jnp.zeros_like(moments.var, n.dtype)).reshape(shape)
     mean, var = moments.mean.reshape(shape), moments.var.reshape(shape)
     if unbiased:
         var = without_bias(var, n)

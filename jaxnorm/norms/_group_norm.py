@@ -84,8 +84,7 @@ def group_norm(
         each = reduce_moments(x, positions, mask, None, None)
         grouped = Moments(*(_split(leaf, channel, groups) for leaf in _along(each, channel)))
         m = pool_over_devices(pool(grouped, channel + 1), axis_name, axis_index_groups)
-        size = x.shape[channel] // groups
-        return Moments(*(jnp.repeat(leaf.squeeze(channel + 1), size, channel) for leaf in m))
+        return Moments(*(_merge(leaf, channel, x.shape[channel]) for leaf in m))
 
     y, _ = normalized_by(
         take_moments,
@@ -134,3 +133,11 @@ def _split(leaf: jax.Array, channel: int, groups: int) -> jax.Array:
     """(..., C, ...) as (..., groups, C / groups, ...)."""
     shape = leaf.shape
     return leaf.reshape(*shape[:channel], groups, shape[channel] // groups, *shape[channel + 1 :])
+
+
+def _merge(leaf: jax.Array, channel: int, channels: int) -> jax.Array:
+    """(..., groups, 1, ...) as (..., C, ...), the value of each group for each of its channels."""
+    shape = leaf.shape
+    size = channels // shape[channel]
+    spread_out = jnp.broadcast_to(leaf, (*shape[: channel + 1], size, *shape[channel + 2 :]))
+    return spread_out.reshape(*shape[:channel], channels, *shape[channel + 2 :])

@@ -1,0 +1,79 @@
+"""jit over a mesh, without a name: the values of one device, and no activation gathered."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import jaxnorm as jn
+from tests.cases import draw
+from tests.oracle import assert_close
+
+SHAPE = (16, 8, 4, 8)
+SPECS = {
+    "batch": P("a"),
+    "batch and rows": P("a", "b"),
+    "channels": P(None, None, None, "a"),
+    "batch and channels": P("a", None, None, "b"),
+}
+NORMS: dict[str, Callable[..., Any]] = {
+    "batch": lambda x, scale, bias, stats, mask: jn.batch_norm(x, stats, scale, bias),
+    "batch, masked": lambda x, scale, bias, stats, mask: jn.batch_norm(
+        x, stats, scale, bias, mask=mask
+    ),
+    "layer": lambda x, scale, bias, stats, mask: jn.layer_norm(x, scale, bias),
+    "rms": lambda x, scale, bias, stats, mask: jn.rms_norm(x, scale, mask=mask),
+    "group": lambda x, scale, bias, stats, mask: jn.group_norm(x, scale, bias, num_groups=4),
+    "instance": lambda x, scale, bias, stats, mask: jn.instance_norm(x, scale, bias, mask=mask),
+}
+COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+
+
+def step(norm: str, dy: jax.Array, *arguments: Any) -> Any:
+    """Output, running statistics if there are any, and gradients of x, scale and bias."""
+    x, scale, bias, *rest = arguments
+
+    def f(x: Any, scale: Any, bias: Any) -> Any:
+        out = NORMS[norm](x, scale, bias, *rest)
+        return out if isinstance(out, tuple) else (out, ())
+
+    y, pull, stats = jax.vjp(f, x, scale, bias, has_aux=True)
+    return y, stats, pull(dy)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_mesh_changes_nothing(norm: str, spec: str, kind: AxisType) -> None:
+    """However x is split over a mesh, and its parameters with its channels."""
+    rng = np.random.default_rng(0)
+    x, dy = (draw(rng, SHAPE, "float32") for _ in range(2))
+    scale, bias = (draw(rng, (8,), "float32") for _ in range(2))
+    mask = rng.random((*SHAPE[:-1], 1)) < 0.7
+    where = (*SPECS[spec], None, None, None)[:4]
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind,) * 2)
+
+    def put(a: Any, *spec: Any) -> jax.Array:
+        return jax.device_put(jnp.asarray(a), NamedSharding(mesh, P(*spec)))
+
+    one_device = step(
+        norm,
+        *map(jnp.asarray, (dy, x, scale, bias)),
+        jn.init_running_stats(8),
+        jnp.asarray(mask),
+    )
+    stats = jax.tree.map(lambda a: put(a, where[3]), jn.init_running_stats(8))
+    split = put(dy, *where), put(x, *where), put(scale, where[3]), put(bias, where[3])
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(step, static_argnums=0).lower(norm, *split, stats, put(mask, *where[:3]))
+        compiled = compiled.compile()
+        got = compiled(*split, stats, put(mask, *where[:3]))
+    for ours, want in zip(jax.tree.leaves(got), jax.tree.leaves(one_device), strict=True):
+        assert_close(np.asarray(ours), np.float64(want), 2e-5)
+    communication = set(re.findall(rf" ({COLLECTIVES})(?:-start)?\(", compiled.as_text() or ""))
+    assert communication <= {"all-reduce"}
