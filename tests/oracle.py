@@ -1,9 +1,10 @@
-"""Batch norm in NumPy at double precision, written from the papers; shares no code with the package.
+"""The norms in NumPy at double precision, written from the papers; shares no code with the package.
 
-Forward: Ioffe and Szegedy (2015), algorithm 1. Gradient: the equations of their section 3, with a mask
-(only counted values enter the statistics, every value is normalized by them), for complex values as
-well, and with the running statistics as outputs of their own. The tangent is derived separately from
-the forward equations; `tests/test_oracle.py` holds each against finite differences and the other.
+Batch norm: Ioffe and Szegedy (2015), algorithm 1, and for the gradient the equations of their section 3,
+with a mask (only counted values enter the statistics, every value is normalized by them), for complex
+values as well, and with the running statistics as outputs of their own. The tangent is derived
+separately from the forward equations; `tests/test_oracle.py` holds each against finite differences and
+the other. The other norms have a value only, and are differentiated by differences.
 
 Complex cotangents follow jax: a change dL of the loss is Re Σ cotangent · tangent, unconjugated.
 """
@@ -163,6 +164,112 @@ class BatchNorm:
         ndim = np.asarray(at.x).ndim
         return a.squeeze(complement(self.feature_axes, ndim)) if a.ndim == ndim else a
 
+
+# --- the other norms -----------------------------------------------------------------------------
+
+
+def norm_of_cells(
+    x: Array, cells: Array, *, epsilon: float, mask: Array = None, statistic: str = "variance"
+) -> np.ndarray:
+    """``x`` over the root of a statistic that the elements of one number in ``cells`` share.
+
+    "variance" (less the mean: Ba, Kiros and Hinton, 2016; Wu and He, 2018), "mean square" (Zhang and
+    Sennrich, 2019) or "square length" (Salimans and Kingma, 2016), plus ``epsilon``. A cell that counts
+    nothing has mean 0 and statistic 1.
+    """
+    x, bins = wide(x), cells.max(initial=-1) + 1
+    counts = np.broadcast_to(True if mask is None else np.asarray(mask) != 0, x.shape)
+
+    def total(values: Any) -> Any:
+        values = np.where(counts, values, 0)
+        parts = [
+            np.bincount(cells.ravel(), part.ravel(), bins) for part in (values.real, values.imag)
+        ]
+        return parts[0] + 1j * parts[1] if np.iscomplexobj(values) else parts[0]
+
+    count = total(np.ones(x.shape))
+    n = np.maximum(count, 1)
+    mean = (total(x) / n if statistic == "variance" else np.zeros_like(n))[cells]
+    centered = np.where(counts | np.isfinite(x), x - mean, 0)  # a masked NaN is read as the mean
+    squares = total(np.abs(centered) ** 2) / (1 if statistic == "square length" else n)
+    return centered / np.sqrt(np.where(count > 0, squares, 1)[cells] + epsilon)
+
+
+def local_response_norm(
+    x: Array, size: int, alpha: float, beta: float, k: float, channel: int = -1
+) -> np.ndarray:
+    """Krizhevsky, Sutskever and Hinton (2012), section 3.3, with α over ``size`` as PyTorch has it."""
+    x = np.moveaxis(wide(x), channel, -1)
+    y = np.empty_like(x)
+    for i in range(x.shape[-1]):
+        first = i - size // 2
+        window = x[..., max(first, 0) : first + size]
+        y[..., i] = x[..., i] / (k + alpha / size * (np.abs(window) ** 2).sum(-1)) ** beta
+    return np.moveaxis(y, -1, channel)
+
+
+def typical_moments(x: Array, unbiased: bool = False, mask: Array = None) -> tuple[Array, ...]:
+    """Mean and variance of each (example, channel) of (N, ..., C), averaged over those that count any.
+
+    And how many these are, for each channel.
+    """
+    x = wide(x)
+    counts = np.broadcast_to(True if mask is None else np.asarray(mask) != 0, x.shape)
+    averages = []
+    for c in range(x.shape[-1]):
+        kept = [x[i, ..., c][counts[i, ..., c]] for i in range(len(x))]
+        kept = [values for values in kept if values.size]
+        variances = [v.var(ddof=1 if unbiased and v.size > 1 else 0) for v in kept]
+        means = [v.mean() for v in kept]
+        averages.append((sum(means), sum(variances), len(kept)))
+    mean, var, instances = map(np.array, zip(*averages, strict=True))
+    return mean / np.maximum(instances, 1), var / np.maximum(instances, 1), instances
+
+
+def power_iteration(kernel: Array, u: Array, steps: int) -> tuple[float, np.ndarray]:
+    """σ and the next u of (..., outputs): Miyato et al. (2018), algorithm 1."""
+    matrix, u = wide(kernel).reshape(-1, np.shape(kernel)[-1]), wide(u).ravel()
+    v = np.zeros(len(matrix))
+    for _ in range(steps):
+        v = matrix @ u.conj()  # of unit length, with u = v* W for a complex kernel
+        v = v / np.linalg.norm(v)
+        u = v.conj() @ matrix
+        u = u / np.linalg.norm(u)
+    return (v.conj() @ matrix @ u.conj()).real, u[None]
+
+
+def largest_singular_value(kernel: Array) -> float:
+    """Of (..., outputs) as a matrix."""
+    return np.linalg.svd(wide(kernel).reshape(-1, np.shape(kernel)[-1]), compute_uv=False)[0]
+
+
+# --- derivatives of what has no closed form here -------------------------------------------------
+
+
+def slope(f: Any, at: Any, along: Any, h: float = 1e-5) -> Any:
+    """Derivative of ``f(*at)`` along ``along``, by central differences: to some 1e-9 with this step."""
+    ends = (f(*(wide(a) + s * wide(d) for a, d in zip(at, along, strict=True))) for s in (h, -h))
+    return (next(ends) - next(ends)) / (2 * h)
+
+
+def gradient(f: Any, at: Any, h: float = 1e-5) -> list[np.ndarray]:
+    """Derivative of the number ``f(*at)`` for each entry."""
+    zeros = [np.zeros(np.shape(a)) for a in at]
+    gradients = [z.copy() for z in zeros]
+    for i, g in enumerate(gradients):
+        for index in np.ndindex(g.shape):
+            zeros[i][index] = 1
+            g[index] = slope(f, at, zeros, h)
+            zeros[i][index] = 0
+    return gradients
+
+
+def hessian_times(f: Any, at: Any, along: Any, h: float = 4e-4) -> list[np.ndarray]:
+    """Second derivative of the number ``f(*at)``, once along ``along``: to some 1e-6."""
+    return gradient(lambda *here: slope(f, here, along, h), at, h)
+
+
+# --- comparison ----------------------------------------------------------------------------------
 
 # float32 results: sums of up to 50000 terms of mixed sign and a reciprocal square root, each some ten
 # roundings of 6e-8, relative to the largest entry. What is stored narrower is rounded once, by half

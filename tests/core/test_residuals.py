@@ -1,6 +1,7 @@
 """What is kept and written: residuals of the backward pass, temporaries, bytes moved."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -59,6 +60,74 @@ def test_only_x_is_saved_in_evaluation(dtype: str) -> None:
     stats = jn.init_running_stats(SHAPE[-1])
     found = large_residuals(lambda *a: jn.batch_norm_inference(a[0], stats, *a[1:]), x, scale, bias)
     assert found == [(SHAPE, jnp.dtype(dtype))]
+
+
+# Of (16, 12, 12, 8): where parameters lie, how many statistics there are, and their arguments.
+ROWS = (16, 1152)
+OTHERS: dict[str, tuple[Any, tuple[int, ...], int, int]] = {
+    "layer": (jn.layer_norm, ROWS, 16, 2),
+    "layer, all but the batch": (partial(jn.layer_norm, reduction_axes=(1, 2, 3)), SHAPE, 16, 2),
+    "rms": (jn.rms_norm, ROWS, 16, 1),
+    "l2": (jn.l2_normalize, ROWS, 16, 1),
+    "group": (partial(jn.group_norm, num_groups=2), SHAPE, 16 * 8, 2),
+    "group, channels first": (
+        partial(jn.group_norm, num_groups=4, feature_axes=1),
+        (16, 8, 12, 12),
+        16 * 8,
+        2,
+    ),
+    "instance": (jn.instance_norm, SHAPE, 16 * 8, 2),
+    "instance, tracked": (
+        lambda x, *affine, **mask: jn.tracked_instance_norm(
+            x, jn.init_running_stats(8), *affine, **mask
+        ),
+        SHAPE,
+        16 * 8,
+        2,
+    ),
+    "weight": (jn.weight_norm, SHAPE, 8, 1),
+    "standardization": (jn.weight_standardization, SHAPE, 8, 1),
+    "local response": (partial(jn.local_response_norm, size=5), SHAPE, 0, 0),
+}
+MASKLESS = ("weight", "standardization", "local response")
+
+
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [(name, m) for name in OTHERS for m in (False, True) if not (m and name in MASKLESS)],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_only_x_is_saved_by_the_others(name: str, masked: bool, dtype: str) -> None:
+    """Of the size of x, x in its own dtype; a statistic is at most three float32 numbers.
+
+    Or six, where running statistics are taken of them.
+    """
+    f, shape, statistics, count = OTHERS[name]
+    channel = 1 if "channels first" in name else -1
+    x = jnp.zeros(shape, dtype)
+    parameters = [jnp.zeros(shape[channel], dtype)] * count
+    mask = jnp.arange(16).reshape(-1, *[1] * (len(shape) - 1)) < 9
+    f = partial(f, mask=mask) if masked else f
+    avals: list[Any] = [aval for aval, _ in saved_residuals(f, x, *parameters)]
+    assert [(a.shape, a.dtype) for a in avals if a.size == x.size] == [(shape, x.dtype)]
+    rest = sum(a.size * a.dtype.itemsize for a in avals if a.size != x.size)
+    of_mask = 2 * 4 * 16 if masked else 0  # as booleans, and a count of each example
+    numbers = 6 if "tracked" in name else 3
+    assert rest <= numbers * 4 * statistics + of_mask + 2 * sum(p.nbytes for p in parameters) + 64
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_backward_of_the_others_sums_once(name: str) -> None:
+    """Their sums are kept too: backward collects over x only what it needs of dy."""
+    f, shape, _, count = OTHERS[name]
+    channel = 1 if "channels first" in name else -1
+    args = [jnp.zeros(shape), *[jnp.zeros(shape[channel])] * count]
+    dy = jax.eval_shape(f, *args)
+    both = jax.make_jaxpr(lambda dy, *args: jax.vjp(f, *args)[1](dy))(dy, *args)
+    forward = jax.make_jaxpr(f)(*args)
+    collected = str(both).count("norm_collect[") - str(forward).count("norm_collect[")
+    # once more for parameters that lie along all axes but those of the statistics
+    assert collected == {"local response": 0}.get(name, 2 if shape == ROWS else 1)
 
 
 @pytest.mark.parametrize("masked", [False, True])

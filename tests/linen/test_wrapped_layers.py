@@ -1,0 +1,212 @@
+"""Layers that are more than a kernel in our Linen wrappers of weights: state, noise, other layers."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import traverse_util
+
+import jaxnorm as jn
+from jaxnorm import linen as jnl
+from tests.linen.models import Bare, Block, wrapper_of
+from tests.modules import (
+    KEY,
+    WEIGHTS,
+    Fields,
+    assert_close,
+    assert_equal,
+    compiled,
+    loose,
+    normal,
+    ramp,
+)
+
+X = normal((5, 6))
+TARGET = normal((5, 3), seed=1)
+STATE: Any = ["batch_stats"]
+
+
+def changed(name: str, variables: Any) -> Any:
+    """The parameters of the wrapped layer with weights that the functions have normalized."""
+    params = dict(variables["params"])
+    flat: Any = traverse_util.flatten_dict(
+        {"layer_instance": params.pop("layer_instance")}, sep="/"
+    )
+    for path, weight in flat.items():
+        if not path.endswith("kernel"):
+            continue
+        if name == "SpectralNorm":
+            state = variables["batch_stats"]
+            fields = [state[f"{path}/{n}"] for n in jn.SpectralState._fields]
+            flat[path], _ = jn.spectral_norm(weight, jn.SpectralState(*fields))
+        elif name == "WeightNorm":
+            flat[path] = jn.weight_norm(weight, params[f"{path}/scale"])
+        else:
+            flat[path] = jn.weight_standardization(weight, params[f"{path}/gain"])
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+# --- layers with more than a kernel --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_layer_with_state_noise_and_intermediates(name: str, training: bool) -> None:
+    """As the bare layer with normalized weights: output, statistics, random numbers, sown values."""
+    wrapper, bare = wrapper_of(name, Block()), Bare(Block())
+    call: Fields = {
+        "use_running_average": not training,
+        "rngs": {"dropout": jax.random.key(3)},
+        "mutable": ["batch_stats", "intermediates"],
+    }
+
+    def of(key: jax.Array) -> Any:
+        variables = wrapper.init(key, X, use_running_average=True)
+        stats = variables["batch_stats"]["layer_instance"]
+        given = {"params": changed(name, variables), "batch_stats": {"layer_instance": stats}}
+        ours = wrapper.apply({k: variables[k] for k in given}, X, **call)
+        return ours, bare.apply(given, X, **call), variables
+
+    (y, updated), (expected, bare_updated), variables = compiled(of, KEY)
+    assert_close(y, expected, 1e-5)
+    assert_close(updated["intermediates"], bare_updated["intermediates"], 1e-5)
+    assert len(updated["intermediates"]["layer_instance"]["seen"]) == 1
+    stats = updated["batch_stats"]["layer_instance"]
+    assert_close(stats, bare_updated["batch_stats"]["layer_instance"], 1e-5)
+    same = jax.tree.map(jnp.array_equal, updated["batch_stats"], dict(variables["batch_stats"]))
+    assert any(jax.tree.leaves(same)) != training and all(jax.tree.leaves(same)) != training
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_mode_reaches_a_layer_that_takes_it(name: str) -> None:
+    """And no other; unless it is given, the layer is not told one."""
+    heard = []
+
+    class Listener(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, use_running_average: str = "nothing") -> jax.Array:
+            heard.append(use_running_average)
+            return nn.Dense(3)(x)
+
+    for layer in (Listener(), nn.Dense(3)):
+        wrapper = wrapper_of(name, layer)
+        for mode in (True, False):
+            jax.eval_shape(partial(wrapper.init, use_running_average=mode), KEY, X)
+            expected = [mode, mode] if isinstance(layer, Listener) else []
+            assert heard == expected
+            heard.clear()
+    update: Fields = {"update_stats": True} if name == "SpectralNorm" else {}
+    jax.eval_shape(partial(wrapper_of(name, Listener()).init, **update), KEY, X)
+    assert heard == ["nothing", "nothing"]
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_init_does_not_need_the_mapped_axis(name: str) -> None:
+    """Of a layer in the wrapper either: its batch norm knows that this is ``init``."""
+    wrapper = wrapper_of(name, Block(axis_name="unbound"))
+    init = partial(wrapper.init, use_running_average=False)
+    keys = {"params": KEY, "dropout": KEY}
+    variables = jax.eval_shape(init, keys, X)
+    apply = partial(wrapper.apply, use_running_average=False, mutable=STATE, rngs={"dropout": KEY})
+    with pytest.raises(NameError, match="unbound"):
+        jax.eval_shape(apply, variables, X)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_wrapper_called_twice(name: str) -> None:
+    """One set of variables; both calls normalize, and spectral norm takes two steps."""
+
+    class Twice(nn.Module):
+        times: int = 2
+
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            layer = wrapper_of(name, nn.Dense(6, use_bias=False))
+            for _ in range(self.times):
+                x = layer(x, use_running_average=False)
+            return x
+
+    def of(key: jax.Array) -> Any:
+        variables = Twice().init(key, X)
+        once, one = Twice(1).apply(variables, X, mutable=STATE)
+        twice, two = Twice(1).apply({**variables, **one}, once, mutable=STATE)
+        return (
+            variables,
+            Twice(1).init(key, X),
+            Twice().apply(variables, X, mutable=STATE),
+            (twice, two),
+        )
+
+    variables, single, found, expected = compiled(of, KEY)
+    assert_equal(variables, single)
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["SpectralNorm", "WeightNorm"])
+@pytest.mark.parametrize("shape", ["Sequential", "field"])
+def test_a_layer_made_outside_of_the_wrapped_one(name: str, shape: str) -> None:
+    """A layer handed to the wrapped one is the parent's, in a compact model; names are Flax's there too."""
+
+    class Around(nn.Module):
+        dense: nn.Module
+
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nn.Dense(2)(self.dense(x))
+
+    class Model(nn.Module):
+        wrap: Any
+
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            dense = nn.Dense(4)
+            layer = Around(dense) if shape == "field" else nn.Sequential([dense, nn.relu])
+            call = {"update_stats": True} if name == "SpectralNorm" else {}
+            return self.wrap(layer)(x, **call)
+
+    ours, theirs = (Model(getattr(system, name)) for system in (jnl, nn))
+    with loose():
+        expected = jax.eval_shape(theirs.init, KEY, X)
+    assert jax.eval_shape(ours.init, KEY, X) == expected
+
+
+def test_wrappers_in_wrappers() -> None:
+    """Spectral norm of a weight-normalized layer: the kernel's scale is a vector, so not normalized."""
+    wrapper = jnl.SpectralNorm(jnl.WeightNorm(nn.Dense(3), scale_init=ramp))
+
+    def of(key: jax.Array) -> Any:
+        variables = wrapper.init(key, X, update_stats=True)
+        y = wrapper.apply(variables, X, update_stats=True, mutable=STATE)[0]
+        inner = jnl.WeightNorm(nn.Dense(3))
+        return variables, y, inner.apply({"params": variables["params"]["layer_instance"]}, X)
+
+    variables, y, expected = compiled(of, KEY)
+    assert_close(
+        y, expected, 1e-5
+    )  # lengths do not survive, whatever the spectral norm made of them
+    assert len(variables["batch_stats"]) == 2
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_partitioned_parameters(name: str) -> None:
+    """A kernel in a box stays in it, and its gradient comes in one (Flax's spectral norm raises)."""
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+    wrapper = wrapper_of(name, nn.Dense(3, kernel_init=init))
+
+    def of(key: jax.Array) -> Any:
+        variables = wrapper.init(key, X, use_running_average=False)
+
+        def loss(params: Any) -> Any:
+            given = {**variables, "params": params}
+            return wrapper.apply(given, X, use_running_average=True).sum()
+
+        return variables["params"], jax.grad(loss)(variables["params"])
+
+    params, gradients = compiled(of, KEY)
+    box = params["layer_instance"]["kernel"]
+    assert isinstance(box, nn.Partitioned) and box.names == ("in", "out")
+    assert jax.tree.structure(gradients) == jax.tree.structure(params)
+    assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradients))

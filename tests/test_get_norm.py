@@ -1,0 +1,208 @@
+"""`get_norm`: a norm by name, in both systems; one model takes any."""
+
+import inspect
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxnorm import linen as jnl, nnx as jnx
+from jaxnorm.linen._get_norm import _NORMS as LINEN
+from jaxnorm.nnx._get_norm import _NORMS as NNX
+from tests.modules import KEY, Fields, called, compiled, flat, load, moved, normal
+
+ACTIVATIONS: dict[str, Fields] = {
+    "batch": {"momentum": 0.5},
+    "layer": {"epsilon": 1e-3},
+    "rms": {"scale_offset": 1.0},
+    "group": {"num_groups": 2},
+    "instance": {"track_running_stats": True},
+    "local_response": {"size": 3},
+    "none": {},
+}
+WEIGHTS: dict[str, Fields] = {
+    "spectral": {"n_steps": 2},
+    "weight": {"scale_init": None},
+    "weight_standardization": {"use_gain": True},
+}
+NAMES = {**ACTIVATIONS, **WEIGHTS}
+KEEPING = {"batch", "instance", "spectral"}
+X = normal((4, 6, 8))
+MASK = (jnp.arange(4) < 3).reshape(4, 1, 1)
+TARGET = normal((4, 6, 8), seed=1)
+
+
+class Linen(nn.Module):
+    """Written once for every norm: of activations after a layer, of weights around it."""
+
+    norm: Any
+    around: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, mask: Any = None) -> jax.Array:
+        """A layer and its norm."""
+        if self.around:
+            return self.norm(nn.Dense(8))(x, use_running_average=not train)
+        return self.norm()(nn.Dense(8)(x), use_running_average=not train, mask=mask)
+
+
+class Nnx(nnx.Module):
+    """The same."""
+
+    def __init__(self, norm: Any, around: bool, rngs: nnx.Rngs) -> None:
+        """A layer and its norm."""
+        self.layer = nnx.Linear(8, 8, rngs=rngs)
+        self.around = around
+        self.norm = norm(self.layer if around else 8, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool, mask: Any = None) -> jax.Array:
+        """One after the other, or one around the other."""
+        if self.around:
+            return self.norm(x, use_running_average=not train)
+        return self.norm(self.layer(x), use_running_average=not train, mask=mask)
+
+
+def test_the_names_are_those_of_the_table() -> None:
+    """The same in both systems, in the same order, for the same classes."""
+    assert list(LINEN) == list(NNX) == [*NAMES]
+    assert [c.__name__ for c in LINEN.values()] == [c.__name__ for c in NNX.values()]
+    classes = {n for n in dir(jnl) if isinstance(getattr(jnl, n), type)}
+    assert {c.__name__ for c in LINEN.values()} == classes | {"NoNorm"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_linen_model_takes_it(name: str) -> None:
+    """A step of training lowers the loss and moves state where there is one; evaluation moves none."""
+    model = Linen(jnl.get_norm(name, **NAMES[name]), name in WEIGHTS)
+
+    def step(key: jax.Array) -> Any:
+        variables = model.init(key, X, True)
+
+        def loss(params: Any, variables: Any) -> Any:
+            given = {**variables, "params": params}
+            y, updated = model.apply(given, X, True, MASK, mutable=["batch_stats"])
+            return ((y - TARGET) ** 2).mean(), updated
+
+        (before, updated), grads = jax.value_and_grad(loss, has_aux=True)(
+            variables["params"], variables
+        )
+        optimizer = optax.sgd(0.05)
+        moves, _ = optimizer.update(grads, optimizer.init(variables["params"]))
+        params = optax.apply_updates(variables["params"], moves)
+        after, _ = loss(params, variables)
+        trained = {**variables, **updated}
+        y, same = model.apply(trained, X, False, MASK, mutable=["batch_stats"])
+        return before, after, grads, variables, updated, y, same
+
+    before, after, grads, variables, updated, y, same = compiled(step, KEY)
+    assert after < before and jnp.isfinite(y).all()
+    assert ("batch_stats" in variables) == (name in KEEPING) == ("batch_stats" in updated)
+    if name in KEEPING:
+        assert moved(flat(variables["batch_stats"]), flat(updated["batch_stats"])) == set(
+            flat(updated)
+        )
+        assert moved(flat(updated), flat(same)) == set()
+    assert all(np.any(g != 0) for n, g in flat(grads).items() if not n.endswith("bias"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_nnx_model_takes_it(name: str) -> None:
+    """From the same variables, the answers of the Linen model, in training and evaluation."""
+    norms = jnl.get_norm(name, **NAMES[name]), jnx.get_norm(name, **NAMES[name])
+    model = Linen(norms[0], name in WEIGHTS)
+    module = Nnx(norms[1], name in WEIGHTS, nnx.Rngs(0))
+
+    def answers(key: jax.Array) -> Any:
+        variables = model.init(key, X, True)
+        y, updated = model.apply(variables, X, True, MASK, mutable=["batch_stats"])
+        return variables, y, model.apply({**variables, **updated}, X, False, MASK), updated
+
+    variables, *expected, updated = compiled(answers, KEY)
+    given = {alike(n): a for n, a in flat(variables).items()}
+    load(module, given)
+    found = called(module, lambda m, x: (m(x, True, MASK), m(x, False, MASK)), X)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    stats = {alike(n): a for n, a in flat(updated).items()}
+    assert moved(given, flat(module)) == set(stats)
+    for path, value in stats.items():
+        np.testing.assert_allclose(flat(module)[path], value, rtol=1e-5, atol=1e-6)
+
+
+def alike(name: str) -> str:
+    """What Linen names a variable, as the NNX model does."""
+    first, *rest = name.split("/")
+    if first == "Dense_0":
+        return "/".join(["layer", *rest])
+    return "/".join(["norm", *(part for part in rest if part != "Dense_0")])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_reach_the_class(name: str) -> None:
+    """Filled in by `get_norm`, and overruled where the model says otherwise."""
+    layer: Any = nn.Dense(8), nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+    of_linen: Any = jnl.get_norm(name, **NAMES[name])
+    of_nnx: Any = jnx.get_norm(name, **NAMES[name])
+    made = [
+        of_linen(*layer[:1]) if name in WEIGHTS else of_linen(),
+        of_nnx(layer[1] if name in WEIGHTS else 8, rngs=nnx.Rngs(0)),
+    ]
+    assert [type(m) for m in made] == [LINEN[name], NNX[name]]
+    for module in made:
+        for option, value in NAMES[name].items():
+            if not option.endswith("_init"):  # NNX calls initializers and forgets them
+                assert getattr(module, option) == value
+    for option in NAMES[name]:
+        if option != "scale_init":
+            other: Any = {option: 4}
+            assert getattr(of_linen(*(layer[:1] if name in WEIGHTS else ()), **other), option) == 4
+
+
+@pytest.mark.parametrize("system", [jnl, jnx], ids=["linen", "nnx"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_option_is_an_error_at_once(name: str, system: Any) -> None:
+    """Not first where the model is built; it is named. So is one of another norm."""
+    with pytest.raises(TypeError, match="momentun"):
+        system.get_norm(name, **NAMES[name], momentun=0.9)
+    if name not in ("batch", "instance"):
+        with pytest.raises(TypeError, match="momentum"):
+            system.get_norm(name, momentum=0.9)
+
+
+@pytest.mark.parametrize("system", [jnl, jnx], ids=["linen", "nnx"])
+@pytest.mark.parametrize("name", ["", "Batch", "bach", "BatchNorm", None])
+def test_an_unknown_name_is_an_error_that_lists_all(name: Any, system: Any) -> None:
+    """No nearest guess is taken, and case matters."""
+    with pytest.raises(ValueError, match=", ".join(NAMES)):
+        system.get_norm(name)
+
+
+def test_names_in_a_linen_model_are_those_of_the_class() -> None:
+    """``BatchNorm_0``, ``WeightNorm_1``: a checkpoint does not know how the class was chosen."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            for _ in range(2):
+                x = jnl.get_norm("batch", use_running_average=False)()(x)
+                x = jnl.get_norm("weight")(nn.Dense(8))(x)
+            return x
+
+    variables = jax.eval_shape(Model().init, KEY, X)
+    assert set(variables["params"]) == {
+        f"{name}_{i}" for name in ("BatchNorm", "WeightNorm", "Dense") for i in (0, 1)
+    }
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_norm_of_activations_has_the_one_call(name: str) -> None:
+    """``x``, ``mask`` and ``use_running_average``, by these names, and nothing else that is required."""
+    for norms in (LINEN, NNX):
+        parameters = inspect.signature(norms[name].__call__).parameters
+        assert set(parameters) == {"self", "x", "mask", "use_running_average"}
+        assert all(parameters[n].default is None for n in ("mask", "use_running_average"))
