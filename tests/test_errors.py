@@ -210,6 +210,11 @@ OTHER_KERNEL = (
     "state.u must have shape (1, outputs), here (1, 4); got (1, 5) for a kernel of shape (6, 5, 4). Start "
     "from init_spectral_norm(key, kernel)."
 )
+OTHER_KIND = (
+    "state.u must be complex for a complex kernel, and real for a real one; got float32 for a kernel of "
+    "complex64. Start from init_spectral_norm(key, kernel)."
+)
+EMPTY_KERNEL = "kernel must have elements to have singular values; got shape (0, 4). Leave it out."
 NO_STEPS = (
     "n_steps must be an integer of 1 or more, or None for the exact singular value; got 0. 1 is enough in "
     "training, where each step continues from the last."
@@ -399,6 +404,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "spectral, rank": (lambda: jn.init_spectral_norm(KEY, jnp.ones(4)), NO_MATRIX),
     "spectral, state": (lambda: jn.spectral_norm(X, spectral(X[0].T)), OTHER_KERNEL),
     "spectral, steps": (lambda: jn.spectral_norm(X, spectral(X), n_steps=0), NO_STEPS),
+    "spectral, kind": (lambda: jn.spectral_norm(COMPLEX, spectral(X)), OTHER_KIND),
+    "spectral, empty": (
+        lambda: jn.spectral_norm(X[0, :0], spectral(X), n_steps=None),
+        EMPTY_KERNEL,
+    ),
     "spectral, 3D": (
         lambda: jnl.SpectralNorm(nn.DenseGeneral((2, 2)), error_on_non_matrix=True).init(
             KEY, X, update_stats=False

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -269,3 +270,39 @@ def test_feature_sizes(name: str) -> None:
     assert features_of(name) == 32
     with pytest.raises(ValueError, match="must have the shape of the feature axes"):
         nnx.eval_shape(lambda m, x: m(x), wrong, X)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "SpectralNorm"])
+def test_bridges_of_flax(name: str) -> None:
+    """A Linen module in an NNX model by `nnx.bridge`, and the other way: the state moves there."""
+    linen: Any = jnl.BatchNorm() if name == "BatchNorm" else jnl.SpectralNorm(nn.Dense(3))
+
+    class Wrapped(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            layer = nnx.Linear(32, 3, rngs=rngs)
+            batch = name == "BatchNorm"
+            self.norm = (
+                jnx.BatchNorm(32, rngs=rngs) if batch else jnx.SpectralNorm(layer, rngs=rngs)
+            )
+
+        def __call__(self, x: jax.Array, use_running_average: bool) -> Any:
+            return self.norm(x, use_running_average=use_running_average)
+
+    x = X[0, 0]
+    in_nnx = nnx.bridge.ToNNX(linen, rngs=nnx.Rngs(0)).lazy_init(x, use_running_average=False)
+    before = flat(in_nnx)
+    in_nnx(x, use_running_average=False, mutable=["batch_stats"])
+    names = {"mean", "var"} if name == "BatchNorm" else {"kernel/u", "kernel/sigma"}
+    assert {n for n in moved(before, flat(in_nnx)) if not n.endswith("count")} == names  # of keys
+
+    in_linen = nnx.bridge.to_linen(Wrapped)
+    variables = in_linen.init(KEY, x, use_running_average=False)
+    _, updated = in_linen.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+    assert all(
+        not np.array_equal(a, b)
+        for a, b in zip(
+            jax.tree.leaves(variables["batch_stats"]),
+            jax.tree.leaves(updated["batch_stats"]),
+            strict=True,
+        )
+    )

@@ -36,7 +36,7 @@ def normalize(
     readable = None if mask is None else mask | jnp.isfinite(centered)
     variance = var + epsilon
     # All values alike and no epsilon: (x - mean) is 0 and stays so.
-    gain = lax.rsqrt(jnp.where(variance > 0, variance, 1)).astype(x.dtype)
+    gain = lax.rsqrt(jnp.where(variance == 0, 1, variance)).astype(x.dtype)
     offset = -gain * centered_mean
     if scale is None and bias is None:
         return _affine(centered, gain, offset, readable, centered_mean)

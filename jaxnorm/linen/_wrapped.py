@@ -1,6 +1,7 @@
 """A layer called with other weights than its own."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -29,12 +30,14 @@ def call_with(
         layer(*args, **kwargs)  # makes the parameters
 
     def changed(path: Any, weight: Any) -> jax.Array:
-        inside = jax.tree_util.keystr(path, simple=True, separator="/")
-        return change(f"{layer.name}/{inside}", jnp.asarray(weight))
+        _, *inside = path  # the name of the collection comes first
+        name = jax.tree_util.keystr(tuple(inside), simple=True, separator="/")
+        return change(f"{layer.name}/{name}", jnp.asarray(weight))
 
-    weights = jax.tree_util.tree_map_with_path(changed, layer.variables.get("params", {}))
     mapped = nn.map_variables(
-        lambda layer: layer(*args, **kwargs), "params", trans_in_fn=lambda _: {"params": weights}
+        lambda layer: layer(*args, **kwargs),
+        "params",
+        trans_in_fn=partial(jax.tree_util.tree_map_with_path, changed),
     )
     return mapped(layer)
 

@@ -138,7 +138,9 @@ class BatchNorm(nnx.Module):
         Raises:
             ValueError: nobody says ``use_running_average``, or anything that `jaxnorm.batch_norm` refuses.
         """
-        x, scale, bias = promoted(self, jnp.asarray(x))
+        # Statistics are handed over as by Flax, but used as they are: no dtype rounds them.
+        names = "mean", "var", "scale", "bias"
+        x, _, _, scale, bias = promoted(self, jnp.asarray(x), *names)
         axes = canonical_axes(self.axis, x.ndim, "axis")
         options = {"feature_axes": axes, "epsilon": self.epsilon, "dtype": self.dtype}
         devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes
 from ..core._sync import AxisIndexGroups, AxisName
-from ..norms._group_norm import group_norm, number_of_groups
+from ..norms._group_norm import group_norm, grouping
 from ._variables import parameter, promote_dtype, promoted
 
 
@@ -81,10 +81,8 @@ class GroupNorm(nnx.Module):
         scale_metadata: Mapping[str, Any] | None = None,
         feature_axes: Axes = -1,
     ) -> None:
-        number_of_groups(num_features, num_groups, group_size)  # raises what the call would
         self.num_features = num_features
-        self.num_groups = num_groups
-        self.group_size = group_size
+        self.num_groups, self.group_size = grouping(num_features, num_groups, group_size)
         self.epsilon = epsilon
         self.dtype = dtype
         self.param_dtype = param_dtype
@@ -120,13 +118,12 @@ class GroupNorm(nnx.Module):
         Raises:
             ValueError: anything that `jaxnorm.group_norm` refuses.
         """
-        x, scale, bias = promoted(self, jnp.asarray(x))
+        x, scale, bias = promoted(self, jnp.asarray(x), "scale", "bias")
         return group_norm(
             x,
             scale,
             bias,
             num_groups=self.num_groups,
-            group_size=self.group_size,
             feature_axes=self.feature_axes,
             reduction_axes=self.reduction_axes,
             epsilon=self.epsilon,

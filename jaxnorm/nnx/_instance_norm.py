@@ -135,7 +135,7 @@ class InstanceNorm(nnx.Module):
             ValueError: there are running statistics and nobody says ``use_running_average``, or anything
                 that `jaxnorm.instance_norm` refuses.
         """
-        x, scale, bias = promoted(self, jnp.asarray(x))
+        x, scale, bias = promoted(self, jnp.asarray(x), "scale", "bias")
         options = {
             "feature_axes": self.feature_axes,
             "epsilon": self.epsilon,

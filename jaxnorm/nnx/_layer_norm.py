@@ -108,7 +108,7 @@ class LayerNorm(nnx.Module):
         Raises:
             ValueError: anything that `jaxnorm.layer_norm` refuses.
         """
-        x, scale, bias = promoted(self, jnp.asarray(x))
+        x, scale, bias = promoted(self, jnp.asarray(x), "scale", "bias")
         return layer_norm(
             x,
             scale,

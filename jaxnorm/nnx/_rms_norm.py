@@ -103,7 +103,7 @@ class RMSNorm(nnx.Module):
         Raises:
             ValueError: anything that `jaxnorm.rms_norm` refuses.
         """
-        x, scale, _ = promoted(self, jnp.asarray(x))
+        x, scale = promoted(self, jnp.asarray(x), "scale")
         return rms_norm(
             x,
             scale,

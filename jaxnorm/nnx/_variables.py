@@ -1,5 +1,6 @@
 """What the modules do around their function: create variables, and read and write them."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,9 @@ promote_dtype: PromoteDtypeFn = dtypes.promote_dtype
 
 def shape_of(num_features: Features) -> tuple[int, ...]:
     """The shape of a parameter: one size for each feature axis."""
-    return (num_features,) if isinstance(num_features, int) else tuple(num_features)
+    if isinstance(num_features, Sequence):
+        return tuple(num_features)
+    return (operator.index(num_features),)
 
 
 def parameter(
@@ -43,12 +46,12 @@ def value_of(variable: nnx.Variable | None) -> Any:
     return None if variable is None else variable[...]
 
 
-def promoted(module: Any, x: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """``x``, scale and bias of ``module``, by its ``promote_dtype`` if that is not the default."""
-    scale, bias = value_of(module.scale), value_of(getattr(module, "bias", None))
+def promoted(module: Any, x: jax.Array, *variables: str) -> tuple[Any, ...]:
+    """``x`` and these ``variables`` of ``module``, by its ``promote_dtype`` if that is not the default."""
+    values = x, *(value_of(getattr(module, name)) for name in variables)
     if module.promote_dtype is promote_dtype:
-        return x, scale, bias
-    return module.promote_dtype((x, scale, bias), dtype=module.dtype)
+        return values
+    return module.promote_dtype(values, dtype=module.dtype)
 
 
 def is_evaluating(module: Any, use_running_average: bool | None) -> bool:

@@ -63,6 +63,7 @@ class WeightNorm(nnx.Module):
         self.layer_instance = layer_instance
         self.feature_axes = () if feature_axes is None else feature_axes
         self.use_scale = use_scale
+        self.scale_init = scale_init
         self.epsilon = epsilon
         self.dtype = dtype
         self.param_dtype = param_dtype

@@ -22,16 +22,23 @@ def call_with(
 ) -> Any:
     """``layer(*args, **kwargs)`` with ``change(path, parameter)`` for the value of each of its parameters.
 
-    The parameters themselves stay as they are. The layer's other variables (running statistics, random
-    streams) are its own, so that what the call writes into them stays.
+    The parameters have their own values again afterwards: what a wrapper computes is never stored.
     """
     kwargs = {**kwargs, **flags_for(layer, use_running_average)}
-    graph, parameters, rest = nnx.split(layer, nnx.Param, ...)
-    changed = [
-        (path, parameter.replace(change(path, parameter)))
-        for path, parameter in nnx.to_flat_state(parameters)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(changed), rest)(*args, **kwargs)
+    parameters = nnx.to_flat_state(nnx.state(layer, nnx.Param))
+    own = [(p, p.get_raw_value()) for _, p in parameters]
+    changed = [(p, change(path, p)) for path, p in parameters]
+    try:
+        _set(changed)
+        return layer(*args, **kwargs)
+    finally:
+        _set(own)
+
+
+def _set(values: list[tuple[Any, Any]]) -> None:
+    for variable, value in values:
+        # Unsafe is to leave a value of one trace behind for another, and none is left.
+        variable.set_raw_value(value, _unsafe_bypass_check=True)
 
 
 def one_for_each(

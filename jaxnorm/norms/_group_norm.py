@@ -67,7 +67,7 @@ def group_norm(
     """
     x = jnp.asarray(x)
     channel = one_axis(feature_axes, x.ndim, "feature_axes", "the channels")
-    groups = number_of_groups(x.shape[channel], num_groups, group_size)
+    groups, _ = grouping(x.shape[channel], num_groups, group_size)
     all_but_batch = sorted({*range(1, x.ndim), channel})
     reduced = canonical_axes(
         all_but_batch if reduction_axes is None else reduction_axes, x.ndim, "reduction_axes"
@@ -99,7 +99,8 @@ def group_norm(
     return y
 
 
-def number_of_groups(channels: int, num_groups: int | None, group_size: int | None) -> int:
+def grouping(channels: int, num_groups: int | None, group_size: int | None) -> tuple[int, int]:
+    """Number of groups, and channels of a group."""
     if (num_groups is None) == (group_size is None):
         raise ValueError(
             "Either `num_groups` or `group_size` should be specified. If `group_size` is to be "
@@ -112,14 +113,14 @@ def number_of_groups(channels: int, num_groups: int | None, group_size: int | No
                 f"Number of channels ({channels}) is not multiple of the group size ({group_size}). "
                 f"Choose a divisor of {channels}."
             )
-        return channels // group_size
+        return channels // group_size, group_size
     assert num_groups is not None
     if num_groups <= 0 or channels % num_groups:
         raise ValueError(
             f"Number of groups ({num_groups}) does not divide the number of channels ({channels}). "
             f"Choose a divisor of {channels}, or give group_size."
         )
-    return num_groups
+    return num_groups, channels // num_groups
 
 
 def _along(m: Moments, channel: int) -> Moments:

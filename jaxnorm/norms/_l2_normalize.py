@@ -60,7 +60,7 @@ def l2_normalize(
 
     def square_length(x: jax.Array, mask: jax.Array | None) -> Moments:
         m = reduce_moments_about_zero(x, reduced, mask, axis_name, axis_index_groups)
-        return m._replace(var=m.var * m.count)
+        return m._replace(var=m.var * jnp.maximum(m.count, 1))  # with nothing counted it is 1
 
     y, _ = normalized_by(
         square_length,

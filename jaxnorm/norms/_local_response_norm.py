@@ -1,5 +1,7 @@
 """Local response normalization (Krizhevsky, Sutskever and Hinton, 2012, "ImageNet classification ...")."""
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -53,19 +55,22 @@ def local_response_norm(
     """
     x = jnp.asarray(x)
     channel = one_axis(feature_axes, x.ndim, "feature_axes", "the channels")
-    if not isinstance(size, int) or size < 1:
+    if not isinstance(size, numbers.Integral) or size < 1:
         raise ValueError(
             f"size must be an integer of 1 or more, the number of channels in a window; got {size!r}. "
             f"5 is usual."
         )
     y_dtype = result_dtype(dtype, x)
     window, padding = [1] * x.ndim, [(0, 0)] * x.ndim
+    size = int(size)
     window[channel], padding[channel] = size, (size // 2, (size - 1) // 2)
 
     @lean
     def norm(x: jax.Array) -> jax.Array:
         x = upcast(x)
         energy = lax.reduce_window(abs_square(x), 0.0, lax.add, window, (1,) * x.ndim, padding)
-        return (x * (k + alpha / size * energy) ** -beta).astype(y_dtype)
+        base = k + alpha / size * energy
+        gain = jnp.where(base == 0, 1, base) ** -beta  # silence stays silent where k is 0
+        return (x * gain.astype(x.dtype)).astype(y_dtype)
 
     return norm(x)

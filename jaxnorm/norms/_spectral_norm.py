@@ -1,5 +1,7 @@
 """Spectral normalization (Miyato et al., 2018, https://arxiv.org/abs/1802.05957)."""
 
+import math
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -86,8 +88,8 @@ def spectral_norm(
     Returns:
         Weights of the shape of ``kernel``, and SpectralState of the dtypes of ``state``. Dropping the new
         state (in evaluation) leaves the function as it is. A kernel of zeros has no direction: it
-        stays as it is, and, with the u of zeros that it leaves, so do those that follow it (as in Flax,
-        where biases that start at zero are left alone so).
+        stays as it is, and, with the u of zeros that power iteration then leaves, so do those that
+        follow it (as in Flax, where biases that start at zero are left alone so).
 
     Raises:
         ValueError: ``kernel`` has a rank below 2, ``state`` belongs to another kernel, or ``n_steps``
@@ -108,16 +110,21 @@ def spectral_norm(
     state = SpectralState(*map(jnp.asarray, state))
     _check_rank(kernel)
     _check_state(kernel, state, n_steps)
-    matrix = upcast(kernel, *state).reshape(-1, kernel.shape[-1])
+    matrix = upcast(kernel, *state).reshape(math.prod(kernel.shape[:-1]), kernel.shape[-1])
     fixed, u = lax.stop_gradient((matrix, state.u.astype(matrix.dtype)))
+    # Directions are those of any multiple; at this one, epsilon is small beside every length.
+    largest = jnp.max(jnp.abs(fixed), initial=0)
+    fixed = fixed / jnp.where(largest > 0, largest, 1).astype(fixed.dtype)
     if n_steps is None:
         left, _, right = jnp.linalg.svd(fixed, full_matrices=False)
         v, u = left[:, :1].conj().T, right[:1]
     else:
         v = jnp.zeros((1, matrix.shape[0]), matrix.dtype)
-        v, u = lax.fori_loop(0, n_steps, lambda _, vu: _iterated(fixed, vu[1], epsilon), (v, u))
+        v, u = lax.fori_loop(
+            0, int(n_steps), lambda _, vu: _iterated(fixed, vu[1], epsilon), (v, u)
+        )
     sigma = _times(_times(v, matrix), u.conj().T)[0, 0].real
-    w = (matrix / jnp.where(sigma != 0, sigma, 1)).reshape(kernel.shape)
+    w = (matrix / jnp.where(sigma != 0, sigma, 1).astype(matrix.dtype)).reshape(kernel.shape)
     updated = SpectralState(u.astype(state.u.dtype), sigma.astype(state.sigma.dtype))
     return w.astype(result_dtype(dtype, kernel, *state)), updated
 
@@ -163,7 +170,17 @@ def _check_state(kernel: jax.Array, state: SpectralState, n_steps: int | None) -
             f"state.u must have shape (1, outputs), here {(1, kernel.shape[-1])}; got {state.u.shape} for a "
             f"kernel of shape {kernel.shape}. Start from init_spectral_norm(key, kernel)."
         )
-    if n_steps is not None and (not isinstance(n_steps, int) or n_steps < 1):
+    if jnp.iscomplexobj(state.u) != jnp.iscomplexobj(kernel):
+        raise ValueError(
+            f"state.u must be complex for a complex kernel, and real for a real one; got "
+            f"{state.u.dtype.name} for a kernel of {kernel.dtype.name}. Start from "
+            f"init_spectral_norm(key, kernel)."
+        )
+    if kernel.size == 0 and n_steps is None:
+        raise ValueError(
+            f"kernel must have elements to have singular values; got shape {kernel.shape}. Leave it out."
+        )
+    if n_steps is not None and (not isinstance(n_steps, numbers.Integral) or n_steps < 1):
         raise ValueError(
             f"n_steps must be an integer of 1 or more, or None for the exact singular value; got "
             f"{n_steps!r}. 1 is enough in training, where each step continues from the last."

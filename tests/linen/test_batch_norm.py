@@ -112,10 +112,11 @@ def test_signature_begins_with_that_of_flax(of: Any) -> None:
     assert positional == [n for n, p in theirs.items() if p.kind is not p.KEYWORD_ONLY]
 
 
-def test_fields_are_those_of_flax_and_one_more() -> None:
-    """The only field of our own is the one documented, so a new one needs a thought for Flax's users."""
+def test_fields_are_those_of_flax_and_two_more() -> None:
+    """The fields of our own are those documented, so a new one needs a thought for Flax's users."""
     ours, theirs = (inspect.signature(c).parameters for c in (jnl.BatchNorm, nn.BatchNorm))
-    assert set(ours) - set(theirs) == {"unbiased"} and jnl.BatchNorm.__name__ == "BatchNorm"
+    assert set(ours) - set(theirs) == {"unbiased", "track_running_stats"}
+    assert jnl.BatchNorm.__name__ == "BatchNorm"
 
 
 def test_construction_by_position() -> None:

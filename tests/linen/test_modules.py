@@ -137,7 +137,7 @@ def test_init_does_not_need_the_mapped_axis(name: str) -> None:
         fields |= {"use_running_average": False, "track_running_stats": True}
     layer = getattr(jnl, name)(**fields)
     variables = jax.eval_shape(layer.init, KEY, X)
-    with pytest.raises(NameError, match="unbound"):
+    with pytest.raises(ValueError, match="unbound"):
         jax.eval_shape(partial(layer.apply, mutable=["batch_stats"]), variables, X)
 
 

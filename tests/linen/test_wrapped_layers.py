@@ -111,7 +111,7 @@ def test_init_does_not_need_the_mapped_axis(name: str) -> None:
     keys = {"params": KEY, "dropout": KEY}
     variables = jax.eval_shape(init, keys, X)
     apply = partial(wrapper.apply, use_running_average=False, mutable=STATE, rngs={"dropout": KEY})
-    with pytest.raises(NameError, match="unbound"):
+    with pytest.raises(ValueError, match="unbound"):
         jax.eval_shape(apply, variables, X)
 
 

@@ -166,3 +166,23 @@ def test_takes_the_call_of_every_norm(name: str) -> None:
             called(layer, lambda m, x: m(x, use_running_average=False), X),
             called(layer, lambda m, x: m(x), X),
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "other"),
+    [
+        ("BatchNorm", {"momentum": 0.75}, {"momentum": jnp.float32(0.75)}),
+        ("BatchNorm", {"axis": (-1,)}, {"axis": [3]}),
+        ("LayerNorm", {"reduction_axes": (1, 2)}, {"reduction_axes": [2, 1]}),
+        ("GroupNorm", {"reduction_axes": (1, 2, 3)}, {"reduction_axes": [-1, 1, -2]}),
+        ("InstanceNorm", {"feature_axes": 3}, {"feature_axes": np.int64(-1)}),
+    ],
+    ids=lambda a: str(a) if not isinstance(a, str) else a,
+)
+def test_other_ways_to_write_an_option(name: str, plain: Fields, other: Fields) -> None:
+    """Lists, NumPy's integers and arrays of jax are what they say, under `nnx.jit` too."""
+    layers = [getattr(jnx, name)(32, rngs=nnx.Rngs(0), **fields) for fields in (plain, other)]
+    ys = [nnx.jit(lambda m, x: m(x))(layer, X) for layer in layers]
+    assert_close(ys[1], ys[0], 1e-6)
+    keys = set(flat(layers[0]))
+    assert_close(*({n: flat(layer)[n] for n in keys} for layer in layers), tolerance=1e-6)

@@ -16,6 +16,7 @@ from tests.nnx.models import MODELS, STATEFUL, forward, model_of, numbers
 X = normal((4, 5, 6))
 TARGET = normal((4, 5, 6), seed=1)
 every_model = pytest.mark.parametrize("name", MODELS)
+several = pytest.mark.parametrize("name", ["LayerNorm", *STATEFUL])
 stateful = pytest.mark.parametrize("name", STATEFUL)
 
 
@@ -62,7 +63,7 @@ def test_training_with_an_optimizer(name: str) -> None:
     assert moved(trained, numbers(model)) == set()
 
 
-@every_model
+@several
 def test_compiled_and_pure_are_one(name: str) -> None:
     """Under `nnx.jit`, and in `jax.jit` by split and merge: outputs and state; some as they are too."""
     lifted, pure, eager = (model_of(name) for _ in range(3))
@@ -100,7 +101,7 @@ def test_modes_reach_all(name: str) -> None:
 # --- transforms ----------------------------------------------------------------------------------
 
 
-@every_model
+@several
 def test_an_ensemble(name: str) -> None:
     """`nnx.vmap` makes, calls and differentiates three models; each is what it would be alone."""
 

@@ -97,7 +97,7 @@ def test_every_choice_of_axes_with_nan_under_a_mask(name: str) -> None:
 
 
 @pytest.mark.parametrize("nesting", [reverse_of_reverse, reverse_of_forward])
-@pytest.mark.parametrize("name", BRIEFLY)
+@pytest.mark.parametrize("name", ["layer -1", "rms first", "group first"])
 def test_other_nestings(name: str, nesting: Any) -> None:
     """Besides forward over reverse, which is what the others take."""
     check(AXES[name], "float32", True, nesting)
