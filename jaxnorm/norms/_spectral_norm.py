@@ -82,7 +82,8 @@ def spectral_norm(
         state: from `init_spectral_norm` or the last step.
         n_steps: steps of power iteration, 1 or more. None: exact, by a singular value decomposition,
             which for a large kernel takes as long as thousands of steps.
-        epsilon: added to the square of the length that u and v are divided by; zero or positive.
+        epsilon: added to the square of the length that u and v are divided by, with the kernel at the size
+            where its largest weight is 1; zero or positive.
         dtype: of the result; None is what ``kernel`` and ``state`` promote to.
 
     Returns:

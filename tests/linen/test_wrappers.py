@@ -78,7 +78,7 @@ class Model(nn.Module):
 
 CASES: dict[str, tuple[str, Callable[[], nn.Module], Fields]] = {
     "spectral": ("SpectralNorm", lambda: nn.Dense(3), {}),
-    "spectral, steps": ("SpectralNorm", lambda: nn.Dense(3), {"n_steps": 3, "epsilon": 1e-3}),
+    "spectral, steps": ("SpectralNorm", lambda: nn.Dense(3), {"n_steps": 3, "epsilon": 1e-8}),
     "spectral, none": ("SpectralNorm", lambda: nn.Dense(3), {"n_steps": 0}),
     "spectral, conv": ("SpectralNorm", lambda: nn.Conv(3, (3,)), {}),
     "spectral, layers": ("SpectralNorm", Bar, {"collection_name": "spectra"}),
