@@ -26,7 +26,7 @@ X = normal((5, 6))
 
 CASES: dict[str, tuple[str, Make, Fields]] = {
     "spectral": ("SpectralNorm", linear, {}),
-    "spectral, steps": ("SpectralNorm", linear, {"n_steps": 3, "epsilon": 1e-3}),
+    "spectral, steps": ("SpectralNorm", linear, {"n_steps": 3, "epsilon": 1e-8}),
     "spectral, none": ("SpectralNorm", linear, {"n_steps": 0}),
     "spectral, conv": ("SpectralNorm", conv, {}),
     "spectral, layers": ("SpectralNorm", Bar, {}),
