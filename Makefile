@@ -19,7 +19,7 @@ check: $(VENV)/dev.done
 unit: $(VENV)/dev.done
 	$(BIN)/python -m pytest -n 2 -q -ra --durations=15
 
-conformance: $(VENV)/dev.done ## Flax's own tests of its norms with ours in their place; also in unit
+conformance: $(VENV)/dev.done ## Flax's own tests of its norms with ours in their place, in all modes
 	$(BIN)/python -m tests.conformance
 
 docs: $(VENV)/dev.done

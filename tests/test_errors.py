@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import jaxnorm as jn
-from jaxnorm import linen as jnl, nnx as jnx
+from jaxnorm import linen as jnl, nnx as jnx, tools
 
 X = jnp.ones((6, 5, 4))
 COMPLEX = X.astype(jnp.complex64)
@@ -282,6 +282,56 @@ INTEGER_STATS = (
     "input is."
 )
 
+
+def virtual(examples: int, name: Any = None, size: Any = 4, **options: Any) -> Callable[[], Any]:
+    """Batch norm with virtual batches, of so many examples on each of 6 devices if there is a name."""
+    f = partial(jn.batch_norm, axis_name=name, virtual_batch_size=size, **options)
+    x, stats = jnp.ones((6, examples, 4)), jn.init_running_stats(4)
+    if name is None:
+        return lambda: f(x[0], stats)
+    return lambda: jax.vmap(f, in_axes=(0, None), axis_name="batch")(x, stats)
+
+
+def no_virtual_batch(size: int, examples: int, devices: str = "") -> str:
+    """A size that is no part of a device's examples, nor those of an equal share of the devices."""
+    return (
+        f"virtual_batch_size must divide the {examples} examples of x, or with axis_name be as many as an "
+        f"equal share of the devices holds; got virtual_batch_size={size} for {examples} examples{devices}. "
+        f"Fill a ragged batch up, and mask what you filled it with."
+    )
+
+
+ON_DEVICES = " on each of the devices of 'batch'"
+NO_SIZE = (
+    "virtual_batch_size must be a positive integer or None; got 0. It is the number of examples that "
+    "share statistics: 32 is usual."
+)
+NO_EXAMPLES = (
+    "virtual_batch_size counts examples along axis 0 of x, which must not be a feature axis; got "
+    "feature_axes=(0,). Put the examples first."
+)
+TWO_GROUPINGS = (
+    "virtual_batch_size groups the devices itself; got virtual_batch_size=4 and "
+    "axis_index_groups=[[0, 1, 2], [3, 4, 5]]. Leave one of them out."
+)
+NO_REPLICAS = (
+    "one of axis and axis_name must say what runs over the replicas; got axis=None and axis_name=None. "
+    "For stacked statistics, as pmap returns them, it is axis=0."
+)
+VAR_ALONE = (
+    "each var must have a mean of its shape beside it; got bn/var of shape (3,) and no mean. Pass the "
+    "running statistics as their layers store them."
+)
+NO_STATISTICS = (
+    "batch_stats must hold a mean and a var for some layer; got bn/scale. Pass "
+    'variables["batch_stats"] of Linen, nnx.state(model, nnx.BatchStat), or RunningStats.'
+)
+NOT_TO_BE_SPLIT = (
+    "batch must split into equal parts over two devices or more: one first axis in all leaves, of a "
+    "multiple of their number; got first axes [(6,), (9,)] for the number of devices 8. Fill it up and "
+    "mask; for more devices on a CPU, set jax_num_cpu_devices in jax.config first."
+)
+
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     # shapes of parameters and statistics
     "scale": (train(X, STATS, jnp.ones(5)), wrong_shape("scale", "(5,)")),
@@ -450,6 +500,30 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "rms, mask": (lambda: jn.rms_norm(X, mask=jnp.ones(6, bool)), wrong_mask("(6,)")),
     # devices
     "groups": (train(axis_index_groups=NESTED), NO_AXIS_NAME),
+    "virtual, ragged": (virtual(6), no_virtual_batch(4, 6)),
+    "virtual, no devices": (virtual(2), no_virtual_batch(4, 2)),
+    "virtual, devices": (virtual(1, "batch"), no_virtual_batch(4, 1, ON_DEVICES)),
+    "virtual, name": (virtual(2, "bacth"), UNBOUND),
+    "virtual, zero": (virtual(8, size=0), NO_SIZE),
+    "virtual, no examples": (virtual(4, feature_axes=0), NO_EXAMPLES),
+    "virtual, groups": (
+        virtual(2, "batch", axis_index_groups=[[0, 1, 2], [3, 4, 5]]),
+        TWO_GROUPINGS,
+    ),
+    # tools
+    "replicas": (lambda: tools.pool_replicas({}), NO_REPLICAS),
+    "replicas, var": (
+        lambda: tools.pool_replicas({"bn": {"var": jnp.ones(3)}}, axis=0),
+        VAR_ALONE,
+    ),
+    "replicas, none": (
+        lambda: tools.pool_replicas({"bn": {"scale": jnp.ones(3)}}, axis=0),
+        NO_STATISTICS,
+    ),
+    "parity": (
+        lambda: tools.assert_parity(lambda p, b, a: (b, p), {}, [X, jnp.ones(9)]),
+        NOT_TO_BE_SPLIT,
+    ),
     # moments
     "combine": (lambda: jn.combine(jn.moments(X, 0), jn.moments(X, 1)), OTHER_SHAPES),
     "update, size": (

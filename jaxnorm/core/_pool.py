@@ -9,11 +9,13 @@ the subtraction loses nothing, so float32 is enough at mean/std = 1e4 (Chan, Gol
 "Algorithms for computing the sample variance", 1983).
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from ._axes import Axes, canonical_axes
 
@@ -98,6 +100,51 @@ def pool(m: Moments, axes: Axes) -> Moments:
     total, squares = (s.sum(axes, keepdims=True) for s in sums_about(shift, m, n))
     pooled = moments_from_sums(shift, total, squares, count)
     return pooled._replace(count=jnp.broadcast_to(count, pooled.mean.shape))
+
+
+def pool_blocks(m: Moments, axis: int, blocks: int) -> Moments:
+    """Moments of each of ``blocks`` runs of neighbours along ``axis``, which then has that size."""
+    shape = list(m.count.shape)
+    shape[axis] = m.mean.shape[axis]  # a count for each, as a mask along the axis needs
+    m = m._replace(count=jnp.broadcast_to(m.count, shape))
+
+    def split(leaf: jax.Array) -> jax.Array:
+        leaf = _whole_blocks(leaf, axis, blocks)
+        before, (size, *after) = leaf.shape[:axis], leaf.shape[axis:]
+        return leaf.reshape(*before, blocks, size // blocks, *after)
+
+    pooled = pool(Moments(*map(split, m)), axis + 1)
+    return Moments(*(leaf.squeeze(axis + 1) for leaf in pooled))
+
+
+def repeat_blocks(m: Moments, axis: int, like: jax.Array) -> Moments:
+    """The moments of each block, for each of its neighbours along ``axis`` of ``like``."""
+    size, partition = like.shape[axis], jax.typeof(like).sharding.spec[axis]
+
+    def repeated(leaf: jax.Array) -> jax.Array:
+        before, (blocks, *after) = leaf.shape[:axis], leaf.shape[axis:]
+        shape = (*before, blocks, size // blocks, *after)
+        leaf = jnp.broadcast_to(jnp.expand_dims(leaf, axis + 1), shape)
+        return _partitioned(leaf.reshape(*before, size, *after), axis, partition)
+
+    return Moments(*map(repeated, m))
+
+
+def _whole_blocks(leaf: jax.Array, axis: int, blocks: int) -> jax.Array:
+    """``leaf``, put together along ``axis`` if a mesh with explicit axes splits blocks there."""
+    sharding = jax.typeof(leaf).sharding
+    names = sharding.spec[axis]
+    names = names if isinstance(names, tuple) else (names,)
+    parts = math.prod(sharding.mesh.shape[name] for name in names if name is not None)
+    return leaf if blocks % parts == 0 else _partitioned(leaf, axis, None)
+
+
+def _partitioned(leaf: jax.Array, axis: int, partition: Any) -> jax.Array:
+    """``leaf``, split along ``axis`` as ``partition`` says, by a mesh with explicit axes."""
+    spec = jax.typeof(leaf).sharding.spec
+    if spec[axis] == partition:
+        return leaf
+    return jax.sharding.reshard(leaf, PartitionSpec(*spec[:axis], partition, *spec[axis + 1 :]))
 
 
 def _along(m: Moments, axes: tuple[int, ...]) -> jax.Array:

@@ -59,6 +59,11 @@ def init_running_stats(
     )
 
 
+def untracked_stats(x: jax.Array, shape: Sequence[int]) -> RunningStats:
+    """Statistics for a layer that keeps none: what it returns of them is dropped."""
+    return init_running_stats(shape, arithmetic_dtype(x))
+
+
 def update_running_stats(
     stats: RunningStats,
     moments: Moments,

@@ -36,7 +36,7 @@ def pool_over_devices(
             )
         return m
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    _check_bound(names)
+    check_bound(names)
     over_devices = _over_devices(names, axis_index_groups)
     n = jnp.broadcast_to(m.count, m.mean.shape)
     count, shift, *sums = map(keep, lax.stop_gradient(_sums_about_their_mean(m, n, over_devices)))
@@ -86,7 +86,9 @@ def _over_devices(names: tuple[str, ...], groups: AxisIndexGroups | None) -> _Ov
     return summed
 
 
-def _check_bound(names: tuple[str, ...]) -> None:
+def check_bound(names: tuple[str, ...]) -> None:
+    """Raises a ValueError if one of ``names`` is no mapped axis here."""
+
     def is_bound(name: str) -> bool:
         try:
             lax.axis_size(name)

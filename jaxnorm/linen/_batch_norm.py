@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax.linen import initializers
 from jax.typing import DTypeLike
 
-from ..core._axes import canonical_axes, complement, feature_shape
+from ..core._axes import canonical_axes, feature_shape
+from ..core._running import untracked_stats
 from ..norms._batch_norm import batch_norm, batch_norm_inference
-from ..norms._layer_norm import layer_norm
 from ._variables import RunningVariables, bias_of, devices_of, scale_of
 
 
@@ -45,6 +45,8 @@ class BatchNorm(nn.Module):
         unbiased: the running variance gets the batch's variance times n / (n - 1), as PyTorch's does.
         track_running_stats: False keeps no running statistics: evaluation too normalizes with those of the
             batch, and ``use_running_average`` is not read.
+        virtual_batch_size: so many neighbouring examples are normalized with statistics of their own, fewer
+            than a device has or those of several devices of ``axis_name``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -74,6 +76,7 @@ class BatchNorm(nn.Module):
     force_float32_reductions: bool = True
     unbiased: bool = dataclasses.field(default=False, kw_only=True)
     track_running_stats: bool = dataclasses.field(default=True, kw_only=True)
+    virtual_batch_size: int | None = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
     def __call__(
@@ -102,11 +105,9 @@ class BatchNorm(nn.Module):
         shape = feature_shape(x, axes)
         options = {"feature_axes": axes, "epsilon": self.epsilon, "dtype": self.dtype}
         parameters = scale_of(self, shape), bias_of(self, shape)
+        batch = {"mask": mask, **options, **devices_of(self, "virtual_batch_size")}
         if not self.track_running_stats:
-            reduced = complement(axes, x.ndim)
-            return layer_norm(
-                x, *parameters, reduction_axes=reduced, mask=mask, **devices_of(self), **options
-            )
+            return batch_norm(x, untracked_stats(x, shape), *parameters, **batch)[0]
         evaluating = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
@@ -119,9 +120,7 @@ class BatchNorm(nn.Module):
             *parameters,
             momentum=self.momentum,
             unbiased=self.unbiased,
-            mask=mask,
-            **devices_of(self),
-            **options,
+            **batch,
         )
         stats.write(updated)
         return y

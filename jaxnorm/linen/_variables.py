@@ -24,9 +24,9 @@ def bias_of(module: Any, shape: tuple[int, ...]) -> jax.Array | None:
     return module.param("bias", module.bias_init, shape, module.param_dtype)
 
 
-def devices_of(module: nn.Module) -> dict[str, Any]:
+def devices_of(module: nn.Module, *more: str) -> dict[str, Any]:
     """The arguments that say which devices share statistics: none in ``init``, which may run outside."""
-    names = ("axis_name", "axis_index_groups")
+    names = ("axis_name", "axis_index_groups", *more)
     return {name: None if module.is_initializing() else getattr(module, name) for name in names}
 
 

@@ -10,10 +10,10 @@ from flax.nnx.nn import initializers
 from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
-from ..core._axes import Axes, canonical_axes, complement
+from ..core._axes import Axes, canonical_axes, feature_shape
+from ..core._running import untracked_stats
 from ..core._sync import AxisIndexGroups, AxisName
 from ..norms._batch_norm import batch_norm, batch_norm_inference
-from ..norms._layer_norm import layer_norm
 from ._variables import (
     Features,
     is_evaluating,
@@ -60,6 +60,8 @@ class BatchNorm(nnx.Module):
         unbiased: the running variance gets the batch's variance times n / (n - 1), as PyTorch's does.
         track_running_stats: False keeps no running statistics: evaluation too normalizes with those of the
             batch, and ``use_running_average`` is not read.
+        virtual_batch_size: so many neighbouring examples are normalized with statistics of their own, fewer
+            than a device has or those of several devices of ``axis_name``.
 
     Example:
         >>> import jax
@@ -97,6 +99,7 @@ class BatchNorm(nnx.Module):
         scale_metadata: Mapping[str, Any] | None = None,
         unbiased: bool = False,
         track_running_stats: bool = True,
+        virtual_batch_size: int | None = None,
     ) -> None:
         self.num_features = num_features
         self.use_running_average = use_running_average
@@ -113,6 +116,7 @@ class BatchNorm(nnx.Module):
         self.promote_dtype = promote_dtype
         self.unbiased = unbiased
         self.track_running_stats = track_running_stats
+        self.virtual_batch_size = virtual_batch_size
         shape = shape_of(num_features)
         make_running_stats(self, shape, tracked=track_running_stats)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
@@ -143,12 +147,16 @@ class BatchNorm(nnx.Module):
         x, _, _, scale, bias = promoted(self, jnp.asarray(x), *names)
         axes = canonical_axes(self.axis, x.ndim, "axis")
         options = {"feature_axes": axes, "epsilon": self.epsilon, "dtype": self.dtype}
-        devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
+        batch: dict[str, Any] = {
+            "mask": mask,
+            "axis_name": self.axis_name,
+            "axis_index_groups": self.axis_index_groups,
+            "virtual_batch_size": self.virtual_batch_size,
+            **options,
+        }
         if not self.track_running_stats:
-            reduced = complement(axes, x.ndim)
-            return layer_norm(
-                x, scale, bias, reduction_axes=reduced, mask=mask, **devices, **options
-            )
+            stats = untracked_stats(x, feature_shape(x, axes))
+            return batch_norm(x, stats, scale, bias, **batch)[0]
         stats = read_running_stats(self)
         if is_evaluating(self, use_running_average):
             return batch_norm_inference(x, stats, scale, bias, **options)
@@ -159,9 +167,7 @@ class BatchNorm(nnx.Module):
             bias,
             momentum=self.momentum,
             unbiased=self.unbiased,
-            mask=mask,
-            **devices,
-            **options,
+            **batch,
         )
         write_running_stats(self, updated)
         return y

@@ -7,11 +7,17 @@ from jax.typing import DTypeLike
 from ..core._axes import Axes, against, canonical_axes, complement
 from ..core._moments import reduce_moments
 from ..core._normalize import normalize
+from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
 from ..core._sync import AxisIndexGroups, AxisName
 from ._normalized_by import normalized_by
+from ._virtual_batch import (
+    check_virtual_batch_size,
+    moments_of_all,
+    moments_of_virtual_batches,
+)
 
 
 def batch_norm(
@@ -27,6 +33,7 @@ def batch_norm(
     mask: jax.Array | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: AxisIndexGroups | None = None,
+    virtual_batch_size: int | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, RunningStats]:
     """Batch norm in training: normalizes with the statistics of this batch, and moves the running ones.
@@ -53,6 +60,10 @@ def batch_norm(
         axis_name: one or several axes of vmap, pmap or shard_map whose devices share statistics,
             weighted by count. Under jit over a mesh no name is needed.
         axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        virtual_batch_size: so many neighbouring examples (along axis 0, then along ``axis_name``) are
+            normalized with statistics of their own, however they lie on devices: fewer than a device has,
+            or those of several. The running statistics are moved by all examples of all devices. None: all
+            examples share their statistics.
         dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
@@ -74,8 +85,16 @@ def batch_norm(
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     running_against(stats, x, features)
     reduced = complement(features, x.ndim)
+    if virtual_batch_size is not None:
+        check_virtual_batch_size(virtual_batch_size, features, axis_index_groups)
+
+    def take_moments(x: jax.Array, mask: jax.Array | None) -> Moments:
+        if virtual_batch_size is None:
+            return reduce_moments(x, reduced, mask, axis_name, axis_index_groups)
+        return moments_of_virtual_batches(x, reduced, mask, virtual_batch_size, axis_name)
+
     y, m = normalized_by(
-        lambda x, mask: reduce_moments(x, reduced, mask, axis_name, axis_index_groups),
+        take_moments,
         x,
         scale,
         bias,
@@ -84,6 +103,8 @@ def batch_norm(
         mask=mask,
         dtype=dtype,
     )
+    if virtual_batch_size is not None:
+        m = moments_of_all(m, len(x), virtual_batch_size, axis_name)
     return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
 
 

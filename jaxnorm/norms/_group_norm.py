@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, one_axis
 from ..core._moments import reduce_moments
-from ..core._pool import Moments, pool
+from ..core._pool import Moments, pool_blocks, repeat_blocks
 from ..core._sync import AxisIndexGroups, AxisName, pool_over_devices
 from ._normalized_by import normalized_by
 
@@ -82,9 +82,8 @@ def group_norm(
     def take_moments(x: jax.Array, mask: jax.Array | None) -> Moments:
         # Moments of each channel, then of each group: only small arrays are grouped, never x.
         each = reduce_moments(x, positions, mask, None, None)
-        grouped = Moments(*(_split(leaf, channel, groups) for leaf in _along(each, channel)))
-        m = pool_over_devices(pool(grouped, channel + 1), axis_name, axis_index_groups)
-        return Moments(*(_merge(leaf, channel, x.shape[channel]) for leaf in m))
+        m = pool_over_devices(pool_blocks(each, channel, groups), axis_name, axis_index_groups)
+        return repeat_blocks(m, channel, x)
 
     y, _ = normalized_by(
         take_moments,
@@ -121,24 +120,3 @@ def grouping(channels: int, num_groups: int | None, group_size: int | None) -> t
             f"Choose a divisor of {channels}, or give group_size."
         )
     return num_groups, channels // num_groups
-
-
-def _along(m: Moments, channel: int) -> Moments:
-    """``m`` with a count for every channel, as a mask of channels needs."""
-    shape = list(m.count.shape)
-    shape[channel] = m.mean.shape[channel]
-    return m._replace(count=jnp.broadcast_to(m.count, shape))
-
-
-def _split(leaf: jax.Array, channel: int, groups: int) -> jax.Array:
-    """(..., C, ...) as (..., groups, C / groups, ...)."""
-    shape = leaf.shape
-    return leaf.reshape(*shape[:channel], groups, shape[channel] // groups, *shape[channel + 1 :])
-
-
-def _merge(leaf: jax.Array, channel: int, channels: int) -> jax.Array:
-    """(..., groups, 1, ...) as (..., C, ...), the value of each group for each of its channels."""
-    shape = leaf.shape
-    size = channels // shape[channel]
-    spread_out = jnp.broadcast_to(leaf, (*shape[: channel + 1], size, *shape[channel + 2 :]))
-    return spread_out.reshape(*shape[:channel], channels, *shape[channel + 2 :])

@@ -37,7 +37,7 @@ ALL = (*ACTIVATIONS, "LocalResponseNorm")
 OTHER_CASES = [(name, option) for name, option in CASES if name != "BatchNorm"]
 MODE: Fields = {"use_running_average": True}
 OWN = {
-    "BatchNorm": ["unbiased", "track_running_stats"],
+    "BatchNorm": ["unbiased", "track_running_stats", "virtual_batch_size"],
     "LayerNorm": [],
     "RMSNorm": ["scale_offset"],
     "GroupNorm": ["feature_axes"],

@@ -40,7 +40,7 @@ OF_FLAX = [
     and not (name == "GroupNorm" and "reduction_axes" in OPTIONS[name][option])
 ]
 OWN = {
-    "BatchNorm": ["unbiased", "track_running_stats"],
+    "BatchNorm": ["unbiased", "track_running_stats", "virtual_batch_size"],
     "LayerNorm": [],
     "RMSNorm": ["scale_offset"],
     "GroupNorm": ["feature_axes"],

@@ -84,7 +84,14 @@ def test_half_precision(name: str, dtype: str) -> None:
     assert y.dtype == jnp.dtype(dtype)
     assert wide.dtype == jnp.float32
     assert_close(wide, norm.oracle(*at))
-    np.testing.assert_array_equal(np.float32(y), np.float32(wide.astype(dtype)))
+    # Half a unit in the last place; and what two compilations of the float32 arithmetic differ by.
+    rounding = jnp.finfo(dtype)
+    np.testing.assert_allclose(
+        np.float32(y),
+        wide,
+        rtol=float(rounding.eps) * 0.501,
+        atol=float(rounding.smallest_subnormal) + 1e-6,
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Virtual batches: how many examples share statistics, however many a device holds.
+
+Smaller than the batch of a device, they are the ghost batches of Hoffer et al. (2017,
+https://arxiv.org/abs/1705.08741); larger, groups of devices pool.
+"""
+
+import numbers
+
+import jax
+from jax import lax
+
+from ..core._moments import reduce_moments
+from ..core._pool import Moments, pool, pool_blocks, repeat_blocks
+from ..core._sync import AxisIndexGroups, AxisName, check_bound, pool_over_devices
+
+
+def moments_of_virtual_batches(
+    x: jax.Array,
+    reduced: tuple[int, ...],
+    mask: jax.Array | None,
+    size: int,
+    axis_name: AxisName | None,
+) -> Moments:
+    """Moments of the virtual batch of each example: of size 1 along the examples if all share one."""
+    groups = _groups_of_devices(len(x), size, axis_name)
+    if size >= len(x):
+        return reduce_moments(x, reduced, mask, axis_name if groups else None, groups)
+    # Moments of each example, then of each virtual batch: only small arrays are grouped, never x.
+    each = reduce_moments(x, tuple(axis for axis in reduced if axis != 0), mask, None, None)
+    return repeat_blocks(pool_blocks(each, 0, len(x) // size), 0, x)
+
+
+def moments_of_all(m: Moments, examples: int, size: int, axis_name: AxisName | None) -> Moments:
+    """Moments of all examples of all devices, of those of their virtual batches."""
+    everyone = pool_over_devices(pool(m, 0), axis_name)
+    repeats = (
+        len(m.mean) * size // examples
+    )  # of each virtual batch: on its examples, or its devices
+    return everyone._replace(count=everyone.count / repeats)
+
+
+def _groups_of_devices(
+    examples: int, size: int, axis_name: AxisName | None
+) -> AxisIndexGroups | None:
+    """Neighbours along ``axis_name`` that together hold ``size`` examples; None if one device does.
+
+    Raises:
+        ValueError: there is no such division.
+    """
+    if size <= examples and examples % size == 0:
+        return None
+    if axis_name is not None and size % examples == 0:
+        names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+        check_bound(names)
+        together, devices = size // examples, lax.axis_size(names)
+        if devices % together == 0:
+            return [[*range(i, i + together)] for i in range(0, devices, together)]
+    over = "" if axis_name is None else f" on each of the devices of {axis_name!r}"
+    raise ValueError(
+        f"virtual_batch_size must divide the {examples} examples of x, or with axis_name be as many as an "
+        f"equal share of the devices holds; got virtual_batch_size={size} for {examples} examples{over}. "
+        f"Fill a ragged batch up, and mask what you filled it with."
+    )
+
+
+def check_virtual_batch_size(
+    size: int, features: tuple[int, ...], groups: AxisIndexGroups | None
+) -> None:
+    """Raises what is wrong with the arguments, whatever the examples.
+
+    Raises:
+        ValueError: the size is not a positive integer, axis 0 is a feature axis, or there are groups too.
+    """
+    if not isinstance(size, numbers.Integral) or size < 1:
+        raise ValueError(
+            f"virtual_batch_size must be a positive integer or None; got {size!r}. It is the number of "
+            f"examples that share statistics: 32 is usual."
+        )
+    if 0 in features:
+        raise ValueError(
+            f"virtual_batch_size counts examples along axis 0 of x, which must not be a feature axis; got "
+            f"feature_axes={features}. Put the examples first."
+        )
+    if groups is not None:
+        raise ValueError(
+            f"virtual_batch_size groups the devices itself; got virtual_batch_size={size} and "
+            f"axis_index_groups={groups}. Leave one of them out."
+        )

@@ -1,0 +1,230 @@
+"""Whether a function with norms in it gives the same on many devices as on one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Tree: TypeAlias = Any
+ModelFunction: TypeAlias = Callable[[Tree, Tree, str | None], tuple[Tree, Tree]]
+
+_AXIS = "batch"
+
+
+class Parity(NamedTuple):
+    """How far a transform is from one device: the largest difference over the largest value.
+
+    NaN where only one of the two has it counts as infinity. ``problem`` is what was raised, if anything.
+
+    Example:
+        >>> from jaxnorm import tools
+        >>> tools.Parity("pmap", outputs=0.0, state=0.3, gradients=0.0).worst
+        0.3
+    """
+
+    transform: str
+    outputs: float = np.inf
+    state: float = np.inf
+    gradients: float = np.inf
+    problem: str = ""
+
+    @property
+    def worst(self) -> float:
+        """The largest of the three."""
+        return max(self.outputs, self.state, self.gradients)
+
+
+def assert_parity(
+    f: ModelFunction,
+    params: Tree,
+    batch: Tree,
+    *,
+    devices: Sequence[Any] | None = None,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+) -> list[Parity]:
+    """Runs ``f`` on one device and under every transform, and compares outputs, state and gradients.
+
+    The transforms are jit over a mesh, shard_map with and without check_vma, pmap and vmap, the batch
+    in equal parts. Gradients are those of a random linear function of outputs and state.
+
+    Args:
+        f: ``f(params, batch, axis_name)`` returns outputs, whose leaves have an axis of examples first, and
+            state, which is of all examples (updated running statistics, a loss). ``axis_name`` is the mapped
+            axis to name to the norms, or None on one device and under jit over a mesh.
+        params: a tree of arrays that every device has whole: parameters, running statistics.
+        batch: a tree of arrays of which every device has a part of axis 0: examples, masks.
+        devices: the devices to use; None is all. To have several on a CPU, call
+            ``jax.config.update("jax_num_cpu_devices", 8)`` first.
+        tolerance: the largest difference allowed, as a share of the largest value of the same array.
+        seed: of the random linear function.
+
+    Returns:
+        A row for each transform.
+
+    Raises:
+        AssertionError: a transform differs or raises; the message is the table of all.
+        ValueError: the batch cannot be split equally over the devices, or there is one device only.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> from jaxnorm import tools
+        >>> def f(stats, batch, axis_name):
+        ...     return jn.batch_norm(batch["x"], stats, mask=batch["mask"], axis_name=axis_name)
+        >>> x = jax.random.normal(jax.random.key(0), (16, 3))
+        >>> mask = jnp.arange(16)[:, None] < 11  # the last devices count little, or nothing
+        >>> if jax.device_count() > 1:
+        ...     rows = tools.assert_parity(f, jn.init_running_stats(3), {"x": x, "mask": mask})
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)})
+    n = len(devices)
+    if n < 2 or len(sizes) != 1 or len(sizes[0]) != 1 or sizes[0][0] % n:
+        raise ValueError(
+            f"batch must split into equal parts over two devices or more: one first axis in all leaves, of "
+            f"a multiple of their number; got first axes {sizes} for the number of devices {n}. Fill it up "
+            f"and mask; for more devices on a CPU, set jax_num_cpu_devices in jax.config first."
+        )
+    params, batch = jax.device_get((params, batch))  # so that each transform may place them
+    one_device = _Map("one device", lambda p, b: _with_replicas(f(p, b, None)))
+    expected = _measured(one_device, params, batch, seed)
+    rows = []
+    for mapped in _maps(f, devices):
+        try:
+            got = _measured(mapped, params, batch, seed)
+            outputs, state, gradients = map(_difference, got, expected)
+            rows.append(Parity(mapped.name, outputs, state, gradients))
+        except Exception as error:  # the user's function is what is examined
+            rows.append(Parity(mapped.name, problem=f"{type(error).__name__}: {error}"))
+    if not all(row.worst <= tolerance for row in rows):
+        raise AssertionError(
+            f"not the same on {len(devices)} devices as on one (allowed: {tolerance:g})\n{_table(rows)}"
+        )
+    return rows
+
+
+class _Map(NamedTuple):
+    """A transform of the function: state comes with an axis of replicas first."""
+
+    name: str
+    call: Callable[[Tree, Tree], tuple[Tree, Tree]]
+    place: Callable[[Tree, Tree], tuple[Tree, Tree]] = lambda params, batch: (params, batch)
+
+
+def _maps(f: ModelFunction, devices: Sequence[Any]) -> list[_Map]:
+    """What there is in jax to run ``f`` on several devices, or as if."""
+    n = len(devices)
+    mesh = Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+    whole, parts = PartitionSpec(), PartitionSpec(_AXIS)
+
+    def part(params: Tree, batch: Tree) -> tuple[Tree, Tree]:
+        return f(params, batch, _AXIS)
+
+    def place(params: Tree, batch: Tree) -> tuple[Tree, Tree]:
+        return tuple(
+            jax.device_put(tree, NamedSharding(mesh, spec))
+            for tree, spec in ((params, whole), (batch, parts))
+        )
+
+    def by_shard_map(check_vma: bool) -> Callable[[Tree, Tree], tuple[Tree, Tree]]:
+        return jax.shard_map(
+            lambda params, batch: _with_replicas(part(params, batch)),
+            mesh=mesh,
+            in_specs=(whole, parts),
+            out_specs=parts,
+            check_vma=check_vma,
+        )
+
+    def stacked(mapped: Callable[..., tuple[Tree, Tree]]) -> Callable[..., tuple[Tree, Tree]]:
+        def call(params: Tree, batch: Tree) -> tuple[Tree, Tree]:
+            split = jax.tree.map(lambda a: a.reshape(n, -1, *a.shape[1:]), batch)
+            outputs, state = mapped(params, split)
+            return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs), state
+
+        return call
+
+    return [
+        _Map("jit over a mesh", lambda p, b: _with_replicas(f(p, b, None)), place),
+        _Map("shard_map", by_shard_map(True), place),
+        _Map("shard_map, check_vma=False", by_shard_map(False), place),
+        _Map("pmap", stacked(jax.pmap(part, _AXIS, in_axes=(None, 0), devices=devices))),
+        _Map("vmap", stacked(jax.vmap(part, in_axes=(None, 0), axis_name=_AXIS))),
+    ]
+
+
+def _with_replicas(outcome: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+    outputs, state = outcome
+    return outputs, jax.tree.map(lambda a: jnp.asarray(a)[None], state)
+
+
+def _measured(mapped: _Map, params: Tree, batch: Tree, seed: int) -> tuple[Tree, Tree, Tree]:
+    """Outputs, state of all replicas, and gradients."""
+    arguments, rebuild = _inexact_leaves(mapped.place(params, batch))
+
+    def function(arguments: list[jax.Array]) -> tuple[Tree, Tree]:
+        return mapped.call(*rebuild(arguments))
+
+    def loss(arguments: list[jax.Array]) -> tuple[jax.Array, tuple[Tree, Tree]]:
+        outputs, state = function(arguments)
+        # Each replica speaks for its share of the state: together, for all of it.
+        shared = jax.tree.map(
+            lambda a: a.mean(0) if jnp.issubdtype(a.dtype, jnp.inexact) else a[0], state
+        )
+        values, _ = _inexact_leaves((outputs, shared))
+        key = jax.random.key(seed)
+        total = jnp.zeros(())
+        for i, value in enumerate(values):
+            weights = jax.random.normal(jax.random.fold_in(key, i), value.shape)
+            total += (weights * jnp.abs(value).astype(weights.dtype)).sum()
+        return total, (outputs, state)
+
+    gradients, (outputs, state) = jax.jit(jax.grad(loss, has_aux=True))(arguments)
+    return jax.device_get((outputs, state, gradients))
+
+
+def _inexact_leaves(tree: Tree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Tree]]:
+    """The leaves to differentiate, and how to put others in their place."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [i for i, a in enumerate(leaves) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
+
+    def rebuild(replaced: list[jax.Array]) -> Tree:
+        return jax.tree.unflatten(
+            structure, _replaced(leaves, dict(zip(places, replaced, strict=True)))
+        )
+
+    return [leaves[i] for i in places], rebuild
+
+
+def _replaced(leaves: list[Any], by: dict[int, Any]) -> list[Any]:
+    return [by.get(i, leaf) for i, leaf in enumerate(leaves)]
+
+
+def _difference(got: Tree, expected: Tree) -> float:
+    """The largest over all arrays, of the largest difference over the largest value."""
+    worst = 0.0
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        a, b = np.broadcast_arrays(_wide(a), _wide(b))
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        if same.all():
+            continue
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(np.where(same, 0, a - b)).max() / np.abs(b[np.isfinite(b)]).max(
+                initial=1e-30
+            )
+        worst = max(worst, float(np.nan_to_num(difference, nan=np.inf)))
+    return worst
+
+
+def _wide(a: Any) -> np.ndarray:
+    return np.asarray(a, np.complex128 if np.iscomplexobj(a) else np.float64)
+
+
+def _table(rows: list[Parity]) -> str:
+    lines = [f"{'':28}{'outputs':>10}{'state':>10}{'gradients':>11}"]
+    for row in rows:
+        numbers = f"{row.outputs:10.1e}{row.state:10.1e}{row.gradients:11.1e}"
+        lines.append(f"{row.transform:28}{row.problem or numbers}")
+    return "\n".join(lines)
