@@ -31,13 +31,13 @@ def normalize(
     """
     _check_epsilon(epsilon)
     mean = mean.astype(x.dtype)
-    center = lax.stop_gradient(mean)
+    center = _stored(lax.stop_gradient(mean), var)
     centered, centered_mean = x - center, mean - center
     readable = None if mask is None else mask | jnp.isfinite(centered)
     variance = var + epsilon
     # All values alike and no epsilon: (x - mean) is 0 and stays so.
     gain = lax.rsqrt(jnp.where(variance == 0, 1, variance)).astype(x.dtype)
-    offset = -gain * centered_mean
+    offset = _stored(-gain * centered_mean, var)
     if scale is None and bias is None:
         return _affine(centered, gain, offset, readable, centered_mean)
     scale = jnp.ones_like(gain) if scale is None else scale.astype(x.dtype)
@@ -45,7 +45,8 @@ def normalize(
     if jnp.broadcast_shapes(gain.shape, scale.shape, bias.shape) == x.shape:
         normalized = _affine(centered, gain, offset, readable, centered_mean)
         return _affine(normalized, scale, bias)
-    return _affine(centered, gain * scale, offset * scale + bias, readable, centered_mean)
+    offset = _stored(offset * scale + bias, var)
+    return _affine(centered, gain * scale, offset, readable, centered_mean)
 
 
 def _affine(
@@ -64,6 +65,17 @@ def _affine(
     if readable is not None:
         x = jnp.where(readable, x, rest[0])
     return x * gain + offset
+
+
+def _stored(small: jax.Array, var: jax.Array) -> jax.Array:
+    """``small``, computed once and read wherever y is computed.
+
+    A compiler computes y again in every loop that needs it, and what is small inside that loop, where a
+    product and a sum may be contracted in one loop and not in another. The last bit of y then depends on
+    the loop: the gradient of a maximum of y, which looks for the element that equals it, finds none. XLA
+    does not compute a division twice; so this divides by a one that it cannot know to be one.
+    """
+    return small / jnp.where(var < 0, 2, 1).astype(small.dtype)
 
 
 def _check_epsilon(epsilon: float) -> None:

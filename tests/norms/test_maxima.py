@@ -1,0 +1,19 @@
+"""The gradient of a maximum of y, which compares y with itself as another loop computed it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_gradients_of_maxima_when_compiled() -> None:
+    """Compiled as users compile, they are the gradients of the same function not compiled."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.norms.maxima"],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout
