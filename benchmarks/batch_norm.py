@@ -115,6 +115,11 @@ def compare(shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
     }
 
 
+def versions_used() -> str:
+    """Of what a figure depends on."""
+    return f"jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}"
+
+
 def main() -> None:
     """Print the table in Markdown and write it as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -122,7 +127,7 @@ def main() -> None:
     options = parser.parse_args()
     _reduce._UNROLLED = options.fold or _reduce._UNROLLED
     machine = f"{jax.default_backend()}, {os.cpu_count()} cores, {platform.machine()}"
-    versions = f"jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}"
+    versions = versions_used()
     print(f"{machine}; {versions}\n")
     print(
         "| x | dtype | time / Flax's | quartiles | saved, ours / Flax | temporary | read and written |"

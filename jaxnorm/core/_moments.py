@@ -142,9 +142,13 @@ def _a_value_near_the_mean(
     if mask is not None:  # any few elements may be padding, so this takes a pass of its own
         (total,) = collect(jnp.where(mask, x, 0), axes=axes)
         return keep(total) / jnp.maximum(count, 1).astype(total.dtype)
-    few, wanted = x, max(1, -(-size_of(x, axes) // 512))
+    # A mesh may split the first of the axes, and a slice of that would move between devices. So it is kept
+    # whole where the others have enough to choose from.
+    rest = axes[1:]
+    sliced = rest if size_of(x, rest) >= 16 else axes
+    few, wanted = x, max(1, -(-size_of(x, sliced) // 512))
     split = jax.typeof(x).sharding.spec  # by a mesh with explicit axes, which takes no slice there
-    for axis in reversed(axes):  # the batch last: a mesh usually splits it
+    for axis in reversed(sliced):
         if split[axis] is not None:
             continue
         length = min(x.shape[axis], wanted)
