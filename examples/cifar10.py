@@ -102,8 +102,8 @@ class Settings:
     """Pixels by which a training image is shifted at most, in each direction; 0 for none."""
     flip: bool = True
     """Mirror half of the training images (never digits)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the activations. Statistics and parameters are float32 either way."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of the activations. Parameters are float32, statistics too where activations are narrower."""
     seed: int = 0
     """Of the initialization, the order of the images and their augmentation."""
     devices: int = 1
@@ -156,12 +156,18 @@ def create_state(model: nn.Module, settings: Settings, images: Any, steps: int) 
 
 
 def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainState]:
-    """The function from a state and a batch to the next state."""
+    """The function from a state and a batch to the next state.
+
+    A batch that is filled up says which of its images are counted.
+    """
 
     @partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
+    def train_step(
+        state: TrainState, images: jax.Array, labels: jax.Array, counted: jax.Array | None = None
+    ) -> TrainState:
         key = jax.random.fold_in(jax.random.key(settings.seed + 1), state.step)
         images = measure.scaled(augment(key, images, settings.crop, settings.flip))
+        mask = None if counted is None else counted[:, None, None, None]
 
         def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             # Training mode normalizes with the statistics of this batch, and returns running
@@ -170,17 +176,18 @@ def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainStat
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
                 train=True,
+                mask=mask,
                 mutable=["batch_stats"],
             )
             targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), settings.label_smoothing)
-            loss = optax.softmax_cross_entropy(logits, targets).mean()
+            loss = optax.softmax_cross_entropy(logits, targets).mean(where=counted)
             return loss, (updated.get("batch_stats", {}), logits)
 
         (loss, (batch_stats, logits)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params
         )
-        right = (logits.argmax(-1) == labels).sum()
-        size = len(labels)
+        right = (logits.argmax(-1) == labels).sum(where=counted)
+        size = len(labels) if counted is None else counted.sum()
         return state.apply_gradients(
             grads=gradients,
             batch_stats=batch_stats,
@@ -243,6 +250,8 @@ def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
 
 def build_model(settings: Settings, classes: int) -> nn.Module:
     """The network that `settings` describe."""
+    if settings.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
     dtype = jnp.dtype(settings.dtype)
     options: dict[str, dict[str, Any]] = {
         "batch": {"momentum": settings.momentum, "dtype": dtype},

@@ -74,7 +74,7 @@ class CNN(nn.Module):
                 x = normalized_conv(self, width, pool=i == 0)(x, train, mask)
         x = x.max((1, 2))
         # Small logits at the start, so that the first steps are not all about their size.
-        return nn.Dense(self.classes, use_bias=False)(x.astype(jnp.float32)) / 9
+        return nn.Dense(self.classes, use_bias=False)(at_least_float32(x)) / 9
 
 
 class ResNet20(nn.Module):
@@ -102,7 +102,7 @@ class ResNet20(nn.Module):
                 # Where the shape changes, the shortcut takes every other pixel and pads the channels.
                 shortcut = x[:, ::strides, ::strides]
                 x = nn.relu(y + jnp.pad(shortcut, [(0, 0)] * 3 + [(0, width - x.shape[-1])]))
-        x = x.astype(jnp.float32).mean((1, 2))
+        x = at_least_float32(x).mean((1, 2))
         return nn.Dense(self.classes)(x)
 
 
@@ -111,6 +111,11 @@ def normalized_conv(model: CNN | ResNet20, features: int, **options: Any) -> Nor
     return NormalizedConv(
         features, model.norm, model.wrap, model.bias, model.place, model.dtype, **options
     )
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """`x` for the last layer, which decides."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def max_pool(x: jax.Array) -> jax.Array:

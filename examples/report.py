@@ -56,7 +56,8 @@ def draw(
 
 def draw_curves(epochs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """Accuracy over the epochs: in training, and in evaluation with either kind of statistics."""
-    figure, axes = _figure(title, "Training batches against held-out images")
+    figure, axes = new_figure(title, "Training batches against held-out images")
+    _of_accuracy(axes)
     number = [epoch["epoch"] for epoch in epochs]
     lines = [
         ("training batches, augmented", [e["train_accuracy"] for e in epochs], GREY, "--", "s")
@@ -74,14 +75,15 @@ def draw_curves(epochs: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
     axes.set_xlabel("Epoch (passes over the training images)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="lower right", frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_train_vs_eval(
     running: float, by_batch_size: Mapping[int, float], title: str, path: Path
 ) -> None:
     """Accuracy against the size of the batch that normalizes itself; running statistics as a line."""
-    figure, axes = _figure(title, "The same held-out images, the same weights")
+    figure, axes = new_figure(title, "The same held-out images, the same weights")
+    _of_accuracy(axes)
     axes.axhline(running, color=BLUE)
     sizes = sorted(by_batch_size)
     values = [by_batch_size[size] for size in sizes]
@@ -118,20 +120,25 @@ def draw_train_vs_eval(
         textcoords="offset points",
         color=ORANGE,
     )
-    _save(figure, path)
+    save(figure, path)
 
 
-def _figure(title: str, subtitle: str) -> tuple[Any, Axes]:
+def new_figure(title: str, subtitle: str) -> tuple[Any, Axes]:
+    """A figure in the style of all of them."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     figure.suptitle(title, x=0.02, ha="left", fontweight="bold")
     axes.set_title(subtitle, loc="left", fontsize=10, color=GREY)
-    axes.set_ylabel("Accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(axis="y", color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Writes it, and forgets it."""
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _of_accuracy(axes: Axes) -> None:
+    axes.set_ylabel("Accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -213,13 +212,6 @@ def test_the_gap_is_nothing_when_running_statistics_are_those_of_the_batch() -> 
     assert [gap.layer for gap in after] == [f"NormalizedConv_{i}" for i in range(4)]
     assert all(gap.mean < 1e-3 and gap.std < 1.001 for gap in after)
     assert all(gap.mean > 0.01 for gap in before)
-
-
-@pytest.fixture
-def users_promotion() -> Iterator[None]:
-    """The promotion of dtypes and ranks that users have."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 @pytest.mark.usefixtures("users_promotion")

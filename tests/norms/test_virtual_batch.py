@@ -57,10 +57,11 @@ def test_modules_hand_it_on() -> None:
         options: Any = {"virtual_batch_size": 8, "track_running_stats": tracked, "momentum": 0.0}
         linen = jnl.BatchNorm(**options, unbiased=True)
         variables = linen.init(jax.random.key(0), X[:1], use_running_average=False)
-        y, updated = linen.apply(
+        outcome: Any = linen.apply(
             variables, X, use_running_average=False, mask=MASK, mutable=["batch_stats"]
         )
-        layer = jnx.BatchNorm(3, **options, unbiased=True, rngs=nnx.Rngs(0))
+        y, updated = outcome
+        layer: Any = jnx.BatchNorm(3, **options, unbiased=True, rngs=nnx.Rngs(0))
         np.testing.assert_allclose(y, want, atol=2e-5)
         np.testing.assert_array_equal(layer(X, mask=MASK), y)
         if tracked:

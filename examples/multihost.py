@@ -1,0 +1,238 @@
+"""Train the CIFAR-10 example in several processes: on one machine, or one on each of many.
+
+    python -m examples.multihost --local 3          # three processes here, on the CPU
+    srun python -m examples.multihost               # one of those that SLURM has started
+
+Each process loads its share of every batch. The statistics of batch norm are those of the whole batch, as
+under any jit over a mesh: the model has no axis name, and the step is that of cifar10.py. The last batch
+of an epoch is what is left over: it is filled up and masked, so some processes may have no image in it.
+"""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from rich.console import Console
+
+from . import cifar10, data
+from .runs import Run, RunError
+
+console = Console()
+AGAIN = "Start all of them again with --name NAME --resume to continue from the last checkpoint."
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every process is told."""
+
+    settings: cifar10.Settings
+    local: int | None = None
+    """Start this many processes here, on the CPU, and wait for them."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0 [unset: what SLURM, Open MPI or Kubernetes says]."""
+    processes: int | None = None
+    """How many processes there are [unset: likewise]."""
+    process_id: int | None = None
+    """Which of them this is, from 0 [unset: likewise]."""
+    name: str | None = None
+    """Of the run's folder [unset: data set and multihost]."""
+    runs: Path = Path("runs")
+    """The folder of all runs, which all processes must see."""
+    data_dir: Path | None = None
+    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    resume: bool = False
+    """Continue the run NAME from its last checkpoint; the number of processes may be another."""
+    timeout: int = 60
+    """Seconds to wait for the others to join, and for a sign of life of each."""
+
+
+# --- one process ---------------------------------------------------------------------------------
+
+
+def join(options: Options) -> int:
+    """Be one of the processes, and train; the exit status."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Said before it waits: jax itself ends the process if one does not join, and does not say this.
+    say(
+        f"process {'?' if options.process_id is None else options.process_id}: waiting for "
+        f"{options.processes or 'all'} processes at {options.coordinator or 'the coordinator'}; "
+        f"if one does not join, this ends in about {options.timeout} s."
+    )
+    jax.distributed.initialize(
+        options.coordinator,
+        options.processes,
+        options.process_id,
+        initialization_timeout=options.timeout,
+        heartbeat_timeout_seconds=options.timeout,
+    )
+    try:
+        train(options)
+    except (RunError, data.DataError):
+        raise
+    except Exception as error:  # of a collective: jax has no type of its own for it
+        traceback.print_exc()
+        say(
+            f"[bold red]error:[/] process {jax.process_index()} of {jax.process_count()} stopped: "
+            f"{str(error).splitlines()[0]}\nIf this speaks of a connection, another process died: look "
+            f"for its message. {AGAIN}"
+        )
+        os._exit(1)  # an orderly end would wait for the process that died
+    return 0
+
+
+def train(options: Options) -> None:
+    """Trains to the last epoch, saving after each; process 0 prints and measures."""
+    first = jax.process_index() == 0
+    settings, run = begin(options)
+    dataset = data.load(settings.data, options.data_dir)
+    model = cifar10.build_model(settings, len(dataset.classes))
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), (AxisType.Auto,))
+    split, everywhere = (NamedSharding(mesh, PartitionSpec(*names)) for names in (("batch",), ()))
+
+    steps_per_epoch = -(-len(dataset.train_labels) // settings.batch_size)
+    epochs = settings.epochs or 0
+    state = cifar10.create_state(model, settings, dataset.train_images, steps_per_epoch * epochs)
+    if options.resume and run.has_checkpoint():
+        state = run.restore(state)
+    done, metrics = int(state.step) // steps_per_epoch, run.metrics()
+    # Every process has the same state; together they make it one array that is whole on each device.
+    state = jax.tree.map(
+        lambda a: jax.make_array_from_process_local_data(everywhere, np.asarray(a)), state
+    )
+    train_step = cifar10.make_train_step(settings, len(dataset.classes))
+
+    for epoch in range(done, epochs):
+        start = time.perf_counter()
+        for share in shares(dataset, settings, epoch):
+            batch = (jax.make_array_from_process_local_data(split, part) for part in share)
+            state = train_step(state, *batch)
+        loss, accuracy = cifar10.epoch_averages(state)  # waits for the step
+        seconds = time.perf_counter() - start
+        metrics = [
+            *metrics[:epoch],
+            {
+                "epoch": epoch + 1,
+                "train_loss": loss,
+                "train_accuracy": accuracy,
+                "seconds": seconds,
+            },
+        ]
+        state = state.replace(totals=0 * state.totals)
+        if first:
+            run.write_metrics(metrics)
+            line = f"epoch {epoch + 1:2}  loss {loss:.4f}  train {accuracy:.1%}  {seconds:.1f} s"
+            console.print(line, highlight=False)
+        run.save(state)
+    if first:
+        measured = cifar10.evaluate(model, state, dataset.test_images, dataset.test_labels)
+        run.write("results.json", json.dumps(measured, indent=2))
+        console.print(cifar10.report.accuracy_table(measured))
+        console.print(
+            f"Metrics and checkpoint are in {run.folder}/", soft_wrap=True, highlight=False
+        )
+
+
+def begin(options: Options) -> tuple[cifar10.Settings, Run]:
+    """The settings and the folder of a new run, or of the one to continue.
+
+    Raises:
+        RunError: there is no such run, or the batch cannot be split over the devices.
+    """
+    dataset = data.load(options.settings.data, options.data_dir)
+    name = options.name or f"{dataset.name}-multihost"
+    run = Run(options.runs, name)
+    if options.resume:
+        settings = cifar10.resumed(options.settings, run)
+    else:
+        settings = cifar10.completed(options.settings, dataset)
+    if settings.batch_size % jax.device_count():
+        raise RunError(
+            f"batch_size must be a multiple of the {jax.device_count()} devices of all processes; got "
+            f"{settings.batch_size}. Try --batch-size {64 * jax.device_count()}."
+        )
+    if jax.process_index() == 0 and not options.resume:
+        run.start(dataclasses.asdict(settings))
+    return settings, run
+
+
+def shares(
+    dataset: data.Dataset, settings: cifar10.Settings, epoch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """This process's images and labels of each batch, and which of them count: all but in the last batch."""
+    size, each = settings.batch_size, settings.batch_size // jax.process_count()
+    order = np.random.default_rng((settings.seed, epoch)).permutation(len(dataset.train_labels))
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size][each * jax.process_index() :][:each]
+        counted = np.arange(each) < len(chosen)
+        chosen = np.resize(chosen, each) if len(chosen) else np.zeros(each, int)  # filled up
+        yield dataset.train_images[chosen], dataset.train_labels[chosen], counted
+
+
+# --- several on this machine ---------------------------------------------------------------------
+
+
+def start(options: Options, arguments: list[str]) -> int:
+    """Start several processes with the same arguments, and wait for them; the exit status."""
+    assert options.local is not None
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    program = [sys.executable, "-m", "examples.multihost", *arguments]
+    program += ["--coordinator", coordinator, "--processes", str(options.local), "--process-id"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    started = [subprocess.Popen([*program, str(i)], env=environment) for i in range(options.local)]
+    try:
+        while not any(p.poll() for p in started) and any(p.poll() is None for p in started):
+            time.sleep(0.1)
+    finally:
+        failed = [(i, status) for i, p in enumerate(started) if (status := p.poll())]
+        for process in started:
+            process.kill()
+            process.wait()
+    for number, status in failed[:1]:
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        say(
+            f"[bold red]error:[/] process {number} of {options.local} {how}; the others were stopped. {AGAIN}"
+        )
+    return 1 if failed else 0
+
+
+def say(text: str) -> None:
+    """A line on standard error."""
+    Console(stderr=True).print(text, soft_wrap=True, highlight=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = tyro.cli(
+        Options,
+        prog="python -m examples.multihost",
+        description=(__doc__ or "").split("\n")[0],
+        args=arguments,
+        default=Options(cifar10.Settings()),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    try:
+        if options.local is not None and options.process_id is None:
+            return start(options, arguments)
+        return join(options)
+    except (RunError, data.DataError) as error:
+        say(f"[bold red]error:[/] {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
