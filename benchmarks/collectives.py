@@ -157,13 +157,20 @@ def markdown(found: dict[str, Any]) -> str:
         "| | devices | forward | bytes | forward and backward | bytes |",
         "|---|---|---|---|---|---|",
     ]
+    lines_of: dict[
+        tuple[str, str], list[int]
+    ] = {}  # where several numbers of devices are alike, one line
     for row in sorted(found["rows"], key=lambda row: WAYS.index(row["way"])):
         cells = [
-            f"{len(row[part])} {' and '.join(sorted({c['op'] for c in row[part]}))} | "
+            f"{len(row[part])} {', '.join(sorted({c['op'] for c in row[part]}))} | "
             f"{sum(c['bytes'] for c in row[part]):,}"
             for part in ("forward", "both")
         ]
-        lines.append(f"| {row['way']} | {row['devices']} | {' | '.join(cells)} |")
+        lines_of.setdefault((row["way"], " | ".join(cells)), []).append(row["devices"])
+    lines += [
+        f"| {way} | {', '.join(map(str, devices))} | {cells} |"
+        for (way, cells), devices in lines_of.items()
+    ]
     lines += [
         "",
         "| microseconds a layer, forward and backward | " + " | ".join(map(str, DEVICES)) + " |",
