@@ -70,25 +70,33 @@ def join(options: Options) -> int:
         f"{options.processes or 'all'} processes at {options.coordinator or 'the coordinator'}; "
         f"if one does not join, this ends in about {options.timeout} s."
     )
-    jax.distributed.initialize(
-        options.coordinator,
-        options.processes,
-        options.process_id,
-        initialization_timeout=options.timeout,
-        heartbeat_timeout_seconds=options.timeout,
-    )
+    try:
+        jax.distributed.initialize(
+            options.coordinator,
+            options.processes,
+            options.process_id,
+            initialization_timeout=options.timeout,
+            heartbeat_timeout_seconds=options.timeout,
+        )
+    except ValueError as error:  # it found no scheduler
+        raise RunError(
+            f"the processes must be started by a scheduler that jax knows, or be told of each other; "
+            f"jax says: {error} Start several here with --local 3, or give each --coordinator HOST:PORT "
+            f"--processes N --process-id I."
+        ) from error
     try:
         train(options)
-    except (RunError, data.DataError):
-        raise
-    except Exception as error:  # of a collective: jax has no type of its own for it
-        traceback.print_exc()
-        say(
-            f"[bold red]error:[/] process {jax.process_index()} of {jax.process_count()} stopped: "
-            f"{str(error).splitlines()[0]}\nIf this speaks of a connection, another process died: look "
-            f"for its message. {AGAIN}"
-        )
-        os._exit(1)  # an orderly end would wait for the process that died
+    except Exception as error:
+        me = f"process {jax.process_index()} of {jax.process_count()}"
+        if isinstance(error, RunError | data.DataError):
+            say(f"[bold red]error:[/] {me}: {error}")
+        else:  # of a collective, perhaps: jax has no type of its own for it
+            traceback.print_exc()
+            say(
+                f"[bold red]error:[/] {me} stopped: {str(error).splitlines()[0]}\nIf this speaks of a "
+                f"connection, another process died: look for its message. {AGAIN}"
+            )
+        os._exit(1)  # an orderly end would wait for the others, and they wait for this one
     return 0
 
 

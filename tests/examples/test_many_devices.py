@@ -145,6 +145,18 @@ def test_a_process_that_never_joins(tmp_path: Path) -> None:
     assert "if one does not join, this ends in about 2 s" in output
 
 
+def test_mistakes_are_explained(runs: Path) -> None:
+    """No scheduler, or a run that is there: a line, and status 1, of all processes and soon."""
+    process = join(runs, "nobody", *SETTINGS)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Start several here with --local 3" in output
+    process = join(runs, "1", "--local", "2", "--timeout", "100", *SETTINGS)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "must be a new folder; it holds a run" in output
+
+
 def test_shares_are_all_images_once() -> None:
     """Of one process: every image of the epoch is counted once, and nothing that fills up."""
     dataset = load("digits")
