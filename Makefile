@@ -17,7 +17,7 @@ check: $(VENV)/dev.done
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n 2 -q -ra --durations=15
+	$(BIN)/python -m pytest -n 3 -q -ra --durations=15
 
 conformance: $(VENV)/dev.done ## Flax's own tests of its norms with ours in their place, in all modes
 	$(BIN)/python -m tests.conformance

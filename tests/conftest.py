@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 # Before jax starts, when these are fixed. Most of the suite's time is LLVM optimizing programs that run
-# once; XLA's own passes stay. Processes of their own (examples, conformance) compile as users' do.
+# once; XLA's own passes stay. Processes of their own (examples, maxima of y) compile as users' do.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [

@@ -131,7 +131,7 @@ def environment(tests: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # most of the time would be LLVM's
         "JAX_COMPILATION_CACHE_DIR": str(tests / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTEST_ADDOPTS": "",

@@ -14,7 +14,7 @@ import numpy as np
 import jaxnorm as jn
 
 RNG = np.random.default_rng(0)
-SHAPES = ((12, 2, 2, 16), (14, 3, 3, 6))
+SHAPE = (12, 2, 2, 16)  # which failed before
 ENDS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu, max": lambda y: jax.nn.relu(y).max((1, 2)),
     "pairs": lambda y: jnp.maximum(y[:, :, :-1], y[:, :, 1:]),
@@ -27,28 +27,25 @@ def fresh(x: Any) -> jn.RunningStats:
 
 
 NORMS: dict[str, Callable[..., jax.Array]] = {
-    "batch": lambda x, s, b, m: jn.batch_norm(x, fresh(x), s, b, mask=m)[0],
-    "batch, bare": lambda x, s, b, m: jn.batch_norm(x, fresh(x), mask=m)[0],
-    "virtual": lambda x, s, b, m: jn.batch_norm(
-        x, fresh(x), s, b, mask=m, virtual_batch_size=len(x) // 2
-    )[0],
-    "inference": lambda x, s, b, m: jn.batch_norm_inference(x, jn.RunningStats(b, b**2 + 1), s, b),
-    "layer": lambda x, s, b, m: jn.layer_norm(x, s, b, mask=m),
-    "rms": lambda x, s, b, m: jn.rms_norm(x, s, mask=m),
-    "group": lambda x, s, b, m: jn.group_norm(x, s, b, num_groups=2, mask=m),
-    "instance": lambda x, s, b, m: jn.instance_norm(x, s, b, mask=m),
+    "batch": lambda x, s, b: jn.batch_norm(x, fresh(x), s, b)[0],
+    "batch, bare": lambda x, s, b: jn.batch_norm(x, fresh(x))[0],
+    "virtual": lambda x, s, b: jn.batch_norm(x, fresh(x), s, b, virtual_batch_size=len(x) // 2)[0],
+    "inference": lambda x, s, b: jn.batch_norm_inference(x, jn.RunningStats(b, b**2 + 1), s, b),
+    "layer": lambda x, s, b: jn.layer_norm(x, s, b),
+    "rms": lambda x, s, b: jn.rms_norm(x, s),
+    "group": lambda x, s, b: jn.group_norm(x, s, b, num_groups=2),
+    "instance": lambda x, s, b: jn.instance_norm(x, s, b),
 }
 
 
-def apart(norm: Callable[..., jax.Array], end: Any, shape: tuple[int, ...], masked: bool) -> float:
+def apart(norm: Callable[..., jax.Array], end: Any) -> float:
     """How far the compiled gradient is from the other, relative to its largest entry."""
-    x = jnp.asarray(RNG.normal(3, 2, size=shape), jnp.float32)
-    scale, bias = (jnp.asarray(RNG.normal(mean, 0.5, shape[-1]), jnp.float32) for mean in (1, 0))
-    mask = jnp.asarray(RNG.random((*shape[:-1], 1)) < 0.7) if masked else None
+    x = jnp.asarray(RNG.normal(3, 2, size=SHAPE), jnp.float32)
+    scale, bias = (jnp.asarray(RNG.normal(mean, 0.5, SHAPE[-1]), jnp.float32) for mean in (1, 0))
     w = jnp.asarray(RNG.normal(size=jax.eval_shape(end, x).shape), jnp.float32)
 
     def loss(x: Any, scale: Any, bias: Any) -> Any:
-        return (end(norm(x, scale, bias, mask)) * w).sum()
+        return (end(norm(x, scale, bias)) * w).sum()
 
     gradient = jax.grad(loss, (0, 1, 2))
     pairs = zip(gradient(x, scale, bias), jax.jit(gradient)(x, scale, bias), strict=True)
@@ -60,11 +57,10 @@ def main() -> int:
     wrong = 0
     for name, norm in NORMS.items():
         for end in ENDS:
-            for shape in SHAPES:
-                found = apart(norm, ENDS[end], shape, masked=shape[0] == 14)
-                if not found < 1e-3:
-                    wrong += 1
-                    print(f"{name}, {end}, {shape}: {found:.1e}")
+            found = apart(norm, ENDS[end])
+            if not found < 1e-3:
+                wrong += 1
+                print(f"{name}, {end}: {found:.1e}")
     return wrong
 
 

@@ -148,7 +148,7 @@ def test_any_split(seed: int) -> None:
     @hypothesis.seed(seed)
     @hypothesis.settings(
         deadline=None,
-        max_examples=12,
+        max_examples=9,
         database=None,
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )
