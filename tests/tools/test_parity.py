@@ -83,6 +83,23 @@ def test_virtual_batches_pass() -> None:
         tools.assert_parity(of(size), jn.init_running_stats(3), batch())
 
 
+def test_rounding_is_let_pass() -> None:
+    """Of outputs around zero, and of a gradient that is zero but for rounding: a bias before the norm."""
+
+    def f(params: Any, batch: Any, axis_name: str | None) -> Any:
+        x = batch @ params["kernel"] + params["bias"][None]
+        return jn.batch_norm(x, params["stats"], axis_name=axis_name)
+
+    rng = np.random.default_rng(0)
+    params = {
+        "kernel": rng.normal(size=(3, 4)).astype(np.float32),
+        "bias": np.zeros(4, np.float32),
+        "stats": jn.init_running_stats(4),
+    }
+    batch = rng.integers(-1, 2, (64, 3)).astype(np.float32)  # many rows are alike, and many zero
+    tools.assert_parity(f, params, batch, tolerance=5e-5)
+
+
 def test_local_statistics_do_not() -> None:
     """Statistics of a device alone: all maps are reported, and jit over a mesh is right."""
 
