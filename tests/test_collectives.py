@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_counted_on_64_devices() -> None:
-    """One all-reduce forward and one back under shard_map, one more over a mesh; nothing else is sent."""
+    """One all-reduce forward and one back under shard_map; nothing but all-reduces anywhere.
+
+    Over a mesh there is one more forward, and the compiler of a newer jax leaves two backward apart.
+    """
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.collectives", "--channels", "16", "--here"],
         cwd=ROOT,
@@ -25,10 +28,10 @@ def test_counted_on_64_devices() -> None:
     )
     rows = {row["way"]: row for row in json.loads(ran.stdout.splitlines()[-1])}
     assert list(rows) == list(WAYS)
-    for way, forward, both in ((WAYS[0], 1, 2), (WAYS[1], 2, 3)):
+    for way, forward, both in ((WAYS[0], 1, {2}), (WAYS[1], 2, {3, 4})):
         sent = rows[way]["forward"], rows[way]["both"]
         assert {c["op"] for part in sent for c in part} == {"all-reduce"}
-        assert [len(part) for part in sent] == [forward, both]
+        assert len(sent[0]) == forward and len(sent[1]) in both
         assert max(c["bytes"] for part in sent for c in part) <= 3 * 16 * 8
 
 

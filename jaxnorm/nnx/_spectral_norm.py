@@ -14,6 +14,7 @@ from ..norms._spectral_norm import (
     init_spectral_norm,
     spectral_norm,
 )
+from ._variables import store
 from ._wrapped import Path, call_with
 
 
@@ -121,7 +122,7 @@ class SpectralNorm(nnx.Module):
             )
             if updating:
                 for variable, value in zip(stored, updated, strict=True):
-                    variable[...] = value
+                    store(variable, value)
             return w
 
         return call_with(normalized, self.layer_instance, use_running_average, x, *args, **kwargs)

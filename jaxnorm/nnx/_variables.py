@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
+from flax.nnx.variablelib import is_array_ref
 from flax.typing import PromoteDtypeFn
+from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._precision import promoted_dtype
@@ -88,4 +90,9 @@ def write_running_stats(module: Any, updated: RunningStats) -> None:
     """Stores what a step returned."""
     for name, value in updated._asdict().items():
         if value is not None:
-            getattr(module, name)[...] = value
+            store(getattr(module, name), value)
+
+
+def store(variable: nnx.Variable, value: jax.Array) -> None:
+    """Sets what a variable holds. An array reference takes no value that is being differentiated."""
+    variable[...] = lax.stop_gradient(value) if is_array_ref(variable.get_raw_value()) else value

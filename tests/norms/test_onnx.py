@@ -18,7 +18,7 @@ onnx: Any = pytest.importorskip("onnx", reason="onnx is not installed: its test 
 NODE = "onnx.backend.test.case.node"
 Outputs = tuple[Any, ...]
 
-RTOL, ATOL = 1e-3, 1e-7  # those of ONNX's own runner
+RTOL, ATOL = 1e-4, 1e-6  # of values of order 1; ONNX's own runner has 1e-3 and 1e-7
 
 
 def batch_norm(a: Any, x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Outputs:
