@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from ._axes import against
@@ -62,6 +63,11 @@ def init_running_stats(
 def untracked_stats(x: jax.Array, shape: Sequence[int]) -> RunningStats:
     """Statistics for a layer that keeps none: what it returns of them is dropped."""
     return init_running_stats(shape, arithmetic_dtype(x))
+
+
+def underived(value: jax.Array) -> jax.Array:
+    """``value`` without its derivative, for state that takes none."""
+    return lax.stop_gradient(value)
 
 
 def update_running_stats(
