@@ -58,9 +58,7 @@ class Link:
 
     name: str
     bytes_per_second: float  # in one direction
-    seconds_per_step: (
-        float  # from a send on one device to its arrival on the next, software included
-    )
+    seconds_per_step: float  # from a send to its arrival on the next device, software included
 
 
 # H100 data sheet: NVLink 900 GB/s, both directions together. NDR InfiniBand: 400 Gbit/s. 100 Gbit Ethernet.
@@ -157,9 +155,8 @@ def markdown(found: dict[str, Any]) -> str:
         "| | devices | forward | bytes | forward and backward | bytes |",
         "|---|---|---|---|---|---|",
     ]
-    lines_of: dict[
-        tuple[str, str], list[int]
-    ] = {}  # where several numbers of devices are alike, one line
+    # Where several numbers of devices are alike, one line.
+    lines_of: dict[tuple[str, str], list[int]] = {}
     for row in sorted(found["rows"], key=lambda row: WAYS.index(row["way"])):
         cells = [
             f"{len(row[part])} {', '.join(sorted({c['op'] for c in row[part]}))} | "

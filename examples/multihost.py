@@ -103,8 +103,7 @@ def join(options: Options) -> int:
 def train(options: Options) -> None:
     """Trains to the last epoch, saving after each; process 0 prints and measures."""
     first = jax.process_index() == 0
-    settings, run = begin(options)
-    dataset = data.load(settings.data, options.data_dir)
+    settings, run, dataset = begin(options)
     model = cifar10.build_model(settings, len(dataset.classes))
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), (AxisType.Auto,))
     split, everywhere = (NamedSharding(mesh, PartitionSpec(*names)) for names in (("batch",), ()))
@@ -152,19 +151,24 @@ def train(options: Options) -> None:
         )
 
 
-def begin(options: Options) -> tuple[cifar10.Settings, Run]:
-    """The settings and the folder of a new run, or of the one to continue.
+def begin(options: Options) -> tuple[cifar10.Settings, Run, data.Dataset]:
+    """The settings, the folder and the data of a new run, or of the one to continue.
 
     Raises:
         RunError: there is no such run, or the batch cannot be split over the devices.
     """
-    dataset = data.load(options.settings.data, options.data_dir)
-    name = options.name or f"{dataset.name}-multihost"
-    run = Run(options.runs, name)
-    if options.resume:
+    if options.resume and options.name:  # the run knows its data
+        run = Run(options.runs, options.name)
         settings = cifar10.resumed(options.settings, run)
+        dataset = data.load(settings.data, options.data_dir)
     else:
-        settings = cifar10.completed(options.settings, dataset)
+        dataset = data.load(options.settings.data, options.data_dir)
+        run = Run(options.runs, options.name or f"{dataset.name}-multihost")
+        settings = (
+            cifar10.resumed(options.settings, run)
+            if options.resume
+            else cifar10.completed(options.settings, dataset)
+        )
     if settings.batch_size % jax.device_count():
         raise RunError(
             f"batch_size must be a multiple of the {jax.device_count()} devices of all processes; got "
@@ -172,7 +176,7 @@ def begin(options: Options) -> tuple[cifar10.Settings, Run]:
         )
     if jax.process_index() == 0 and not options.resume:
         run.start(dataclasses.asdict(settings))
-    return settings, run
+    return settings, run, dataset
 
 
 def shares(
