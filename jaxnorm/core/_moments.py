@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._axes import Axes, canonical_axes, size_of
-from ._pool import Moments, abs_square, moments_from_sums
+from ._elementwise import themselves
+from ._pool import Blocks, Moments, abs_square, moments_from_sums, repeat_blocks, sum_blocks
 from ._precision import upcast
 from ._reduce import collect
 from ._residuals import keep, lean
@@ -64,18 +65,24 @@ def reduce_moments(
     mask: jax.Array | None,
     axis_name: AxisName | None,
     axis_index_groups: AxisIndexGroups | None,
+    blocks: Blocks | None = None,
 ) -> Moments:
     """`moments` of a wide enough ``x``, with ``axes`` and ``mask`` in order.
 
-    One pass over ``x`` (two with a mask), and pooling of small arrays over the devices.
+    One pass over ``x`` (two with a mask), and sums of small arrays within ``blocks`` and over the devices.
     """
     count = _count(x, axes, mask)
-    shift = lax.stop_gradient(_a_value_near_the_mean(x, axes, mask, count))
-    centered = x - shift
-    if mask is not None:
-        centered = jnp.where(mask, centered, 0)
-    total, squares = map(keep, collect(centered, abs_square(centered), axes=axes))
-    m = moments_from_sums(shift, total, squares, count)
+    shift = own = lax.stop_gradient(_a_value_near_the_mean(x, axes, mask, count, blocks))
+    if blocks is not None:
+        shift = repeat_blocks(shift, blocks, x)
+    if mask is None:
+        sums = collect(_powers_about, x, shift, axes=axes)
+    else:
+        sums = collect(_counted_powers_about, x, shift, mask, axes=axes)
+    if blocks is not None:
+        count, sums = _count_of_blocks(count, x, blocks), sum_blocks(sums, blocks)
+    total, squares = map(keep, sums)
+    m = moments_from_sums(own, total, squares, count)
     return pool_over_devices(m, axis_name, axis_index_groups)
 
 
@@ -87,8 +94,8 @@ def reduce_moments_about_zero(
     axis_index_groups: AxisIndexGroups | None,
 ) -> Moments:
     """As `reduce_moments`, for norms that subtract nothing: mean 0, and var the mean square Σ|x|² / n."""
-    counted = x if mask is None else jnp.where(mask, x, 0)
-    (squares,) = map(keep, collect(abs_square(counted), axes=axes))
+    operands = (x,) if mask is None else (x, mask)
+    (squares,) = map(keep, collect(_square, *operands, axes=axes))
     zero = jnp.zeros_like(squares, x.dtype)
     m = moments_from_sums(zero, zero, squares, _count(x, axes, mask))
     return pool_over_devices(m, axis_name, axis_index_groups)
@@ -131,17 +138,38 @@ def _count(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.A
     return counted * repeats
 
 
+def _count_of_blocks(count: jax.Array, x: jax.Array, blocks: Blocks) -> jax.Array:
+    axis, number = blocks
+    if count.shape[axis] == 1:
+        return count * (x.shape[axis] // number)
+    return sum_blocks([count], blocks)[0]
+
+
 def _a_value_near_the_mean(
-    x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None, count: jax.Array
+    x: jax.Array,
+    axes: tuple[int, ...],
+    mask: jax.Array | None,
+    count: jax.Array,
+    blocks: Blocks | None,
 ) -> jax.Array:
-    """The mean with a mask, the mean of a few elements without.
+    """The mean with a mask, the mean of a few elements without; of each block if there are any.
 
     One element would do but for outliers: a shift that is off by d costs d²/σ² of the precision. Of n
     values, the mean of n/512 is off by at most sqrt(512) σ, whatever they are.
     """
-    if mask is not None:  # any few elements may be padding, so this takes a pass of its own
-        (total,) = collect(jnp.where(mask, x, 0), axes=axes)
-        return keep(total) / jnp.maximum(count, 1).astype(total.dtype)
+    if mask is None:
+        x = _a_few(x, axes)
+        count, sums = _count(x, axes, None), collect(themselves, x, axes=axes)
+    else:  # any few elements may be padding, so this takes a pass of its own
+        sums = collect(_counted, x, mask, axes=axes)
+    if blocks is not None:
+        count, sums = _count_of_blocks(count, x, blocks), sum_blocks(sums, blocks)
+    total = sums[0] if mask is None else keep(sums[0])
+    return total / jnp.maximum(count, 1).astype(total.dtype)
+
+
+def _a_few(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """A part of ``x`` that has an element of 512 along ``axes``, and at least one."""
     # A mesh may split the first of the axes, and a slice of that would move between devices. So it is kept
     # whole where the others have enough to choose from.
     rest = axes[1:]
@@ -154,4 +182,23 @@ def _a_value_near_the_mean(
         length = min(x.shape[axis], wanted)
         few = lax.slice_in_dim(few, 0, length, axis=axis)
         wanted = -(-wanted // max(length, 1))
-    return few.sum(axes, keepdims=True) / max(size_of(few, axes), 1)
+    return few
+
+
+def _powers_about(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x - shift, abs_square(x - shift)
+
+
+def _counted_powers_about(
+    x: jax.Array, shift: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    centered = jnp.where(mask, x - shift, 0)
+    return centered, abs_square(centered)
+
+
+def _square(x: jax.Array, mask: jax.Array | bool = True) -> tuple[jax.Array]:
+    return (abs_square(jnp.where(mask, x, 0)),)
+
+
+def _counted(x: jax.Array, mask: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(mask, x, 0),)

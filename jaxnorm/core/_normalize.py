@@ -22,9 +22,9 @@ def normalize(
     """(x - mean) / sqrt(var + epsilon) * scale + bias, in the dtype of ``x``, which is float32 or wider.
 
     Written as (x - c) * gain + offset with a constant c at the mean, and what mean, scale and bias do to
-    the result in gain and offset alone. These are small, and spread together; so the gradient of all
-    five comes from one pass that collects Σdy and Σdy(x - c). Where statistics and parameters lie along
-    different axes, as in layer norm, together they would be as large as x: then each is spread by itself.
+    the result in gain and offset alone. So the gradient of all five comes from one pass that collects Σdy
+    and Σdy(x - c). Where statistics and parameters lie along different axes, as in layer norm, together
+    they would be as large as x: then scale and bias are applied after, and have a pass of their own.
 
     ``mean``, ``var``, ``scale`` and ``bias`` have the rank of ``x``. Where ``mask`` is False, a NaN or an
     infinity is read as the mean: nothing must depend on it, and 0 * NaN would.
@@ -32,39 +32,48 @@ def normalize(
     _check_epsilon(epsilon)
     mean = mean.astype(x.dtype)
     center = _stored(lax.stop_gradient(mean), var)
-    centered, centered_mean = x - center, mean - center
-    readable = None if mask is None else mask | jnp.isfinite(centered)
+    centered_mean = mean - center
     variance = var + epsilon
     # All values alike and no epsilon: (x - mean) is 0 and stays so.
     gain = lax.rsqrt(jnp.where(variance == 0, 1, variance)).astype(x.dtype)
     offset = _stored(-gain * centered_mean, var)
+    readable = () if mask is None else (mask, centered_mean)
     if scale is None and bias is None:
-        return _affine(centered, gain, offset, readable, centered_mean)
+        return spread(_affine, x, center, gain, offset, *readable)[0]
     scale = jnp.ones_like(gain) if scale is None else scale.astype(x.dtype)
     bias = jnp.zeros_like(scale) if bias is None else bias.astype(x.dtype)
     if jnp.broadcast_shapes(gain.shape, scale.shape, bias.shape) == x.shape:
-        normalized = _affine(centered, gain, offset, readable, centered_mean)
-        return _affine(normalized, scale, bias)
+        return spread(_affine_twice, x, center, gain, offset, scale, bias, *readable)[0]
     offset = _stored(offset * scale + bias, var)
-    return _affine(centered, gain * scale, offset, readable, centered_mean)
+    return spread(_affine, x, center, gain * scale, offset, *readable)[0]
 
 
 def _affine(
     x: jax.Array,
+    center: jax.Array,
     gain: jax.Array,
     offset: jax.Array,
-    readable: jax.Array | None = None,
-    otherwise: jax.Array | None = None,
-) -> jax.Array:
-    """`x * gain + offset`, the small arrays spread together; where not readable, x is ``otherwise``."""
-    small = (gain, offset) if readable is None else (gain, offset, otherwise)
-    shape = jnp.broadcast_shapes(*(a.shape for a in small if a is not None))
-    axes = tuple(i for i in range(x.ndim) if shape[i] != x.shape[i])
-    small = (jnp.broadcast_to(a, shape) for a in small if a is not None)
-    gain, offset, *rest = spread(*small, axes=axes, like=x)
-    if readable is not None:
-        x = jnp.where(readable, x, rest[0])
-    return x * gain + offset
+    *readable: jax.Array,
+) -> tuple[jax.Array]:
+    """(x - center) * gain + offset; where masked and not finite, that of the mean."""
+    centered = x - center
+    if readable:
+        mask, centered_mean = readable
+        centered = jnp.where(mask | jnp.isfinite(centered), centered, centered_mean)
+    return (centered * gain + offset,)
+
+
+def _affine_twice(
+    x: jax.Array,
+    center: jax.Array,
+    gain: jax.Array,
+    offset: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *readable: jax.Array,
+) -> tuple[jax.Array]:
+    (normalized,) = _affine(x, center, gain, offset, *readable)
+    return (normalized * scale + bias,)
 
 
 def _stored(small: jax.Array, var: jax.Array) -> jax.Array:

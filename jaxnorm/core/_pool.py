@@ -10,7 +10,8 @@ the subtraction loses nothing, so float32 is enough at mean/std = 1e4 (Chan, Gol
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,10 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from ._axes import Axes, canonical_axes
+from ._elementwise import themselves
+from ._reduce import collect
+
+_Arrays = TypeVar("_Arrays")
 
 
 class Moments(NamedTuple):
@@ -102,32 +107,38 @@ def pool(m: Moments, axes: Axes) -> Moments:
     return pooled._replace(count=jnp.broadcast_to(count, pooled.mean.shape))
 
 
-def pool_blocks(m: Moments, axis: int, blocks: int) -> Moments:
-    """Moments of each of ``blocks`` runs of neighbours along ``axis``, which then has that size."""
-    shape = list(m.count.shape)
-    shape[axis] = m.mean.shape[axis]  # a count for each, as a mask along the axis needs
-    m = m._replace(count=jnp.broadcast_to(m.count, shape))
+class Blocks(NamedTuple):
+    """``number`` runs of neighbours along ``axis``, each of which shares its statistics."""
 
-    def split(leaf: jax.Array) -> jax.Array:
-        leaf = _whole_blocks(leaf, axis, blocks)
-        before, (size, *after) = leaf.shape[:axis], leaf.shape[axis:]
-        return leaf.reshape(*before, blocks, size // blocks, *after)
-
-    pooled = pool(Moments(*map(split, m)), axis + 1)
-    return Moments(*(leaf.squeeze(axis + 1) for leaf in pooled))
+    axis: int
+    number: int
 
 
-def repeat_blocks(m: Moments, axis: int, like: jax.Array) -> Moments:
-    """The moments of each block, for each of its neighbours along ``axis`` of ``like``."""
+def sum_blocks(values: Sequence[jax.Array], blocks: Blocks) -> list[jax.Array]:
+    """The sums of ``values`` within each block: of the number of blocks along their axis."""
+    axis, number = blocks
+
+    def split(a: jax.Array) -> jax.Array:
+        a = _whole_blocks(a, axis, number)
+        before, (size, *after) = a.shape[:axis], a.shape[axis:]
+        return a.reshape(*before, number, size // number, *after)
+
+    sums = collect(themselves, *map(split, values), axes=(axis + 1,))
+    return [s.squeeze(axis + 1) for s in sums]
+
+
+def repeat_blocks(values: _Arrays, blocks: Blocks, like: jax.Array) -> _Arrays:
+    """What belongs to each block, for each of its neighbours along the axis of ``like``."""
+    axis, number = blocks
     size, partition = like.shape[axis], jax.typeof(like).sharding.spec[axis]
 
-    def repeated(leaf: jax.Array) -> jax.Array:
-        before, (blocks, *after) = leaf.shape[:axis], leaf.shape[axis:]
-        shape = (*before, blocks, size // blocks, *after)
-        leaf = jnp.broadcast_to(jnp.expand_dims(leaf, axis + 1), shape)
-        return _partitioned(leaf.reshape(*before, size, *after), axis, partition)
+    def repeated(a: jax.Array) -> jax.Array:
+        before, after = a.shape[:axis], a.shape[axis + 1 :]
+        shape = (*before, number, size // number, *after)
+        a = jnp.broadcast_to(jnp.expand_dims(a, axis + 1), shape)
+        return _partitioned(a.reshape(*before, size, *after), axis, partition)
 
-    return Moments(*map(repeated, m))
+    return jax.tree.map(repeated, values)
 
 
 def _whole_blocks(leaf: jax.Array, axis: int, blocks: int) -> jax.Array:

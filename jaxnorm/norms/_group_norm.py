@@ -6,8 +6,8 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, one_axis
 from ..core._moments import reduce_moments
-from ..core._pool import Moments, pool_blocks, repeat_blocks
-from ..core._sync import AxisIndexGroups, AxisName, pool_over_devices
+from ..core._pool import Blocks, Moments, repeat_blocks
+from ..core._sync import AxisIndexGroups, AxisName
 from ._normalized_by import normalized_by
 
 
@@ -79,11 +79,12 @@ def group_norm(
         )
     positions = tuple(i for i in reduced if i != channel)
 
+    blocks = Blocks(channel, groups)
+
     def take_moments(x: jax.Array, mask: jax.Array | None) -> Moments:
-        # Moments of each channel, then of each group: only small arrays are grouped, never x.
-        each = reduce_moments(x, positions, mask, None, None)
-        m = pool_over_devices(pool_blocks(each, channel, groups), axis_name, axis_index_groups)
-        return repeat_blocks(m, channel, x)
+        # Sums of each channel, then of each group: only small arrays are grouped, never x.
+        m = reduce_moments(x, positions, mask, axis_name, axis_index_groups, blocks)
+        return repeat_blocks(m, blocks, x)
 
     y, _ = normalized_by(
         take_moments,

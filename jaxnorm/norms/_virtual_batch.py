@@ -10,7 +10,7 @@ import jax
 from jax import lax
 
 from ..core._moments import reduce_moments
-from ..core._pool import Moments, pool, pool_blocks, repeat_blocks
+from ..core._pool import Blocks, Moments, pool, repeat_blocks
 from ..core._sync import AxisIndexGroups, AxisName, check_bound, pool_over_devices
 
 
@@ -25,9 +25,10 @@ def moments_of_virtual_batches(
     groups = _groups_of_devices(len(x), size, axis_name)
     if size >= len(x):
         return reduce_moments(x, reduced, mask, axis_name if groups else None, groups)
-    # Moments of each example, then of each virtual batch: only small arrays are grouped, never x.
-    each = reduce_moments(x, tuple(axis for axis in reduced if axis != 0), mask, None, None)
-    return repeat_blocks(pool_blocks(each, 0, len(x) // size), 0, x)
+    # Sums of each example, then of each virtual batch: only small arrays are grouped, never x.
+    blocks = Blocks(0, len(x) // size)
+    positions = tuple(axis for axis in reduced if axis != 0)
+    return repeat_blocks(reduce_moments(x, positions, mask, None, None, blocks), blocks, x)
 
 
 def moments_of_all(m: Moments, examples: int, size: int, axis_name: AxisName | None) -> Moments:

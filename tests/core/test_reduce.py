@@ -1,4 +1,4 @@
-"""`collect` and `spread`: sums, copies, each the transpose of the other, on every platform path."""
+"""`collect` and `spread`: sums and values of elementwise functions, on every platform path."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnorm.core import _elementwise
+from jaxnorm.core._elementwise import themselves
 from jaxnorm.core._reduce import collect, spread
 from tests.cases import draw
 from tests.oracle import wide
@@ -51,7 +53,7 @@ def test_sums_of_every_size(size: int) -> None:
         first, last = jnp.outer(long, two), jnp.outer(two, long)
         middle = jnp.stack([first, -first, 3 * first])
         return [
-            (collect(a, a * a, axes=axes), (a, a * a))
+            (collect(themselves, a, a * a, axes=axes), (a, a * a))
             for a, axes in ((first, (0,)), (last, (1,)), (middle, (0, 1)))
         ]
 
@@ -64,72 +66,141 @@ def test_sums_of_every_size(size: int) -> None:
 def test_collect_sums(shape: tuple[int, ...], axes: tuple[int, ...], count: int) -> None:
     """One, two or three arrays, jitted or not, are summed each on its own."""
     arrays = values(shape, count)
-    assert_sums(collect(*arrays, axes=axes), arrays, axes)
-    assert_sums(jax.jit(lambda *a: collect(*a, axes=axes))(*arrays), arrays, axes)
+    assert_sums(collect(themselves, *arrays, axes=axes), arrays, axes)
+    assert_sums(jax.jit(lambda *a: collect(themselves, *a, axes=axes))(*arrays), arrays, axes)
 
 
 def test_arrays_of_several_dtypes() -> None:
     """A complex sum and a real one in the same pass."""
     (z,), (r,) = values((37, 3), 1, "complex64"), values((37, 3), 1)
-    assert_sums(jax.jit(lambda z, r: collect(z, r, axes=(0,)))(z, r), (z, r), (0,))
+    assert_sums(jax.jit(lambda z, r: collect(themselves, z, r, axes=(0,)))(z, r), (z, r), (0,))
+
+
+def affine(x: Any, gain: Any, offset: Any) -> Any:
+    """What a norm spreads, in two results."""
+    return x * gain + offset, jnp.tanh(x) * gain**2
+
+
+def moved(x: Any, shift: Any, weight: Any) -> Any:
+    """What a norm collects, of three operands."""
+    return (x - shift) * weight, jnp.sin(x - shift) ** 2
+
+
+def reference(f: Any, axes: tuple[int, ...]) -> Any:
+    """The same in plain jax.numpy, for any operands."""
+
+    def plain(*operands: Any) -> list[Any]:
+        full = jnp.broadcast_arrays(*operands)
+        return [r.sum(axes, keepdims=True) if axes else r for r in f(*full)]
+
+    return plain
+
+
+def operands_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> list[jax.Array]:
+    """One of the whole shape, one of size 1 along ``axes``, one of size 1 along the others."""
+    rng = np.random.default_rng(1)
+    small = tuple(1 if i in axes else n for i, n in enumerate(shape))
+    other = tuple(n if i in axes else 1 for i, n in enumerate(shape))
+    with jax.enable_x64(True):
+        return [jnp.asarray(draw(rng, s, "float64", 0.5)) for s in (shape, small, other)]
 
 
 @shapes
-def test_spread_repeats(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
-    """What has size 1 gets the size of the other array, value by value."""
-    small = values(tuple(1 if i in axes else n for i, n in enumerate(shape)))
-    for got, want in zip(spread(*small, axes=axes, like=values(shape)[0]), small, strict=True):
-        np.testing.assert_array_equal(got, np.broadcast_to(want, shape))
+@pytest.mark.parametrize("f", [affine, moved])
+@pytest.mark.parametrize("summed", [False, True])
+def test_values_and_every_derivative(
+    f: Any, summed: bool, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> None:
+    """As of plain jax.numpy: values, forward and reverse, forward over reverse, reverse over reverse."""
+    with jax.enable_x64(True):
+        operands, along = operands_of(shape, axes), operands_of(shape, axes)[::1]
+        sums = axes if summed else ()
+        ours = lambda *a: collect(f, *a, axes=sums)  # noqa: E731
+        plain = reference(f, sums)
+
+        def everything(g: Any) -> Any:
+            def curved(*a: Any) -> Any:
+                return sum((r**2).sum() for r in g(*a))
+
+            gradient = jax.grad(curved, argnums=(0, 1, 2))
+            slope = lambda *a: sum((r**3).sum() for r in gradient(*a))  # noqa: E731
+            return (
+                g(*operands),
+                jax.jvp(g, operands, along)[1],
+                gradient(*operands),
+                jax.jvp(gradient, operands, along)[1],
+                jax.grad(slope, argnums=(0, 1, 2))(*operands),
+            )
+
+        got, want = jax.jit(lambda: (everything(ours), everything(plain)))()
+        for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(
+                g, w, rtol=1e-9, atol=1e-9 * max(1, np.abs(w).max(initial=0))
+            )
 
 
 @shapes
-def test_each_is_the_transpose_of_the_other(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
-    """⟨collect a, b⟩ = ⟨a, spread b⟩, and jax transposes each into the other."""
-    big = values(shape)
-    small = values(tuple(1 if i in axes else n for i, n in enumerate(shape)))
-    down = lambda *a: collect(*a, axes=axes)  # noqa: E731
-    up = lambda *b: spread(*b, axes=axes, like=big[0])  # noqa: E731
+def test_the_transpose_collects_where_it_was_spread(
+    shape: tuple[int, ...], axes: tuple[int, ...]
+) -> None:
+    """⟨spread s, x⟩ = ⟨s, collect x⟩, each the transpose of the other."""
+    big = values(shape, 1)[0]
+    small = values(tuple(1 if i in axes else n for i, n in enumerate(shape)), 1)[0]
 
-    def dot(u: Any, v: Any) -> float:
-        return sum(float((wide(a) * wide(b)).sum()) for a, b in zip(u, v, strict=True))
+    def up(s: Any) -> Any:
+        return spread(lambda s, like: (s,), s, big)[0]
 
-    np.testing.assert_allclose(dot(down(*big), small), dot(big, up(*small)), rtol=1e-5, atol=1e-5)
-    transposed = jax.linear_transpose(down, *big)(down(*big))
-    for got, want in zip(transposed, up(*down(*big)), strict=True):
-        np.testing.assert_array_equal(got, want)
-    transposed = jax.linear_transpose(up, *small)(big)
-    for got, want in zip(transposed, down(*big), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-6)
+    (down,) = collect(themselves, big, axes=axes)
+    np.testing.assert_array_equal(up(small), np.broadcast_to(small, shape))
+    (got,) = jax.linear_transpose(up, small)(big)
+    np.testing.assert_allclose(got, down, rtol=1e-5, atol=1e-5)
 
 
-def test_they_are_linear() -> None:
-    """The derivative along a direction is the map of the direction; a direction of None is zero."""
-    a, b, da, db = values((37, 3), 4)
-    down = lambda a, b: collect(a, b, axes=(0,))  # noqa: E731
-    for got, want in zip(jax.jvp(down, (a, b), (da, db))[1], down(da, db), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-6)
-    one = jax.jit(lambda a: jax.jvp(lambda a: down(a, b), (a,), (da,))[1])(a)
-    np.testing.assert_allclose(one[0], down(da, db)[0], rtol=1e-6)
-    np.testing.assert_array_equal(one[1], np.zeros((1, 3)))
-    first = jax.grad(lambda a: down(a, b)[0].sum())(a)
+def test_one_pass_for_what_is_repeated_alike() -> None:
+    """Of several operands repeated along the same axes, all gradients come from one collect."""
+    x, gain, offset = values((37, 3), 1)[0], *values((1, 3))
+    _, pull = jax.vjp(lambda *a: spread(affine, *a), x, gain, offset)
+    backward = str(jax.make_jaxpr(pull)([x, x]))
+    assert backward.count("norm_map_sum") == 2  # for x, and for both others
+    assert backward.count("axes=(0,)") == 1
+
+
+def test_a_direction_of_none_and_a_cotangent_of_none() -> None:
+    """What does not move, and results that nobody reads, cost nothing and are zero."""
+    a, b = values((37, 3))
+    one = jax.jit(lambda a: jax.jvp(lambda a: collect(themselves, a, b, axes=(0,)), (a,), (a,))[1])
+    np.testing.assert_array_equal(one(a)[1], np.zeros((1, 3)))
+    first = jax.grad(lambda a: collect(themselves, a, b, axes=(0,))[0].sum())(a)
     np.testing.assert_array_equal(first, np.ones((37, 3)))
+    masked = lambda a, m: collect(lambda a, m: (jnp.where(m, a, 0),), a, m, axes=(0,))[0].sum()  # noqa: E731
+    np.testing.assert_array_equal(jax.grad(masked)(a, b > 0), b > 0)
 
 
-@pytest.mark.parametrize("dims", [(0, 0), (1, 2), (2, 0), (None, 1), (-1, None)], ids=str)
-def test_vmap(dims: tuple[Any, Any]) -> None:
-    """Batched along any axis, or not at all, in each argument on its own."""
-    whole = values((4, 19, 3))  # batch in front
+@pytest.mark.parametrize("dims", [(0, 0, 0), (1, 2, None), (2, 0, -1), (None, 1, 0)], ids=str)
+def test_vmap(dims: tuple[Any, ...]) -> None:
+    """Batched along any axis, or not at all, in each operand on its own."""
+    shapes = ((4, 19, 3), (4, 1, 3), (4, 19, 1))  # batch in front
+    rng = np.random.default_rng(2)
+    whole = [jnp.asarray(draw(rng, s, "float32", 0.5)) for s in shapes]
     args = [a[0] if d is None else jnp.moveaxis(a, 0, d) for a, d in zip(whole, dims, strict=True)]
-    f = jax.vmap(lambda a, b: collect(a, b, axes=(0,)), in_axes=dims)
-    expected = [jnp.stack([a[0]] * 4) if d is None else a for a, d in zip(whole, dims, strict=True)]
-    assert_sums([g for g in f(*args)], expected, (1,))
-    assert_sums([g for g in jax.jit(f)(*args)], expected, (1,))
-    g = jax.vmap(lambda a, b: spread(a[:1], b[:1], axes=(0,), like=whole[0][0]), in_axes=dims)
-    for got, want in zip(g(*args), expected, strict=True):
-        np.testing.assert_array_equal(got, np.broadcast_to(want[:, :1], want.shape))
+    for f, axes in ((moved, (0,)), (affine, ()), (moved, (0, 1)), (moved, (1,))):
+        ours = jax.vmap(lambda *a, f=f, axes=axes: collect(f, *a, axes=axes), in_axes=dims)
+        plain = jax.vmap(reference(f, axes), in_axes=dims)
+        for got in (ours(*args), jax.jit(ours)(*args)):
+            for g, w in zip(got, plain(*args), strict=True):
+                np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5)
 
 
-def test_no_axes_is_the_identity() -> None:
-    """Nothing to reduce, nothing to repeat."""
-    (a,) = values((4, 3), 1)
-    assert collect(a, axes=())[0] is a and spread(a, axes=(), like=a)[0] is a
+def test_functions_are_derived_once() -> None:
+    """Derivatives of a function are the same objects every time, or programs would be compiled anew."""
+    a, b, c = *values((8, 3), 1), *values((1, 3), 1), *values((8, 1), 1)
+
+    def gradients() -> Any:
+        return jax.grad(lambda *v: sum(r.sum() for r in collect(affine, *v, axes=(0,))))(a, b, c)
+
+    gradients()
+    before = [f.cache_info().misses for f in (_elementwise.tangent_of, _elementwise.cotangent_of)]
+    gradients()
+    assert [
+        f.cache_info().misses for f in (_elementwise.tangent_of, _elementwise.cotangent_of)
+    ] == before

@@ -1,0 +1,123 @@
+"""How sums of an elementwise function are computed on a CPU: in one pass, vectorized, stored nowhere.
+
+XLA:CPU has three ways to compute a sum, and two of them are slow. A reduction with one result is handed to a
+library, with all that it is summed from put in memory first. A long reduction with several results is
+compiled to scalar code. A short one is unrolled, and vectorized over the axis that follows it. So every sum
+here has several results and is taken in short steps: the first folds an axis of the activation, the others
+are over what that leaves. The figures are in benchmarks/README.md.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._elementwise import Elementwise, themselves
+
+Shape: TypeAlias = tuple[int, ...]
+
+# So many elements are folded at most: more are not unrolled, sooner if f has much to compute.
+_LONGEST = 16
+_LONGEST_OF_MANY, _MANY = 14, 5  # operands
+# And so many at least, if there are: fewer leave half a bfloat16 activation behind in float32.
+_SHORTEST = 9
+# What the last axis must keep to vectorize over.
+_LANES = 8
+
+
+def sums_on_cpu(
+    *operands: jax.Array, f: Elementwise, axes: tuple[int, ...], shape: Shape
+) -> list[jax.Array]:
+    """Sums over ``axes`` of the results of ``f``, for operands that broadcast to ``shape``, of no size 0."""
+    sizes = [1 if i in axes else n for i, n in enumerate(shape)]
+    axes = tuple(i for i in axes if shape[i] > 1)
+    if all(shape[i] < _SHORTEST for i in axes):
+        operands, axes, shape = _with_neighbours_merged(operands, axes, shape)
+    return [s.reshape(sizes) for s in _sums(operands, f, axes, shape)]
+
+
+def _with_neighbours_merged(
+    operands: Sequence[jax.Array], axes: tuple[int, ...], shape: Shape
+) -> tuple[tuple[jax.Array, ...], tuple[int, ...], Shape]:
+    """The same sums with two neighbours of ``axes`` as one axis, where each operand has both or none."""
+    for i, j in itertools.pairwise(axes):
+        pairs = {(a.shape[i], a.shape[j]) for a in operands}
+        if j == i + 1 and pairs <= {(1, 1), (shape[i], shape[j])}:
+            merged = tuple(a.reshape(*a.shape[:i], -1, *a.shape[j + 1 :]) for a in operands)
+            fewer = tuple(k if k <= i else k - 1 for k in axes if k != j)
+            return merged, fewer, (*shape[:i], shape[i] * shape[j], *shape[j + 1 :])
+    return tuple(operands), axes, shape
+
+
+def _sums(
+    operands: Sequence[jax.Array], f: Elementwise, axes: tuple[int, ...], shape: Shape
+) -> Sequence[jax.Array]:
+    """Folds one axis, then what is left over."""
+    last = len(shape) - 1
+    lengths = {i: _fold_length(shape[i], i == last, len(operands)) for i in axes}
+    axis = max(axes, key=lambda i: (min(lengths[i], _SHORTEST), i != last, shape[i]))
+    size, length = shape[axis], lengths[axis]
+    whole = size - size % length
+    sums = _fold(_part(operands, axis, 0, whole), f, axis, length, _resized(shape, axis, whole))
+    left = tuple(i for i in axes if sums[0].shape[i] > 1)
+    if left:
+        sums = _sums(sums, themselves, left, sums[0].shape)
+    if whole == size:
+        return sums
+    rest = _resized(shape, axis, size - whole)
+    tails = _sums(_part(operands, axis, whole, size), f, axes, rest)
+    return [s + tail for s, tail in zip(sums, tails, strict=True)]
+
+
+def _part(operands: Sequence[jax.Array], axis: int, start: int, stop: int) -> list[jax.Array]:
+    return [
+        a if a.shape[axis] == 1 else lax.slice_in_dim(a, start, stop, axis=axis) for a in operands
+    ]
+
+
+def _resized(shape: Shape, axis: int, *sizes: int) -> Shape:
+    return (*shape[:axis], *sizes, *shape[axis + 1 :])
+
+
+def _fold_length(size: int, is_last: bool, operands: int) -> int:
+    """How many elements to fold: a divisor of ``size`` unless only a poor one is short enough."""
+    longest = _LONGEST if operands < _MANY or is_last else _LONGEST_OF_MANY
+    if is_last:
+        longest = max(1, min(longest, size // _LANES))
+    if size <= longest or longest == 1:
+        return size
+    shortest = min(_SHORTEST, longest // 2 + 1)
+    return max((k for k in range(shortest, longest + 1) if size % k == 0), default=longest)
+
+
+def _fold(
+    operands: Sequence[jax.Array], f: Elementwise, axis: int, length: int, shape: Shape
+) -> Sequence[jax.Array]:
+    """Sums of every ``length`` elements along ``axis``, all results of ``f`` in one reduction."""
+    blocks = shape[axis] // length
+    # Of the last axis the parts are folded, element by element; of any other, neighbours.
+    pair, short = ((blocks, length), axis + 1)
+    if axis == len(shape) - 1:
+        pair, short = (length, blocks), axis
+    full = _resized(shape, axis, *pair)
+
+    def split(a: jax.Array) -> jax.Array:
+        a = a.reshape(_resized(a.shape, axis, *((1, 1) if a.shape[axis] == 1 else pair)))
+        return lax.broadcast_in_dim(a, full, tuple(range(a.ndim)))
+
+    results = f(*map(split, operands))
+    if len(results) == 1:  # with its negative as the other
+        total, negative = _reduce((results[0], -results[0]), short)
+        return [total / 2 - negative / 2]
+    return _reduce(results, short)
+
+
+def _reduce(arrays: Sequence[jax.Array], axis: int) -> Sequence[jax.Array]:
+    def add(xs: Sequence[jax.Array], ys: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        return tuple(x + y for x, y in zip(xs, ys, strict=True))
+
+    zeros = tuple(jnp.zeros((), a.dtype) for a in arrays)
+    return lax.reduce(tuple(arrays), zeros, add, (axis,))
