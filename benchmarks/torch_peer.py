@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+
 from benchmarks.cases import EPSILON, Case, Data, Phase
 from benchmarks.measure import Program
 
