@@ -45,8 +45,17 @@ DIFFERENCES: dict[tuple[str, Norm, Phase, Dtype], str] = {
 
 
 def installed(libraries: tuple[str, ...] = LIBRARIES) -> tuple[str, ...]:
-    """Those of them that can be imported."""
-    return tuple(name for name in libraries if find_spec(MODULES[name]))
+    """Those of them that can be imported, and run on the devices that jax has."""
+    return tuple(
+        name
+        for name in libraries
+        if find_spec(MODULES[name])
+        and (
+            name != "PyTorch"
+            or jax.default_backend() == "cpu"
+            or import_module("torch").cuda.is_available()
+        )
+    )
 
 
 def ours(case: Case, train: bool) -> Forward:

@@ -54,7 +54,7 @@ class Options:
     norms: tuple[Norm, ...] = NORMS
     """Which norms."""
     peers: tuple[str, ...] = LIBRARIES[1:]
-    """Which other libraries; those not installed are left out."""
+    """Which other libraries; those not installed here, or not for this device, are left out."""
     phases: tuple[Phase, ...] = PHASES
     """With running statistics; forward in training; forward and backward."""
     dtypes: tuple[Dtype, ...] = DTYPES

@@ -57,5 +57,5 @@ def points(axes: Axes, rows: list[dict[str, Any]], names: list[str], what: str) 
             if (row["norm"], row["phase"]) == (norm, phase) and name in row["contestants"]
         ]
         values = [value[1] if isinstance(value, list) else value for _, value in found]
-        axes.plot([x for x, _ in found], values, marker, color=colour, ms=4, alpha=0.7, label=name)
+        axes.plot([x for x, _ in found], values, marker, color=colour, ms=5, alpha=0.7, label=name)
     axes.set_xticks(range(len(COLUMNS)), [title for *_, title in COLUMNS])

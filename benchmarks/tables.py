@@ -133,7 +133,7 @@ def norms(found: dict[str, Any], fold: bool = False) -> str:
     """All tables of one machine and versions; `fold`: those case by case open on a click."""
     parts = [f"{found['machine']}; {found['versions']}; {found['rounds']} rounds"]
     if found["not_installed"]:
-        parts.append(f"Not installed: {', '.join(found['not_installed'])}.")
+        parts.append(f"Not installed, or not for this device: {', '.join(found['not_installed'])}.")
     parts += left_out(found["rows"])
     for allocator, title in ALLOCATORS.items():
         rows = [row for row in found["rows"] if row["allocator"] == allocator]
