@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,9 @@ Arrays: TypeAlias = tuple[jax.Array, ...]
 # x, (scale, bias), (mean, var) -> y, and the running statistics after it
 Forward: TypeAlias = Callable[[jax.Array, Arrays, Arrays], tuple[jax.Array, Any]]
 
+Peer: TypeAlias = Literal["Flax Linen", "Flax NNX", "Haiku", "Equinox", "PyTorch"]
 OURS, FLAX = "jaxnorm", "Flax Linen"
+LIBRARIES: tuple[str, ...] = (OURS, *get_args(Peer))
 MODULES = {
     OURS: "jaxnorm",
     FLAX: "flax",
@@ -35,7 +37,6 @@ MODULES = {
     "PyTorch": "torch",
 }
 DISTRIBUTIONS = {"Haiku": "dm-haiku", "Equinox": "equinox", "PyTorch": "torch"}
-LIBRARIES = tuple(MODULES)
 
 # Library, norm, phase, dtype: results that are not what the others compute, so that they are left out.
 DIFFERENCES: dict[tuple[str, Norm, Phase, Dtype], str] = {

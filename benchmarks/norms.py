@@ -10,7 +10,7 @@ disagrees with float64 is refused. Ratios are medians over rounds in which all c
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -37,8 +37,8 @@ from benchmarks.contestants import (
     DISTRIBUTIONS,
     FLAX,
     IN_JAX,
-    LIBRARIES,
     OURS,
+    Peer,
     installed,
 )
 from benchmarks.environment import Allocator, machine_used, run_under, versions_used
@@ -53,7 +53,7 @@ class Options:
 
     norms: tuple[Norm, ...] = NORMS
     """Which norms."""
-    peers: tuple[str, ...] = LIBRARIES[1:]
+    peers: tuple[Peer, ...] = get_args(Peer)
     """Which other libraries; those not installed here, or not for this device, are left out."""
     phases: tuple[Phase, ...] = PHASES
     """With running statistics; forward in training; forward and backward."""

@@ -41,7 +41,7 @@ def present(rows: Sequence[Row]) -> list[str]:
 
 
 def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, list[Row]]]:
-    """Norm, phase, dtype and their rows; then those of both dtypes, and of all norms."""
+    """Norm, phase, dtype and their rows; then those of both dtypes and of all norms, if there are several."""
     for norm in (*NORMS, ALL):
         for phase in PHASES:
             for dtype in (*DTYPES, BOTH):
@@ -52,7 +52,9 @@ def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, list[Row]]]:
                     and norm in (row["norm"], ALL)
                     and dtype in (row["dtype"], BOTH)
                 ]
-                if chosen:
+                several_norms = len({row["norm"] for row in chosen}) > 1
+                several_dtypes = len({row["dtype"] for row in chosen}) > 1
+                if chosen and (norm != ALL or several_norms) and (dtype != BOTH or several_dtypes):
                     yield norm, phase, dtype, chosen
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import contestants, norms, picture, results, step_models, steps, tables
+from benchmarks import contestants, measure, norms, picture, results, step_models, steps, tables
 from benchmarks.cases import DTYPES, IN_ROWS, NORMS, Case, Dtype, Norm, Phase, draw
 from benchmarks.contestants import DIFFERENCES, FLAX, LIBRARIES, MODULES, OURS, Forward, installed
 from benchmarks.truth import check, truth
@@ -161,10 +161,27 @@ def test_geometric_means() -> None:
     """Of the medians, by dtype and of both, with the largest; a peer that has no figure has a dash."""
     found = figures({FLAX: 0.5}, {FLAX: 2.0}, {FLAX: 0.125, "Haiku": 3.0})
     printed = tables.norms(found).splitlines()
+    assert not any(line.startswith("| all norms ") for line in printed)
     assert "| layer | forward and backward | float32 | 0.25 (0.50) | 3.00 (3.00) |" in printed
     assert "| layer | forward and backward | bfloat16 | 2.00 (2.00) | – |" in printed
     assert "| layer | forward and backward | both | 0.50 (2.00) | 3.00 (3.00) |" in printed
+    found["rows"][0]["norm"] = "rms"
+    printed = tables.norms(found).splitlines()
     assert "| all norms | forward and backward | both | 0.50 (2.00) | 3.00 (3.00) |" in printed
+
+
+def test_turns() -> None:
+    """The order is reversed every round, and a sample is of several calls."""
+    ran: list[tuple[str, int]] = []
+    programs = {
+        name: measure.Program(lambda times, name=name: ran.append((name, times))) for name in "ab"
+    }
+    times = measure.in_turns(programs, 3)
+    assert {name: len(t) for name, t in times.items()} == {"a": 3, "b": 3}
+    samples = [(name, n) for name, n in ran[4:] if n > 1]
+    assert "".join(name for name, _ in samples) == "abbaab"
+    assert min(n for _, n in samples) >= 3
+    assert measure.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == [2.0, 3.0, 4.0]
 
 
 def test_kept_beside_another_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
