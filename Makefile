@@ -25,8 +25,12 @@ conformance: $(VENV)/dev.done ## Flax's own tests of its norms with ours in thei
 docs: $(VENV)/dev.done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/dev.done ## batch norm against Flax's, side by side
-	$(BIN)/python -m benchmarks.batch_norm
+bench: $(VENV)/bench.done ## every norm against its peers, then whole training steps; the tables in README.md
+	$(BIN)/python -m benchmarks.norms --write
+	$(BIN)/python -m benchmarks.norms --write --allocator default --sizes large
+	$(BIN)/python -m benchmarks.steps --write
+	$(BIN)/python -m benchmarks.norms --readme
+	$(BIN)/python -m benchmarks.steps --readme
 
 clean:
 	rm -rf $(VENV) build dist site

@@ -125,12 +125,22 @@ def draw_train_vs_eval(
 
 def new_figure(title: str, subtitle: str) -> tuple[Any, Axes]:
     """A figure in the style of all of them."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold")
-    axes.set_title(subtitle, loc="left", fontsize=10, color=GREY)
-    axes.grid(axis="y", color="#dddddd")
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, (axes,) = new_panels(title, [subtitle])
     return figure, axes
+
+
+def new_panels(title: str, subtitles: Sequence[str]) -> tuple[Any, Sequence[Axes]]:
+    """The same with panels side by side."""
+    count = len(subtitles)
+    figure, (panels,) = plt.subplots(
+        1, count, figsize=(7 * count, 4.5), layout="constrained", squeeze=False
+    )
+    figure.suptitle(title, x=0.02 / count, ha="left", fontweight="bold")
+    for axes, subtitle in zip(panels, subtitles, strict=True):
+        axes.set_title(subtitle, loc="left", fontsize=10, color=GREY)
+        axes.grid(axis="y", color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
 
 
 def save(figure: Any, path: Path) -> None:

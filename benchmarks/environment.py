@@ -1,0 +1,42 @@
+"""What a measurement depends on: the versions, the machine, and the environment that it runs under."""
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from typing import Literal, TypeAlias
+
+Allocator: TypeAlias = Literal["keep", "default"]
+
+# Threads of OpenMP (PyTorch's) that spin while they wait slow whatever runs next.
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+# With glibc's defaults, every buffer over 32 MB is mapped afresh on each call, and then page faults outweigh
+# the arithmetic. "keep" gives no memory back.
+KEEP = {"mmap_threshold": 1 << 32, "trim_threshold": 1 << 33, "top_pad": 1 << 28}
+TUNABLES: dict[Allocator, str] = {
+    "keep": ":".join(f"glibc.malloc.{name}={size}" for name, size in KEEP.items()),
+    "default": "",
+}
+
+
+def run_under(allocator: Allocator) -> None:
+    """Starts this program again under its environment, unless it has that already: libraries read it once."""
+    wanted = {**PASSIVE, "GLIBC_TUNABLES": TUNABLES[allocator]}
+    if any(os.environ.get(name, "") != value for name, value in wanted.items()):
+        os.environ.update(wanted)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def machine_used() -> str:
+    """Backend, device, cores, architecture."""
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    backend = jax.default_backend() + ("" if kind == "cpu" else f" ({kind})")
+    return f"{backend}, {os.cpu_count()} cores, {platform.machine()}"
+
+
+def versions_used(*others: str) -> str:
+    """Of what a figure depends on; `others` are the distributions of more peers."""
+    names = [f"{name} {version(name)}" for name in ("jax", "flax", *others)]
+    return ", ".join([*names, f"Python {platform.python_version()}"])

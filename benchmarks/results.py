@@ -1,0 +1,46 @@
+"""The stored figures of `norms` and `steps`, and their tables in README.md."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+HERE = Path(__file__).parent
+RESULTS, README, PICTURES = HERE / "results", HERE / "README.md", HERE.parent / "docs" / "images"
+
+
+def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Stores figures beside those of other allocators, if these are of the same machine and versions.
+
+    Returns:
+        All that is stored now.
+    """
+    path = RESULTS / f"{what}-{jax.default_backend()}-jax{jax.__version__}.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    if all(old.get(key) == found[key] for key in ("machine", "versions")):
+        now = {row["allocator"] for row in found["rows"]}
+        others = [row for row in old["rows"] if row["allocator"] not in now]
+        found = {**found, "rows": found["rows"] + others}
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def stored(what: str) -> list[dict[str, Any]]:
+    """The figures of every backend and version."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{what}-*.json"))]
+
+
+def with_section(readme: str, what: str, section: str) -> str:
+    """README.md with this between the marks of `what`."""
+    start, end = f"<!-- {what}: written by --readme -->\n", f"<!-- end of {what} -->\n"
+    pattern = re.escape(start) + ".*?" + re.escape(end)
+    return re.sub(pattern, lambda _: f"{start}\n{section}\n\n{end}", readme, flags=re.S)
+
+
+def into_readme(what: str, section: Callable[[list[dict[str, Any]]], str]) -> None:
+    """Writes the tables of the stored figures into README.md."""
+    README.write_text(with_section(README.read_text(), what, section(stored(what))))

@@ -1,0 +1,180 @@
+"""The tables of `norms` in Markdown, made from its figures: what is printed, and what README.md shows."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import geometric_mean
+from typing import Any, TypeAlias
+
+from benchmarks.cases import DTYPES, NORMS, PHASES
+from benchmarks.contestants import FLAX, LIBRARIES, OURS
+
+Row: TypeAlias = dict[str, Any]
+PHASE_NAMES = {"eval": "evaluation", "forward": "forward", "both": "forward and backward"}
+ALLOCATORS = {
+    "keep": "With an allocator that keeps its memory",
+    "default": "With glibc's default allocator",
+}
+ALL, BOTH = "all norms", "both"
+NOTHING = "Nothing is stored yet."
+MISSING = "–"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = [f"| {' | '.join(line)} |" for line in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
+def medians(rows: Iterable[Row], name: str, ratio: str) -> list[float]:
+    """A ratio of a contestant, in all rows that have it."""
+    of_rows = (row["contestants"].get(name, {}).get(ratio) for row in rows)
+    return [quartiles[1] for quartiles in of_rows if quartiles]
+
+
+def mean_and_largest(values: Sequence[float]) -> str:
+    """Geometric mean, and the largest in brackets."""
+    return f"{geometric_mean(values):.2f} ({max(values):.2f})" if values else MISSING
+
+
+def present(rows: Sequence[Row]) -> list[str]:
+    """The libraries that took part, in their order."""
+    return [name for name in LIBRARIES if any(name in row["contestants"] for row in rows)]
+
+
+def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, list[Row]]]:
+    """Norm, phase, dtype and their rows; then those of both dtypes and of all norms, if there are several."""
+    for norm in (*NORMS, ALL):
+        for phase in PHASES:
+            for dtype in (*DTYPES, BOTH):
+                chosen = [
+                    row
+                    for row in rows
+                    if row["phase"] == phase
+                    and norm in (row["norm"], ALL)
+                    and dtype in (row["dtype"], BOTH)
+                ]
+                several_norms = len({row["norm"] for row in chosen}) > 1
+                several_dtypes = len({row["dtype"] for row in chosen}) > 1
+                if chosen and (norm != ALL or several_norms) and (dtype != BOTH or several_dtypes):
+                    yield norm, phase, dtype, chosen
+
+
+def summary(rows: Sequence[Row], names: Sequence[str], ratio: str) -> str:
+    """Geometric means over the shapes."""
+    return markdown(
+        ["norm", "", "dtype", *names],
+        (
+            [
+                norm,
+                PHASE_NAMES[phase],
+                dtype,
+                *(mean_and_largest(medians(chosen, name, ratio)) for name in names),
+            ]
+            for norm, phase, dtype, chosen in groups(rows)
+        ),
+    )
+
+
+def ours_and_flax(row: Row, what: str) -> str:
+    """A count of the compiler, in sizes of x."""
+    counts = (row["contestants"].get(name, {}).get(what) for name in (OURS, FLAX))
+    return " / ".join(MISSING if n is None else f"{n:.1f}" for n in counts)
+
+
+def with_quartiles(contestant: dict[str, Any]) -> str:
+    """Time of ours over that of a contestant."""
+    if not contestant:
+        return MISSING
+    low, middle, high = contestant["ours_over"]
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def details(rows: Sequence[Row], peers: Sequence[str]) -> str:
+    """Case by case."""
+    return markdown(
+        [
+            "norm",
+            "",
+            "x",
+            "dtype",
+            "ms",
+            "of copy bandwidth",
+            *peers,
+            "saved, ours / Flax",
+            "temporary",
+            "read and written",
+            "floor",
+        ],
+        (
+            [
+                row["norm"],
+                PHASE_NAMES[row["phase"]],
+                f"{tuple(row['shape'])}, {row['size']}",
+                row["dtype"],
+                f"{row['contestants'][OURS]['milliseconds']:.3g}",
+                f"{row['contestants'][OURS]['of_copy']:.0%}",
+                *(with_quartiles(row["contestants"].get(name, {})) for name in peers),
+                *(ours_and_flax(row, w) for w in ("saved", "temporaries", "bytes_accessed")),
+                str(row["floor"]),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def left_out(rows: Sequence[Row]) -> list[str]:
+    """What is not compared, and why; each once."""
+    notes = [
+        f"Left out, {name}, {row['norm']} norm in {row['dtype']}, {PHASE_NAMES[row['phase']]}: {why}."
+        for row in rows
+        for name, why in row["left_out"].items()
+    ]
+    return list(dict.fromkeys(notes))
+
+
+def norms(found: dict[str, Any], fold: bool = False) -> str:
+    """All tables of one machine and versions; `fold`: those case by case open on a click."""
+    parts = [f"{found['machine']}; {found['versions']}; {found['rounds']} rounds"]
+    if found["not_installed"]:
+        parts.append(f"Not installed, or not for this device: {', '.join(found['not_installed'])}.")
+    parts += left_out(found["rows"])
+    for allocator, title in ALLOCATORS.items():
+        rows = [row for row in found["rows"] if row["allocator"] == allocator]
+        if not rows:
+            continue
+        names = present(rows)
+        peers = [name for name in names if name != OURS]
+        cases = details(rows, peers)
+        parts += [
+            f"**{title}.** Time of jaxnorm over that of each, geometric mean over the shapes"
+            " (the largest of them):",
+            summary(rows, peers, "ours_over"),
+        ]
+        if FLAX in peers:
+            parts += [
+                f"Time of each over that of {FLAX}:",
+                summary(rows, [name for name in names if name != FLAX], "over_flax"),
+            ]
+        intro = "Case by case: time of jaxnorm over that of each, with quartiles"
+        parts += (
+            [f"<details><summary>{intro}</summary>", cases, "</details>"]
+            if fold
+            else [f"{intro}:", cases]
+        )
+    return "\n\n".join(parts)
+
+
+def norms_section(stored: Sequence[dict[str, Any]]) -> str:
+    """What README.md shows of all that is stored."""
+    return "\n\n".join(norms(found, fold=True) for found in stored) or NOTHING
+
+
+def progress(row: Row) -> str:
+    """One case in a line."""
+    ratios = ", ".join(
+        f"{contestant['ours_over'][1]:.2f} of {name}"
+        for name, contestant in row["contestants"].items()
+        if name != OURS
+    )
+    copy = f"{row['contestants'][OURS]['of_copy']:.0%} of copy bandwidth"
+    where = f"{row['norm']} {row['phase']} {tuple(row['shape'])} {row['dtype']}"
+    return f"{where}: {copy}; {ratios}"

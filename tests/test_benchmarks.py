@@ -1,0 +1,244 @@
+"""The benchmarks of norms and of steps: what they compare, what they refuse, what their tables say."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import contestants, measure, norms, picture, results, step_models, steps, tables
+from benchmarks.cases import DTYPES, IN_ROWS, NORMS, Case, Dtype, Norm, Phase, draw
+from benchmarks.contestants import DIFFERENCES, FLAX, LIBRARIES, MODULES, OURS, Forward, installed
+from benchmarks.truth import check, truth
+
+pytestmark = pytest.mark.usefixtures("users_promotion")
+SHAPES: dict[Norm, tuple[int, ...]] = {
+    "batch": (5, 4, 3, 32),
+    "layer": (3, 5, 32),
+    "rms": (3, 5, 32),
+    "group": (2, 3, 4, 64),
+    "instance": (2, 3, 4, 32),
+}
+
+
+def small(norm: Norm) -> Case:
+    """A tiny activation."""
+    return Case(norm, SHAPES[norm], "small")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_contestants_agree_with_float64(library: str, norm: Norm) -> None:
+    """Every library's norm, forward and backward."""
+    pytest.importorskip(MODULES[library], exc_type=ImportError)
+    case = small(norm)
+    data = draw(case, "float32")
+    program = norms.program_of(library, case, "both", data)
+    if program is None:
+        assert (library, norm) == ("Equinox", "instance")
+        return
+    check(library, case, "both", "float32", program.results(), truth(case, "both", data))
+    counted = {"bytes_accessed", "temporaries", "saved"}
+    assert set(program.counted) == (set() if library == "PyTorch" else counted)
+
+
+@pytest.mark.parametrize(("phase", "dtype"), [("eval", "bfloat16"), ("forward", "float32")])
+def test_measured(phase: Phase, dtype: Dtype) -> None:
+    """What the command measures and prints of batch norm, with all libraries that are installed."""
+    row = norms.compare(small("batch"), phase, dtype, installed(), 1)
+    assert list(row["contestants"]) == list(installed()) and row["left_out"] == {}
+    for found in row["contestants"].values():
+        assert found["milliseconds"] > 0 and found["of_copy"] > 0
+        assert len(found["ours_over"]) == len(found["over_flax"]) == 3
+    assert tables.progress(row).startswith(f"batch {phase} (5, 4, 3, 32) {dtype}: ")
+
+
+def test_truth_is_the_gradient() -> None:
+    """The closed form in float64 against differences of its own y."""
+    step = 1e-6
+    for norm in NORMS:
+        case = small(norm)
+        data = draw(case, "float32")
+        data = data._replace(x=data.x.astype(np.float64), dy=data.dy.astype(np.float64))
+        towards = np.random.default_rng(1).standard_normal(case.shape)
+        after, before = (
+            truth(case, "forward", data._replace(x=data.x + sign * step * towards))[0]
+            for sign in (1, -1)
+        )
+        slope = ((after - before) / (2 * step) * data.dy).sum()
+        np.testing.assert_allclose((truth(case, "both", data)[1] * towards).sum(), slope, rtol=1e-6)
+
+
+def off(wrong: Callable[[jax.Array], jax.Array]) -> Callable[[Case, bool], Forward]:
+    """Flax's norm with this done to its y."""
+
+    def contestant(case: Case, train: bool) -> Forward:
+        def forward(x: Any, parameters: Any, stats: Any) -> Any:
+            y, updated = contestants.linen(case, train)(x, parameters, stats)
+            return wrong(y), updated
+
+        return forward
+
+    return contestant
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        (lambda y: y * 1.01, "y"),
+        (lambda y: jax.lax.stop_gradient(y), "dx"),
+        (lambda y: y * float("nan"), "y"),
+    ],
+    ids=["scaled", "no gradient", "nan"],
+)
+def test_wrong_result_is_refused(
+    wrong: Callable[[jax.Array], jax.Array], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A contestant whose y or gradient is off is not timed."""
+    monkeypatch.setitem(contestants.IN_JAX, FLAX, off(wrong))
+    message = rf"Flax Linen, layer norm of \(3, 5, 32\) float32, both: {name} differs by"
+    with pytest.raises(RuntimeError, match=message):
+        norms.compare(small("layer"), "both", "float32", (OURS, FLAX), 1)
+
+
+def test_missing_result_is_refused() -> None:
+    """As many results as there should be."""
+    case = small("rms")
+    right = truth(case, "both", draw(case, "float32"))
+    with pytest.raises(RuntimeError, match="2 results instead of 3"):
+        check("someone", case, "both", "float32", right[:2], right)
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES, ids=" ".join)
+def test_what_is_left_out_is_different(difference: tuple[Any, ...]) -> None:
+    """A peer that is left out is off indeed (else it must come back), and the tables say why."""
+    library, norm, phase, dtype = difference
+    pytest.importorskip(MODULES[library], exc_type=ImportError)
+    case = Case(norm, IN_ROWS["small"][0], "small")
+    data = draw(case, dtype)
+    program = norms.program_of(library, case, phase, data)
+    assert program is not None
+    with pytest.raises(RuntimeError, match="differs by"):
+        check(library, case, phase, dtype, program.results(), truth(case, phase, data))
+    row = norms.compare(small(norm), phase, dtype, (OURS, library), 1)
+    assert library not in row["contestants"]
+    assert tables.left_out([row])[0].endswith(f"{DIFFERENCES[difference]}.")
+
+
+def figures(*ratios: dict[str, float], **others: Any) -> dict[str, Any]:
+    """Made-up figures with these times over ours, by library."""
+    rows = [
+        {
+            "allocator": "keep",
+            "norm": "layer",
+            "shape": [2, i],
+            "size": "small",
+            "phase": "both",
+            "dtype": DTYPES[i % 2],
+            "floor": 5,
+            "contestants": {
+                name: {
+                    "milliseconds": 1.0,
+                    "of_copy": 0.5,
+                    "temporaries": 0.25,
+                    "ours_over": [ratio / 2, ratio, 2 * ratio],
+                    "over_flax": [0.5, 1.0, 2.0],
+                }
+                for name, ratio in {OURS: 1.0, **of_peers}.items()
+            },
+            "left_out": {},
+        }
+        for i, of_peers in enumerate(ratios)
+    ]
+    found = {"machine": "a", "versions": "b", "rounds": 1, "not_installed": [], "rows": rows}
+    return {**found, **others}
+
+
+def test_geometric_means() -> None:
+    """Of the medians, by dtype and of both, with the largest; a peer that has no figure has a dash."""
+    found = figures({FLAX: 0.5}, {FLAX: 2.0}, {FLAX: 0.125, "Haiku": 3.0})
+    printed = tables.norms(found).splitlines()
+    assert not any(line.startswith("| all norms ") for line in printed)
+    assert "| layer | forward and backward | float32 | 0.25 (0.50) | 3.00 (3.00) |" in printed
+    assert "| layer | forward and backward | bfloat16 | 2.00 (2.00) | – |" in printed
+    assert "| layer | forward and backward | both | 0.50 (2.00) | 3.00 (3.00) |" in printed
+    found["rows"][0]["norm"] = "rms"
+    printed = tables.norms(found).splitlines()
+    assert "| all norms | forward and backward | both | 0.50 (2.00) | 3.00 (3.00) |" in printed
+
+
+def test_turns() -> None:
+    """The order is reversed every round, and a sample is of several calls."""
+    ran: list[tuple[str, int]] = []
+    programs = {
+        name: measure.Program(lambda times, name=name: ran.append((name, times))) for name in "ab"
+    }
+    times = measure.in_turns(programs, 3)
+    assert {name: len(t) for name, t in times.items()} == {"a": 3, "b": 3}
+    samples = [(name, n) for name, n in ran[4:] if n > 1]
+    assert "".join(name for name, _ in samples) == "abbaab"
+    assert min(n for _, n in samples) >= 3
+    assert measure.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == [2.0, 3.0, 4.0]
+
+
+def test_kept_beside_another_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures replace those of their allocator, and of other versions all."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    results.keep("norms", figures({FLAX: 0.5}))
+    default = figures({FLAX: 0.7})
+    default["rows"][0]["allocator"] = "default"
+    results.keep("norms", default)
+    results.keep("norms", figures({FLAX: 0.6}))
+    (stored,) = results.stored("norms")
+    kept = [(r["allocator"], r["contestants"][FLAX]["ours_over"][1]) for r in stored["rows"]]
+    assert sorted(kept) == [("default", 0.7), ("keep", 0.6)]
+    assert "default allocator" in tables.norms(stored)
+    results.keep("norms", figures({FLAX: 0.8}, versions="c"))
+    assert len(results.stored("norms")[0]["rows"]) == 1
+
+
+def test_readme_section() -> None:
+    """What stands between the marks is replaced, and nothing else."""
+    marks = "<!-- norms: written by --readme -->\n", "<!-- end of norms -->\n"
+    readme = "before\n{}{}{}after\n"
+    found = results.with_section(readme.format(marks[0], "old\n", marks[1]), "norms", "new \\1")
+    assert found == readme.format(marks[0], "\nnew \\1\n\n", marks[1])
+
+
+@pytest.mark.parametrize(
+    ("what", "section"), [("norms", tables.norms_section), ("steps", steps.section)]
+)
+def test_readme_has_the_stored_figures(what: str, section: Callable[[Any], str]) -> None:
+    """The tables of benchmarks/README.md are those of benchmarks/results."""
+    readme = results.README.read_text()
+    assert section(results.stored(what)) in readme
+    assert results.with_section(readme, what, section(results.stored(what))) == readme
+
+
+def test_picture(tmp_path: Path) -> None:
+    """Is drawn of figures that lack a library, and a norm."""
+    picture.draw(figures({FLAX: 0.5}, {FLAX: 0.5, "PyTorch": 2.0}), tmp_path / "norms.png")
+    assert (tmp_path / "norms.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("modules", steps.MODULES)
+def test_step(modules: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same losses with ours and with Flax's norms; the table has a line."""
+    monkeypatch.setattr(steps, "MODULES", (modules,))
+    monkeypatch.setattr(steps, "ROWS", (64, 16))
+    monkeypatch.setattr(step_models, "DEPTH", 2)
+    rows = steps.compare("16 x dense, BatchNorm", "float32", 1)
+    assert [row["modules"] for row in rows] == [modules]
+    stored = json.loads(json.dumps([{"allocator": "keep", **row} for row in rows]))
+    found = {"machine": "a", "versions": "b", "rounds": 1, "rows": stored}
+    assert steps.table(found).splitlines()[-1].startswith("| 16 x dense, BatchNorm | float32 |")
+
+
+def test_step_with_another_loss_is_refused() -> None:
+    """Beyond the tolerance of the dtype."""
+    steps.agree("here", "bfloat16", [1.0], [1.005])
+    with pytest.raises(RuntimeError, match="here: the first losses are"):
+        steps.agree("here", "float32", [1.0], [1.005])
