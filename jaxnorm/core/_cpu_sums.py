@@ -8,6 +8,7 @@ are over what that leaves. The figures are in benchmarks/README.md.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -19,12 +20,12 @@ from ._elementwise import Elementwise, themselves
 
 Shape: TypeAlias = tuple[int, ...]
 
-# So many elements are folded at most: more are not unrolled, sooner if f has much to compute.
-_LONGEST = 16
-_LONGEST_OF_MANY, _MANY = 14, 5  # operands
+# So many elements are folded at most: more are not unrolled, sooner if f has more operands.
+_LONGEST = ((4, 16), (math.inf, 14))
+_LONGEST_IN_A_ROW = ((2, 32), (math.inf, 16))  # of the last axis, which stays in the cache
 # And so many at least, if there are: fewer leave half a bfloat16 activation behind in float32.
 _SHORTEST = 9
-# What the last axis must keep to vectorize over.
+# What the last axis must keep to vectorize over, and would best be a multiple of.
 _LANES = 8
 
 
@@ -84,13 +85,18 @@ def _resized(shape: Shape, axis: int, *sizes: int) -> Shape:
 
 def _fold_length(size: int, is_last: bool, operands: int) -> int:
     """How many elements to fold: a divisor of ``size`` unless only a poor one is short enough."""
-    longest = _LONGEST if operands < _MANY or is_last else _LONGEST_OF_MANY
+    limits = _LONGEST_IN_A_ROW if is_last else _LONGEST
+    longest = next(length for most, length in limits if operands <= most)
     if is_last:
         longest = max(1, min(longest, size // _LANES))
     if size <= longest or longest == 1:
         return size
     shortest = min(_SHORTEST, longest // 2 + 1)
-    return max((k for k in range(shortest, longest + 1) if size % k == 0), default=longest)
+    divisors = [k for k in range(shortest, longest + 1) if size % k == 0]
+    if not is_last or not divisors:
+        return max(divisors, default=min(longest, 16))
+    lanes = {k: size // k for k in divisors}
+    return max(divisors, key=lambda k: (not lanes[k] % (2 * _LANES), not lanes[k] % _LANES, k))
 
 
 def _fold(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._reduce import spread
+from ._reduce import spread, stored
 
 
 def normalize(
@@ -31,12 +31,12 @@ def normalize(
     """
     _check_epsilon(epsilon)
     mean = mean.astype(x.dtype)
-    center = _stored(lax.stop_gradient(mean), var)
+    center = stored(lax.stop_gradient(mean))
     centered_mean = mean - center
     variance = var + epsilon
     # All values alike and no epsilon: (x - mean) is 0 and stays so.
     gain = lax.rsqrt(jnp.where(variance == 0, 1, variance)).astype(x.dtype)
-    offset = _stored(-gain * centered_mean, var)
+    offset = stored(-gain * centered_mean)
     readable = () if mask is None else (mask, centered_mean)
     if scale is None and bias is None:
         return spread(_affine, x, center, gain, offset, *readable)[0]
@@ -44,8 +44,8 @@ def normalize(
     bias = jnp.zeros_like(scale) if bias is None else bias.astype(x.dtype)
     if jnp.broadcast_shapes(gain.shape, scale.shape, bias.shape) == x.shape:
         return spread(_affine_twice, x, center, gain, offset, scale, bias, *readable)[0]
-    offset = _stored(offset * scale + bias, var)
-    return spread(_affine, x, center, gain * scale, offset, *readable)[0]
+    offset = stored(offset * scale + bias)
+    return spread(_affine, x, center, stored(gain * scale), offset, *readable)[0]
 
 
 def _affine(
@@ -74,17 +74,6 @@ def _affine_twice(
 ) -> tuple[jax.Array]:
     (normalized,) = _affine(x, center, gain, offset, *readable)
     return (normalized * scale + bias,)
-
-
-def _stored(small: jax.Array, var: jax.Array) -> jax.Array:
-    """``small``, computed once and read wherever y is computed.
-
-    A compiler computes y again in every loop that needs it, and what is small inside that loop, where a
-    product and a sum may be contracted in one loop and not in another. The last bit of y then depends on
-    the loop: the gradient of a maximum of y, which looks for the element that equals it, finds none. XLA
-    does not compute a division twice; so this divides by a one that it cannot know to be one.
-    """
-    return small / jnp.where(var < 0, 2, 1).astype(small.dtype)
 
 
 def _check_epsilon(epsilon: float) -> None:

@@ -53,6 +53,20 @@ def spread(f: Elementwise, *operands: jax.Array) -> list[jax.Array]:
     return collect(f, *operands, axes=())
 
 
+def stored(small: jax.Array) -> jax.Array:
+    """``small``, computed once and read wherever something is spread with it.
+
+    A compiler computes y again in every loop that needs it, and what is small inside that loop: slow, and
+    not exact, since a product and a sum may be contracted in one loop and not in another. The last bit of y
+    then depends on the loop: the gradient of a maximum of y, which looks for the element that equals it,
+    finds none. XLA does not compute a division twice; so this divides by a one that it does not recognize.
+    """
+    if jnp.iscomplexobj(small):
+        return lax.complex(stored(small.real), stored(small.imag))
+    one = jnp.where((small == small) | (small != small), 1, 2)
+    return small / one.astype(small.dtype)
+
+
 def _equally_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     """All as varying over the devices that one of them varies over, under shard_map.
 
@@ -111,11 +125,11 @@ def _transpose(
     shape: Shape,
     **params: Any,
 ) -> list[Any]:
-    del axes  # of size 1 in the cotangents, which are therefore repeated there
     linear = tuple(ad.is_undefined_primal(a) for a in operands)
     given = tuple(not _is_zero(ct) for ct in cotangents)
     wanted, others = divide(operands, linear)
-    arrays = (*others, *divide(cotangents, given)[0])
+    of_results, _ = divide(cotangents, given)
+    arrays = (*others, *(map(stored, of_results) if axes else of_results))
     back = cotangent_of(f, linear, given, tuple(a.aval.dtype for a in wanted))
     repeated = [tuple(i for i, n in enumerate(shape) if a.aval.shape[i] == 1 != n) for a in wanted]
     results: dict[int, jax.Array] = {}
