@@ -10,7 +10,7 @@ from ._pool import Blocks, Moments, abs_square, moments_from_sums, repeat_blocks
 from ._precision import upcast
 from ._reduce import collect
 from ._residuals import keep, lean
-from ._sync import AxisIndexGroups, AxisName, pool_over_devices
+from ._sync import AxisIndexGroups, AxisName, known_sums, pool_over_devices
 
 
 def moments(
@@ -99,6 +99,18 @@ def reduce_moments_about_zero(
     zero = jnp.zeros_like(squares, x.dtype)
     m = moments_from_sums(zero, zero, squares, _count(x, axes, mask))
     return pool_over_devices(m, axis_name, axis_index_groups)
+
+
+def moments_as_known(
+    m: Moments, x: jax.Array, axes: tuple[int, ...], axis_name: AxisName | None
+) -> Moments:
+    """``m``, which are the moments of ``x``, with the derivative that they have there."""
+    mean = lax.stop_gradient(m.mean)
+    sums = collect(_powers_about, x, mean, axes=axes)
+    if axis_name is not None:
+        sums = lax.psum(sums, axis_name)
+    total, squares = known_sums(tuple(sums), (jnp.zeros_like(mean), m.count * m.var))
+    return moments_from_sums(mean, total, squares, m.count)
 
 
 def mask_against(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:

@@ -1,12 +1,14 @@
 """Normalize and affine: the one pass that writes the output."""
 
+import functools
 import numbers
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._reduce import spread, stored
+from ._activation import spread_activated
+from ._reduce import stored
 
 
 def normalize(
@@ -18,8 +20,12 @@ def normalize(
     *,
     epsilon: float,
     mask: jax.Array | None = None,
+    activation: str | None = None,
+    residual: jax.Array | None = None,
 ) -> jax.Array:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, in the dtype of ``x``, which is float32 or wider.
+
+    Then, in the same pass, ``residual`` is added and the ``activation`` applied.
 
     Written as (x - c) * gain + offset with a constant c at the mean, and what mean, scale and bias do to
     the result in gain and offset alone. So the gradient of all five comes from one pass that collects Σdy
@@ -38,14 +44,15 @@ def normalize(
     gain = lax.rsqrt(jnp.where(variance == 0, 1, variance)).astype(x.dtype)
     offset = stored(-gain * centered_mean)
     readable = () if mask is None else (mask, centered_mean)
+    finish = functools.partial(spread_activated, activation=activation, residual=residual)
     if scale is None and bias is None:
-        return spread(_affine, x, center, gain, offset, *readable)[0]
+        return finish(_affine, x, center, gain, offset, *readable)
     scale = jnp.ones_like(gain) if scale is None else scale.astype(x.dtype)
     bias = jnp.zeros_like(scale) if bias is None else bias.astype(x.dtype)
     if jnp.broadcast_shapes(gain.shape, scale.shape, bias.shape) == x.shape:
-        return spread(_affine_twice, x, center, gain, offset, scale, bias, *readable)[0]
+        return finish(_affine_twice, x, center, gain, offset, scale, bias, *readable)
     offset = stored(offset * scale + bias)
-    return spread(_affine, x, center, stored(gain * scale), offset, *readable)[0]
+    return finish(_affine, x, center, stored(gain * scale), offset, *readable)
 
 
 def _affine(

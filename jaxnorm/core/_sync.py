@@ -41,16 +41,20 @@ def pool_over_devices(
     n = jnp.broadcast_to(m.count, m.mean.shape)
     count, shift, *sums = map(keep, lax.stop_gradient(_sums_about_their_mean(m, n, over_devices)))
 
-    @jax.custom_jvp
-    def summed(own: _Sums, of_all: _Sums) -> _Sums:
-        return of_all
-
-    @summed.defjvp
-    def _(sums: tuple[_Sums, _Sums], tangents: tuple[_Sums, _Sums]) -> tuple[_Sums, _Sums]:
-        return summed(*sums), over_devices(tangents[0])
-
-    total, squares = summed(sums_about(shift, m, n), tuple(sums))
+    total, squares = known_sums(over_devices(sums_about(shift, m, n)), tuple(sums))
     return moments_from_sums(shift, total, squares, count)
+
+
+@jax.custom_jvp
+def known_sums(sums: _Sums, known: _Sums) -> _Sums:
+    """``known``, with the derivative of ``sums``: the same numbers, but for rounding."""
+    del sums
+    return known
+
+
+@known_sums.defjvp
+def _(primals: tuple[_Sums, _Sums], tangents: tuple[_Sums, _Sums]) -> tuple[_Sums, _Sums]:
+    return known_sums(*primals), tangents[0]
 
 
 def _sums_about_their_mean(m: Moments, n: jax.Array, over_devices: _OverDevices) -> _Sums:

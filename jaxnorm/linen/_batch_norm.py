@@ -47,6 +47,9 @@ class BatchNorm(nn.Module):
             batch, and ``use_running_average`` is not read.
         virtual_batch_size: so many neighbouring examples are normalized with statistics of their own, fewer
             than a device has or those of several devices of ``axis_name``.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu`` after the norm, in the same pass; or None.
+        save_as: what is saved for the backward pass instead of ``x``: ``"output"`` or a floating dtype. See
+            `jaxnorm.batch_norm` for what each costs.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -77,6 +80,8 @@ class BatchNorm(nn.Module):
     unbiased: bool = dataclasses.field(default=False, kw_only=True)
     track_running_stats: bool = dataclasses.field(default=True, kw_only=True)
     virtual_batch_size: int | None = dataclasses.field(default=None, kw_only=True)
+    activation: str | None = dataclasses.field(default=None, kw_only=True)
+    save_as: Any = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
     def __call__(
@@ -85,6 +90,7 @@ class BatchNorm(nn.Module):
         use_running_average: bool | None = None,
         *,
         mask: jax.Array | None = None,
+        residual: jax.Array | None = None,
     ) -> jax.Array:
         """Normalizes ``x``, and in training updates the collection ``batch_stats``.
 
@@ -92,6 +98,7 @@ class BatchNorm(nn.Module):
             x: activations of any rank.
             use_running_average: evaluation (True) or training (False), if the module does not say.
             mask: True counts; broadcastable to ``x``. Only read in training.
+            residual: of the shape of ``x``, added before the activation.
 
         Returns:
             The normalized values, of the shape of ``x``.
@@ -103,9 +110,20 @@ class BatchNorm(nn.Module):
         x = jnp.asarray(x)
         axes = canonical_axes(self.axis, x.ndim, "axis")
         shape = feature_shape(x, axes)
-        options = {"feature_axes": axes, "epsilon": self.epsilon, "dtype": self.dtype}
+        options: dict[str, Any] = {
+            "feature_axes": axes,
+            "epsilon": self.epsilon,
+            "activation": self.activation,
+            "residual": residual,
+            "dtype": self.dtype,
+        }
         parameters = scale_of(self, shape), bias_of(self, shape)
-        batch = {"mask": mask, **options, **devices_of(self, "virtual_batch_size")}
+        batch = {
+            "mask": mask,
+            "save_as": self.save_as,
+            **options,
+            **devices_of(self, "virtual_batch_size"),
+        }
         if not self.track_running_stats:
             return batch_norm(x, untracked_stats(x, shape), *parameters, **batch)[0]
         evaluating = nn.merge_param(

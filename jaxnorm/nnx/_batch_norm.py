@@ -62,6 +62,9 @@ class BatchNorm(nnx.Module):
             batch, and ``use_running_average`` is not read.
         virtual_batch_size: so many neighbouring examples are normalized with statistics of their own, fewer
             than a device has or those of several devices of ``axis_name``.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu`` after the norm, in the same pass; or None.
+        save_as: what is saved for the backward pass instead of ``x``: ``"output"`` or a floating dtype. See
+            `jaxnorm.batch_norm` for what each costs.
 
     Example:
         >>> import jax
@@ -100,6 +103,8 @@ class BatchNorm(nnx.Module):
         unbiased: bool = False,
         track_running_stats: bool = True,
         virtual_batch_size: int | None = None,
+        activation: str | None = None,
+        save_as: Any = None,
     ) -> None:
         self.num_features = num_features
         self.use_running_average = use_running_average
@@ -117,6 +122,8 @@ class BatchNorm(nnx.Module):
         self.unbiased = unbiased
         self.track_running_stats = track_running_stats
         self.virtual_batch_size = virtual_batch_size
+        self.activation = activation
+        self.save_as = save_as
         shape = shape_of(num_features)
         make_running_stats(self, shape, tracked=track_running_stats)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
@@ -128,6 +135,7 @@ class BatchNorm(nnx.Module):
         use_running_average: bool | None = None,
         *,
         mask: jax.Array | None = None,
+        residual: jax.Array | None = None,
     ) -> jax.Array:
         """Normalizes ``x``, and in training updates the running statistics.
 
@@ -135,6 +143,7 @@ class BatchNorm(nnx.Module):
             x: activations of any rank.
             use_running_average: evaluation (True) or training (False), whatever the module says.
             mask: True counts; broadcastable to ``x``. Only read where statistics are taken.
+            residual: of the shape of ``x``, added before the activation.
 
         Returns:
             The normalized values, of the shape of ``x``.
@@ -146,9 +155,16 @@ class BatchNorm(nnx.Module):
         names = "mean", "var", "scale", "bias"
         x, _, _, scale, bias = promoted(self, jnp.asarray(x), *names)
         axes = canonical_axes(self.axis, x.ndim, "axis")
-        options = {"feature_axes": axes, "epsilon": self.epsilon, "dtype": self.dtype}
+        options: dict[str, Any] = {
+            "feature_axes": axes,
+            "epsilon": self.epsilon,
+            "activation": self.activation,
+            "residual": residual,
+            "dtype": self.dtype,
+        }
         batch: dict[str, Any] = {
             "mask": mask,
+            "save_as": self.save_as,
             "axis_name": self.axis_name,
             "axis_index_groups": self.axis_index_groups,
             "virtual_batch_size": self.virtual_batch_size,

@@ -6,6 +6,7 @@ from typing import TypeAlias
 import jax
 from jax.typing import DTypeLike
 
+from ..core._activation import check_activation
 from ..core._axes import Axes, against, canonical_axes
 from ..core._moments import mask_against
 from ..core._normalize import normalize
@@ -26,8 +27,12 @@ def normalized_by(
     epsilon: float,
     mask: jax.Array | None,
     dtype: DTypeLike | None,
+    activation: str | None = None,
+    residual: jax.Array | None = None,
 ) -> tuple[jax.Array, Moments]:
     """``x`` normalized with the moments that ``take_moments(x, mask)`` takes of it, and these.
+
+    To the result ``residual`` is added, then the ``activation`` is applied.
 
     It is handed ``x`` in float32 or wider, and the mask as booleans of the rank of ``x``. For the
     backward pass, ``x`` is saved in its own dtype.
@@ -35,16 +40,31 @@ def normalized_by(
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     scale, bias = against(scale, x, features, "scale"), against(bias, x, features, "bias")
     mask = mask_against(mask, x)
-    y_dtype = result_dtype(dtype, x, scale, bias)
+    residual = check_activation(activation, residual, x)
+    y_dtype = result_dtype(dtype, x, scale, bias, residual)
 
     @lean
     def norm(
-        x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, mask: jax.Array | None
+        x: jax.Array,
+        scale: jax.Array | None,
+        bias: jax.Array | None,
+        mask: jax.Array | None,
+        residual: jax.Array | None,
     ) -> tuple[jax.Array, Moments]:
         x = upcast(x)
         m = take_moments(x, mask)
-        x = upcast(x, scale, bias)
-        y = normalize(x, m.mean, m.var, scale, bias, epsilon=epsilon, mask=mask)
+        x = upcast(x, scale, bias, residual)
+        y = normalize(
+            x,
+            m.mean,
+            m.var,
+            scale,
+            bias,
+            epsilon=epsilon,
+            mask=mask,
+            activation=activation,
+            residual=None if residual is None else residual.astype(x.dtype),
+        )
         return y.astype(y_dtype), m
 
-    return norm(x, scale, bias, mask)
+    return norm(x, scale, bias, mask, residual)

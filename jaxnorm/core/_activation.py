@@ -1,0 +1,92 @@
+"""Activations that follow a norm in the same pass, so that what is between the two is stored nowhere."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._elementwise import Elementwise
+from ._reduce import spread
+from ._residuals import keep
+
+NEGATIVE_SLOPE = 0.01  # of leaky_relu, as in jax.nn
+
+_ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "leaky_relu": functools.partial(jax.nn.leaky_relu, negative_slope=NEGATIVE_SLOPE),
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+}
+_SLOPES = {"relu": 0.0, "leaky_relu": NEGATIVE_SLOPE}  # where negative
+
+
+def spread_activated(
+    f: Elementwise,
+    *operands: jax.Array,
+    activation: str | None,
+    residual: jax.Array | None,
+) -> jax.Array:
+    """The activation of the one result of ``f``, and of ``residual`` added to it.
+
+    Backward computes it again from the operands. What it would need of ``residual`` is only the sign of the
+    sum if the activation is piecewise linear: then that is kept, a byte for an element.
+    """
+    if residual is None:
+        return spread(_then(f, activation, adds=False), *operands)[0]
+    if activation not in _SLOPES:
+        return spread(_then(f, activation, adds=True), *operands, residual)[0]
+    (y,) = spread(_then(f, None, adds=True), *operands, residual)
+    positive = keep(lax.stop_gradient(y) > 0)
+    return jnp.where(positive, y, _SLOPES[activation] * y)
+
+
+@functools.cache
+def _then(f: Elementwise, activation: str | None, *, adds: bool) -> Elementwise:
+    act = _ACTIVATIONS.get(activation or "")
+    if act is None and not adds:
+        return f
+
+    def activated(*operands: jax.Array) -> tuple[jax.Array]:
+        y = f(*operands[:-1])[0] + operands[-1] if adds else f(*operands)[0]
+        return (y if act is None else act(y),)
+
+    return activated
+
+
+def check_activation(
+    activation: str | None, residual: jax.Array | None, x: jax.Array
+) -> jax.Array | None:
+    """``residual`` as an array.
+
+    Raises:
+        ValueError: there is no such activation, ``x`` is complex, or ``residual`` has another shape.
+    """
+    if activation is not None and activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"activation must be None or one of {', '.join(_ACTIVATIONS)}; got {activation!r}. Apply "
+            f"another one to the result: it is then computed in a pass of its own."
+        )
+    if activation is not None and jnp.iscomplexobj(x):
+        raise ValueError(
+            f"activation must be None for a complex x; got {activation!r} for x of {x.dtype.name}. "
+            f"Apply what you mean to the real and imaginary parts of the result."
+        )
+    if residual is None:
+        return None
+    residual = jnp.asarray(residual)
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"residual must have the shape of x; got {residual.shape} for x of shape {x.shape}. It is added "
+            f"element by element, before the activation: broadcast it, or project it to that shape."
+        )
+    return residual
+
+
+def inverse(y: jax.Array, activation: str | None) -> jax.Array | None:
+    """What ``activation`` made ``y`` of; None if that cannot be said."""
+    if activation is None:
+        return y
+    if activation == "leaky_relu":
+        return jnp.where(y >= 0, y, y / NEGATIVE_SLOPE)
+    return None

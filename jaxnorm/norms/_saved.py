@@ -1,0 +1,146 @@
+"""Batch norm that saves something else than x for its backward pass.
+
+The output itself, which the next layer keeps anyway (In-Place Activated BatchNorm, Rota Bulò, Porzi and
+Kontschieder, 2018, https://arxiv.org/abs/1712.02616), or the normalized x in a lower precision. Backward
+makes x of it.
+"""
+
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from ..core._activation import check_activation, inverse
+from ..core._axes import against, complement
+from ..core._moments import moments_as_known, reduce_moments
+from ..core._normalize import normalize
+from ..core._pool import Moments
+from ..core._precision import result_dtype, upcast
+from ..core._residuals import keep, lean
+from ..core._sync import AxisName
+
+SaveAs: TypeAlias = Literal["output"] | DTypeLike
+
+
+def normalized_saving(
+    save_as: SaveAs,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    feature_axes: tuple[int, ...],
+    epsilon: float,
+    axis_name: AxisName | None,
+    dtype: DTypeLike | None,
+    activation: str | None,
+) -> tuple[jax.Array, Moments]:
+    """Normalized, activated ``x`` and its moments over all axes but ``feature_axes``."""
+    reduced = complement(feature_axes, x.ndim)
+    scale, bias = (
+        against(a, x, feature_axes, name) for a, name in ((scale, "scale"), (bias, "bias"))
+    )
+    check_activation(activation, None, x)
+    y_dtype = result_dtype(dtype, x, scale, bias)
+
+    def finish(x: jax.Array, m: Moments, *affine: jax.Array | None) -> tuple[jax.Array, Moments]:
+        x = upcast(x, *affine)
+        y = normalize(x, m.mean, m.var, *affine, epsilon=epsilon, activation=activation)
+        return y.astype(y_dtype), m
+
+    def of_x(x: jax.Array, *affine: jax.Array | None) -> tuple[jax.Array, Moments]:
+        x = upcast(x)
+        return finish(x, reduce_moments(x, reduced, None, axis_name, None), *affine)
+
+    norm = jax.custom_jvp(of_x)
+
+    @norm.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        x, *affine = primals
+        y, m = of_x(*primals)
+        m = Moments(*map(keep, m))
+        std = jnp.sqrt(m.var + epsilon)
+        # Without the barrier XLA would make what is saved of x again, and keep x.
+        if save_as == "output":
+            y = keep(lax.optimization_barrier(y))
+            normalized = _normalized_of_output(y, *affine, activation=activation)
+        else:
+            normalized = _rounded((upcast(x) - m.mean) / std, *affine, dtype=save_as)
+            normalized = upcast(keep(lax.optimization_barrier(normalized)), std)
+        again = normalized * std + m.mean
+
+        def of_saved(x: jax.Array, *affine: jax.Array | None) -> tuple[jax.Array, Moments]:
+            return finish(x, moments_as_known(m, x, reduced, axis_name), *affine)
+
+        direction, *directions = tangents
+        along = (direction.astype(again.dtype), *directions)
+        return (y, m), jax.jvp(of_saved, (again, *affine), along)[1]
+
+    return lean(norm)(x, scale, bias)
+
+
+def _normalized_of_output(
+    y: jax.Array, scale: jax.Array | None, bias: jax.Array | None, *, activation: str | None
+) -> jax.Array:
+    """(x - mean) / std of the x that has the output ``y``; NaN in channels where ``y`` does not say.
+
+    It is known to the rounding of y, times |bias / scale| if that is more than 1.
+    """
+    before = inverse(upcast(y, scale, bias), activation)
+    assert before is not None
+    scale = jnp.ones((1,) * y.ndim, before.dtype) if scale is None else scale.astype(before.dtype)
+    bias = jnp.zeros_like(scale) if bias is None else bias.astype(before.dtype)
+    most = float(jnp.finfo(y.dtype).eps) ** -0.5
+    says = (scale != 0) & (jnp.abs(bias) <= most * jnp.abs(scale))
+    return (before - bias) / jnp.where(says, scale, jnp.nan)
+
+
+def _rounded(
+    normalized: jax.Array, scale: jax.Array | None, bias: jax.Array | None, *, dtype: DTypeLike
+) -> jax.Array:
+    """``normalized`` in ``dtype``, on its side of where the output is 0: relu has another gradient there."""
+    exact = lax.stop_gradient(upcast(normalized, scale, bias))
+    scale = jnp.ones((1,) * exact.ndim, exact.dtype) if scale is None else scale.astype(exact.dtype)
+    bias = jnp.zeros_like(scale) if bias is None else bias.astype(exact.dtype)
+    nearest = exact.astype(dtype)
+    back = lax.nextafter(nearest, jnp.where(nearest > exact, -jnp.inf, jnp.inf).astype(dtype))
+    output, rounded_output = (scale * v.astype(exact.dtype) + bias for v in (exact, nearest))
+    stays = (output > 0) == (rounded_output > 0)
+    stays &= jnp.abs(rounded_output) >= 1e-5 * jnp.abs(bias)  # what is made of it is rounded, too
+    rounding = lax.stop_gradient(jnp.where(stays, nearest, back).astype(exact.dtype) - exact)
+    return (normalized + rounding.astype(normalized.dtype)).astype(dtype)
+
+
+def check_save_as(save_as: SaveAs | None, activation: str | None, **others: Any) -> None:
+    """Raises what is wrong with the arguments.
+
+    Raises:
+        ValueError: ``save_as`` is neither "output" nor a floating dtype, the output does not say what it was
+            made of, or one of the ``others`` is given.
+    """
+    if save_as is None:
+        return
+    if save_as != "output" and not _is_floating(save_as):
+        raise ValueError(
+            f"save_as must be None, 'output' or a floating dtype; got {save_as!r}. None saves x as it is: "
+            f"jnp.bfloat16 saves half of a float32 x."
+        )
+    if save_as == "output" and activation not in (None, "leaky_relu"):
+        raise ValueError(
+            f"save_as='output' needs an activation that can be inverted, None or 'leaky_relu'; got "
+            f"{activation!r}. Use 'leaky_relu', or save_as=jnp.bfloat16."
+        )
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"save_as saves something else than x only for whole batches; got save_as={save_as!r} with "
+            f"{' and '.join(given)}. Leave one of them out."
+        )
+
+
+def _is_floating(dtype: Any) -> bool:
+    try:
+        return jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        return False
