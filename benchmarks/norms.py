@@ -147,6 +147,7 @@ def main(options: Options) -> None:
     """Measures, prints the tables, and keeps the figures where that is asked for."""
     if options.readme:
         results.into_readme("norms", tables.norms_section)
+        results.into_readme("norms", tables.headline_section, results.PROJECT_README)
         return
     found = measured(options)
     print(tables.norms(found))

@@ -10,6 +10,7 @@ import jax
 
 HERE = Path(__file__).parent
 RESULTS, README, PICTURES = HERE / "results", HERE / "README.md", HERE.parent / "docs" / "images"
+PROJECT_README = HERE.parent / "README.md"
 
 
 def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +42,8 @@ def with_section(readme: str, what: str, section: str) -> str:
     return re.sub(pattern, lambda _: f"{start}\n{section}\n\n{end}", readme, flags=re.S)
 
 
-def into_readme(what: str, section: Callable[[list[dict[str, Any]]], str]) -> None:
-    """Writes the tables of the stored figures into README.md."""
-    README.write_text(with_section(README.read_text(), what, section(stored(what))))
+def into_readme(
+    what: str, section: Callable[[list[dict[str, Any]]], str], readme: Path = README
+) -> None:
+    """Writes the tables of the stored figures into a README.md."""
+    readme.write_text(with_section(readme.read_text(), what, section(stored(what))))

@@ -168,6 +168,50 @@ def norms_section(stored: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(norms(found, fold=True) for found in stored) or NOTHING
 
 
+def headline(found: dict[str, Any]) -> str:
+    """Each norm in a line: forward and backward in training, with the allocator that keeps its memory."""
+
+    def most(rows: Sequence[Row], what: str) -> str:
+        """The largest count of ours, and of Flax, in sizes of x."""
+        counts = ([row["contestants"][name][what] for row in rows] for name in (OURS, FLAX))
+        return " / ".join(f"{max(n):.1f} N" for n in counts)
+
+    rows = [r for r in found["rows"] if r["phase"] == "both" and r["allocator"] == "keep"]
+    of_norms = [[r for r in rows if r["norm"] == norm] for norm in NORMS]
+    return markdown(
+        [
+            "norm",
+            *(f"time / Flax's, {dtype}" for dtype in DTYPES),
+            "saved, ours / Flax, at most",
+            "temporary, at most",
+        ],
+        (
+            [
+                of_norm[0]["norm"],
+                *(
+                    mean_and_largest(
+                        medians((r for r in of_norm if r["dtype"] == dtype), FLAX, "ours_over")
+                    )
+                    for dtype in DTYPES
+                ),
+                most(of_norm, "saved"),
+                most(of_norm, "temporaries"),
+            ]
+            for of_norm in of_norms
+            if of_norm
+        ),
+    )
+
+
+def headline_section(stored: Sequence[dict[str, Any]]) -> str:
+    """What the README of the project shows: the oldest versions that are stored."""
+    return (
+        f"{stored[0]['versions']}; {stored[0]['machine']}\n\n{headline(stored[0])}"
+        if stored
+        else NOTHING
+    )
+
+
 def progress(row: Row) -> str:
     """One case in a line."""
     ratios = ", ".join(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,17 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import contestants, measure, norms, picture, results, step_models, steps, tables
+from benchmarks import (
+    contestants,
+    measure,
+    norms,
+    picture,
+    results,
+    saving,
+    step_models,
+    steps,
+    tables,
+)
 from benchmarks.cases import DTYPES, IN_ROWS, NORMS, Case, Dtype, Norm, Phase, draw
 from benchmarks.contestants import DIFFERENCES, FLAX, LIBRARIES, MODULES, OURS, Forward, installed
 from benchmarks.truth import check, truth
@@ -209,11 +220,19 @@ def test_readme_section() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "section"), [("norms", tables.norms_section), ("steps", steps.section)]
+    ("what", "section", "path"),
+    [
+        ("norms", tables.norms_section, results.README),
+        ("norms", tables.headline_section, results.PROJECT_README),
+        ("steps", steps.section, results.README),
+        ("saving", saving.section, results.README),
+    ],
 )
-def test_readme_has_the_stored_figures(what: str, section: Callable[[Any], str]) -> None:
-    """The tables of benchmarks/README.md are those of benchmarks/results."""
-    readme = results.README.read_text()
+def test_readme_has_the_stored_figures(
+    what: str, section: Callable[[Any], str], path: Path
+) -> None:
+    """The tables of both README.md are those of benchmarks/results."""
+    readme = path.read_text()
     assert section(results.stored(what)) in readme
     assert results.with_section(readme, what, section(results.stored(what))) == readme
 
@@ -235,6 +254,18 @@ def test_step(modules: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = json.loads(json.dumps([{"allocator": "keep", **row} for row in rows]))
     found = {"machine": "a", "versions": "b", "rounds": 1, "rows": stored}
     assert steps.table(found).splitlines()[-1].startswith("| 16 x dense, BatchNorm | float32 |")
+
+
+def test_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row has the gradients of Flax's, and a line."""
+    monkeypatch.setattr(saving, "ROWS", 256)
+    monkeypatch.setattr(saving, "DEPTH", 2)
+    found = json.loads(json.dumps(saving.measured(1)))
+    assert len(saving.table(found).splitlines()) == 4 + len(saving.LAYERS)
+    another = partial(saving.jnl.BatchNorm, False, activation="silu")
+    monkeypatch.setitem(saving.LAYERS, saving.UNIT, another)
+    with pytest.raises(RuntimeError, match="differ from Flax's by"):
+        saving.measured(1)
 
 
 def test_step_with_another_loss_is_refused() -> None:

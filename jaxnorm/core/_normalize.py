@@ -2,18 +2,20 @@
 
 import functools
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ._activation import spread_activated
+from ._elementwise import Elementwise
 from ._reduce import stored
 
 
 def normalize(
     x: jax.Array,
-    mean: jax.Array,
+    mean: jax.Array | None,
     var: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
@@ -25,62 +27,72 @@ def normalize(
 ) -> jax.Array:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, in the dtype of ``x``, which is float32 or wider.
 
-    Then, in the same pass, ``residual`` is added and the ``activation`` applied.
+    Then, in the same pass, ``residual`` is added and the ``activation`` applied. A ``mean`` of None is 0.
 
-    Written as (x - c) * gain + offset with a constant c at the mean, and what mean, scale and bias do to
-    the result in gain and offset alone. So the gradient of all five comes from one pass that collects Σdy
-    and Σdy(x - c). Where statistics and parameters lie along different axes, as in layer norm, together
-    they would be as large as x: then scale and bias are applied after, and have a pass of their own.
+    Where statistics and parameters lie along the same axes, this is (x - c) * gain + offset with a constant
+    c at the mean, and what mean, scale and bias do to the result is in gain and offset alone: the gradient
+    of all five comes from one pass that collects Σdy and Σdy(x - c). Along different axes, as in layer norm,
+    gain and offset would be as large as x: scale and bias are applied after, and have a pass of their own.
 
     ``mean``, ``var``, ``scale`` and ``bias`` have the rank of ``x``. Where ``mask`` is False, a NaN or an
     infinity is read as the mean: nothing must depend on it, and 0 * NaN would.
     """
     _check_epsilon(epsilon)
-    mean = mean.astype(x.dtype)
-    center = stored(lax.stop_gradient(mean))
-    centered_mean = mean - center
     variance = var + epsilon
     # All values alike and no epsilon: (x - mean) is 0 and stays so.
     gain = lax.rsqrt(jnp.where(variance == 0, 1, variance)).astype(x.dtype)
-    offset = stored(-gain * centered_mean)
-    readable = () if mask is None else (mask, centered_mean)
-    finish = functools.partial(spread_activated, activation=activation, residual=residual)
+    mean = None if mean is None else mean.astype(x.dtype)
+    scale, bias = (None if a is None else a.astype(x.dtype) for a in (scale, bias))
+
+    def finish(f: Elementwise, *small: jax.Array) -> jax.Array:
+        if mask is not None:
+            f, small = (
+                _where_readable(f),
+                (mask, jnp.zeros_like(gain) if mean is None else mean, *small),
+            )
+        return spread_activated(f, x, *small, activation=activation, residual=residual)
+
+    if mean is None:
+        return finish(_scaled, gain, *(() if scale is None else (scale,)))
     if scale is None and bias is None:
-        return finish(_affine, x, center, gain, offset, *readable)
-    scale = jnp.ones_like(gain) if scale is None else scale.astype(x.dtype)
-    bias = jnp.zeros_like(scale) if bias is None else bias.astype(x.dtype)
+        return finish(_normalized, stored(mean), gain)
+    scale = jnp.ones_like(gain) if scale is None else scale
+    bias = jnp.zeros_like(scale) if bias is None else bias
     if jnp.broadcast_shapes(gain.shape, scale.shape, bias.shape) == x.shape:
-        return finish(_affine_twice, x, center, gain, offset, scale, bias, *readable)
-    offset = stored(offset * scale + bias)
-    return finish(_affine, x, center, stored(gain * scale), offset, *readable)
+        return finish(_normalized_then_affine, stored(mean), gain, scale, bias)
+    center = stored(lax.stop_gradient(mean))
+    gain = gain * scale
+    return finish(_affine, center, stored(gain), stored(bias - gain * (mean - center)))
+
+
+def _scaled(x: jax.Array, *gains: jax.Array) -> tuple[jax.Array]:
+    return (functools.reduce(jnp.multiply, gains, x),)
+
+
+def _normalized(x: jax.Array, mean: jax.Array, gain: jax.Array) -> tuple[jax.Array]:
+    return ((x - mean) * gain,)
+
+
+def _normalized_then_affine(
+    x: jax.Array, mean: jax.Array, gain: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array]:
+    return ((x - mean) * gain * scale + bias,)
 
 
 def _affine(
-    x: jax.Array,
-    center: jax.Array,
-    gain: jax.Array,
-    offset: jax.Array,
-    *readable: jax.Array,
+    x: jax.Array, center: jax.Array, gain: jax.Array, offset: jax.Array
 ) -> tuple[jax.Array]:
-    """(x - center) * gain + offset; where masked and not finite, that of the mean."""
-    centered = x - center
-    if readable:
-        mask, centered_mean = readable
-        centered = jnp.where(mask | jnp.isfinite(centered), centered, centered_mean)
-    return (centered * gain + offset,)
+    return ((x - center) * gain + offset,)
 
 
-def _affine_twice(
-    x: jax.Array,
-    center: jax.Array,
-    gain: jax.Array,
-    offset: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    *readable: jax.Array,
-) -> tuple[jax.Array]:
-    (normalized,) = _affine(x, center, gain, offset, *readable)
-    return (normalized * scale + bias,)
+@functools.cache
+def _where_readable(f: Elementwise) -> Elementwise:
+    """``f``, of the mean instead of x where it is masked and not finite."""
+
+    def readable(x: jax.Array, mask: jax.Array, mean: jax.Array, *others: jax.Array) -> Any:
+        return f(jnp.where(mask | jnp.isfinite(x), x, mean), *others)
+
+    return readable
 
 
 def _check_epsilon(epsilon: float) -> None:

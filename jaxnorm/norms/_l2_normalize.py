@@ -71,5 +71,6 @@ def l2_normalize(
         epsilon=epsilon,
         mask=mask,
         dtype=dtype,
+        about_zero=True,
     )
     return y

@@ -27,14 +27,16 @@ def normalized_by(
     epsilon: float,
     mask: jax.Array | None,
     dtype: DTypeLike | None,
+    about_zero: bool = False,
     activation: str | None = None,
     residual: jax.Array | None = None,
 ) -> tuple[jax.Array, Moments]:
     """``x`` normalized with the moments that ``take_moments(x, mask)`` takes of it, and these.
 
-    To the result ``residual`` is added, then the ``activation`` is applied.
+    With ``about_zero``, no mean is subtracted. To the result ``residual`` is added, then the ``activation``
+    is applied.
 
-    It is handed ``x`` in float32 or wider, and the mask as booleans of the rank of ``x``. For the
+    That is handed ``x`` in float32 or wider, and the mask as booleans of the rank of ``x``. For the
     backward pass, ``x`` is saved in its own dtype.
     """
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
@@ -56,7 +58,7 @@ def normalized_by(
         x = upcast(x, scale, bias, residual)
         y = normalize(
             x,
-            m.mean,
+            None if about_zero else m.mean,
             m.var,
             scale,
             bias,

@@ -69,5 +69,6 @@ def rms_norm(
         epsilon=epsilon,
         mask=mask,
         dtype=dtype,
+        about_zero=True,
     )
     return y
