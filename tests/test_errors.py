@@ -332,6 +332,34 @@ NOT_TO_BE_SPLIT = (
     "mask; for more devices on a CPU, set jax_num_cpu_devices in jax.config first."
 )
 
+NO_ACTIVATION = (
+    "activation must be None or one of relu, leaky_relu, silu, gelu; got 'tanh'. Apply another one to the "
+    "result: it is then computed in a pass of its own."
+)
+COMPLEX_ACTIVATION = (
+    "activation must be None for complex values; got 'relu' for a result of complex64. Apply what you "
+    "mean to the real and imaginary parts of the result."
+)
+OTHER_RESIDUAL = (
+    "residual must have the shape of x; got (6, 5, 1) for x of shape (6, 5, 4). It is added element by "
+    "element, before the activation: broadcast it, or project it to that shape."
+)
+NOT_TO_BE_SAVED = (
+    "save_as must be None, 'output' or a floating dtype of 16 bits or more; got 'input'. None saves x as "
+    "it is: jnp.bfloat16 saves half of a float32 x."
+)
+NO_INVERSE = (
+    "save_as='output' needs an activation that can be inverted, None or 'leaky_relu'; got 'relu'. Use "
+    "'leaky_relu', or save_as=jnp.bfloat16."
+)
+COMPLEX_SAVED = (
+    "save_as must be None for a complex x; got 'output' for x of complex64. Leave it out."
+)
+SAVED_IN_PARTS = (
+    "save_as saves something else than x only for whole batches; got save_as='output' with mask and "
+    "virtual_batch_size. Leave one of them out."
+)
+
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     # shapes of parameters and statistics
     "scale": (train(X, STATS, jnp.ones(5)), wrong_shape("scale", "(5,)")),
@@ -537,6 +565,29 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "update, order": (
         lambda: jn.update_running_stats(jn.init_running_stats((4, 5)), jn.moments(X, 0)),
         other_moments("(4, 5)", "(1, 5, 4)"),
+    ),
+    "activation": (train(activation="tanh"), NO_ACTIVATION),
+    "activation in evaluation": (evaluate(activation="tanh"), NO_ACTIVATION),
+    "activation of complex values": (
+        train(COMPLEX, COMPLEX_STATS, activation="relu"),
+        COMPLEX_ACTIVATION,
+    ),
+    "residual": (train(activation="relu", residual=X[..., :1]), OTHER_RESIDUAL),
+    "residual in evaluation": (evaluate(residual=X[..., :1]), OTHER_RESIDUAL),
+    "save_as": (train(save_as="input"), NOT_TO_BE_SAVED),
+    "save_as, not invertible": (train(save_as="output", activation="relu"), NO_INVERSE),
+    "save_as, float8": (
+        train(save_as=jnp.float8_e4m3fn),
+        NOT_TO_BE_SAVED.replace("'input'", repr(jnp.float8_e4m3fn)),
+    ),
+    "save_as, complex": (train(COMPLEX, COMPLEX_STATS, save_as="output"), COMPLEX_SAVED),
+    "activation, complex scale": (
+        train(X, STATS, jnp.ones(4, jnp.complex64), activation="relu"),
+        COMPLEX_ACTIVATION,
+    ),
+    "save_as, in parts": (
+        train(save_as="output", mask=X > 0, virtual_batch_size=2),
+        SAVED_IN_PARTS,
     ),
 }
 

@@ -45,6 +45,8 @@ MORE: dict[str, tuple[str, Fields]] = {
     "BatchNorm, channels first": ("BatchNorm", {"axis": 1, "unbiased": True}),
     "BatchNorm, average": ("BatchNorm", {"momentum": None}),
     "BatchNorm, untracked": ("BatchNorm", {"track_running_stats": False}),
+    "BatchNorm, activation": ("BatchNorm", {"activation": "gelu"}),
+    "BatchNorm, saving": ("BatchNorm", {"activation": "leaky_relu", "save_as": "output"}),
     "InstanceNorm, tracked": ("InstanceNorm", {"track_running_stats": True, "momentum": 0.5}),
     "InstanceNorm, average": (
         "InstanceNorm",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._elementwise import Elementwise
+from ._precision import promoted_dtype
 from ._reduce import spread
 from ._residuals import keep
 
@@ -18,7 +19,7 @@ _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
 }
-_SLOPES = {"relu": 0.0, "leaky_relu": NEGATIVE_SLOPE}  # where negative
+_PIECEWISE_LINEAR = ("relu", "leaky_relu")
 
 
 def spread_activated(
@@ -34,11 +35,12 @@ def spread_activated(
     """
     if residual is None:
         return spread(_then(f, activation, adds=False), *operands)[0]
-    if activation not in _SLOPES:
+    if activation not in _PIECEWISE_LINEAR:
         return spread(_then(f, activation, adds=True), *operands, residual)[0]
     (y,) = spread(_then(f, None, adds=True), *operands, residual)
-    positive = keep(lax.stop_gradient(y) > 0)
-    return jnp.where(positive, y, _SLOPES[activation] * y)
+    if activation == "relu":
+        return jnp.where(keep(lax.stop_gradient(y) > 0), y, 0)
+    return jnp.where(keep(lax.stop_gradient(y) >= 0), y, NEGATIVE_SLOPE * y)
 
 
 @functools.cache
@@ -55,21 +57,26 @@ def _then(f: Elementwise, activation: str | None, *, adds: bool) -> Elementwise:
 
 
 def check_activation(
-    activation: str | None, residual: jax.Array | None, x: jax.Array
+    activation: str | None,
+    residual: jax.Array | None,
+    x: jax.Array,
+    *parameters: jax.Array | None,
 ) -> jax.Array | None:
     """``residual`` as an array.
 
     Raises:
-        ValueError: there is no such activation, ``x`` is complex, or ``residual`` has another shape.
+        ValueError: there is no such activation, it would get complex values, or ``residual`` has another
+            shape than ``x``.
     """
     if activation is not None and activation not in _ACTIVATIONS:
         raise ValueError(
             f"activation must be None or one of {', '.join(_ACTIVATIONS)}; got {activation!r}. Apply "
             f"another one to the result: it is then computed in a pass of its own."
         )
-    if activation is not None and jnp.iscomplexobj(x):
+    dtype = promoted_dtype(x, residual, *parameters)
+    if activation is not None and jnp.issubdtype(dtype, jnp.complexfloating):
         raise ValueError(
-            f"activation must be None for a complex x; got {activation!r} for x of {x.dtype.name}. "
+            f"activation must be None for complex values; got {activation!r} for a result of {dtype.name}. "
             f"Apply what you mean to the real and imaginary parts of the result."
         )
     if residual is None:

@@ -15,7 +15,7 @@ else.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -53,8 +53,8 @@ def spread(f: Elementwise, *operands: jax.Array) -> list[jax.Array]:
     return collect(f, *operands, axes=())
 
 
-def stored(small: jax.Array) -> jax.Array:
-    """``small``, computed once and read wherever something is spread with it.
+def stored(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
+    """``small``, computed once and read wherever something is spread with it; ``after`` that, if it is given.
 
     A compiler computes y again in every loop that needs it, and what is small inside that loop: slow, and
     not exact, since a product and a sum may be contracted in one loop and not in another. The last bit of y
@@ -62,8 +62,9 @@ def stored(small: jax.Array) -> jax.Array:
     finds none. XLA does not compute a division twice; so this divides by a one that it does not recognize.
     """
     if jnp.iscomplexobj(small):
-        return lax.complex(stored(small.real), stored(small.imag))
-    one = jnp.where((small == small) | (small != small), 1, 2)
+        return lax.complex(stored(small.real, after), stored(small.imag, after))
+    anything = small if after is None else after
+    one = jnp.where((anything == anything) | (anything != anything), 1, 2)
     return small / one.astype(small.dtype)
 
 
@@ -135,10 +136,18 @@ def _transpose(
     results: dict[int, jax.Array] = {}
     for along in dict.fromkeys(repeated):  # one pass for all that was repeated along the same axes
         which = tuple(i for i, axes in enumerate(repeated) if axes == along)
+        if along:  # and one pass after the other: the partial sums of both need not exist at once
+            arrays = [a if a.shape == shape else _after_one_of(results.values(), a) for a in arrays]
         sums = _bind_read(some_of(back, which), *arrays, axes=along, shape=shape, **params)
         results |= zip(which, sums, strict=True)
     in_order = [results[i] for i in range(len(wanted))]
     return merge(in_order, [None] * len(others), linear)
+
+
+def _after_one_of(others: Iterable[jax.Array], a: jax.Array) -> jax.Array:
+    """``a``, computed after one of the ``others`` that is like it, if there is one."""
+    alike = (b for b in others if b.shape == a.shape and b.dtype == a.dtype)
+    return next((stored(a, b) for b in alike), a)
 
 
 def _batch(

@@ -112,6 +112,7 @@ def batch_norm(
         check_save_as(
             save_as,
             activation,
+            x,
             mask=mask,
             residual=residual,
             axis_index_groups=axis_index_groups,
@@ -198,7 +199,7 @@ def batch_norm_inference(
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     mean, var = running_against(stats, x, features)
     scale, bias = against(scale, x, features, "scale"), against(bias, x, features, "bias")
-    residual = check_activation(activation, residual, x)
+    residual = check_activation(activation, residual, x, scale, bias)
     y_dtype = result_dtype(dtype, x, scale, bias, residual)
 
     @lean

@@ -42,7 +42,7 @@ def normalized_by(
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     scale, bias = against(scale, x, features, "scale"), against(bias, x, features, "bias")
     mask = mask_against(mask, x)
-    residual = check_activation(activation, residual, x)
+    residual = check_activation(activation, residual, x, scale, bias)
     y_dtype = result_dtype(dtype, x, scale, bias, residual)
 
     @lean

@@ -41,7 +41,7 @@ def normalized_saving(
     scale, bias = (
         against(a, x, feature_axes, name) for a, name in ((scale, "scale"), (bias, "bias"))
     )
-    check_activation(activation, None, x)
+    check_activation(activation, None, x, scale, bias)
     y_dtype = result_dtype(dtype, x, scale, bias)
 
     def finish(x: jax.Array, m: Moments, *affine: jax.Array | None) -> tuple[jax.Array, Moments]:
@@ -60,7 +60,8 @@ def normalized_saving(
         x, *affine = primals
         y, m = of_x(*primals)
         m = Moments(*map(keep, m))
-        std = jnp.sqrt(m.var + epsilon)
+        variance = m.var + epsilon
+        std = jnp.sqrt(jnp.where(variance == 0, 1, variance))  # all values alike: (x - mean) is 0
         # Without the barrier XLA would make what is saved of x again, and keep x.
         if save_as == "output":
             y = keep(lax.optimization_barrier(y))
@@ -104,32 +105,37 @@ def _rounded(
     scale = jnp.ones((1,) * exact.ndim, exact.dtype) if scale is None else scale.astype(exact.dtype)
     bias = jnp.zeros_like(scale) if bias is None else bias.astype(exact.dtype)
     nearest = exact.astype(dtype)
-    back = lax.nextafter(nearest, jnp.where(nearest > exact, -jnp.inf, jnp.inf).astype(dtype))
+    toward = jnp.where(nearest.astype(exact.dtype) > exact, -jnp.inf, jnp.inf).astype(dtype)
+    back = lax.nextafter(nearest, toward)
     output, rounded_output = (scale * v.astype(exact.dtype) + bias for v in (exact, nearest))
     stays = (output > 0) == (rounded_output > 0)
-    stays &= jnp.abs(rounded_output) >= 1e-5 * jnp.abs(bias)  # what is made of it is rounded, too
+    # What is made of it is rounded, too; and where it is 0, leaky_relu has the gradient of positive values.
+    stays &= jnp.abs(rounded_output) >= 1e-5 * jnp.abs(bias)
+    stays &= (rounded_output != 0) | (output == 0)
     rounding = lax.stop_gradient(jnp.where(stays, nearest, back).astype(exact.dtype) - exact)
     return (normalized + rounding.astype(normalized.dtype)).astype(dtype)
 
 
-def check_save_as(save_as: SaveAs | None, activation: str | None, **others: Any) -> None:
+def check_save_as(save_as: SaveAs, activation: str | None, x: jax.Array, **others: Any) -> None:
     """Raises what is wrong with the arguments.
 
     Raises:
         ValueError: ``save_as`` is neither "output" nor a floating dtype, the output does not say what it was
-            made of, or one of the ``others`` is given.
+            made of, ``x`` is complex, or one of the ``others`` is given.
     """
-    if save_as is None:
-        return
     if save_as != "output" and not _is_floating(save_as):
         raise ValueError(
-            f"save_as must be None, 'output' or a floating dtype; got {save_as!r}. None saves x as it is: "
-            f"jnp.bfloat16 saves half of a float32 x."
+            f"save_as must be None, 'output' or a floating dtype of 16 bits or more; got {save_as!r}. None "
+            f"saves x as it is: jnp.bfloat16 saves half of a float32 x."
         )
     if save_as == "output" and activation not in (None, "leaky_relu"):
         raise ValueError(
             f"save_as='output' needs an activation that can be inverted, None or 'leaky_relu'; got "
             f"{activation!r}. Use 'leaky_relu', or save_as=jnp.bfloat16."
+        )
+    if jnp.iscomplexobj(x):
+        raise ValueError(
+            f"save_as must be None for a complex x; got {save_as!r} for x of {x.dtype.name}. Leave it out."
         )
     given = [name for name, value in others.items() if value is not None]
     if given:
@@ -141,6 +147,6 @@ def check_save_as(save_as: SaveAs | None, activation: str | None, **others: Any)
 
 def _is_floating(dtype: Any) -> bool:
     try:
-        return jnp.issubdtype(dtype, jnp.floating)
+        return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize > 1
     except TypeError:
         return False

@@ -66,7 +66,7 @@ def arguments(case: Case) -> Arguments:
         rng = np.random.default_rng(6)
         unread = ~mask & (rng.random(case.shape) < 0.5)
         at = at._replace(x=np.where(unread, np.asarray(np.nan, at.x.dtype), at.x))
-    return Arguments(at, draw(np.random.default_rng(3), case.shape, case.dtype))
+    return Arguments(at, draw(np.random.default_rng(31), case.shape, case.dtype))
 
 
 def options_of(case: Case) -> dict[str, Any]:
@@ -100,7 +100,8 @@ def before(case: Case, given: Arguments) -> Any:
 def gradient(case: Case, activation: str | None, given: Arguments, cts: Outputs) -> Arguments:
     """Gradients of Σ cotangents · outputs, in float64."""
     dv = wide(cts.y) * ORACLES[activation](before(case, given))[1]
-    return Arguments(oracle_of(case).gradient(given.at, cts._replace(y=dv)), dv)
+    of_residual = None if given.residual is None else dv
+    return Arguments(oracle_of(case).gradient(given.at, cts._replace(y=dv)), of_residual)
 
 
 def hessian_times(
@@ -157,6 +158,10 @@ def test_value_and_gradients(
         assert gradients.residual.dtype == jnp.dtype(dtype)
         assert_close(gradients.residual, wanted.residual, 1e-4)
 
+
+# The tanh of gelu is 1 in float32 before its derivatives are 0: to 3e-6, and 2e-5 the second.
+FIRST = {"gelu": 1e-4}
+SECOND = {"gelu": 1e-3}
 
 IMAGES = Case("of an activation", (6, 5, 4, 3))
 HALF = Case("of an activation", (6, 5, 4, 3), dtype="bfloat16", param_dtype="bfloat16")
@@ -239,8 +244,6 @@ def test_forward_mode_and_second_order(activation: str, adds: bool) -> None:
         jax.tree.leaves(along),
         strict=True,
     )
-    if not adds:
-        pairs = list(pairs)[:5]  # of the residual, which is none
     terms = [g * wide(a) for g, a in pairs]
     size = sum(np.abs(t).sum() for t in terms)
     assert abs(float(slope) - sum(t.sum() for t in terms)) < 1e-5 * size
@@ -248,9 +251,10 @@ def test_forward_mode_and_second_order(activation: str, adds: bool) -> None:
     for hessian in hessians:
         got, expected = jax.tree.leaves(hessian), jax.tree.leaves(want)
         largest = max(np.abs(e).max() for e in expected)
-        for g, e in zip(got, expected[: len(got)], strict=True):
+        for g, e in zip(got, expected, strict=True):
             assert g.shape == e.shape
-            np.testing.assert_allclose(g, e, rtol=0, atol=1e-4 * largest)
+            tolerance = SECOND.get(activation, 1e-4)
+            np.testing.assert_allclose(g, e, rtol=0, atol=tolerance * largest)
 
 
 def loss(activation: str | None, at: Primals, residual: Any, dy: Any) -> jax.Array:
@@ -268,7 +272,7 @@ def test_vmap_of_grad(activation: str, adds: bool) -> None:
     two = jax.tree.map(lambda a: a[::-1] * np.float32(1.5), one)
     both = jax.tree.map(lambda *a: np.stack(a), one, two)
     dy = np.float32(one.at.x > 2) + one.at.x
-    grad = jax.grad(lambda given: loss(activation, *given, dy))
+    grad = jax.grad(lambda given: loss(activation, given.at, given.residual, dy))
     together = jax.jit(jax.vmap(grad))(both)
     for i, given in enumerate((one, two)):
         for got, want in zip(
@@ -286,7 +290,7 @@ def test_eager(activation: str, adds: bool) -> None:
 
     def both(given: Arguments) -> Any:
         dy = jnp.asarray(given.at.x)
-        grad = jax.grad(lambda given: loss(activation, *given, dy))(given)
+        grad = jax.grad(lambda given: loss(activation, given.at, given.residual, dy))(given)
         return train(IMAGES, activation, *given), grad
 
     eager, jitted = both(jax.tree.map(jnp.asarray, given)), jax.jit(both)(given)
@@ -347,13 +351,13 @@ def test_is_the_norm_and_then_the_activation(activation: str, adds: bool) -> Non
         for f in (lambda given: train(IMAGES, activation, *given), in_steps)
     )
     for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(steps), strict=True):
-        assert_close(got, np.float64(want), 1e-5)
+        assert_close(got, np.float64(want), FIRST.get(activation, 1e-5))
 
 
 @with_and_without
 @every_activation
 def test_far_from_zero(activation: str, adds: bool) -> None:
-    """At a mean of 1e4 and a spread of 1, as exact as float32 can say x."""
+    """At a mean of 1e4 and a spread of 1, as exact as float32 can say the mean."""
     case = Case("far", (32, 6, 3))
     given = arguments(case)
     given = given if adds else given._replace(residual=None)
@@ -362,46 +366,46 @@ def test_far_from_zero(activation: str, adds: bool) -> None:
     zeros = np.zeros_like(given.at.mean)
     cts = Outputs(draw(np.random.default_rng(9), case.shape, "float32"), zeros, zeros)
     y, pull = jax.vjp(lambda given: train(case, activation, *given)[0], given)
-    assert_close(y, ORACLES[activation](before(case, given))[0], 1e-4)
+    assert_close(y, ORACLES[activation](before(case, given))[0], 1e-3)
     want = gradient(case, activation, given, cts)
     got = pull(jnp.asarray(cts.y))[0]
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=False):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         if np.abs(b).any():  # not of the running statistics
-            assert_close(a, b, 1e-3)
+            assert_close(a, b, 2e-3)
 
 
 @with_and_without
 @every_activation
 def test_nan_under_the_mask_stays_there(activation: str, adds: bool) -> None:
-    """NaN in masked x and residual reaches no other element, no statistic and no gradient."""
+    """NaN in masked x reaches nothing else; in a masked residual its own output, and no other.
+
+    A residual of NaN has NaN for slope where the activation is curved, so gradients are only looked at
+    where it is not.
+    """
     case = Case("padded", (6, 5, 3), mask_name="full")
     clean, counts = arguments(case), case.mask()
     clean = clean._replace(at=clean.at._replace(x=np.nan_to_num(clean.at.x)))
     spoilt = jax.tree.map(np.copy, clean)
     spoilt.at.x[~counts] = np.nan
-    spoilt.residual[~counts] = np.nan
-    if not adds:
+    if adds:
+        spoilt.residual[~counts] = np.nan
+    else:
         clean, spoilt = (a._replace(residual=None) for a in (clean, spoilt))
     dy = np.where(counts, clean.at.x, np.float32(0))  # as padding has it
 
     @jax.jit
     def both(given: Arguments) -> Any:
         y, pull, stats = jax.vjp(lambda g: train(case, activation, *g), given, has_aux=True)
-        return jnp.where(counts, y, 0), stats, pull(dy)[0]
+        (gradients,) = pull(jnp.asarray(dy))
+        each = (y, gradients.at.x, gradients.residual)
+        each = jax.tree.map(lambda a: jnp.where(counts, a, 0), each)
+        return each[0], stats, each[1:], gradients.at[3:]
 
-    (y, stats, gradients), (y_want, stats_want, want) = both(spoilt), both(clean)
-    assert_equal((y, stats), (y_want, stats_want))
-    np.testing.assert_array_equal(
-        np.where(counts, gradients.at.x, 0), np.where(counts, want.at.x, 0)
-    )
-    if adds:
-        gradients, want = (
-            g._replace(residual=np.where(counts, g.residual, 0)) for g in (gradients, want)
-        )
-        assert_equal(gradients.residual, want.residual)
-    assert jnp.isfinite(gradients.at.x).all()
-    if not adds:  # NaN as residual is what the output there is, and bias has a part in it
-        assert_equal(gradients.at[3:], want.at[3:])
+    got, want = both(spoilt), both(clean)
+    assert jnp.isfinite(got[0]).all()
+    assert_equal(got[:2], want[:2])
+    if not adds or activation in ("relu", "leaky_relu"):
+        assert_equal(got[2:], want[2:])
 
 
 @with_and_without
@@ -420,15 +424,12 @@ def test_batch_of_one(activation: str, adds: bool) -> None:
     assert not got.x.any() and not got.scale.any()
 
 
-@with_and_without
-@pytest.mark.parametrize(
-    "activation",
-    ["relu", "leaky_relu", "silu", "gelu"],
-)
+AT_ZERO = [(a, adds) for a in ACTIVATIONS for adds in (False, True)]
+
+
+@pytest.mark.parametrize(("activation", "adds"), AT_ZERO)
 def test_at_zero(activation: str, adds: bool) -> None:
     """Where norm and residual cancel, the derivative is the one that `jax.nn` has at 0."""
-    if adds and activation == "leaky_relu":
-        pytest.xfail("with a residual the slope at 0 is 0.01, and in jax.nn, and without one, 1")
     case = Case("one", (1, 4))
     at = case.primals()._replace(bias=np.zeros(4, np.float32))
     residual = np.zeros((1, 4), np.float32) if adds else None
@@ -436,12 +437,17 @@ def test_at_zero(activation: str, adds: bool) -> None:
     assert_close(jax.grad(f)(at.bias), np.full(4, jax.grad(OF_JAX[activation])(0.0)))
 
 
-@pytest.mark.parametrize("value", [np.inf, -np.inf])
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize(
+    ("activation", "value"),
+    [
+        ("relu", np.inf),
+        ("relu", -np.inf),
+        ("leaky_relu", np.inf),
+        ("leaky_relu", -np.inf),
+    ],
+)
 def test_infinite_residual(activation: str, value: float) -> None:
     """An infinity that is added comes out as `jax.nn` has it: relu makes 0 of the negative one."""
-    if activation == "relu" and value < 0:
-        pytest.xfail("0 · -inf: NaN")
     given = arguments(IMAGES)
     given.residual[0, 0, 0] = value
     y, _ = train(IMAGES, activation, *given)
@@ -481,7 +487,7 @@ def test_modules(activation: str, adds: bool) -> None:
         return y, jn.RunningStats(moved["mean"], moved["var"]), evaluated
 
     def of_nnx(x: Any, call: Any) -> Any:
-        layer = jnx.BatchNorm(8, rngs=nnx.Rngs(0), **fields)
+        layer: Any = jnx.BatchNorm(8, rngs=nnx.Rngs(0), **fields)
         y = layer(x, **call)
         moved = jn.RunningStats(layer.mean[...], layer.var[...])
         return y, moved, layer(x, use_running_average=True, **call)

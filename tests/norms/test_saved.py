@@ -77,7 +77,7 @@ def assert_near(got: Any, want: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_way
 def test_value(save_as: str, activation: str | None, dtype: str, mode: str) -> None:
-    """y and the running statistics are, bit by bit, those without."""
+    """Output and running statistics are, bit by bit, those without."""
     at = arguments(dtype=dtype)
 
     def value(save_as: Any, *at: Any) -> Any:
@@ -189,10 +189,6 @@ def test_forward_mode_and_second_order(save_as: str, activation: str | None) -> 
     at = arguments()
     along = tuple(draw(np.random.default_rng(3), a.shape, "float32") for a in at)
 
-    @jax.jit
-    def none(at: Any) -> Any:
-        return derivatives(at, None)
-
     def derivatives(at: Any, save_as: Any) -> Any:
         f = lambda at: loss(*at, save_as=save_as, activation=activation)  # noqa: E731
         grad = jax.grad(f)
@@ -202,10 +198,12 @@ def test_forward_mode_and_second_order(save_as: str, activation: str | None) -> 
         return slope(at), hessians
 
     slope, hessians = jax.jit(lambda at: derivatives(at, save_as))(at)
-    want_slope, want = none(at)
+    want_slope, want = jax.jit(lambda at: derivatives(at, None))(at)
     assert abs(float(slope - want_slope)) <= TOLERANCES[save_as] * abs(float(want_slope)) * 3
+    largest = max(float(jnp.abs(h).max()) for h in want[0])
     for got in hessians:
-        assert_near(got, want[0], 5 * TOLERANCES[save_as])
+        for g, w in zip(got, want[0], strict=True):
+            np.testing.assert_allclose(g, w, rtol=0, atol=TOLERANCES[save_as] * largest)
 
 
 @a_few_ways
@@ -219,10 +217,10 @@ def test_remat_and_eager(save_as: str, activation: str | None) -> None:
     assert_near(jax.grad(f, (0, 1, 2))(*map(jnp.asarray, at)), want, TOLERANCES[save_as])
 
 
-def large_residuals(*at: Any, **options: Any) -> list[str]:
-    """The dtypes of what is saved of the size of x."""
-    avals: list[Any] = [a for a, _ in saved_residuals(lambda *at: norm(*at, **options), *at)]
-    return sorted(str(a.dtype) for a in avals if a.size >= at[0].size)
+def large_residuals(f: Any, x: Any, *others: Any) -> list[str]:
+    """The dtypes of what ``f`` saves of the size of x."""
+    avals: list[Any] = [a for a, _ in saved_residuals(f, x, *others)]
+    return sorted(str(a.dtype) for a in avals if a.size >= x.size)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -230,7 +228,7 @@ def large_residuals(*at: Any, **options: Any) -> list[str]:
 def test_saved(save_as: str, activation: str | None, dtype: str) -> None:
     """One array of the size of x: the output in its dtype, or what was asked for."""
     at = tuple(a.astype(dtype) for a in arguments())
-    found = large_residuals(*at, save_as=save_as, activation=activation)
+    found = large_residuals(lambda *at: norm(*at, save_as=save_as, activation=activation), *at)
     assert found == [dtype if save_as == "output" else save_as]
 
 
@@ -242,8 +240,7 @@ def test_the_output_is_what_is_saved() -> None:
         y, _ = norm(x, *affine, save_as="output", activation="leaky_relu")
         return jnp.sin(y)  # keeps y, or its cosine
 
-    avals: list[Any] = [a for a, _ in saved_residuals(two, x, scale, bias)]
-    assert sum(a.size >= x.size for a in avals) <= 2
+    assert len(large_residuals(two, x, scale, bias)) == 2
     y, pull = jax.vjp(lambda *at: norm(*at, save_as="output")[0], x, scale, bias)
     kept = [a for a in jax.tree.leaves(pull) if getattr(a, "size", 0) >= x.size]
     assert len(kept) == 1
@@ -267,8 +264,7 @@ def test_saved_of_a_residual(activation: str | None, expected: list[str]) -> Non
     def f(x: Any, residual: Any, *affine: Any) -> Any:
         return norm(x, *affine, activation=activation, residual=residual)
 
-    avals: list[Any] = [a for a, _ in saved_residuals(f, x, x[::-1], *affine)]
-    assert sorted(str(a.dtype) for a in avals if a.size >= x.size) == expected
+    assert large_residuals(f, x, x[::-1], *affine) == expected
 
 
 @pytest.mark.parametrize(
@@ -286,7 +282,8 @@ def test_an_output_that_does_not_say(activation: str | None, scale: float, bias:
     got = gradients(x, scales, biases, activation=activation, save_as="output")
     assert np.isnan(got[0][..., 2]).all() and np.isnan(got[1][2])
     others = [i for i in range(SHAPE[-1]) if i != 2]
-    assert_near(*([a[..., others] for a in g] for g in (got, want)), TOLERANCES["output"])
+    got, want = ([a[..., others] for a in g] for g in (got, want))
+    assert_near(got, want, TOLERANCES["output"])
 
 
 @pytest.mark.parametrize("save_as", ["bfloat16", "float16"])
@@ -300,33 +297,20 @@ def test_a_rounded_x_does_not_need_the_output(save_as: str, scale: float, bias: 
     assert_near(got, want, TOLERANCES[save_as])
 
 
-@pytest.mark.parametrize("save_as", [None, "output", "bfloat16"])
+@pytest.mark.parametrize(
+    "save_as",
+    [
+        None,
+        "output",
+        "bfloat16",
+    ],
+)
 def test_constant_channels_without_epsilon(save_as: Any) -> None:
     """A variance of 0 divides by nothing, with no epsilon to help: gradients are finite."""
-    if save_as == "bfloat16":
-        pytest.xfail("0 / 0 in what is rounded")
     x, *affine = arguments()
     x[..., 1] = 3.0
     got = gradients(x, *affine, save_as=save_as, epsilon=0.0)
     assert all(jnp.isfinite(g).all() for g in got)
-
-
-@pytest.mark.parametrize("save_as", ["output", "bfloat16"])
-def test_complex(save_as: str) -> None:
-    """Complex values keep their imaginary part in what is saved."""
-    if save_as != "output":
-        pytest.xfail("the imaginary part is dropped, silently, and gradients are wrong")
-    x = jax.lax.complex(
-        *(jnp.asarray(draw(np.random.default_rng(i), SHAPE, "float32")) for i in (0, 1))
-    )
-
-    def f(x: jax.Array, save_as: Any) -> jax.Array:
-        stats = jn.init_running_stats(SHAPE[-1], jnp.complex64)
-        y, _ = jn.batch_norm(x, stats, save_as=save_as)
-        return (jnp.abs(y) * x.real[::-1]).sum()
-
-    got, want = (jax.grad(f)(x, s) for s in (save_as, None))
-    assert jnp.abs(got - want).max() <= 1e-2 * jnp.abs(want).max()
 
 
 LAYERS = 16
@@ -340,7 +324,7 @@ ROOM: dict[Any, tuple[float, float]] = {
 
 @pytest.mark.parametrize("save_as", ROOM)
 def test_memory_of_a_deep_stack(save_as: Any) -> None:
-    """16 × (matmul → norm → leaky_relu): one activation a layer with the output, one and a half with bfloat16.
+    """A layer of matmul, norm and leaky_relu keeps one activation with the output, 1.5 with bfloat16.
 
     Two without, the input of the norm and that of the next layer.
     """
@@ -369,7 +353,6 @@ def test_modules(save_as: str, activation: str | None) -> None:
     fields: dict[str, Any] = {"scale_init": ramp, "bias_init": ramp, "activation": activation}
     fields |= {"save_as": save_as, "momentum": 0.5}
     linen = jnl.BatchNorm(**fields)
-    graph, state = nnx.split(jnx.BatchNorm(SHAPE[-1], rngs=nnx.Rngs(0), **fields))
     variables = linen.init(jax.random.key(0), x, use_running_average=False)
 
     def of_function(x: Any) -> jax.Array:
@@ -379,7 +362,7 @@ def test_modules(save_as: str, activation: str | None) -> None:
         return linen.apply(variables, x, use_running_average=False, mutable=["batch_stats"])[0]  # type: ignore[return-value]
 
     def of_nnx(x: Any) -> jax.Array:
-        return nnx.merge(graph, state)(x)
+        return jnx.BatchNorm(SHAPE[-1], rngs=nnx.Rngs(0), **fields)(x)
 
     def both(f: Any) -> Any:
         return compiled(lambda x: (lambda y, pull: (y, pull(y)))(*jax.vjp(f, x)), x)
@@ -387,11 +370,5 @@ def test_modules(save_as: str, activation: str | None) -> None:
     want = both(of_function)
     assert_equal(both(of_linen), want)
     assert_equal(both(of_nnx), want)
-    kept = [large(f, x) for f in (of_linen, of_nnx)]
+    kept = [large_residuals(f, x) for f in (of_linen, of_nnx)]
     assert kept == [["float32" if save_as == "output" else "bfloat16"]] * 2
-
-
-def large(f: Any, x: Any) -> list[str]:
-    """The dtypes of what ``f`` saves of the size of x."""
-    avals: list[Any] = [a for a, _ in saved_residuals(f, x)]
-    return [str(a.dtype) for a in avals if a.size >= x.size]
