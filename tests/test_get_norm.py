@@ -204,5 +204,6 @@ def test_every_norm_of_activations_has_the_one_call(name: str) -> None:
     """``x``, ``mask`` and ``use_running_average``, by these names, and nothing else that is required."""
     for norms in (LINEN, NNX):
         parameters = inspect.signature(norms[name].__call__).parameters
-        assert set(parameters) == {"self", "x", "mask", "use_running_average"}
+        own = {"residual"} if name == "batch" else set()
+        assert set(parameters) == {"self", "x", "mask", "use_running_average"} | own
         assert all(parameters[n].default is None for n in ("mask", "use_running_average"))

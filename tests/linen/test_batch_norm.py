@@ -115,7 +115,13 @@ def test_signature_begins_with_that_of_flax(of: Any) -> None:
 def test_fields_are_those_of_flax_and_ours() -> None:
     """The fields of our own are those documented, so a new one needs a thought for Flax's users."""
     ours, theirs = (inspect.signature(c).parameters for c in (jnl.BatchNorm, nn.BatchNorm))
-    assert set(ours) - set(theirs) == {"unbiased", "track_running_stats", "virtual_batch_size"}
+    assert set(ours) - set(theirs) == {
+        "unbiased",
+        "track_running_stats",
+        "virtual_batch_size",
+        "activation",
+        "save_as",
+    }
     assert jnl.BatchNorm.__name__ == "BatchNorm"
 
 

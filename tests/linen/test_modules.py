@@ -37,7 +37,7 @@ ALL = (*ACTIVATIONS, "LocalResponseNorm")
 OTHER_CASES = [(name, option) for name, option in CASES if name != "BatchNorm"]
 MODE: Fields = {"use_running_average": True}
 OWN = {
-    "BatchNorm": ["unbiased", "track_running_stats", "virtual_batch_size"],
+    "BatchNorm": ["unbiased", "track_running_stats", "virtual_batch_size", "activation", "save_as"],
     "LayerNorm": [],
     "RMSNorm": ["scale_offset"],
     "GroupNorm": ["feature_axes"],
@@ -78,7 +78,7 @@ def test_signature_begins_with_that_of_flax(name: str) -> None:
     assert own(ours, theirs) == OWN[name] and ours.__name__ == name
     parameters = inspect.signature(ours).parameters
     assert all(parameters[n].kind is inspect.Parameter.KEYWORD_ONLY for n in OWN[name])
-    added = [] if name == "BatchNorm" else ["use_running_average"]
+    added = ["residual"] if name == "BatchNorm" else ["use_running_average"]
     assert own(ours.__call__, theirs.__call__) == added
 
 

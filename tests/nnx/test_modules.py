@@ -40,7 +40,7 @@ OF_FLAX = [
     and not (name == "GroupNorm" and "reduction_axes" in OPTIONS[name][option])
 ]
 OWN = {
-    "BatchNorm": ["unbiased", "track_running_stats", "virtual_batch_size"],
+    "BatchNorm": ["unbiased", "track_running_stats", "virtual_batch_size", "activation", "save_as"],
     "LayerNorm": [],
     "RMSNorm": ["scale_offset"],
     "GroupNorm": ["feature_axes"],
@@ -70,7 +70,7 @@ def test_signature_begins_with_that_of_flax(name: str) -> None:
     """Flax's arguments, in Flax's order with Flax's defaults, and ours by keyword after them."""
     ours, theirs = getattr(jnx, name), getattr(nnx, name)
     assert own(ours.__init__, theirs.__init__) == OWN[name] and ours.__name__ == name
-    added = [] if name == "BatchNorm" else ["use_running_average"]
+    added = ["residual"] if name == "BatchNorm" else ["use_running_average"]
     assert own(ours.__call__, theirs.__call__) == added
     if name == "BatchNorm":
         assert own(ours.set_view, theirs.set_view) == []
