@@ -172,8 +172,9 @@ def headline(found: dict[str, Any]) -> str:
     """Each norm in a line: forward and backward in training, with the allocator that keeps its memory."""
 
     def most(rows: Sequence[Row], what: str) -> str:
-        """The largest count of ours, and of Flax, in sizes of x."""
-        counts = ([row["contestants"][name][what] for row in rows] for name in (OURS, FLAX))
+        """The largest count of ours, and of Flax, in sizes of x, where x is large."""
+        large = [row["contestants"] for row in rows if row["size"] == "large"]
+        counts = ([found[name][what] for found in large] for name in (OURS, FLAX))
         return " / ".join(f"{max(n):.1f} N" for n in counts)
 
     rows = [r for r in found["rows"] if r["phase"] == "both" and r["allocator"] == "keep"]
@@ -182,8 +183,8 @@ def headline(found: dict[str, Any]) -> str:
         [
             "norm",
             *(f"time / Flax's, {dtype}" for dtype in DTYPES),
-            "saved, ours / Flax, at most",
-            "temporary, at most",
+            "saved, ours / Flax, at most (large shapes)",
+            "temporary, likewise",
         ],
         (
             [
