@@ -10,8 +10,8 @@ Allocator: TypeAlias = Literal["keep", "default"]
 
 # Threads of OpenMP (PyTorch's) that spin while they wait slow whatever runs next.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-# With glibc's defaults, every buffer over 32 MB is mapped afresh on each call, and then page faults outweigh
-# the arithmetic. "keep" gives no memory back.
+# With glibc's defaults, every buffer over 32 MB is mapped afresh on each call, and page faults are added
+# to the time. "keep" gives no memory back.
 KEEP = {"mmap_threshold": 1 << 32, "trim_threshold": 1 << 33, "top_pad": 1 << 28}
 TUNABLES: dict[Allocator, str] = {
     "keep": ":".join(f"glibc.malloc.{name}={size}" for name, size in KEEP.items()),

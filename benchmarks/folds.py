@@ -18,7 +18,7 @@ from benchmarks.cases import DTYPES, NORMS, SIZES, cases, draw
 from benchmarks.contestants import ours
 from benchmarks.environment import machine_used, run_under, versions_used
 from benchmarks.tables import markdown
-from jaxnorm.core import _cpu_sums, _reduce
+from jaxnorm.core import _cpu_sums, _normalize, _reduce
 
 ROUNDS = 7
 AS_IT_IS = "as it is"
@@ -44,8 +44,6 @@ WAYS: dict[str, dict[str, object]] = {
 @contextmanager
 def written(way: str) -> Iterator[None]:
     """The library with these things replaced."""
-    from jaxnorm.core import _normalize
-
     with ExitStack() as stack:
         for name, value in WAYS[way].items():
             for module in (_cpu_sums, _reduce, _normalize):

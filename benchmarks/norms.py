@@ -131,14 +131,13 @@ def measured(options: Options) -> dict[str, Any]:
                 if phase not in options.phases:
                     continue
                 row = compare(case, phase, dtype, libraries, options.rounds)
-                rows.append({"allocator": options.allocator, **row})
+                rows.append({"allocator": options.allocator, "rounds": options.rounds, **row})
                 print(tables.progress(row), file=sys.stderr, flush=True)
     others = [DISTRIBUTIONS[name] for name in libraries if name in DISTRIBUTIONS]
     return {
         "machine": machine_used(),
         "versions": versions_used(*others),
         "not_installed": [name for name in options.peers if name not in libraries],
-        "rounds": options.rounds,
         "rows": rows,
     }
 

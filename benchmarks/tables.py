@@ -133,7 +133,7 @@ def left_out(rows: Sequence[Row]) -> list[str]:
 
 def norms(found: dict[str, Any], fold: bool = False) -> str:
     """All tables of one machine and versions; `fold`: those case by case open on a click."""
-    parts = [f"{found['machine']}; {found['versions']}; {found['rounds']} rounds"]
+    parts = [f"{found['machine']}; {found['versions']}"]
     if found["not_installed"]:
         parts.append(f"Not installed, or not for this device: {', '.join(found['not_installed'])}.")
     parts += left_out(found["rows"])
@@ -145,8 +145,8 @@ def norms(found: dict[str, Any], fold: bool = False) -> str:
         peers = [name for name in names if name != OURS]
         cases = details(rows, peers)
         parts += [
-            f"**{title}.** Time of jaxnorm over that of each, geometric mean over the shapes"
-            " (the largest of them):",
+            f"**{title}**, {rows[0]['rounds']} rounds. Time of jaxnorm over that of each, geometric"
+            " mean over the shapes (the largest of them):",
             summary(rows, peers, "ours_over"),
         ]
         if FLAX in peers:

@@ -144,6 +144,7 @@ def figures(*ratios: dict[str, float], **others: Any) -> dict[str, Any]:
     rows = [
         {
             "allocator": "keep",
+            "rounds": 3,
             "norm": "layer",
             "shape": [2, i],
             "size": "small",
@@ -164,7 +165,7 @@ def figures(*ratios: dict[str, float], **others: Any) -> dict[str, Any]:
         }
         for i, of_peers in enumerate(ratios)
     ]
-    found = {"machine": "a", "versions": "b", "rounds": 1, "not_installed": [], "rows": rows}
+    found = {"machine": "a", "versions": "b", "not_installed": [], "rows": rows}
     return {**found, **others}
 
 

@@ -106,10 +106,13 @@ def moments_as_known(
 ) -> Moments:
     """``m``, which are the moments of ``x``, with the derivative that they have there."""
     mean = lax.stop_gradient(m.mean)
-    sums = collect(_powers_about, x, mean, axes=axes)
-    if axis_name is not None:
-        sums = lax.psum(sums, axis_name)
-    total, squares = known_sums(tuple(sums), (jnp.zeros_like(mean), m.count * m.var))
+    own = collect(_powers_about, x, mean, axes=axes)
+
+    def over_devices(sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return sums if axis_name is None else lax.psum(sums, axis_name)
+
+    known = jnp.zeros_like(mean), m.count * m.var
+    total, squares = known_sums(over_devices, tuple(own), known)
     return moments_from_sums(mean, total, squares, m.count)
 
 
