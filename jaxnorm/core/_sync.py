@@ -79,16 +79,17 @@ def _over_devices(names: tuple[str, ...], groups: AxisIndexGroups | None) -> _Ov
     return summed
 
 
+def is_bound(name: str) -> bool:
+    """Whether ``name`` is a mapped axis here."""
+    try:
+        lax.axis_size(name)
+    except NameError:
+        return False
+    return True
+
+
 def check_bound(names: tuple[str, ...]) -> None:
     """Raises a ValueError if one of ``names`` is no mapped axis here."""
-
-    def is_bound(name: str) -> bool:
-        try:
-            lax.axis_size(name)
-        except NameError:
-            return False
-        return True
-
     unbound = [name for name in names if not is_bound(name)]
     if unbound:
         bound = ", ".join(map(repr, _bound_names())) or "none"

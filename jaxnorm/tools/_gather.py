@@ -1,0 +1,152 @@
+"""Moments of what reaches each batch norm of a model, gathered over batches beside the layer's own state."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ..core._axes import canonical_axes, complement
+from ..core._moments import moments
+from ..core._pool import Moments, combine
+from ..core._running import RunningStats, init_running_stats, update_running_stats
+from ..core._sync import AxisIndexGroups, AxisName, is_bound
+from ._models import Model, Run, Stats
+from ._watch import LayerCall
+
+Gathered: TypeAlias = Sequence[jax.Array]
+"""Mean, variance, and a count of whatever the way counts."""
+
+Gather: TypeAlias = Callable[[Any, Stats, Any], tuple[Any, Stats]]
+_NAMES = [f"gathered_{field}" for field in Moments._fields]
+
+
+class BatchNormOptions(NamedTuple):
+    """What the tools need to know of a batch norm, Flax's or ours."""
+
+    momentum: Any
+    epsilon: float
+    unbiased: bool
+
+
+Way: TypeAlias = Callable[[Gathered, Moments], Gathered]
+"""Adds a batch to what was gathered."""
+
+
+def pooled(before: Gathered, m: Moments) -> Gathered:
+    """Moments of all values of all batches together."""
+    return combine(Moments(*before), m)
+
+
+def averaged(before: Gathered, m: Moments) -> Gathered:
+    """The plain average of the batches' means, and of their unbiased variances."""
+    mean, var, count = before
+    stats = RunningStats(mean, var, count.astype(jnp.int32))
+    stats = update_running_stats(stats, m, momentum=None, unbiased=True)
+    assert stats.count is not None
+    return stats.mean, stats.var, stats.count.astype(count.dtype)
+
+
+def find_batch_norms(model: Model, run: Run, batch: Any) -> dict[str, BatchNormOptions]:
+    """The batch norms that keep running statistics, in the order in which ``run`` first calls them.
+
+    Raises:
+        ValueError: it calls none, or there are no statistics for one of them.
+    """
+    found: dict[str, BatchNormOptions] = {}
+
+    def note(call: LayerCall) -> Any:
+        if getattr(call.layer, "track_running_stats", True):
+            options = {name: getattr(call.layer, name) for name in ("momentum", "epsilon")}
+            found[call.path] = BatchNormOptions(
+                **options, unbiased=getattr(call.layer, "unbiased", False)
+            )
+        return jnp.zeros_like(call.x, getattr(call.layer, "dtype", None))
+
+    jax.eval_shape(
+        lambda state, batch: model.run(state, {}, run, batch, note)[0], model.state, batch
+    )
+    if not found:
+        raise ValueError(
+            "the model must call at least one BatchNorm that keeps running statistics, of Flax or jaxnorm; "
+            "got a model that calls none. Check that run calls the whole model."
+        )
+    for path in found:
+        if not {"mean", "var"} <= set(model.stats(path)):
+            raise ValueError(
+                f"variables must hold running statistics for every batch norm; got no mean and var of "
+                f"{path!r} in the collection batch_stats. Pass the variables as init or training returned "
+                f"them, with batch_stats."
+            )
+    return found
+
+
+def gathering(
+    model: Model, run: Run, way: Way, *, evaluating: bool, meant: Callable[[str], bool]
+) -> Gather:
+    """A function of state, stats and batch: what ``run`` returns, and the stats with the batch added.
+
+    The layers that are ``meant`` normalize with their running statistics or those of the batch, all others
+    with their running statistics.
+    """
+
+    def answer(call: LayerCall) -> Any:
+        if not getattr(call.layer, "track_running_stats", True):
+            return call.proceed(*call.args, **call.kwargs)
+        if not meant(call.path):
+            return normalized(call, evaluating=True)
+        before = [call.read(name) for name in _NAMES]
+        for name, value in zip(_NAMES, way(before, moments_of(call)), strict=True):
+            call.write(name, value)
+        return normalized(call, evaluating=evaluating)
+
+    def gather(state: Any, stats: Stats, batch: Any) -> tuple[Any, Stats]:
+        return model.run(state, stats, run, batch, answer)
+
+    return gather
+
+
+def nothing_gathered(mean: jax.Array) -> dict[str, jax.Array]:
+    """What a layer that holds such a ``mean`` has before the first batch."""
+    stats = init_running_stats(mean.shape, jnp.promote_types(mean.dtype, jnp.float32))
+    return dict(zip(_NAMES, (stats.mean, stats.var, jnp.zeros_like(stats.var)), strict=True))
+
+
+def gathered(stats: Mapping[str, jax.Array]) -> Moments:
+    """What was gathered, from what a layer holds."""
+    return Moments(*(stats[name] for name in _NAMES))
+
+
+def moments_of(call: LayerCall) -> Moments:
+    """Moments of what a batch norm is called with, of the feature shape."""
+    x = jnp.asarray(call.x)
+    features = canonical_axes(call.layer.axis, x.ndim, "axis")
+    reduced = complement(features, x.ndim)
+    axis_name, groups = _devices_here(call.layer)
+    m = moments(
+        x, reduced, mask=call.kwargs.get("mask"), axis_name=axis_name, axis_index_groups=groups
+    )
+    return Moments(*(leaf.squeeze(reduced) for leaf in m))
+
+
+def normalized(call: LayerCall, *, evaluating: bool) -> Any:
+    """What a batch norm returns with its running statistics, or with those of the batch."""
+    options = {k: v for k, v in call.kwargs.items() if k != "use_running_average"}
+    axis_name, groups = _devices_here(call.layer)
+    devices = {"axis_name": axis_name, "axis_index_groups": groups}
+    if isinstance(call.layer, nn.Module):
+        layer = call.layer.clone(parent=call.layer.scope, use_running_average=evaluating, **devices)
+        return layer(call.x, **options)
+    for name, value in devices.items():
+        setattr(call.layer, name, value)
+    return call.proceed(call.x, use_running_average=evaluating, **options)
+
+
+def _devices_here(layer: Any) -> tuple[AxisName | None, AxisIndexGroups | None]:
+    """The layer's axes of devices, where the model is run within them: jit over a mesh needs none."""
+    names = layer.axis_name
+    names = (names,) if isinstance(names, str) else tuple(names or ())
+    if names and all(map(is_bound, names)):
+        return layer.axis_name, layer.axis_index_groups
+    return None, None

@@ -1,0 +1,154 @@
+"""A Linen module and its variables, or an NNX model: for the tools, which are written once, the same."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import flax.linen as nn
+import jax
+from flax import nnx
+from flax.core import freeze, unfreeze
+from flax.core.frozen_dict import FrozenDict
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ..core._running import RunningStats
+from ._watch import BATCH_NORMS, Answer, answered_by, watched, watching
+
+Run: TypeAlias = Callable[[Any, Any], Any]
+"""How a model is run on a batch: ``lambda model, batch: model(batch["image"], train=False)``."""
+
+Stats: TypeAlias = Mapping[str, Mapping[str, jax.Array]]
+"""Arrays of layers, by the path of the layer and their name."""
+
+
+class Model(Protocol):
+    """A model, and in ``state`` all the arrays that it holds."""
+
+    state: Any
+
+    def stats(self, path: str) -> dict[str, jax.Array]:
+        """What the layer at ``path`` holds in ``batch_stats``."""
+        ...
+
+    def run(
+        self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
+    ) -> tuple[Any, Stats]:
+        """What ``run`` returns, and ``stats`` afterwards.
+
+        The model holds ``state``, and its layers these ``stats`` in the place of their own, or besides. For
+        its batch norms, ``answer`` says what they return and write.
+        """
+        ...
+
+    def returned(self, stats: Stats) -> Any:
+        """What was given, variables or NNX model, with these ``stats``."""
+        ...
+
+
+def as_it_is(model: Any, batch: Any) -> Any:
+    """How a model is run if nobody says."""
+    return model(batch)
+
+
+def model_of(model: Any, variables: Any, rngs: Any = None) -> Model:
+    """``model`` as the tools see it.
+
+    Raises:
+        ValueError: it is no model of Flax, or ``variables`` are missing, or given where there are none.
+    """
+    if isinstance(model, nnx.Module):
+        if variables is not None:
+            raise ValueError(
+                f"variables belong to a Linen module; got them with an NNX model, {type(model).__name__}, "
+                f"which holds its own. Leave them out."
+            )
+        return _NnxModel(model)
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model must be a Linen module or an NNX model; got {type(model).__name__}. Give the module "
+            f"itself, not its variables or its apply function."
+        )
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        what = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
+        raise ValueError(
+            f"variables must be those of the Linen module, with its collection params; got {what}. "
+            f'Give variables={{"params": ..., "batch_stats": ...}}, as init returns them.'
+        )
+    return _LinenModel(model, variables, rngs)
+
+
+class _LinenModel:
+    def __init__(self, module: nn.Module, variables: Any, rngs: Any) -> None:
+        self._module, self._rngs = module, rngs
+        self._frozen = isinstance(variables, FrozenDict)
+        self.state: Any = unfreeze(variables) if self._frozen else dict(variables)
+
+    def stats(self, path: str) -> dict[str, jax.Array]:
+        return _below(self.state.get("batch_stats", {}), path)
+
+    def run(
+        self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
+    ) -> tuple[Any, Stats]:
+        apply = nn.apply(run, self._module, mutable=True)
+        with watching(BATCH_NORMS), answered_by(answer):
+            output, after = apply(_with_stats(state, stats), batch, rngs=self._rngs)
+        found = {path: _below(after.get("batch_stats", {}), path) for path in stats}
+        return output, {path: {name: found[path][name] for name in stats[path]} for path in stats}
+
+    def returned(self, stats: Stats) -> Any:
+        variables = _with_stats(self.state, stats)
+        return freeze(variables) if self._frozen else variables
+
+
+def _below(tree: Any, path: str) -> dict[str, jax.Array]:
+    for name in filter(None, path.split("/")):
+        tree = tree.get(name, {})
+    return dict(tree)
+
+
+def _with_stats(variables: Any, stats: Stats) -> Any:
+    flat = flatten_dict(variables.get("batch_stats", {}))
+    for path, arrays in stats.items():
+        layer = tuple(filter(None, path.split("/")))
+        flat |= {(*layer, name): array for name, array in arrays.items()}
+    return {**variables, "batch_stats": unflatten_dict(flat)} if flat else variables
+
+
+class _NnxModel:
+    def __init__(self, model: nnx.Module) -> None:
+        self._model = model
+        self._graph, self.state = nnx.split(watched(model, BATCH_NORMS))
+
+    def stats(self, path: str) -> dict[str, jax.Array]:
+        layer = _layers(nnx.merge(self._graph, self.state))[path]
+        held = {name: getattr(layer, name, None) for name in RunningStats._fields}
+        return {name: variable[...] for name, variable in held.items() if variable is not None}
+
+    def run(
+        self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
+    ) -> tuple[Any, Stats]:
+        model = nnx.merge(self._graph, state)
+        layers = _layers(model)
+        for path, arrays in stats.items():
+            for name, array in arrays.items():
+                setattr(layers[path], name, nnx.BatchStat(array))
+        with answered_by(answer):
+            output = run(model, batch)
+        after = {
+            path: {name: getattr(layers[path], name)[...] for name in arrays}
+            for path, arrays in stats.items()
+        }
+        return output, after
+
+    def returned(self, stats: Stats) -> Any:
+        model = nnx.clone(self._model)
+        layers = _layers(watched(model, BATCH_NORMS))  # of the same variables
+        for path, arrays in stats.items():
+            for name, array in arrays.items():
+                getattr(layers[path], name)[...] = array
+        return model
+
+
+def _layers(model: nnx.Module) -> dict[str, Any]:
+    """The watched layers by their path."""
+    nodes = (node for _, node in nnx.iter_graph(model) if hasattr(node, "watched_path"))
+    return {node.watched_path: node for node in nodes}

@@ -1,0 +1,129 @@
+"""The layers of a model as they are called: seen, and answered for, from outside of the model."""
+
+import contextlib
+import contextvars
+import fnmatch
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import flax.linen as nn
+import jax
+from flax import nnx
+
+from .. import linen as jnl, nnx as jnx
+
+Where: TypeAlias = str | Callable[[str], bool]
+"""Which layers: a pattern of paths, as of files (``"stem/*"``), or a function of the path."""
+
+BATCH_NORMS = (nn.BatchNorm, jnl.BatchNorm, nnx.BatchNorm, jnx.BatchNorm)
+_NnxModel = TypeVar("_NnxModel", bound=nnx.Module)
+
+
+class LayerCall(NamedTuple):
+    """One call of a layer, which is bound to its variables."""
+
+    layer: Any
+    path: str  # such as "stem/BatchNorm_0"
+    proceed: Callable[..., Any]  # calls the layer, unwatched
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def x(self) -> jax.Array:
+        """What the layer is called with."""
+        return self.args[0]
+
+    def read(self, name: str) -> jax.Array:
+        """An array that the layer holds in ``batch_stats``."""
+        if isinstance(self.layer, nn.Module):
+            return self.layer.get_variable("batch_stats", name)
+        return getattr(self.layer, name)[...]
+
+    def write(self, name: str, value: jax.Array) -> None:
+        """Replaces it."""
+        if isinstance(self.layer, nn.Module):
+            self.layer.put_variable("batch_stats", name, value)
+        else:
+            getattr(self.layer, name)[...] = value
+
+
+Answer: TypeAlias = Callable[[LayerCall], Any]
+"""What a watched layer returns in place of its own result."""
+
+_answering: contextvars.ContextVar[Answer | None] = contextvars.ContextVar("answer", default=None)
+
+
+@contextlib.contextmanager
+def answered_by(answer: Answer | None) -> Iterator[None]:
+    """Within it, watched layers return what ``answer`` says; within an answer, their own results."""
+    token = _answering.set(answer)
+    try:
+        yield
+    finally:
+        _answering.reset(token)
+
+
+def _call(layer: Any, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Has the current answer, if there is one, say what the ``call`` of ``layer`` returns."""
+    answer = _answering.get()
+    if answer is None:
+        return call(*args, **kwargs)
+    with answered_by(None):
+        return answer(LayerCall(layer, path, call, args, kwargs))
+
+
+def watching(kinds: tuple[type, ...]) -> contextlib.AbstractContextManager[Any]:
+    """Watches the Linen layers of these ``kinds`` that are called within it."""
+
+    def watch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        layer = context.module
+        if context.method_name != "__call__" or not isinstance(layer, kinds):
+            return call(*args, **kwargs)
+        return _call(layer, "/".join(layer.path), call, *args, **kwargs)
+
+    return nn.intercept_methods(watch)
+
+
+def watched(model: _NnxModel, kinds: tuple[type, ...]) -> _NnxModel:
+    """``model``, of the same variables, with its NNX layers of these ``kinds`` watched."""
+
+    def watch(path: tuple[Any, ...], node: Any) -> Any:
+        if isinstance(node, kinds):
+            # The node is a copy: recursive_map hands out no other.
+            node.__class__ = _watched_class(type(node))
+            node.watched_path = "/".join(map(str, path))
+        return node
+
+    return nnx.recursive_map(watch, model)
+
+
+@functools.cache
+def _watched_class(kind: type[nnx.Module]) -> type[nnx.Module]:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(kind.__call__, self)
+        return _call(self, self.watched_path, call, *args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"__call__": __call__})
+
+
+def is_meant(where: Where | None, path: str) -> bool:
+    """Whether ``where`` means the layer at ``path``; None means all."""
+    if where is None:
+        return True
+    return where(path) if callable(where) else fnmatch.fnmatchcase(path, where)
+
+
+def check_meant(where: Where | None, paths: list[str], kind: str) -> list[str]:
+    """Those of ``paths`` that ``where`` means.
+
+    Raises:
+        ValueError: it means none of them.
+    """
+    meant = [path for path in paths if is_meant(where, path)]
+    if not meant:
+        raise ValueError(
+            f"where must mean at least one {kind} of the model; got where={where!r}, and there are: "
+            f"{', '.join(paths) or 'none'}. Give a pattern such as 'stem/*', or leave it out for all."
+        )
+    return meant
