@@ -11,7 +11,7 @@ from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ..core._running import RunningStats
-from ._watch import BATCH_NORMS, Answer, answered_by, watched, watching
+from ._watch import BATCH_NORMS, Answer, answered_first_by, watched, watching
 
 Run: TypeAlias = Callable[[Any, Any], Any]
 """How a model is run on a batch: ``lambda model, batch: model(batch["image"], train=False)``."""
@@ -89,7 +89,7 @@ class _LinenModel:
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
     ) -> tuple[Any, Stats]:
         apply = nn.apply(run, self._module, mutable=True)
-        with watching(BATCH_NORMS), answered_by(answer):
+        with watching(BATCH_NORMS), answered_first_by(answer):
             output, after = apply(_with_stats(state, stats), batch, rngs=self._rngs)
         found = {path: _below(after.get("batch_stats", {}), path) for path in stats}
         return output, {path: {name: found[path][name] for name in stats[path]} for path in stats}
@@ -131,7 +131,7 @@ class _NnxModel:
         for path, arrays in stats.items():
             for name, array in arrays.items():
                 setattr(layers[path], name, nnx.BatchStat(array))
-        with answered_by(answer):
+        with answered_first_by(answer):
             output = run(model, batch)
         after = {
             path: {name: getattr(layers[path], name)[...] for name in arrays}

@@ -51,26 +51,35 @@ class LayerCall(NamedTuple):
 Answer: TypeAlias = Callable[[LayerCall], Any]
 """What a watched layer returns in place of its own result."""
 
-_answering: contextvars.ContextVar[Answer | None] = contextvars.ContextVar("answer", default=None)
+_answers: contextvars.ContextVar[tuple[Answer, ...]] = contextvars.ContextVar("answers", default=())
 
 
 @contextlib.contextmanager
-def answered_by(answer: Answer | None) -> Iterator[None]:
-    """Within it, watched layers return what ``answer`` says; within an answer, their own results."""
-    token = _answering.set(answer)
+def answered_by(*answers: Answer) -> Iterator[None]:
+    """Within it, watched layers return what the last of these says.
+
+    Within that, the last of the others is asked, and so on; at the end, the layer itself.
+    """
+    token = _answers.set(answers)
     try:
         yield
     finally:
-        _answering.reset(token)
+        _answers.reset(token)
+
+
+def answered_first_by(answer: Answer) -> contextlib.AbstractContextManager[None]:
+    """`answered_by` all that answer now, and then by ``answer``, which is asked first."""
+    return answered_by(*_answers.get(), answer)
 
 
 def _call(layer: Any, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Has the current answer, if there is one, say what the ``call`` of ``layer`` returns."""
-    answer = _answering.get()
-    if answer is None:
-        return call(*args, **kwargs)
-    with answered_by(None):
-        return answer(LayerCall(layer, path, call, args, kwargs))
+    match _answers.get():
+        case (*others, answer):
+            with answered_by(*others):
+                return answer(LayerCall(layer, path, call, args, kwargs))
+        case _:
+            return call(*args, **kwargs)
 
 
 def watching(kinds: tuple[type, ...]) -> contextlib.AbstractContextManager[Any]:
