@@ -1,5 +1,8 @@
 """Tools around norms: trees of variables in, trees of variables out; for Flax's own layers as well."""
 
+from ._freeze import freeze as freeze, unfreeze as unfreeze
+from ._masks import decay_mask as decay_mask, norm_mask as norm_mask
 from ._parity import Parity as Parity, assert_parity as assert_parity
 from ._recalibrate import recalibrate as recalibrate
 from ._replicas import pool_replicas as pool_replicas
+from ._swap import swap as swap

@@ -11,7 +11,7 @@ from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ..core._running import RunningStats
-from ._watch import BATCH_NORMS, Answer, answered_first_by, watched, watching
+from ._watch import LINEN_BATCH_NORMS, NNX_BATCH_NORMS, Answer, answered_first_by, watched, watching
 
 Run: TypeAlias = Callable[[Any, Any], Any]
 """How a model is run on a batch: ``lambda model, batch: model(batch["image"], train=False)``."""
@@ -24,6 +24,10 @@ class Model(Protocol):
     """A model, and in ``state`` all the arrays that it holds."""
 
     state: Any
+
+    def paths(self) -> list[str]:
+        """The layers with running statistics."""
+        ...
 
     def stats(self, path: str) -> dict[str, jax.Array]:
         """What the layer at ``path`` holds in ``batch_stats``."""
@@ -82,6 +86,10 @@ class _LinenModel:
         self._frozen = isinstance(variables, FrozenDict)
         self.state: Any = unfreeze(variables) if self._frozen else dict(variables)
 
+    def paths(self) -> list[str]:
+        names = flatten_dict(self.state.get("batch_stats", {}))
+        return ["/".join(path) for *path, last in names if last == "var"]
+
     def stats(self, path: str) -> dict[str, jax.Array]:
         return _below(self.state.get("batch_stats", {}), path)
 
@@ -89,7 +97,7 @@ class _LinenModel:
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
     ) -> tuple[Any, Stats]:
         apply = nn.apply(run, self._module, mutable=True)
-        with watching(BATCH_NORMS), answered_first_by(answer):
+        with watching(LINEN_BATCH_NORMS), answered_first_by(answer):
             output, after = apply(_with_stats(state, stats), batch, rngs=self._rngs)
         found = {path: _below(after.get("batch_stats", {}), path) for path in stats}
         return output, {path: {name: found[path][name] for name in stats[path]} for path in stats}
@@ -116,7 +124,10 @@ def _with_stats(variables: Any, stats: Stats) -> Any:
 class _NnxModel:
     def __init__(self, model: nnx.Module) -> None:
         self._model = model
-        self._graph, self.state = nnx.split(watched(model, BATCH_NORMS))
+        self._graph, self.state = nnx.split(watched(model, NNX_BATCH_NORMS))
+
+    def paths(self) -> list[str]:
+        return list(_layers(nnx.merge(self._graph, self.state)))
 
     def stats(self, path: str) -> dict[str, jax.Array]:
         layer = _layers(nnx.merge(self._graph, self.state))[path]
@@ -141,7 +152,7 @@ class _NnxModel:
 
     def returned(self, stats: Stats) -> Any:
         model = nnx.clone(self._model)
-        layers = _layers(watched(model, BATCH_NORMS))  # of the same variables
+        layers = _layers(watched(model, NNX_BATCH_NORMS))  # of the same variables
         for path, arrays in stats.items():
             for name, array in arrays.items():
                 getattr(layers[path], name)[...] = array

@@ -1,13 +1,12 @@
 """A Linen module that calls other layers in the place of some of its own, and is not edited."""
 
-import dataclasses
 import functools
 import inspect
 from typing import Any, TypeVar
 
 import flax.linen as nn
 
-from ._watch import Answer, answered_first_by, watching
+from ._watch import Answer, answered_first_by, rebuilt, watching
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -17,18 +16,17 @@ def answering(module: _Module, kinds: tuple[type, ...], answer: Answer) -> _Modu
 
     It is of a class of its own, with the same name, fields and methods. Equal answers make equal classes.
     """
-    kind: Any = _answering_class(type(module), kinds, answer)
-    fields = [f.name for f in dataclasses.fields(kind) if f.init and f.name != "parent"]
-    return kind(**{name: getattr(module, name) for name in fields})
+    return rebuilt(module, _answering_class(type(module), kinds, answer))
 
 
-def without_answers(module: nn.Module) -> nn.Module:
-    """The module that `answering` was given first."""
-    kind: Any = getattr(type(module), "answering_for", None)
-    if kind is None:
+def without_answers(module: nn.Module, answers: type) -> nn.Module:
+    """``module`` without the answers of this kind that `answering` gave it."""
+    kind: Any = type(module)
+    answer = getattr(kind, "answer", None)
+    if answer is None:
         return module
-    fields = [f.name for f in dataclasses.fields(kind) if f.init and f.name != "parent"]
-    return without_answers(kind(**{name: getattr(module, name) for name in fields}))
+    before = without_answers(rebuilt(module, kind.answering_for), answers)
+    return before if isinstance(answer, answers) else answering(before, kind.watches, answer)
 
 
 @functools.cache
@@ -48,5 +46,11 @@ def _answering_class(
     )
     public = [(name, f) for name, f in own if not name.startswith("_") and not hasattr(f, "nowrap")]
     methods = {name: within(f) for name, f in [*public, ("__call__", kind.__call__)]}
-    about = {"__module__": kind.__module__, "__doc__": kind.__doc__, "answering_for": kind}
+    about = {
+        "__module__": kind.__module__,
+        "__doc__": kind.__doc__,
+        "answering_for": kind,
+        "watches": kinds,
+        "answer": staticmethod(answer),
+    }
     return type(kind.__name__, (kind,), {**methods, **about})

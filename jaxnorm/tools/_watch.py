@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import dataclasses
 import fnmatch
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,8 @@ from .. import linen as jnl, nnx as jnx
 Where: TypeAlias = str | Callable[[str], bool]
 """Which layers: a pattern of paths, as of files (``"stem/*"``), or a function of the path."""
 
-BATCH_NORMS = (nn.BatchNorm, jnl.BatchNorm, nnx.BatchNorm, jnx.BatchNorm)
+LINEN_BATCH_NORMS = (nn.BatchNorm, jnl.BatchNorm)
+NNX_BATCH_NORMS = (nnx.BatchNorm, jnx.BatchNorm)
 _NnxModel = TypeVar("_NnxModel", bound=nnx.Module)
 
 
@@ -100,11 +102,24 @@ def watched(model: _NnxModel, kinds: tuple[type, ...]) -> _NnxModel:
     def watch(path: tuple[Any, ...], node: Any) -> Any:
         if isinstance(node, kinds):
             # The node is a copy: recursive_map hands out no other.
-            node.__class__ = _watched_class(type(node))
+            node.__class__ = _watched_class(unfrozen_class(type(node)))
             node.watched_path = "/".join(map(str, path))
         return node
 
     return nnx.recursive_map(watch, model)
+
+
+def rebuilt(layer: nn.Module, kind: Any = None, **changed: Any) -> Any:
+    """A Linen layer like ``layer``, without its parent, of another ``kind`` or with ``changed`` fields."""
+    if kind is None:
+        kind = getattr(type(layer), "answering_for", type(layer))
+    fields = [f.name for f in dataclasses.fields(kind) if f.init and f.name != "parent"]
+    return kind(**{"parent": None, **{name: getattr(layer, name) for name in fields}, **changed})
+
+
+def unfrozen_class(kind: type[nnx.Module]) -> type[nnx.Module]:
+    """The class that a frozen one was made of, or itself."""
+    return getattr(kind, "frozen_from", kind)
 
 
 @functools.cache

@@ -1,0 +1,136 @@
+"""Batch norms that no training moves any more."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+from flax import nnx
+from jax import lax
+
+from ._models import model_of
+from ._substitute import answering, without_answers
+from ._watch import (
+    LINEN_BATCH_NORMS,
+    NNX_BATCH_NORMS,
+    LayerCall,
+    Where,
+    check_meant,
+    is_meant,
+    rebuilt,
+    unfrozen_class,
+)
+
+
+def freeze(
+    model: Any, where: Where | None = None, *, variables: Any = None, affine: bool = False
+) -> Any:
+    """The model with its batch norms frozen: they evaluate, whatever they are told, and update nothing.
+
+    For fine-tuning on batches that are too small or too different for statistics of their own. What a
+    frozen layer normalizes with is what its running statistics say: of the data that it was trained on,
+    until `recalibrate` estimates them on the new.
+
+    Flax's own ``BatchNorm`` is frozen as ours is. Its scale and bias are trained on, unless ``affine``: then
+    they have no gradient. An optimizer may move them even so (weight decay, momentum from before): give it
+    `norm_mask`, as shown below.
+
+    Args:
+        model: a Linen module, or an NNX model, which stays as it is.
+        where: which layers, by path: a pattern such as ``"stem/*"`` or a function. None means all.
+        variables: of the Linen module, to know its layers by.
+        affine: whether to freeze scale and bias as well.
+
+    Returns:
+        A Linen module of the same variables, or an NNX model with arrays of its own. ``train()`` and
+        ``use_running_average=False`` change nothing for its frozen layers.
+
+    Raises:
+        ValueError: ``where`` means no batch norm of the model.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+        >>> from jaxnorm import tools
+        >>> model = nn.BatchNorm(use_running_average=False)
+        >>> x = jnp.arange(6.0).reshape(3, 2)
+        >>> variables = model.init(jax.random.key(0), x)
+        >>> frozen = tools.freeze(model, variables=variables, affine=True)
+        >>> y, updated = frozen.apply(variables, x, mutable=["batch_stats"])
+        >>> print(updated["batch_stats"]["mean"], (y - x).max().round(3))
+        [0. 0.] 0.0
+        >>> optimizer = optax.chain(
+        ...     optax.adamw(1e-3), optax.masked(optax.set_to_zero(), tools.norm_mask)
+        ... )
+    """
+    check_meant(where, model_of(model, variables).paths(), "batch norm")
+    if isinstance(model, nn.Module):
+        return answering(model, LINEN_BATCH_NORMS, _Frozen(where, affine))
+
+    def frozen(path: tuple[Any, ...], node: Any) -> Any:
+        kind: Any = type(node)
+        if issubclass(kind, NNX_BATCH_NORMS) and is_meant(where, "/".join(map(str, path))):
+            node.__class__ = _frozen_class(unfrozen_class(kind), affine)
+        return node
+
+    return nnx.recursive_map(frozen, nnx.clone(model))
+
+
+def unfreeze(model: Any) -> Any:
+    """The model with its batch norms as they were before `freeze`.
+
+    Args:
+        model: what `freeze` returned.
+
+    Returns:
+        A Linen module or an NNX model, whose batch norms do as they are told again.
+
+    Example:
+        >>> from flax import nnx
+        >>> from jaxnorm import tools
+        >>> frozen = tools.freeze(nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
+        >>> print(type(frozen).__name__, type(tools.unfreeze(frozen)).__name__)
+        FrozenBatchNorm BatchNorm
+    """
+    if isinstance(model, nn.Module):
+        return without_answers(model, _Frozen)
+
+    def thawed(path: tuple[Any, ...], node: Any) -> Any:
+        kind: Any = type(node)
+        if issubclass(kind, NNX_BATCH_NORMS):
+            node.__class__ = unfrozen_class(kind)
+        return node
+
+    return nnx.recursive_map(thawed, nnx.clone(model))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frozen:
+    """What a frozen Linen layer returns."""
+
+    where: Where | None
+    affine: bool
+
+    def __call__(self, call: LayerCall) -> Any:
+        if not is_meant(self.where, call.path):
+            return call.proceed(*call.args, **call.kwargs)
+        layer, options = call.layer, dict(call.kwargs)
+        options.pop("use_running_average", None)
+        evaluating = {"use_running_average": True}
+        if hasattr(layer, "track_running_stats"):
+            evaluating["track_running_stats"] = True
+        if self.affine and not layer.is_initializing():
+            alone = rebuilt(layer, **evaluating)
+            return alone.apply(lax.stop_gradient(layer.variables), call.x, **options)
+        return rebuilt(layer, parent=layer.scope, **evaluating)(call.x, **options)
+
+
+@functools.cache
+def _frozen_class(kind: type[nnx.Module], affine: bool) -> type[nnx.Module]:
+    def __call__(self: Any, x: Any, use_running_average: bool | None = None, **options: Any) -> Any:
+        del use_running_average
+        if affine:
+            graph, state = nnx.split(self)
+            self = nnx.merge(graph, lax.stop_gradient(state))
+        return kind.__call__(self, x, use_running_average=True, **options)
+
+    return type(f"Frozen{kind.__name__}", (kind,), {"__call__": __call__, "frozen_from": kind})
