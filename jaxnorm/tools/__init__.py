@@ -1,5 +1,6 @@
 """Tools around norms: trees of variables in, trees of variables out; for Flax's own layers as well."""
 
+from ._examine import Examination as Examination, LayerHealth as LayerHealth, examine as examine
 from ._freeze import freeze as freeze, unfreeze as unfreeze
 from ._masks import decay_mask as decay_mask, norm_mask as norm_mask
 from ._parity import Parity as Parity, assert_parity as assert_parity

@@ -1,6 +1,6 @@
 """A Linen module and its variables, or an NNX model: for the tools, which are written once, the same."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import flax.linen as nn
@@ -31,6 +31,10 @@ class Model(Protocol):
 
     def stats(self, path: str) -> dict[str, jax.Array]:
         """What the layer at ``path`` holds in ``batch_stats``."""
+        ...
+
+    def params(self, path: str) -> dict[str, jax.Array]:
+        """The scale and the bias of the layer at ``path``, if it has them."""
         ...
 
     def run(
@@ -93,6 +97,9 @@ class _LinenModel:
     def stats(self, path: str) -> dict[str, jax.Array]:
         return _below(self.state.get("batch_stats", {}), path)
 
+    def params(self, path: str) -> dict[str, jax.Array]:
+        return _below(self.state["params"], path)
+
     def run(
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
     ) -> tuple[Any, Stats]:
@@ -130,8 +137,14 @@ class _NnxModel:
         return list(_layers(nnx.merge(self._graph, self.state)))
 
     def stats(self, path: str) -> dict[str, jax.Array]:
+        return self._held(path, RunningStats._fields)
+
+    def params(self, path: str) -> dict[str, jax.Array]:
+        return self._held(path, ("scale", "bias"))
+
+    def _held(self, path: str, names: Sequence[str]) -> dict[str, jax.Array]:
         layer = _layers(nnx.merge(self._graph, self.state))[path]
-        held = {name: getattr(layer, name, None) for name in RunningStats._fields}
+        held = {name: getattr(layer, name, None) for name in names}
         return {name: variable[...] for name, variable in held.items() if variable is not None}
 
     def run(

@@ -107,11 +107,10 @@ class _Norm:
 
     @classmethod
     def of(
-        cls, get_norm: Constructor, norm: str | Constructor, options: Mapping[str, Any]
+        cls, get_norm: Constructor, name: str | Constructor, options: Mapping[str, Any]
     ) -> "_Norm":
         """By name or constructor; with ``options`` that it knows."""
-        if isinstance(norm, str):
-            norm = get_norm(norm, **options)
+        norm: Any = get_norm(name, **options) if isinstance(name, str) else name
         while isinstance(norm, functools.partial):
             norm, options = norm.func, {**norm.keywords, **options}
         inspect.signature(norm).bind_partial(**options)

@@ -1,0 +1,255 @@
+"""Why evaluation is not what training promised: every batch norm of a model, looked at on a batch."""
+
+import io
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ..core._pool import Moments
+from ..core._running import RunningStats
+from ._gather import (
+    BatchNormOptions,
+    find_batch_norms,
+    gathered,
+    gathering,
+    nothing_gathered,
+    pooled,
+)
+from ._models import Model, Run, as_it_is, model_of
+from ._watch import Where, check_meant
+
+FEW = 16
+"""Fewer values than this for a channel make its variance uncertain by a third and more."""
+FAR = 0.1
+"""A KL divergence that a batch of some hundred examples does not have by chance."""
+
+
+class LayerHealth(NamedTuple):
+    """What `examine` finds of one batch norm. All are numbers, to be logged as they are."""
+
+    channels: int
+    count: float  # values of each channel in the batch; the fewest
+    z: float  # |batch mean - running mean| / running standard deviation; the largest of all channels
+    kl: float  # of the normal distribution of the batch from the running one; the mean of all channels
+    var_ratio: float  # batch variance / running variance; the median
+    tiny: int  # channels with a running variance below epsilon, which then decides
+    dead: int  # channels that are constant in the batch, or that scale multiplies by 0
+    updated: bool  # running statistics are not those of a new layer
+    finite: bool  # all of running statistics, scale and bias
+    batch_finite: bool  # what the batch gives this layer
+
+
+class Examination(NamedTuple):
+    """What `examine` returns. ``print`` shows it as a table, with what to do below it."""
+
+    layers: dict[str, LayerHealth]
+    batch: dict[str, Moments]  # per channel, what the layer is given in training
+    running: dict[str, RunningStats]
+    output_change: float  # |evaluation - training| / |training|, of the model's output, as 2-norms
+
+    def advice(self) -> dict[str, str]:
+        """For each layer that wants something: its likely cause, and what mends it."""
+        found = {path: _advice(health) for path, health in self.layers.items()}
+        return {path: text for path, text in found.items() if text}
+
+    def __str__(self) -> str:
+        """The table, and the advice."""
+        table = Table(box=None, pad_edge=False)
+        table.add_column("batch norm", overflow="fold")
+        names = ("channels", "values", "max z", "mean KL", "var ratio", "tiny", "dead", "")
+        for name in names:
+            table.add_column(name, justify="right")
+        advice = self.advice()
+        for path, h in self.layers.items():
+            numbers = (f"{h.z:.3g}", f"{h.kl:.3g}", f"{h.var_ratio:.3g}", f"{h.tiny}", f"{h.dead}")
+            mark = "look" if path in advice else "fine"
+            table.add_row(path or "(the model)", f"{h.channels}", f"{h.count:g}", *numbers, mark)
+        console = Console(file=io.StringIO(), width=110)
+        console.print(table)
+        console.print(
+            f"\nThe output changes by {self.output_change:.1%} between training and evaluation."
+        )
+        for text in dict.fromkeys(advice.values()):
+            paths = [path or "(the model)" for path, said in advice.items() if said == text]
+            console.print(f"\n{', '.join(paths)}:\n  {text}", highlight=False)
+        return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def figure(self) -> Any:
+        """Batch against running statistics of every channel, one panel a layer: a matplotlib figure.
+
+        Points on the diagonal agree. Left of each pair the means, right the standard deviations.
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.4, 2.4 * len(self.layers)), layout="constrained")
+        panels: Any = figure.subplots(len(self.layers), 2, squeeze=False)
+        for row, (path, m) in zip(panels, self.batch.items(), strict=True):
+            running = self.running[path]
+            pairs = ((running.mean, m.mean), (np.sqrt(running.var), np.sqrt(m.var)))
+            for axes, what, (of_running, of_batch) in zip(row, ("mean", "std"), pairs, strict=True):
+                axes.scatter(np.ravel(of_running), np.ravel(of_batch), s=9, alpha=0.7)
+                axes.axline((float(np.mean(of_running)),) * 2, slope=1, color="0.6", lw=0.8)
+                axes.set_xlabel(f"running {what}")
+                axes.set_ylabel(f"{what} of the batch")
+                axes.set_title(f"{path or '(the model)'}: {what}", fontsize="medium")
+        return figure
+
+
+def examine(
+    model: Any,
+    batch: Any,
+    *,
+    variables: Any = None,
+    run: Run = as_it_is,
+    where: Where | None = None,
+    rngs: Any = None,
+) -> Examination:
+    """What every batch norm of a model is given, and how far its running statistics are from that.
+
+        z  = |batch mean - running mean| / √(running var + ε)
+        KL = ½ (log((r + ε) / (b + ε)) + (b + ε + (batch mean - running mean)²) / (r + ε) - 1)
+
+    per channel, of the batch's variance b and the running variance r. Each layer is looked at with the
+    layers before it in training, which its running statistics were made of: what it shows is its own.
+
+    Args:
+        model: a Linen module, or an NNX model; neither is changed.
+        batch: what ``run`` takes: some hundred examples, as the model is trained on.
+        variables: of the Linen module: ``params`` and ``batch_stats``.
+        run: calls the model on the batch, as for `recalibrate`.
+        where: which layers, by path: a pattern such as ``"stem/*"`` or a function. None means all.
+        rngs: for a Linen module whose ``run`` draws random numbers.
+
+    Returns:
+        An Examination, a tree of numbers and of statistics per channel: ``print(examination)``,
+        ``examination.layers``, ``examination.advice()``, ``examination.figure()``.
+
+    Raises:
+        ValueError: the model calls no batch norm, or none that ``where`` means, or its statistics are
+            missing.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from jaxnorm import tools
+        >>> x = 5 + jax.random.normal(jax.random.key(0), (256, 8))
+        >>> model = nn.BatchNorm(use_running_average=True)
+        >>> examination = tools.examine(model, x, variables=model.init(jax.random.key(1), x))
+        >>> print(examination.layers[""].updated, round(examination.layers[""].kl))
+        False 12
+        >>> print(examination.advice()[""][:47])
+        The running statistics are those of a new layer
+    """
+    subject = model_of(model, variables, rngs)
+    norms = find_batch_norms(subject, run, batch)
+    paths = check_meant(where, list(norms), "batch norm")
+    held = {path: subject.stats(path) for path in paths}
+    nothing = {path: nothing_gathered(of_layer["mean"]) for path, of_layer in held.items()}
+    outputs = {}
+    stats: Any = None
+    for evaluating in (True, False):
+        gather = gathering(
+            subject, run, pooled, evaluating=evaluating, meant=set(paths).__contains__
+        )
+        outputs[evaluating], stats = jax.jit(gather)(subject.state, nothing, batch)
+    moments = {path: jax.device_get(gathered(stats[path])) for path in paths}
+    running = {path: _running(held[path]) for path in paths}
+    health = {
+        path: _health(subject, path, norms[path], moments[path], running[path]) for path in paths
+    }
+    return Examination(health, moments, running, _change(outputs[True], outputs[False]))
+
+
+def _running(held: Any) -> RunningStats:
+    def wide(array: Any) -> Any:
+        return np.asarray(array).astype(np.promote_types(array.dtype, np.float32))
+
+    return RunningStats(wide(held["mean"]), wide(held["var"]))
+
+
+def _health(
+    subject: Model, path: str, options: BatchNormOptions, batch: Moments, running: RunningStats
+) -> LayerHealth:
+    params = {name: np.asarray(array) for name, array in subject.params(path).items()}
+    var = np.asarray(running.var + options.epsilon)
+    shift = np.abs(batch.mean - running.mean)
+    ratio = (batch.var + options.epsilon) / var
+    kl = (ratio - 1 - np.log(ratio) + shift**2 / var) / 2
+    constant = np.asarray(batch.var) == 0
+    finite = all(np.isfinite(a).all() for a in (running.mean, running.var, *params.values()))
+    return LayerHealth(
+        channels=int(np.size(var)),
+        count=float(np.min(batch.count)),
+        z=float(np.max(shift / np.sqrt(var))),
+        kl=float(np.mean(kl)),
+        var_ratio=float(np.median(ratio)),
+        tiny=int(np.sum(np.asarray(running.var) < options.epsilon)),
+        dead=int(np.sum(constant | (params["scale"] == 0 if "scale" in params else False))),
+        updated=bool(np.any(np.asarray(running.mean) != 0) or np.any(np.asarray(running.var) != 1)),
+        finite=bool(finite),
+        batch_finite=bool(np.isfinite(batch.mean).all() and np.isfinite(batch.var).all()),
+    )
+
+
+def _change(evaluation: Any, training: Any) -> float:
+    """|evaluation - training| / |training| over all floating leaves."""
+
+    def norm(leaves: list[Any]) -> float:
+        return float(np.sqrt(sum(np.sum(np.square(np.abs(leaf))) for leaf in leaves)))
+
+    pairs = zip(jax.tree.leaves(evaluation), jax.tree.leaves(training), strict=True)
+    floating = [
+        (np.asarray(a, np.float64), np.asarray(b, np.float64))
+        for a, b in pairs
+        if jnp.issubdtype(jnp.result_type(a), jnp.floating)
+    ]
+    change = norm([a - b for a, b in floating])
+    return change / norm([b for _, b in floating]) if change else 0.0
+
+
+def _advice(h: LayerHealth) -> str:
+    """The first that applies: what comes later is often a consequence."""
+    if not h.finite:
+        return (
+            "Running statistics, scale or bias are not finite: some batch was not. Go back to a "
+            "checkpoint, or, if the weights are finite, make new statistics with tools.recalibrate; "
+            "tools.keep_finite skips such a batch from now on."
+        )
+    if not h.batch_finite:
+        return (
+            "What this layer is given is not finite, while its own state is: look at the batch, and at "
+            "the weights before it."
+        )
+    if not h.updated:
+        return (
+            "The running statistics are those of a new layer, mean 0 and variance 1: training did not "
+            'store what it updated. Call apply with mutable=["batch_stats"] and keep what it returns '
+            "(tools.TrainState does), and make them now with tools.recalibrate."
+        )
+    if h.count < FEW:
+        return (
+            f"Only {h.count:g} values a channel: the statistics of such a batch are mostly chance. Share "
+            "them over devices with axis_name, accumulate with tools.accumulate, or take a norm that "
+            "needs no batch, with tools.swap."
+        )
+    if h.dead:
+        return (
+            f"{h.dead} of {h.channels} channels are dead: constant in the batch, or scaled by 0. Look at "
+            "what comes before: a rectifier that never opens, a learning rate that was too high."
+        )
+    if h.tiny:
+        return (
+            f"{h.tiny} of {h.channels} channels have a running variance below epsilon, which then decides "
+            "what they are divided by. Weights before the norm that decay to nothing do that: leave them "
+            "out of weight decay, or lower epsilon."
+        )
+    if h.kl > FAR:
+        return (
+            "Running statistics are far from those of the batch: they lag behind the weights, or come "
+            "from other data. Make new ones with tools.recalibrate; while training, lower momentum or the"
+            " learning rate."
+        )
+    return ""
