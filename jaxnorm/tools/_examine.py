@@ -32,7 +32,7 @@ class LayerHealth(NamedTuple):
     """What `examine` finds of one batch norm. All are numbers, to be logged as they are."""
 
     channels: int
-    count: float  # values of each channel in the batch; the fewest
+    values: float  # of each channel in the batch; the fewest
     z: float  # |batch mean - running mean| / running standard deviation; the largest of all channels
     kl: float  # of the normal distribution of the batch from the running one; the mean of all channels
     var_ratio: float  # batch variance / running variance; the median
@@ -67,7 +67,7 @@ class Examination(NamedTuple):
         for path, h in self.layers.items():
             numbers = (f"{h.z:.3g}", f"{h.kl:.3g}", f"{h.var_ratio:.3g}", f"{h.tiny}", f"{h.dead}")
             mark = "look" if path in advice else "fine"
-            table.add_row(path or "(the model)", f"{h.channels}", f"{h.count:g}", *numbers, mark)
+            table.add_row(path or "(the model)", f"{h.channels}", f"{h.values:g}", *numbers, mark)
         console = Console(file=io.StringIO(), width=110)
         console.print(table)
         console.print(
@@ -78,24 +78,32 @@ class Examination(NamedTuple):
             console.print(f"\n{', '.join(paths)}:\n  {text}", highlight=False)
         return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
-    def figure(self) -> Any:
-        """Batch against running statistics of every channel, one panel a layer: a matplotlib figure.
+    def figure(self, most: int = 6) -> Any:
+        """Batch against running statistics of every channel, for the layers with the largest KL.
 
-        Points on the diagonal agree. Left of each pair the means, right the standard deviations.
+        Points on the line agree. On the left the means, on the right the standard deviations.
+
+        Args:
+            most: how many layers; they stay in order.
+
+        Returns:
+            A matplotlib figure: ``examination.figure().savefig("examination.png")``.
         """
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(6.4, 2.4 * len(self.layers)), layout="constrained")
-        panels: Any = figure.subplots(len(self.layers), 2, squeeze=False)
-        for row, (path, m) in zip(panels, self.batch.items(), strict=True):
-            running = self.running[path]
+        worst = sorted(self.layers, key=lambda path: -self.layers[path].kl)[:most]
+        shown = [path for path in self.layers if path in worst]
+        figure = Figure(figsize=(6.4, 2.4 * len(shown)), layout="constrained")
+        panels: Any = figure.subplots(len(shown), 2, squeeze=False)
+        for row, path in zip(panels, shown, strict=True):
+            running, m = self.running[path], self.batch[path]
             pairs = ((running.mean, m.mean), (np.sqrt(running.var), np.sqrt(m.var)))
             for axes, what, (of_running, of_batch) in zip(row, ("mean", "std"), pairs, strict=True):
                 axes.scatter(np.ravel(of_running), np.ravel(of_batch), s=9, alpha=0.7)
                 axes.axline((float(np.mean(of_running)),) * 2, slope=1, color="0.6", lw=0.8)
                 axes.set_xlabel(f"running {what}")
                 axes.set_ylabel(f"{what} of the batch")
-                axes.set_title(f"{path or '(the model)'}: {what}", fontsize="medium")
+            row[0].set_title(path or "(the model)", fontsize="medium", loc="left")
         return figure
 
 
@@ -229,9 +237,9 @@ def _advice(h: LayerHealth) -> str:
             'store what it updated. Call apply with mutable=["batch_stats"] and keep what it returns '
             "(tools.TrainState does), and make them now with tools.recalibrate."
         )
-    if h.count < FEW:
+    if h.values < FEW:
         return (
-            f"Only {h.count:g} values a channel: the statistics of such a batch are mostly chance. Share "
+            f"Only {h.values:g} values a channel: the statistics of such a batch are mostly chance. Share "
             "them over devices with axis_name, accumulate with tools.accumulate, or take a norm that "
             "needs no batch, with tools.swap."
         )

@@ -96,15 +96,21 @@ def gathering(
             return call.proceed(*call.args, **call.kwargs)
         if not meant(call.path):
             return normalized(call, evaluating=True)
-        before = [call.read(name) for name in _NAMES]
-        for name, value in zip(_NAMES, way(before, moments_of(call)), strict=True):
-            call.write(name, value)
+        add_batch(call, way)
         return normalized(call, evaluating=evaluating)
 
     def gather(state: Any, stats: Stats, batch: Any) -> tuple[Any, Stats]:
-        return model.run(state, stats, run, batch, answer)
+        output, stats, _ = model.run(state, stats, run, batch, answer)
+        return output, stats
 
     return gather
+
+
+def add_batch(call: LayerCall, way: Way) -> None:
+    """Adds what a batch norm is called with to what it has gathered."""
+    before = [call.read(name) for name in _NAMES]
+    for name, value in zip(_NAMES, way(before, moments_of(call)), strict=True):
+        call.write(name, value)
 
 
 def nothing_gathered(mean: jax.Array) -> dict[str, jax.Array]:

@@ -39,12 +39,24 @@ class Model(Protocol):
 
     def run(
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
-    ) -> tuple[Any, Stats]:
-        """What ``run`` returns, and ``stats`` afterwards.
+    ) -> tuple[Any, Stats, Any]:
+        """What ``run`` returns, and ``stats`` and ``state`` afterwards.
 
         The model holds ``state``, and its layers these ``stats`` in the place of their own, or besides. For
         its batch norms, ``answer`` says what they return and write.
         """
+        ...
+
+    def split(self, state: Any) -> tuple[Any, Any]:
+        """The trained parameters in ``state``, and the rest of it."""
+        ...
+
+    def join(self, params: Any, rest: Any) -> Any:
+        """``state`` again."""
+        ...
+
+    def with_stats(self, state: Any, stats: Stats) -> Any:
+        """``state`` with these arrays in ``batch_stats``."""
         ...
 
     def returned(self, stats: Stats) -> Any:
@@ -102,30 +114,46 @@ class _LinenModel:
 
     def run(
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
-    ) -> tuple[Any, Stats]:
+    ) -> tuple[Any, Stats, Any]:
         apply = nn.apply(run, self._module, mutable=True)
         with watching(LINEN_BATCH_NORMS), answered_first_by(answer):
-            output, after = apply(_with_stats(state, stats), batch, rngs=self._rngs)
+            output, after = apply(self.with_stats(state, stats), batch, rngs=self._rngs)
         found = {path: _below(after.get("batch_stats", {}), path) for path in stats}
-        return output, {path: {name: found[path][name] for name in stats[path]} for path in stats}
+        of_layers = {path: {name: found[path][name] for name in stats[path]} for path in stats}
+        return output, of_layers, _as_in(state, after)
+
+    def split(self, state: Any) -> tuple[Any, Any]:
+        rest = {name: collection for name, collection in state.items() if name != "params"}
+        return state["params"], rest
+
+    def join(self, params: Any, rest: Any) -> Any:
+        return {**rest, "params": params}
+
+    def with_stats(self, state: Any, stats: Stats) -> Any:
+        flat = flatten_dict(state.get("batch_stats", {}))
+        for path, arrays in stats.items():
+            layer = tuple(filter(None, path.split("/")))
+            flat |= {(*layer, name): array for name, array in arrays.items()}
+        return {**state, "batch_stats": unflatten_dict(flat)} if flat else state
 
     def returned(self, stats: Stats) -> Any:
-        variables = _with_stats(self.state, stats)
+        variables = self.with_stats(self.state, stats)
         return freeze(variables) if self._frozen else variables
+
+
+def _as_in(before: Any, after: Any) -> Any:
+    """What there was ``before``, as it is ``after``; without what came in addition."""
+    if not isinstance(before, Mapping):
+        return after
+    return {
+        name: _as_in(old, after[name]) if name in after else old for name, old in before.items()
+    }
 
 
 def _below(tree: Any, path: str) -> dict[str, jax.Array]:
     for name in filter(None, path.split("/")):
         tree = tree.get(name, {})
     return dict(tree)
-
-
-def _with_stats(variables: Any, stats: Stats) -> Any:
-    flat = flatten_dict(variables.get("batch_stats", {}))
-    for path, arrays in stats.items():
-        layer = tuple(filter(None, path.split("/")))
-        flat |= {(*layer, name): array for name, array in arrays.items()}
-    return {**variables, "batch_stats": unflatten_dict(flat)} if flat else variables
 
 
 class _NnxModel:
@@ -149,7 +177,7 @@ class _NnxModel:
 
     def run(
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
-    ) -> tuple[Any, Stats]:
+    ) -> tuple[Any, Stats, Any]:
         model = nnx.merge(self._graph, state)
         layers = _layers(model)
         for path, arrays in stats.items():
@@ -157,19 +185,36 @@ class _NnxModel:
                 setattr(layers[path], name, nnx.BatchStat(array))
         with answered_first_by(answer):
             output = run(model, batch)
-        after = {
+        of_layers = {
             path: {name: getattr(layers[path], name)[...] for name in arrays}
             for path, arrays in stats.items()
         }
-        return output, after
+        before = dict(nnx.to_flat_state(state))
+        after = [(at, leaf) for at, leaf in nnx.to_flat_state(nnx.state(model)) if at in before]
+        return output, of_layers, nnx.from_flat_state(after)
+
+    def split(self, state: Any) -> tuple[Any, Any]:
+        params, rest = nnx.split_state(state, nnx.Param, ...)
+        return params, rest
+
+    def join(self, params: Any, rest: Any) -> Any:
+        return nnx.merge_state(params, rest)
 
     def returned(self, stats: Stats) -> Any:
         model = nnx.clone(self._model)
-        layers = _layers(watched(model, NNX_BATCH_NORMS))  # of the same variables
-        for path, arrays in stats.items():
-            for name, array in arrays.items():
-                getattr(layers[path], name)[...] = array
+        _write(_layers(watched(model, NNX_BATCH_NORMS)), stats)  # of the same variables
         return model
+
+    def with_stats(self, state: Any, stats: Stats) -> Any:
+        model = nnx.merge(self._graph, state)
+        _write(_layers(model), stats)
+        return nnx.state(model)
+
+
+def _write(layers: Mapping[str, Any], stats: Stats) -> None:
+    for path, arrays in stats.items():
+        for name, array in arrays.items():
+            getattr(layers[path], name)[...] = array
 
 
 def _layers(model: nnx.Module) -> dict[str, Any]:

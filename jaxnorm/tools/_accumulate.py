@@ -1,0 +1,163 @@
+"""Gradients of a batch taken in parts, with one exact step of the running statistics."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..core._running import RunningStats, update_running_stats
+from ._gather import (
+    BatchNormOptions,
+    add_batch,
+    find_batch_norms,
+    gathered,
+    nothing_gathered,
+    pooled,
+)
+from ._models import Stats, model_of
+from ._watch import LayerCall
+
+
+class Accumulated(NamedTuple):
+    """What `accumulate` returns."""
+
+    loss: jax.Array  # the mean over the micro-batches
+    grads: Any  # of that mean, as the parameters are
+    updated: Any  # all but the parameters: {"batch_stats": ...} of Linen, a State of NNX
+    aux: Any  # what the loss returns besides, stacked along a new first axis; or None
+
+
+def accumulate(
+    loss: Callable[[Any, Any], Any],
+    model: Any,
+    batch: Any,
+    *,
+    micro_batches: int,
+    variables: Any = None,
+    has_aux: bool = False,
+    rngs: Any = None,
+) -> Accumulated:
+    """Loss and gradients of a batch that is too large for the memory, from ``micro_batches`` parts of it.
+
+        mean ← momentum · mean + (1 - momentum) · mean of the whole batch         (var likewise)
+
+    once, with the moments of all parts pooled. The loop that everyone writes updates the running statistics
+    once for every part: with 8 parts, a momentum of 0.9 becomes 0.43, and the running variance never
+    hears of what the parts' means differ by.
+
+    Each part is normalized with its own statistics, as on devices that share none: the gradients are those
+    of batch norm of the smaller batch. Parts count equally in loss and gradients.
+
+    Works under jit, also over a mesh: of k parts, part i has the examples i, i + k, i + 2k, ..., so that each
+    is spread over the devices as the whole was. In `pmap` and `shard_map`, layers with ``axis_name`` share
+    statistics over the devices as always; gradients are the device's own.
+
+    Args:
+        loss: of a model and a micro-batch, a mean over its examples: ``lambda model, batch:
+            cross_entropy(model(batch["image"], train=True), batch["label"]).mean()``. The model is bound to
+            its variables, so that it is called like an NNX model.
+        model: a Linen module, or an NNX model, which stays as it is.
+        batch: a tree of arrays with the examples along their first axis.
+        micro_batches: how many; it divides the number of examples.
+        variables: of the Linen module.
+        has_aux: ``loss`` returns a pair of the loss and anything else.
+        rngs: for a Linen module that draws random numbers, such as ``{"dropout": key}``: others for every
+            part.
+
+    Returns:
+        Accumulated: ``state.apply_gradients(grads=a.grads, **a.updated)`` for Linen;
+        ``optimizer.update(model, a.grads)`` and ``nnx.update(model, a.updated)`` for NNX.
+
+    Raises:
+        ValueError: ``micro_batches`` does not divide the batch, or the model calls no batch norm.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from jaxnorm import tools
+        >>> model = nn.BatchNorm(momentum=0.5, use_running_average=False)
+        >>> x = jnp.array([[0.0], [2.0], [4.0], [6.0]])
+        >>> variables = model.init(jax.random.key(0), x)
+        >>> loss = lambda model, x: (model(x) ** 2).mean()
+        >>> a = tools.accumulate(loss, model, x, micro_batches=2, variables=variables)
+        >>> print(a.updated["batch_stats"]["mean"], a.updated["batch_stats"]["var"])
+        [1.5] [3.]
+    """
+    parts = _parts(batch, micro_batches)
+    subject = model_of(model, variables, rngs)
+    norms = find_batch_norms(subject, loss, jax.tree.map(lambda leaf: leaf[0], parts))
+    held = {path: subject.stats(path) for path in norms}
+    nothing = {path: nothing_gathered(stats["mean"]) for path, stats in held.items()}
+    params, rest = subject.split(subject.state)
+
+    def loss_of_part(params: Any, rest: Any, gathered: Stats, part: Any, number: jax.Array) -> Any:
+        drawn = {name: jax.random.fold_in(key, number) for name, key in (rngs or {}).items()}
+        own = model_of(model, variables, drawn) if drawn else subject
+        # Every part begins with the running statistics from before the first.
+        stats = {path: {**held[path], **gathered[path]} for path in held}
+        result, stats, state = own.run(own.join(params, rest), stats, loss, part, _gather)
+        value, aux = result if has_aux else (result, None)
+        gathered = {path: {name: stats[path][name] for name in nothing[path]} for path in nothing}
+        return value, (own.split(state)[1], gathered, aux)
+
+    step = jax.value_and_grad(loss_of_part, has_aux=True)
+
+    def add(carry: Any, part_and_number: Any) -> Any:
+        rest, stats, sums = carry
+        (value, (rest, stats, aux)), grads = step(params, rest, stats, *part_and_number)
+        return (rest, stats, jax.tree.map(jnp.add, sums, (value, grads))), aux
+
+    numbered = parts, jnp.arange(micro_batches)
+    first = jax.tree.map(lambda leaf: leaf[0], numbered)
+    (value, _), grads = jax.eval_shape(step, params, rest, nothing, *first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, grads))
+    (rest, stats, sums), aux = lax.scan(add, (rest, nothing, zeros), numbered)
+    value, grads = jax.tree.map(lambda total: total / micro_batches, sums)
+    updated = {path: _updated(held[path], stats[path], norms[path]) for path in norms}
+    state = subject.with_stats(subject.join(params, rest), updated)
+    return Accumulated(value, grads, subject.split(state)[1], aux)
+
+
+def _parts(batch: Any, number: int) -> Any:
+    """Every leaf with a new first axis: part i has the examples i, i + number, i + 2 number, ...
+
+    Raises:
+        ValueError: the leaves have not all as many examples, or ``number`` does not divide them.
+    """
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(batch)]
+    examples = sorted({leaf.shape[0] if leaf.ndim else 0 for leaf in leaves})
+    if len(examples) != 1 or number < 1 or examples[0] == 0 or examples[0] % number:
+        raise ValueError(
+            f"micro_batches must divide the number of examples, which lie along the first axis of every "
+            f"leaf of batch; got micro_batches={number} and {examples or 'no'} examples. Leave examples out, "
+            f"or pad and mask them."
+        )
+
+    def part(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        return leaf.reshape(-1, number, *leaf.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(part, batch)
+
+
+def _gather(call: LayerCall) -> Any:
+    """Adds the part to what was gathered, where the layer normalizes with statistics of it."""
+    flag = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
+    evaluating = call.layer.use_running_average if flag is None else flag
+    if getattr(call.layer, "track_running_stats", True) and not evaluating:
+        add_batch(call, pooled)
+    return call.proceed(*call.args, **call.kwargs)
+
+
+def _updated(
+    held: Mapping[str, jax.Array], stats: Mapping[str, jax.Array], options: BatchNormOptions
+) -> dict[str, jax.Array]:
+    """The running statistics of a layer after the whole batch."""
+    updated = update_running_stats(
+        RunningStats(**held),
+        lax.stop_gradient(gathered(stats)),
+        momentum=options.momentum,
+        unbiased=options.unbiased,
+    )
+    return {name: value for name, value in updated._asdict().items() if value is not None}

@@ -1,0 +1,126 @@
+"""What training carries from step to step, running statistics included."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+
+
+class TrainState(train_state.TrainState):
+    """Flax's ``TrainState`` with ``batch_stats``: what every user of batch norm in Linen writes by hand.
+
+    Fields are those of Flax and ``batch_stats``: ``step``, ``apply_fn``, ``params``, ``tx``, ``opt_state``.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+        >>> from jaxnorm import tools
+        >>> model = nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=False)])
+        >>> x = jax.random.normal(jax.random.key(0), (8, 4))
+        >>> state = tools.TrainState.of(model, model.init(jax.random.key(1), x), optax.sgd(0.1))
+        >>> @jax.jit
+        ... def step(state, x):
+        ...     def loss(params):
+        ...         variables = {"params": params, "batch_stats": state.batch_stats}
+        ...         y, updated = state.apply_fn(variables, x, mutable=["batch_stats"])
+        ...         return (y**2).mean(), updated
+        ...     grads, updated = jax.grad(loss, has_aux=True)(state.params)
+        ...     return state.apply_gradients(grads=grads, **updated)
+        >>> state = step(state, x)
+        >>> print(int(state.step), state.batch_stats["layers_1"]["mean"].shape)
+        1 (3,)
+    """
+
+    batch_stats: Any = None
+
+    @classmethod
+    def of(cls, model: nn.Module, variables: Any, tx: optax.GradientTransformation) -> "TrainState":
+        """The state before the first step.
+
+        Args:
+            model: a Linen module.
+            variables: what its ``init`` returned: ``params``, and ``batch_stats`` if it has any.
+            tx: the optimizer.
+
+        Returns:
+            A TrainState.
+        """
+        batch_stats = variables.get("batch_stats", {})
+        return cls.create(
+            apply_fn=model.apply, params=variables["params"], tx=tx, batch_stats=batch_stats
+        )
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What ``model.apply`` and the tools take."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
+    """The exponential moving average of weights and of the running statistics that belong to them.
+
+        average ← decay · average + (1 - decay) · new
+
+    Averaged weights need statistics of their own. Those of the latest weights are not: they are of weights
+    some steps further on. The same average of the running statistics is near, and what is needed for
+    evaluation now and then while training; `recalibrate` makes the exact ones. A variance is averaged as it is, without
+    what the means differ by: the averaged network has one mean, not the spread of those on the way.
+
+    Args:
+        old: the average so far, ``{"params": ..., "batch_stats": ...}`` or any tree; at the start, the variables.
+        new: a tree of the same structure, after a step.
+        decay: the weight of the old average, in [0, 1], such as 0.999.
+
+    Returns:
+        A tree of the same dtypes. What is not floating, such as a count of batches, is the new one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxnorm import tools
+        >>> print(tools.average({"mean": jnp.zeros(1), "count": 1}, {"mean": jnp.ones(1), "count": 2}, 0.9))
+        {'count': 2, 'mean': Array([0.1], dtype=float32)}
+    """
+
+    def moved(old: Any, new: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
+            return new
+        wide = jnp.promote_types(jnp.result_type(old), jnp.float32)
+        step = (1 - jnp.asarray(decay, wide)) * (jnp.asarray(new, wide) - jnp.asarray(old, wide))
+        return (jnp.asarray(old, wide) + step).astype(jnp.result_type(old))
+
+    return jax.tree.map(moved, old, new)
+
+
+def keep_finite(old: Any, new: Any, *evidence: Any) -> Any:
+    """``new``, or ``old`` after a step in which something was not finite.
+
+    One NaN batch poisons running statistics for ever, and the weights with them. This skips its step whole:
+    parameters, running statistics, the state of the optimizer.
+
+    Args:
+        old: the training state before the step: any tree.
+        new: the training state after it, of the same structure.
+        evidence: what to look at besides ``new`` itself, such as the loss.
+
+    Returns:
+        One of the two, chosen on the device, so that it works under jit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxnorm import tools
+        >>> print(tools.keep_finite({"mean": jnp.zeros(1)}, {"mean": jnp.array([jnp.nan])}))
+        {'mean': Array([0.], dtype=float32)}
+    """
+    leaves = [
+        leaf
+        for leaf in jax.tree.leaves((new, evidence))
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    ]
+    finite = (
+        jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+        if leaves
+        else jnp.array(True)
+    )
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
