@@ -190,7 +190,7 @@ def _health(
     finite = all(np.isfinite(a).all() for a in (running.mean, running.var, *params.values()))
     return LayerHealth(
         channels=int(np.size(var)),
-        count=float(np.min(batch.count)),
+        values=float(np.min(batch.count)),
         z=float(np.max(shift / np.sqrt(var))),
         kl=float(np.mean(kl)),
         var_ratio=float(np.median(ratio)),

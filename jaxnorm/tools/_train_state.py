@@ -64,12 +64,13 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
         average ← decay · average + (1 - decay) · new
 
     Averaged weights need statistics of their own. Those of the latest weights are not: they are of weights
-    some steps further on. The same average of the running statistics is near, and what is needed for
-    evaluation now and then while training; `recalibrate` makes the exact ones. A variance is averaged as it is, without
-    what the means differ by: the averaged network has one mean, not the spread of those on the way.
+    some steps further on. The same average of the running statistics is near, and good enough to evaluate
+    with now and then; `recalibrate` makes the exact ones. A variance is averaged as it is, without what the
+    means differ by: the averaged network has one mean, not the spread of those on the way.
 
     Args:
-        old: the average so far, ``{"params": ..., "batch_stats": ...}`` or any tree; at the start, the variables.
+        old: the average so far, ``{"params": ..., "batch_stats": ...}`` or any tree; at the start, the
+            variables.
         new: a tree of the same structure, after a step.
         decay: the weight of the old average, in [0, 1], such as 0.999.
 
@@ -79,8 +80,9 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxnorm import tools
-        >>> print(tools.average({"mean": jnp.zeros(1), "count": 1}, {"mean": jnp.ones(1), "count": 2}, 0.9))
-        {'count': 2, 'mean': Array([0.1], dtype=float32)}
+        >>> old, new = {"mean": jnp.zeros(1), "count": 1}, {"mean": jnp.ones(1), "count": 2}
+        >>> print(tools.average(old, new, decay=0.75))
+        {'count': 2, 'mean': Array([0.25], dtype=float32)}
     """
 
     def moved(old: Any, new: Any) -> Any:
@@ -113,14 +115,11 @@ def keep_finite(old: Any, new: Any, *evidence: Any) -> Any:
         >>> print(tools.keep_finite({"mean": jnp.zeros(1)}, {"mean": jnp.array([jnp.nan])}))
         {'mean': Array([0.], dtype=float32)}
     """
-    leaves = [
-        leaf
-        for leaf in jax.tree.leaves((new, evidence))
+    leaves = jax.tree.leaves((new, evidence))
+    finite = [
+        jnp.isfinite(leaf).all()
+        for leaf in leaves
         if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     ]
-    finite = (
-        jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
-        if leaves
-        else jnp.array(True)
-    )
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+    all_finite = jnp.stack([jnp.array(True), *finite]).all()
+    return jax.tree.map(lambda old, new: jnp.where(all_finite, new, old), old, new)
