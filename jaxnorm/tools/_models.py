@@ -178,7 +178,9 @@ class _NnxModel:
     def run(
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
     ) -> tuple[Any, Stats, Any]:
-        model = nnx.merge(self._graph, state)
+        model = nnx.merge(
+            self._graph, state, copy=True
+        )  # not the variables of the state themselves
         layers = _layers(model)
         for path, arrays in stats.items():
             for name, array in arrays.items():
@@ -206,7 +208,7 @@ class _NnxModel:
         return model
 
     def with_stats(self, state: Any, stats: Stats) -> Any:
-        model = nnx.merge(self._graph, state)
+        model = nnx.merge(self._graph, state, copy=True)
         _write(_layers(model), stats)
         return nnx.state(model)
 
