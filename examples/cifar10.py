@@ -26,12 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from flax.training import train_state
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxnorm import linen as jnl
+from jaxnorm import linen as jnl, tools
 
 from . import data, measure, report
 from .models import CNN, Place, ResNet20
@@ -127,19 +126,14 @@ EPOCHS = {
 # --- state and steps: what batch norm asks for ---------------------------------------------------
 
 
-class TrainState(train_state.TrainState):
-    """Flax's training state, and the running statistics beside the parameters.
+class TrainState(tools.TrainState):
+    """Parameters, the state of the optimizer, and the running statistics beside them.
 
     They are not parameters: no gradient reaches them and no optimizer moves them. Each training step
     hands them to the model and takes the updated ones back.
     """
 
-    batch_stats: Any
-    totals: jax.Array  # of this epoch so far: loss times images, images classified right, images
-
-    def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+    totals: Any = None  # of this epoch so far: loss times images, right ones, images
 
 
 def create_state(model: nn.Module, settings: Settings, images: Any, steps: int) -> TrainState:
@@ -199,7 +193,7 @@ def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainStat
 
 def evaluate(model: nn.Module, state: TrainState, images: Any, labels: Any) -> dict[str, Any]:
     """Accuracy with running statistics, with the batch's own at several sizes, and the gap per layer."""
-    variables = jax.device_get(state.variables())
+    variables = jax.device_get(state.variables)
     has_statistics = measure.has_running_statistics(variables)
     by_batch = partial(measure.accuracy_with_batch_statistics, model, variables, images, labels)
     return {

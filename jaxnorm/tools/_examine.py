@@ -78,6 +78,8 @@ class Examination(NamedTuple):
             console.print(f"\n{', '.join(paths)}:\n  {text}", highlight=False)
         return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
+    __repr__ = __str__
+
     def figure(self, most: int = 6) -> Any:
         """Batch against running statistics of every channel, for the layers with the largest KL.
 

@@ -230,7 +230,7 @@ def test_every_norm_trains(norm: cifar10.NormName) -> None:
         losses.append(cifar10.epoch_averages(state)[0])
         state = state.replace(totals=jnp.zeros(3))
     assert losses[-1] < losses[0] - 0.05
-    logits = model.apply(state.variables(), measure.scaled(jnp.asarray(images)), train=False)
+    logits = model.apply(state.variables, measure.scaled(jnp.asarray(images)), train=False)
     assert jnp.isfinite(jnp.asarray(logits)).all()
 
 

@@ -1,0 +1,262 @@
+"""Batch norm's whole life on CIFAR-10: look at it while it trains, average it, re-estimate it, swap it.
+
+    python -m examples.life          # about 6 minutes on two cores
+
+Trains the CNN of the CIFAR-10 example with Flax's default momentum of 0.99, and uses the tools on it:
+
+- `tools.examine` on the way: how far the running statistics lag behind, and what that costs evaluation;
+- `tools.average` and `tools.recalibrate`: statistics for averaged weights, estimated in several ways;
+- `tools.swap`: group norm in the place of the trained network's batch norm, and what training it takes.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.ticker import PercentFormatter
+from rich.console import Console
+
+from jaxnorm import tools
+
+from . import cifar10, data, report
+from .training import accuracy, evaluated, fit, step_count
+
+console = Console()
+DECAY = 0.995  # of the averaged weights: about the last 200 steps
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is trained, and how much is measured."""
+
+    epochs: int = 3
+    """Passes over the training images."""
+    looks: tuple[int, ...] = (25, 50, 100, 200, 400, 800, 1600)
+    """Steps at which the network is examined."""
+    batch_size: int = 64
+    """Images in a training batch."""
+    recalibration: tuple[int, ...] = (64, 256, 1024, 4096)
+    """Numbers of training images to estimate statistics from."""
+    seed: int = 0
+    """Of the initialization and the order of the images."""
+    data: Literal["auto", "cifar10", "digits"] = "auto"
+    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
+    data_dir: Path | None = None
+    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    out: Path = Path("runs/life")
+    """The folder for life.json and the pictures."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = tyro.cli(
+        Options,
+        prog="python -m examples.life",
+        description=(__doc__ or "").split("\n")[0],
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    dataset = data.load(options.data, options.data_dir)
+    settings = cifar10.completed(
+        cifar10.Settings(
+            epochs=options.epochs, batch_size=options.batch_size, momentum=0.99, seed=options.seed
+        ),
+        dataset,
+    )
+    model = cifar10.build_model(settings, len(dataset.classes))
+    console.print("1. Training, and looking at the running statistics on the way")
+    looks, latest, averaged = trained_with_looks(model, settings, dataset, options.looks)
+    print(tools.examine(model, sample(dataset, 512), variables=latest, run=evaluated))
+
+    console.print("2. Statistics for the averaged weights")
+    averages = statistics_for(model, latest, averaged, dataset, options.recalibration)
+    for name, share in averages.items():
+        console.print(f"  {name}: {share:.2%}", highlight=False)
+
+    console.print("3. Group norm in its place")
+    swaps = swapped(model, settings, dataset, latest)
+    for name, share in swaps.items():
+        console.print(f"  {name}: {share:.2%}", highlight=False)
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = {"looks": looks, "averages": averages, "swaps": swaps}
+    (options.out / "life.json").write_text(json.dumps(found, indent=1))
+    draw(found, f"CNN on {dataset.name}, momentum 0.99", options.out)
+    console.print(f"Figures and numbers are in {options.out}/", soft_wrap=True, highlight=False)
+    return 0
+
+
+def sample(dataset: data.Dataset, images: int) -> Any:
+    """The first of the training images."""
+    return dataset.train_images[:images]
+
+
+def trained_with_looks(
+    model: Any, settings: cifar10.Settings, dataset: data.Dataset, at: tuple[int, ...]
+) -> tuple[list[dict[str, float]], Any, Any]:
+    """What was seen at these steps and at the end, the last variables, and their moving average."""
+    looks: list[dict[str, float]] = []
+    average = jax.jit(partial(tools.average, decay=DECAY))
+    averaged: Any = None
+    last = step_count(settings, dataset)
+
+    def look(step: int, state: cifar10.TrainState) -> None:
+        nonlocal averaged
+        averaged = average(state.variables if averaged is None else averaged, state.variables)
+        if step not in at and step != last:
+            return
+        variables = jax.device_get(state.variables)
+        seen = tools.examine(model, sample(dataset, 512), variables=variables, run=evaluated)
+        again = recalibrated(model, variables, sample(dataset, 2048))
+        looks.append(
+            {
+                "step": step,
+                "kl": float(np.mean([layer.kl for layer in seen.layers.values()])),
+                "output_change": seen.output_change,
+                "running": accuracy(model, variables, dataset, 2048),
+                "recalibrated": accuracy(model, again, dataset, 2048),
+            }
+        )
+
+    state = fit(model, settings, dataset, after_step=look)
+    return looks, jax.device_get(state.variables), averaged
+
+
+def recalibrated(model: Any, variables: Any, images: Any, size: int = 64, **options: Any) -> Any:
+    """The variables with statistics of these images, seen in batches of `size`."""
+    batches = [images[i : i + size] for i in range(0, len(images), size)]
+    return tools.recalibrate(model, batches, variables=variables, run=evaluated, **options)
+
+
+def statistics_for(
+    model: Any, latest: Any, averaged: Any, dataset: data.Dataset, counts: tuple[int, ...]
+) -> dict[str, float]:
+    """Held-out accuracy of the averaged weights, with statistics that they were given in many ways."""
+    measure = partial(accuracy, model, dataset=dataset)
+    found = {
+        "latest weights and statistics": measure(latest),
+        "averaged weights, statistics of the latest": measure(
+            {**averaged, "batch_stats": latest["batch_stats"]}
+        ),
+        "averaged weights, averaged statistics": measure(averaged),
+    }
+    ways: list[tuple[str, int, dict[str, Any]]] = [
+        ("population, batches of 64", 64, {}),
+        ("population, batches of 8", 8, {}),
+        ("update_bn, batches of 8", 8, {"method": "update_bn"}),
+        ("layer by layer", 64, {"layer_by_layer": True}),
+    ]
+    for count in counts:
+        for name, size, options in ways:
+            variables = recalibrated(model, averaged, sample(dataset, count), size, **options)
+            found[f"averaged weights, {count} images, {name}"] = measure(variables)
+    return found
+
+
+def swapped(
+    model: Any, settings: cifar10.Settings, dataset: data.Dataset, variables: Any
+) -> dict[str, float]:
+    """Held-out accuracy with group norm: at once, after one epoch more, and of one epoch from scratch."""
+    other, carried = tools.swap(model, "group", variables=variables, num_groups=8)
+    epoch = cifar10.replace(settings, epochs=1)
+    gentle = cifar10.replace(epoch, lr=settings.lr / 5)
+    tuned = fit(other, gentle, dataset, variables=carried, note="fine-tuning group norm")
+    scratch = fit(other, epoch, dataset, note="group norm from scratch")
+    return {
+        "batch norm, trained": accuracy(model, variables, dataset),
+        "swapped for group norm, as it is": accuracy(other, carried, dataset),
+        "swapped, and one epoch of training more": accuracy(other, tuned.variables, dataset),
+        "group norm, one epoch from scratch": accuracy(other, scratch.variables, dataset),
+    }
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def draw(found: dict[str, Any], title: str, folder: Path) -> None:
+    """examine.png, recalibrate.png and swap.png."""
+    draw_looks(found["looks"], title, folder / "examine.png")
+    draw_averages(found["averages"], title, folder / "recalibrate.png")
+    draw_swaps(found["swaps"], title, folder / "swap.png")
+
+
+def draw_looks(looks: list[dict[str, float]], title: str, path: Path) -> None:
+    """KL of running and batch statistics over the steps, beside what it costs evaluation."""
+    figure, (left, right) = report.new_panels(
+        title,
+        ["How far the running statistics are from the batch's", "What that does to evaluation"],
+    )
+    steps = [look["step"] for look in looks]
+    left.plot(steps, [look["kl"] for look in looks], "-o", color=report.BLUE)
+    left.axhline(0.1, color=report.GREY, lw=0.8, ls="--")
+    left.text(steps[0], 0.11, "examine says: look", color=report.GREY)
+    left.set_yscale("log")
+    left.set_ylabel("KL divergence, mean over layers and channels")
+    for key, colour, label in (
+        ("recalibrated", report.ORANGE, "re-estimated statistics"),
+        ("running", report.BLUE, "running statistics"),
+    ):
+        values = [look[key] for look in looks]
+        right.plot(steps, values, "-o", color=colour, label=label)
+    right.set_ylabel("Accuracy on 2,048 held-out images")
+    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    right.legend(frameon=False, loc="lower right")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xlabel("Training step")
+    report.save(figure, path)
+
+
+def draw_averages(averages: dict[str, float], title: str, path: Path) -> None:
+    """Accuracy of averaged weights against the number of images that their statistics are from."""
+    figure, axes = report.new_figure(title, "Averaged weights, with statistics from so many images")
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for name, share in averages.items():
+        _, *rest = name.split(", ", 2)
+        if rest and rest[0].endswith(" images"):
+            lines.setdefault(rest[1], []).append((int(rest[0].split()[0]), share))
+    colours = (report.BLUE, report.ORANGE, report.GREY, "black")
+    for (name, points), colour, marker in zip(lines.items(), colours, "o^sd", strict=True):
+        axes.plot(*zip(*points, strict=True), marker=marker, color=colour, label=name)
+    start = min(count for points in lines.values() for count, _ in points)
+    for name in (
+        "averaged weights, averaged statistics",
+        "averaged weights, statistics of the latest",
+    ):
+        axes.axhline(averages[name], color=report.GREY, lw=0.8, ls="--")
+        axes.annotate(
+            name.split(", ")[1],
+            (start, averages[name]),
+            (0, 3),
+            textcoords="offset points",
+            color=report.GREY,
+            fontsize=9,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("Training images that the statistics are estimated from")
+    axes.set_ylabel("Held-out accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.legend(frameon=False, loc="lower right")
+    report.save(figure, path)
+
+
+def draw_swaps(swaps: dict[str, float], title: str, path: Path) -> None:
+    """Accuracy before and after."""
+    figure, axes = report.new_figure(title, "Group norm in the place of batch norm")
+    names = list(swaps)[::-1]
+    bars = axes.barh(names, [swaps[name] for name in names], color=report.BLUE)
+    axes.bar_label(bars, [f"{swaps[name]:.1%}" for name in names], padding=3)
+    axes.grid(visible=False)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("Held-out accuracy")
+    report.save(figure, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

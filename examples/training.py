@@ -1,0 +1,74 @@
+"""Short trainings of the CIFAR-10 example's networks, for examples that compare several of them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import Progress
+
+from . import cifar10, data, measure
+
+AfterStep = Callable[[int, cifar10.TrainState], None]
+
+
+def fit(
+    model: nn.Module,
+    settings: cifar10.Settings,
+    dataset: data.Dataset,
+    *,
+    variables: Any = None,
+    after_step: AfterStep | None = None,
+    note: str = "training",
+) -> cifar10.TrainState:
+    """Trains `model` for the epochs of `settings`, from `variables` or from the beginning.
+
+    `after_step` is called with the number of steps done and the state, which the next step consumes.
+    """
+    steps = step_count(settings, dataset)
+    state = cifar10.create_state(model, settings, dataset.train_images, steps)
+    if variables is not None:
+        params, stats = jax.tree.map(
+            jnp.array, (variables["params"], variables.get("batch_stats", {}))
+        )
+        state = state.replace(params=params, batch_stats=stats, opt_state=state.tx.init(params))
+    train_step = cifar10.make_train_step(settings, len(dataset.classes))
+    with Progress(transient=True) as bar:
+        task = bar.add_task(note, total=steps)
+        for done, batch in enumerate(shuffled(dataset, settings, steps), 1):
+            state = train_step(state, *batch)
+            if after_step is not None:
+                after_step(done, state)
+            bar.update(task, completed=done)
+    return state
+
+
+def step_count(settings: cifar10.Settings, dataset: data.Dataset) -> int:
+    """Batches in all epochs."""
+    return (settings.epochs or 1) * (len(dataset.train_labels) // settings.batch_size)
+
+
+def shuffled(dataset: data.Dataset, settings: cifar10.Settings, steps: int) -> Iterator[Any]:
+    """So many batches, in a new order every epoch."""
+    images, size = len(dataset.train_labels), settings.batch_size
+    per_epoch = images // size
+    for epoch in range(-(-steps // per_epoch)):
+        order = np.random.default_rng((settings.seed, epoch)).permutation(images)
+        for i in range(min(per_epoch, steps - epoch * per_epoch)):
+            chosen = order[i * size : (i + 1) * size]
+            yield dataset.train_images[chosen], dataset.train_labels[chosen]
+
+
+def accuracy(model: nn.Module, variables: Any, dataset: data.Dataset, images: int = 0) -> float:
+    """Share of the first `images` held-out images (0: all) classified right, in evaluation mode."""
+    some = slice(images or None)
+    return measure.accuracy_with_running_statistics(
+        model, variables, dataset.test_images[some], dataset.test_labels[some]
+    )
+
+
+def evaluated(model: Any, images: Any) -> jax.Array:
+    """How the tools run the networks: on images as they are stored."""
+    return model(measure.scaled(jnp.asarray(images)), train=False)
