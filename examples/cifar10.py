@@ -386,6 +386,12 @@ def finish(training: Training, state: TrainState, metrics: list[dict[str, Any]])
     console.print(report.accuracy_table(measured))
     if measured["gap"]:
         console.print(report.gap_table(measured))
+        console.print(
+            "jaxnorm.tools does this for any model, and names the cause: examine. Then there are recalibrate "
+            "(new statistics), freeze (fine-tuning), fold (deployment), swap (another norm): see docs/.",
+            soft_wrap=True,
+            highlight=False,
+        )
     norm = training.settings.norm.replace("_", " ")
     kind = norm if norm == "weight standardization" else f"{norm} norm".replace("none", "no")
     title = f"{training.settings.model.upper()} with {kind} on {dataset.name}"

@@ -1,0 +1,215 @@
+"""A trained network moved to other data: what to do with its batch norms.
+
+    python -m examples.transfer          # about 8 minutes on two cores
+
+Trains the CNN of the CIFAR-10 example on the first five classes. Then it gets 500 images of the other
+five, taken with another camera, so to say: flat and yellowish. The network is fine-tuned with batches of 64
+and of 4, and its batch norms are
+
+- frozen with the statistics that they came with, which are those of the old data;
+- frozen with statistics re-estimated on the new data (`tools.recalibrate`, then `tools.freeze`);
+- trained as they were, with the statistics of each batch;
+- trained, and re-estimated at the end.
+"""
+
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.ticker import PercentFormatter
+from rich.console import Console
+from rich.table import Table
+
+from jaxnorm import tools
+
+from . import cifar10, data, report
+from .training import accuracy, evaluated, fit
+
+console = Console()
+RECIPES = (
+    "frozen, old statistics",
+    "frozen, re-estimated",
+    "trained",
+    "trained, then re-estimated",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is trained."""
+
+    epochs: int = 3
+    """Passes over the old data."""
+    images: int = 500
+    """New images to fine-tune on."""
+    fine_tuning_epochs: int = 15
+    """Passes over them."""
+    batch_sizes: tuple[int, ...] = (64, 4)
+    """Of fine-tuning."""
+    seeds: int = 3
+    """How often fine-tuning is repeated, with other images."""
+    data: Literal["auto", "cifar10", "digits"] = "auto"
+    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
+    data_dir: Path | None = None
+    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    out: Path = Path("runs/transfer")
+    """The folder for transfer.json and the picture."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = tyro.cli(
+        Options,
+        prog="python -m examples.transfer",
+        description=(__doc__ or "").split("\n")[0],
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    dataset = data.load(options.data, options.data_dir)
+    old = classes_of(dataset, range(5))
+    new = shifted(classes_of(dataset, range(5, 10)))
+    settings = cifar10.completed(cifar10.Settings(epochs=options.epochs), dataset)
+    model = cifar10.build_model(settings, 5)
+    trained = fit(model, settings, old, note="old data").variables
+    console.print(f"Old data: {accuracy(model, trained, old):.1%} of held-out images are right.")
+
+    found: dict[str, dict[str, list[float]]] = {}
+    for size in options.batch_sizes:
+        found[str(size)] = {recipe: [] for recipe in RECIPES}
+        for seed in range(options.seeds):
+            some = few(new, options.images, seed)
+            # The learning rate follows the batch size, so that each image moves the weights as far.
+            tuning = cifar10.replace(
+                settings,
+                epochs=options.fine_tuning_epochs,
+                batch_size=size,
+                lr=0.03 * size / 64,
+                seed=seed,
+            )
+            for recipe, share in fine_tuned(model, trained, tuning, some).items():
+                found[str(size)][recipe].append(share)
+    console.print(table(found))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "transfer.json").write_text(json.dumps(found, indent=1))
+    title = f"{options.images} images of other classes and colours, {dataset.name}"
+    draw(found, title, options.out / "transfer.png")
+    console.print(f"Figures and picture are in {options.out}/", soft_wrap=True, highlight=False)
+    return 0
+
+
+def fine_tuned(
+    model: Any, trained: Any, settings: cifar10.Settings, dataset: data.Dataset
+) -> dict[str, float]:
+    """Held-out accuracy on the new data, by recipe."""
+    start = with_new_head(trained, settings.seed)
+    found = {}
+    for recipe, variables in (
+        ("frozen, old statistics", start),
+        ("frozen, re-estimated", recalibrated(model, start, dataset)),
+    ):
+        frozen = tools.freeze(model, variables=variables)
+        state = fit(frozen, settings, dataset, variables=variables, note=recipe)
+        found[recipe] = accuracy(model, state.variables, dataset)
+    state = fit(model, settings, dataset, variables=start, note="trained")
+    found["trained"] = accuracy(model, state.variables, dataset)
+    again = recalibrated(model, jax.device_get(state.variables), dataset)
+    found["trained, then re-estimated"] = accuracy(model, again, dataset)
+    return found
+
+
+def recalibrated(model: Any, variables: Any, dataset: data.Dataset) -> Any:
+    """The variables with statistics of the training images."""
+    images = dataset.train_images
+    batches = [images[i : i + 100] for i in range(0, len(images), 100)]
+    return tools.recalibrate(
+        model, batches, variables=variables, run=evaluated, layer_by_layer=True
+    )
+
+
+def with_new_head(variables: Any, seed: int) -> Any:
+    """The variables with a last layer that knows nothing yet."""
+    kernel = variables["params"]["Dense_0"]["kernel"]
+    fresh = jax.nn.initializers.lecun_normal()(jax.random.key(seed), kernel.shape, kernel.dtype)
+    return {**variables, "params": {**variables["params"], "Dense_0": {"kernel": fresh}}}
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def classes_of(dataset: data.Dataset, classes: range) -> data.Dataset:
+    """The part of these classes, counted from 0."""
+
+    def part(images: Any, labels: Any) -> tuple[Any, Any]:
+        chosen = np.isin(labels, classes)
+        return images[chosen], labels[chosen] - classes[0]
+
+    names = tuple(dataset.classes[i] for i in classes)
+    train = part(dataset.train_images, dataset.train_labels)
+    return data.Dataset(
+        dataset.name, *train, *part(dataset.test_images, dataset.test_labels), names
+    )
+
+
+def shifted(dataset: data.Dataset) -> data.Dataset:
+    """Two fifths of the contrast, and a yellow cast."""
+    channels = dataset.train_images.shape[-1]
+    cast = np.array([110, 90, 40])[:channels]
+
+    def shift(images: Any) -> Any:
+        return (images * 0.4 + cast).astype(np.uint8)
+
+    return dataset._replace(
+        train_images=shift(dataset.train_images), test_images=shift(dataset.test_images)
+    )
+
+
+def few(dataset: data.Dataset, images: int, seed: int) -> data.Dataset:
+    """So many training images, chosen at random."""
+    chosen = np.random.default_rng(seed).permutation(len(dataset.train_labels))[:images]
+    return dataset._replace(
+        train_images=dataset.train_images[chosen], train_labels=dataset.train_labels[chosen]
+    )
+
+
+# --- the table and the picture -------------------------------------------------------------------
+
+
+def table(found: dict[str, dict[str, list[float]]]) -> Table:
+    """Mean and range over the seeds."""
+    result = Table(title="Held-out accuracy on the new data", title_justify="left")
+    result.add_column("batch norms")
+    for size in found:
+        result.add_column(f"batches of {size}", justify="right")
+    for recipe in RECIPES:
+        cells = [
+            f"{statistics.mean(shares[recipe]):.1%} ({min(shares[recipe]):.1%} to "
+            f"{max(shares[recipe]):.1%})"
+            for shares in found.values()
+        ]
+        result.add_row(recipe, *cells)
+    return result
+
+
+def draw(found: dict[str, dict[str, list[float]]], title: str, path: Path) -> None:
+    """A point for each seed, a bar for their mean; one panel for each batch size."""
+    figure, panels = report.new_panels(title, [f"Fine-tuned with batches of {n}" for n in found])
+    for axes, shares in zip(panels, found.values(), strict=True):
+        names = RECIPES[::-1]
+        axes.barh(names, [statistics.mean(shares[name]) for name in names], color=report.BLUE)
+        for row, name in enumerate(names):
+            axes.plot(shares[name], [row] * len(shares[name]), "o", color=report.ORANGE, ms=4)
+            axes.text(0.02, row, f"{statistics.mean(shares[name]):.1%}", color="white", va="center")
+        axes.grid(visible=False)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("Held-out accuracy (points: seeds)")
+    report.save(figure, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
