@@ -90,24 +90,30 @@ def convert(
     values: dict[Path, dict[str, np.ndarray]] = {path: {} for path in wanted.layers}
     problems = []
     for path, layer in wanted.layers.items():
-        partner = found.layers.get(pairs[path], {})
+        partner = found.layers.get(pairs[path])
+        if partner is None:
+            problems.append(
+                f"like's {_described(path, layer)}: no {_joined(pairs[path])!r} in source"
+            )
+            continue
         for slot, entry in layer.items():
             if slot in partner:
                 value = layouts.translated(slot, path, pairs[path])
                 values[path][slot] = value
                 problems += _misfit(entry, partner[slot], value)
-            elif slot == COUNT and wanted.is_torch and partner:
+            elif slot == COUNT and wanted.is_torch:
                 values[path][slot] = entry.numpy()
             else:
-                looked_for = "/".join(pairs[path])
-                problems.append(f"{_described(entry)} of like: nothing in source's {looked_for!r}")
-    problems += _left_over(wanted, found, pairs)
-    if problems:
+                absent = f"not in source's {_described(pairs[path], partner)}"
+                problems.append(f"like's {entry.name} {entry.shape}: {absent}")
+    left_over = list(_left_over(wanted, found, pairs))
+    if problems or left_over:
+        both = [some(lines, between=_NEW_LINE) for lines in (problems, left_over) if lines]
         raise ValueError(
             f"every array of source must be one of like, and the other way round; got\n  "
-            f"{some(problems, 20, between=_NEW_LINE)}\nWhere names differ, pass names={{path in like: name "
-            f"in source}}; what like has no use for, take out of source. Transposed convolutions and layers "
-            f"after a flattening have arguments of their own."
+            f"{_NEW_LINE.join(both)}\nWhere names differ, pass names={{path in like: name in source}}; what "
+            f"like has no use for, take out of source. Transposed convolutions and layers after a flattening "
+            f"have arguments of their own."
         )
     return write(like, values)
 
@@ -166,9 +172,9 @@ def _misfit(entry: Entry, came: Entry, value: np.ndarray) -> Iterator[str]:
     """What is wrong with an array for this place."""
     if value.shape != entry.shape:
         became = "" if value.shape == came.shape else f", which becomes {value.shape}"
-        yield f"{_described(entry)} of like: got {_described(came)}{became}"
+        yield f"like's {entry.name} {entry.shape}: got {came.name} {came.shape}{became}"
     elif _kind(entry) != _kind(came):
-        yield f"{_described(entry)} of like is {entry.dtype}: got {came.dtype} in {came.name}"
+        yield f"like's {entry.name} of {entry.dtype}: got {came.name} of {came.dtype}"
 
 
 def _kind(entry: Entry) -> type:
@@ -180,10 +186,18 @@ def _left_over(wanted: Model, found: Model, pairs: Mapping[Path, Path]) -> Itera
     """What of the source has no place. A count of batches that nobody needs is no loss."""
     for partner, entries in found.layers.items():
         layers = [wanted.layers[path] for path, other in pairs.items() if other == partner]
+        if not layers:
+            yield f"source's {_described(partner, entries)}: nothing in like"
+            continue
         for slot, entry in entries.items():
-            if not (layers and slot == COUNT) and not any(slot in layer for layer in layers):
-                yield f"{_described(entry)} of source: no place in like"
+            if slot != COUNT and not any(slot in layer for layer in layers):
+                yield f"source's {entry.name} {entry.shape}: nothing in like"
 
 
-def _described(entry: Entry) -> str:
-    return f"{entry.name} {entry.shape}"
+def _described(path: Path, layer: Layer) -> str:
+    arrays = (f"{entry.role or slot} {entry.shape}" for slot, entry in layer.items())
+    return f"{_joined(path)!r} with {', '.join(arrays)}"
+
+
+def _joined(path: Path) -> str:
+    return "/".join(path)

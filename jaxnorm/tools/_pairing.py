@@ -69,12 +69,14 @@ def _resolver(layers: Iterable[Path]) -> Callable[[Path], Path]:
 def _by_shape(
     wanted: Model, found: Model, fits: Callable[[Path, Path], bool]
 ) -> dict[Path, Path] | None:
-    """The only way to pair all layers by what is in them, or None if there is none or another one.
+    """The only way to pair all layers of both by what is in them, or None if there is none or another.
 
     Where there is one way only, some layer always has one partner only.
     """
     options = {path: {p for p in found.layers if fits(path, p)} for path in wanted.layers}
     pairs: dict[Path, Path] = {}
+    if len(wanted.layers) != len(found.layers):
+        return None
     while options:
         path = next((path for path, left in options.items() if len(left) == 1), None)
         if path is None:
