@@ -12,7 +12,8 @@ def torch_options(module: Any) -> dict[str, Any]:
 
     Args:
         module: a norm of `torch.nn`: BatchNorm1d to 3d, SyncBatchNorm, InstanceNorm1d to 3d, LayerNorm,
-            RMSNorm, GroupNorm, LocalResponseNorm. Its parameters and statistics are `convert`'s.
+            RMSNorm, GroupNorm, LocalResponseNorm. Its parameters and statistics are `convert`'s. (RMSNorm's
+            ``eps=None`` is that of its weight's dtype, or of float32.)
 
     Returns:
         The arguments of our class of that name, in Linen and in NNX. What they leave out is the axis of the
@@ -31,16 +32,16 @@ def torch_options(module: Any) -> dict[str, Any]:
         >>> tools.torch_options(layer)
         {'num_groups': 4, 'epsilon': 1e-05, 'use_scale': True, 'use_bias': True}
     """
-    # Also what is derived from one: distributed and lazy batch norm.
-    names = [c.__name__.rstrip("123d") for c in type(module).__mro__]
-    match next((name for name in names if name in _OPTIONS), None):
-        case None:
-            raise ValueError(
-                f"module must be one of {', '.join(_OPTIONS)} of torch.nn; got {type(module).__name__}. Of a "
-                f"larger model, pass each of model.modules() that is a norm."
-            )
-        case name:
-            return _OPTIONS[name](module)
+    names = [
+        c.__name__.rstrip("123d") for c in type(module).__mro__
+    ]  # also what is derived from one
+    name = next((name for name in names if name in _OPTIONS), None)
+    if name is None:
+        raise ValueError(
+            f"module must be one of {', '.join(_OPTIONS)} of torch.nn; got {type(module).__name__}. Of a "
+            f"larger model, pass each of model.modules() that is a norm."
+        )
+    return _OPTIONS[name](module)
 
 
 def _affine(module: Any) -> dict[str, Any]:
