@@ -201,12 +201,15 @@ def draw(found: dict[str, Any], path: Path) -> None:
     """The differences of all layers, from the first to the last."""
     figure, axes = report.new_figure(
         "ResNet-18 from PyTorch, converted: every layer's output",
-        "Largest difference over the largest value, float32",
+        "Largest difference over the largest value, float32; at the foot: equal to the bit",
     )
+    foot = 5e-8
     styles = {"training": (report.ORANGE, "^"), "evaluation": (report.BLUE, "o")}
     for mode, (colour, marker) in styles.items():
-        values = list(found[mode].values())
-        axes.plot(range(1, len(values) + 1), values, marker, color=colour, ms=5, label=mode)
+        values = [max(value, foot) for value in found[mode].values()]
+        axes.plot(
+            range(1, len(values) + 1), values, marker, color=colour, ms=5, label=mode, clip_on=False
+        )
     axes.axhline(float(np.finfo(np.float32).eps), color=report.GREY, lw=1)
     axes.annotate(
         "rounding of one float32",
@@ -216,7 +219,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         color=report.GREY,
     )
     axes.set_yscale("log")
-    axes.set_ylim(5e-8, 1e-4)
+    axes.set_ylim(foot, 1e-4)
     axes.set_xlabel("Layer, from the input to the logits")
     axes.legend(loc="upper left", frameon=False)
     report.save(figure, path)

@@ -383,14 +383,24 @@ OTHER_FILE = (
     "a file must be .safetensors or .npz, of arrays under PyTorch's names; got a.h5. Read it yourself, and "
     "pass what is in it."
 )
-DAMAGED = (
-    "a.safetensors must be a whole file of safetensors; got 2 bytes that are not (Expecting value: line 1 "
-    "column 1 (char 0)). Download or save it again."
-)
+
+
+def damaged(size: int, why: str) -> str:
+    """What a file of safetensors that has been cut is told."""
+    return (
+        f"a.safetensors must be a whole file of safetensors; got {size} bytes that are not ({why}). Download "
+        f"or save it again."
+    )
+
+
+CUT = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 NO_SUCH_LAYER = (
     "names must name layers of like; got 'head', and there are '', 'fc'. Take the names from these."
 )
-NO_TRANSPOSED = "transposed must name layers of like; got 'head', and there are 'fc'. Take the names from these."
+NO_TRANSPOSED = (
+    "transposed must name layers of like; got 'head', and there are 'fc'. Take the names from "
+    "these."
+)
 MISMATCH = """every array of source must be one of like, and the other way round; got
   like's params/fc/kernel (6, 2): got fc.weight (5, 6), which becomes (6, 5)
   source's fc.bias (2,): nothing in like
@@ -417,12 +427,16 @@ def converted(source: Any, like: Any = DENSE, **arguments: Any) -> Callable[[], 
     return lambda: tools.convert(source, like=like, **arguments)
 
 
-def damaged_file() -> Any:
-    """A conversion from a file that has been cut."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.safetensors"
-        path.write_bytes(b"{}")
-        return tools.convert(path, like=DENSE)
+def from_file(raw: bytes) -> Callable[[], Any]:
+    """A conversion from a file with this in it."""
+
+    def call() -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "a.safetensors"
+            path.write_bytes(raw)
+            return tools.convert(path, like=DENSE)
+
+    return call
 
 
 def equinox_batch_norm() -> Any:
@@ -629,7 +643,14 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "convert, nested": (converted({"model": {}}), NO_STATE_DICT),
     "convert, pickle": (converted("a.pth"), PICKLE),
     "convert, other file": (converted("a.h5"), OTHER_FILE),
-    "convert, damaged": (damaged_file, DAMAGED),
+    "convert, no header": (
+        from_file(b"{}"),
+        damaged(2, "Expecting value: line 1 column 1 (char 0)"),
+    ),
+    "convert, cut": (
+        from_file(len(CUT).to_bytes(8, "little") + CUT),
+        damaged(62, "an array of another size than its shape"),
+    ),
     "convert, names": (converted({}, names={"head": "fc"}), NO_SUCH_LAYER),
     "convert, transposed": (converted({}, transposed=["head"]), NO_TRANSPOSED),
     "convert, mismatch": (
