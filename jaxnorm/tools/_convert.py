@@ -179,7 +179,7 @@ def _misfit(entry: Entry, came: Entry, value: np.ndarray) -> Iterator[str]:
 
 def _kind(entry: Entry) -> type:
     kinds = (jnp.complexfloating, jnp.floating, jnp.integer)
-    return next((kind for kind in kinds if jnp.issubdtype(entry.dtype, kind)), jnp.bool_)
+    return next((kind for kind in kinds if jnp.issubdtype(entry.dtype, kind)), entry.dtype.type)
 
 
 def _left_over(wanted: Model, found: Model, pairs: Mapping[Path, Path]) -> Iterator[str]:

@@ -267,6 +267,15 @@ def test_old_wrappers() -> None:
     )
     back = tools.convert(found, like=old)
     np.testing.assert_allclose(back["sn.weight_v"], right[0], rtol=1e-12)
+    without = {name: value for name, value in old.items() if name != "sn.weight_u"}
+    with pytest.raises(ValueError, match="like's batch_stats/sn/layer_instance/kernel/u"):
+        tools.convert(without, like=like)
+    found["batch_stats"]["sn"]["layer_instance/kernel/u"] = np.ones((1, 7))
+    with pytest.raises(ValueError, match=r"sn.weight_u \(3,\): got"):
+        tools.convert(found, like=old)
+    found["batch_stats"]["sn"]["layer_instance/kernel/u"] = np.ones(())
+    with pytest.raises(ValueError, match=r"sn.weight_u \(3,\): got"):
+        tools.convert(found, like=old)
     assert_same(back["sn.weight_u"], left[:, 0])
 
 

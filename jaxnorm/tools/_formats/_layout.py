@@ -27,7 +27,7 @@ def to_flax(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarra
             return _of_sizes(value, shape)
         case [_, "u"]:
             return value[None]
-        case [base, "v"]:
+        case [base, "v"] if found.keys() >= {base, f"{base}/u"}:
             return _largest_gain(base, found, layout)
     if wanted[slot].role == "kernel":
         value = _kernel_from_torch(value, layout.transposed)
@@ -44,8 +44,8 @@ def to_torch(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarr
         case [_, "g"]:
             return _of_sizes(value, shape)
         case [_, "u"]:
-            return value[0]
-        case [base, "v"]:
+            return value[0] if value.ndim == 2 else value
+        case [base, "v"] if found.keys() >= {base, f"{base}/u"}:
             return _direction_of_inputs(base, found, layout)
     if found[slot].role == "kernel":
         value = _with_channels(value, layout.channels, last=False, keep=1)
@@ -113,9 +113,12 @@ def _largest_gain(base: str, found: Layer, layout: Layout) -> np.ndarray:
 
 def _direction_of_inputs(base: str, found: Layer, layout: Layout) -> np.ndarray:
     """The direction v = u W, of length 1, which Flax does not store."""
-    u = found[f"{base}/u"].numpy()[0].astype(np.float64)
+    u = found[f"{base}/u"].numpy().astype(np.float64)
     kernel = _with_channels(found[base].numpy(), layout.channels, last=False, keep=1)
-    v = u @ _as_matrix(_kernel_to_torch(kernel, layout.transposed), layout)
+    matrix = _as_matrix(_kernel_to_torch(kernel, layout.transposed), layout)
+    if u.shape != (1, len(matrix)):
+        return u
+    v = (u @ matrix)[0]
     return v / max(np.linalg.norm(v), 1e-12)
 
 
