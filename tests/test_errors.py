@@ -1,6 +1,7 @@
 """Every error of the package, word for word: what must hold, what came, what to do."""
 
 import ast
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -359,6 +360,91 @@ SAVED_IN_PARTS = (
     "save_as saves something else than x only for whole batches; got save_as='output' with mask and "
     "virtual_batch_size. Leave one of them out."
 )
+NO_SOURCE = (
+    "source must be a state_dict, a .safetensors or .npz file, Linen's variables, an NNX model, Haiku's "
+    "(params, state), or a module of Equinox or (module, state); got list. Of a model of PyTorch pass "
+    "model.state_dict()."
+)
+NO_LIKE = (
+    "like must be Linen's variables (or their shapes, from jax.eval_shape), an NNX model, or PyTorch's "
+    "state_dict; got str. It says what is to be made, and stays as it is."
+)
+NO_STATE_DICT = (
+    "a state_dict must map names to arrays; got dict for 'model'. Pass the part of a checkpoint that is one, "
+    'as in checkpoint["state_dict"]; Linen\'s variables need their collections, as in '
+    '{"params": params}.'
+)
+PICKLE = (
+    "a file must be .safetensors or .npz; got a.pth, a pickle, which can execute anything when it is read. "
+    "If you trust it, pass torch.load(path, weights_only=True), or save it once with "
+    "safetensors.torch.save_file."
+)
+OTHER_FILE = (
+    "a file must be .safetensors or .npz, of arrays under PyTorch's names; got a.h5. Read it yourself, and "
+    "pass what is in it."
+)
+
+
+def damaged(size: int, why: str) -> str:
+    """What a file of safetensors that has been cut is told."""
+    return (
+        f"a.safetensors must be a whole file of safetensors; got {size} bytes that are not ({why}). Download "
+        f"or save it again."
+    )
+
+
+CUT = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+NO_SUCH_LAYER = (
+    "names must name layers of like; got 'head', and there are '', 'fc'. Take the names from these."
+)
+NO_TRANSPOSED = (
+    "transposed must name layers of like; got 'head', and there are 'fc'. Take the names from "
+    "these."
+)
+MISMATCH = """every array of source must be one of like, and the other way round; got
+  like's params/fc/kernel (6, 2): got fc.weight (5, 6), which becomes (6, 5)
+  source's fc.bias (2,): nothing in like
+  source's 'head' with weight (3,): nothing in like
+Where names differ, pass names={path in like: name in source}; what like has no use for, take out of source. \
+Transposed convolutions and layers after a flattening have arguments of their own."""
+OTHER_INPUTS = (
+    "channels_last must give the sizes (C, H, W) of the inputs that PyTorch flattens; got (3, 2, 2), of 12 "
+    "elements, for a layer of 6 inputs. Take them from the array that is flattened."
+)
+STATELESS = (
+    "a module of Equinox with batch norm must come with its state; got the module alone. Pass both, "
+    "(module, state), as equinox.nn.make_with_state returns them."
+)
+NO_TORCH_NORM = (
+    "module must be one of BatchNorm, SyncBatchNorm, InstanceNorm, LayerNorm, RMSNorm, GroupNorm, "
+    "LocalResponseNorm of torch.nn; got list. Of a larger model, pass each of model.modules() that is a norm."
+)
+DENSE: Any = {"params": {"fc": {"kernel": np.zeros((6, 2), np.float32)}}}
+
+
+def converted(source: Any, like: Any = DENSE, **arguments: Any) -> Callable[[], Any]:
+    """A conversion, to be made later."""
+    return lambda: tools.convert(source, like=like, **arguments)
+
+
+def from_file(raw: bytes) -> Callable[[], Any]:
+    """A conversion from a file with this in it."""
+
+    def call() -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "a.safetensors"
+            path.write_bytes(raw)
+            return tools.convert(path, like=DENSE)
+
+    return call
+
+
+def equinox_batch_norm() -> Any:
+    """What a batch norm of Equinox looks like from outside."""
+    module = type("Module", (), {"__module__": "equinox"})
+    norm = type("BatchNorm", (module,), {"__module__": "equinox.nn", "weight": None, "bias": None})
+    return norm()
+
 
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     # shapes of parameters and statistics
@@ -552,6 +638,37 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tools.assert_parity(lambda p, b, a: (b, p), {}, [X, jnp.ones(9)]),
         NOT_TO_BE_SPLIT,
     ),
+    "convert, source": (converted([]), NO_SOURCE),
+    "convert, like": (converted({}, "variables"), NO_LIKE),
+    "convert, nested": (converted({"model": {}}), NO_STATE_DICT),
+    "convert, pickle": (converted("a.pth"), PICKLE),
+    "convert, other file": (converted("a.h5"), OTHER_FILE),
+    "convert, no header": (
+        from_file(b"{}"),
+        damaged(2, "Expecting value: line 1 column 1 (char 0)"),
+    ),
+    "convert, cut": (
+        from_file(len(CUT).to_bytes(8, "little") + CUT),
+        damaged(62, "an array of another size than its shape"),
+    ),
+    "convert, names": (converted({}, names={"head": "fc"}), NO_SUCH_LAYER),
+    "convert, transposed": (converted({}, transposed=["head"]), NO_TRANSPOSED),
+    "convert, mismatch": (
+        converted(
+            {
+                "fc.weight": np.zeros((5, 6)),
+                "fc.bias": np.zeros(2),
+                "head.weight": np.zeros(3),
+            }
+        ),
+        MISMATCH,
+    ),
+    "convert, channels": (
+        converted({"fc.weight": np.zeros((2, 6))}, channels_last={"fc": (3, 2, 2)}),
+        OTHER_INPUTS,
+    ),
+    "convert, equinox": (converted(equinox_batch_norm()), STATELESS),
+    "torch options": (lambda: tools.torch_options([]), NO_TORCH_NORM),
     # moments
     "combine": (lambda: jn.combine(jn.moments(X, 0), jn.moments(X, 1)), OTHER_SHAPES),
     "update, size": (

@@ -63,7 +63,7 @@ PUBLIC = {
     ],
     "jaxnorm.linen": [*NORM_CLASSES, "get_norm"],
     "jaxnorm.nnx": [*NORM_CLASSES, "get_norm"],
-    "jaxnorm.tools": ["Parity", "assert_parity", "pool_replicas"],
+    "jaxnorm.tools": ["Parity", "assert_parity", "convert", "pool_replicas", "torch_options"],
 }
 OBJECTS = [getattr(importlib.import_module(m), n) for m, names in PUBLIC.items() for n in names]
 FUNCTIONS = [o for o in OBJECTS if inspect.isfunction(o)]

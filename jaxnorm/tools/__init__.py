@@ -1,6 +1,7 @@
 """Tools around norms: trees of variables in, trees of variables out; for Flax's own layers as well."""
 
 from ._accumulate import Accumulated as Accumulated, accumulate as accumulate
+from ._convert import convert as convert
 from ._examine import Examination as Examination, LayerHealth as LayerHealth, examine as examine
 from ._freeze import freeze as freeze, unfreeze as unfreeze
 from ._masks import decay_mask as decay_mask, norm_mask as norm_mask
@@ -8,4 +9,5 @@ from ._parity import Parity as Parity, assert_parity as assert_parity
 from ._recalibrate import recalibrate as recalibrate
 from ._replicas import pool_replicas as pool_replicas
 from ._swap import swap as swap
+from ._torch_options import torch_options as torch_options
 from ._train_state import TrainState as TrainState, average as average, keep_finite as keep_finite

@@ -1,0 +1,120 @@
+"""Variables of Linen and models of NNX, whose layers have one form."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ._model import Entry, Model, Path, by_slot
+
+_Variables = TypeVar("_Variables", bound=Mapping[str, Any])
+_NNXModel = TypeVar("_NNXModel", bound=nnx.Module)
+_Values = Mapping[Path, Mapping[str, np.ndarray]]
+_Leaf = tuple[str, Path, str, Any]  # name, layer, role, value
+
+# Where NNX's wrappers keep what they know of a layer's parameters, and what it is of each.
+_OF_WRAPPERS = {"scales": "scale", "gains": "gain"}
+
+
+def read_linen(variables: Mapping[str, Any]) -> Model:
+    """The layers of all collections: ``params/bn/scale`` and ``batch_stats/bn/mean`` are of one."""
+    model = _model(_linen_leaves(variables))
+    automatic = {path for path in model.layers if path and path[-1].startswith("ConvTranspose_")}
+    return model._replace(transposed=frozenset(automatic))
+
+
+def write_linen(variables: _Variables, values: _Values) -> _Variables:
+    """The same tree with these values."""
+    new = by_name(read_linen(variables), values)
+    leaves = [_placed(new[name], leaf) for name, _, _, leaf in _linen_leaves(variables)]
+    return jax.tree.unflatten(jax.tree.structure(variables), leaves)
+
+
+def read_nnx(model: nnx.Module) -> Model:
+    """The layers of a model; what is shared is where it is first found."""
+    transposed = {
+        path_of(path)
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nnx.ConvTranspose) and not module.transpose_kernel
+    }
+    leaves = _nnx_leaves(model)
+    raw = ((name, path, role, variable.get_raw_value()) for name, path, role, variable in leaves)
+    return _model(raw)._replace(transposed=frozenset(transposed))
+
+
+def write_nnx(model: _NNXModel, values: _Values) -> _NNXModel:
+    """A copy of the model with these values. Random streams and options are those of the model."""
+    copy, new = nnx.clone(model), by_name(read_nnx(model), values)
+    for name, _, _, variable in _nnx_leaves(copy):
+        variable.set_raw_value(_placed(new[name], variable.get_raw_value()))
+    return copy
+
+
+def by_name(model: Model, values: _Values) -> dict[str, np.ndarray]:
+    """The values under the names of their entries."""
+    return {
+        entry.name: values[path][slot]
+        for path, layer in model.layers.items()
+        for slot, entry in layer.items()
+    }
+
+
+def path_of(keys: Sequence[Any]) -> Path:
+    """A path in names. The one by which a wrapper holds its layer is left out: that is how it is stored."""
+    return tuple(str(key) for key in keys if key != "layer_instance")
+
+
+def _model(leaves: Iterator[_Leaf]) -> Model:
+    layers: dict[Path, dict[str, Entry]] = {}
+    for name, path, role, leaf in leaves:
+        roles = layers.setdefault(path, {})
+        roles[name if role in roles else role] = Entry(
+            name, role, leaf
+        )  # collections may share a name
+    return Model({path: by_slot(roles) for path, roles in layers.items()}, is_torch=False)
+
+
+def _linen_leaves(variables: Mapping[str, Any]) -> Iterator[_Leaf]:
+    """Each leaf, in the order of jax.tree."""
+    found = []
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        if isinstance(keys[-1], jax.tree_util.GetAttrKey):
+            keys = keys[:-1]  # the box of a partitioned parameter
+        names = [str(getattr(k, "key", getattr(k, "idx", k))) for k in keys]
+        found.append((names, leaf))
+    layers = {tuple(names[1:-1]) for names, _ in found}
+    for names, leaf in found:
+        _, *path, last = names
+        *inside, role = last.split("/")
+        if inside:  # a wrapper's, named by the path of its weight
+            role = f"{inside.pop()}/{role}"
+            # The wrapped layer is in the wrapper or beside it, or was made further up and handed down.
+            ends = [(*path[:end], *inside) for end in range(len(path), -1, -1)]
+            path = next((end for end in ends if end in layers), path)
+        yield "/".join(names), path_of(path), role, leaf
+
+
+def _nnx_leaves(model: nnx.Module) -> Iterator[_Leaf]:
+    for keys, variable in nnx.to_flat_state(nnx.state(model, _is_stored)):
+        *path, last = keys
+        role = str(last)
+        if isinstance(last, tuple):  # a wrapper's, by the path of its parameter
+            kept_as = _OF_WRAPPERS.get(str(path.pop()))
+            *inside, name, what = last if kept_as is None else (*last, kept_as)
+            path, role = [*path, *inside], f"{name}/{what}"
+        yield "/".join(map(str, keys)), path_of(path), role, variable
+
+
+def _is_stored(path: Any, variable: Any) -> bool:
+    """Variables but those of random streams, which are the model's own."""
+    return isinstance(variable, nnx.Variable) and not isinstance(variable, nnx.RngState)
+
+
+def _placed(value: np.ndarray, like: Any) -> Any:
+    """A copy, of the dtype of ``like`` and where that is."""
+    copied = np.array(value, like.dtype, order="C")
+    if isinstance(like, np.ndarray):
+        return copied
+    return jax.device_put(copied, getattr(like, "sharding", None))

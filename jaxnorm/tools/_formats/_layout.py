@@ -1,0 +1,128 @@
+"""One array as PyTorch lays it out and as Flax does."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ._model import COUNT, Layer
+
+Sizes = tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """What the arrays of a layer do not say."""
+
+    transposed: bool = False  # a transposed convolution, whose kernel Flax does not turn round
+    channels: Sizes | None = None  # (C, H, W) of an input that PyTorch flattens, Flax as (H, W, C)
+
+
+def to_flax(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarray:
+    """PyTorch's array for this slot of Flax's layer; one that does not fit comes as it is."""
+    value, shape = found[slot].numpy(), wanted[slot].shape
+    match slot.split("/"):
+        case [name] if name == COUNT:
+            return np.broadcast_to(value, shape) if value.ndim == 0 else value
+        case [_, "g"]:
+            return _of_sizes(value, shape)
+        case [_, "u"]:
+            return value[None]
+        case [base, "v"] if found.keys() >= {base, f"{base}/u"}:
+            return _largest_gain(base, found, layout)
+    if wanted[slot].role == "kernel":
+        value = _kernel_from_torch(value, layout.transposed)
+        return _with_channels(value, layout.channels, last=True, keep=1)
+    return _with_channels(value, _of_inputs(wanted, layout), last=True)
+
+
+def to_torch(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarray:
+    """Flax's array for this slot of PyTorch's layer."""
+    value, shape = found[slot].numpy(), wanted[slot].shape
+    match slot.split("/"):
+        case [name] if name == COUNT:
+            return value.max(initial=0)  # channels are counted together
+        case [_, "g"]:
+            return _of_sizes(value, shape)
+        case [_, "u"]:
+            return value[0] if value.ndim == 2 else value
+        case [base, "v"] if found.keys() >= {base, f"{base}/u"}:
+            return _direction_of_inputs(base, found, layout)
+    if found[slot].role == "kernel":
+        value = _with_channels(value, layout.channels, last=False, keep=1)
+        return _kernel_to_torch(value, layout.transposed)
+    return _with_channels(value, _of_inputs(found, layout), last=False)
+
+
+def _kernel_from_torch(weight: np.ndarray, transposed: bool) -> np.ndarray:
+    """(out, in, H, W) to (H, W, in, out), of any rank; transposed convolutions have (in, out, H, W)."""
+    if weight.ndim < 2:
+        return weight
+    window = tuple(range(2, weight.ndim))
+    if transposed:  # PyTorch's is the gradient of a convolution, which turns the window round
+        return np.flip(weight, window).transpose(*window, 0, 1)
+    return weight.transpose(*window, 1, 0)
+
+
+def _kernel_to_torch(kernel: np.ndarray, transposed: bool) -> np.ndarray:
+    if kernel.ndim < 2:
+        return kernel
+    window = tuple(range(kernel.ndim - 2))
+    if transposed:
+        return np.flip(kernel, window).transpose(-2, -1, *window)
+    return kernel.transpose(-1, -2, *window)
+
+
+def _of_inputs(layer: Layer, layout: Layout) -> Sizes | None:
+    """The sizes that vectors of Flax's layer have: a norm's are of its inputs, a bias is of the outputs."""
+    has_outputs = "weight" in layer and layer["weight"].role != "scale"
+    return None if has_outputs else layout.channels
+
+
+def _with_channels(
+    value: np.ndarray, sizes: Sizes | None, *, last: bool, keep: int = 0
+) -> np.ndarray:
+    """With the channels last, or first, in what is flattened in all axes but ``keep`` at the end."""
+    if sizes is None:
+        return value
+    flat, kept = value.shape[: value.ndim - keep], value.shape[value.ndim - keep :]
+    if math.prod(flat) != math.prod(sizes):
+        raise ValueError(
+            f"channels_last must give the sizes (C, H, W) of the inputs that PyTorch flattens; got {sizes}, "
+            f"of {math.prod(sizes)} elements, for a layer of {math.prod(flat)} inputs. Take them from the "
+            f"array that is flattened."
+        )
+    channels, *positions = sizes
+    before = (channels, *positions) if last else (*positions, channels)
+    ends = (0, len(positions)) if last else (len(positions), 0)
+    moved = np.moveaxis(value.reshape(before + kept), *ends)
+    return moved if len(flat) > 1 else moved.reshape(-1, *kept)
+
+
+def _of_sizes(value: np.ndarray, shape: Sizes) -> np.ndarray:
+    """In ``shape``, if that differs by axes of size 1 alone: PyTorch keeps them."""
+    same = [n for n in value.shape if n > 1] == [n for n in shape if n > 1]
+    return value.reshape(shape) if same else value
+
+
+def _largest_gain(base: str, found: Layer, layout: Layout) -> np.ndarray:
+    """σ = u W v, which PyTorch does not store."""
+    u, v = (found[f"{base}/{name}"].numpy().astype(np.float64) for name in "uv")
+    matrix = _as_matrix(found[base].numpy(), layout)
+    return np.asarray(u @ matrix @ v) if matrix.shape == (*u.shape, *v.shape) else v
+
+
+def _direction_of_inputs(base: str, found: Layer, layout: Layout) -> np.ndarray:
+    """The direction v = u W, of length 1, which Flax does not store."""
+    u = found[f"{base}/u"].numpy().astype(np.float64)
+    kernel = _with_channels(found[base].numpy(), layout.channels, last=False, keep=1)
+    matrix = _as_matrix(_kernel_to_torch(kernel, layout.transposed), layout)
+    if u.shape != (1, len(matrix)):
+        return u
+    v = (u @ matrix)[0]
+    return v / max(np.linalg.norm(v), 1e-12)
+
+
+def _as_matrix(weight: np.ndarray, layout: Layout) -> np.ndarray:
+    """PyTorch's weight, outputs against all others."""
+    outputs = np.moveaxis(weight, 1 if layout.transposed else 0, 0)
+    return outputs.reshape(outputs.shape[0], -1).astype(np.float64)

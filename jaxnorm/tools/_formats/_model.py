@@ -1,0 +1,88 @@
+"""The form that every library's arrays are read into: layers by path, and what each array is for."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+
+Path: TypeAlias = tuple[str, ...]
+
+
+class Entry(NamedTuple):
+    """One array of a layer."""
+
+    name: str  # as its library writes it
+    role: str  # in Flax's words, such as "kernel" or "scale"; PyTorch's "weight" may be any of them
+    leaf: Any  # an array, or what has the shape and the dtype of one
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return tuple(self.leaf.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the array; tensors of PyTorch have types of their own, with the names of NumPy's."""
+        return jnp.dtype(str(self.leaf.dtype).removeprefix("torch."))
+
+    def numpy(self) -> np.ndarray:
+        """The array; NumPy has no bfloat16, so that of a tensor of PyTorch is widened, which is exact."""
+        if not hasattr(self.leaf, "detach"):
+            return np.asarray(self.leaf)
+        tensor = self.leaf.detach().cpu()
+        return (tensor if self.dtype.kind in "biufc" else tensor.float()).numpy()
+
+
+Layer: TypeAlias = Mapping[str, Entry]  # by slot
+
+
+class Model(NamedTuple):
+    """All layers of a model; in each, its arrays by slot.
+
+    A slot is PyTorch's name for what an array is: ``weight``, ``bias``, ``running_mean``, and ``weight/g``
+    for what a wrapper keeps of a weight. Entries of one slot become one another.
+    """
+
+    layers: Mapping[Path, Layer]
+    is_torch: bool  # whether arrays are laid out as PyTorch's
+    transposed: frozenset[Path] = frozenset()  # layers that are known to be transposed convolutions
+
+
+# Roles of Flax that have another name as a slot. One array of a layer is its "weight".
+_WEIGHTS = ("weight", "kernel", "embedding", "scale")
+COUNT = "num_batches_tracked"
+_SLOTS = {"mean": "running_mean", "var": "running_var", "count": COUNT}
+_OF_WRAPPERS = {"scale": "g", "u": "u", "sigma": "v"}
+
+
+def by_slot(roles: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The entries of a layer of Flax, under the slots of their roles."""
+    weight = next((role for role in _WEIGHTS if role in roles), None)
+
+    def slot_of(role: str) -> str:
+        base, *of_wrapper = role.split(
+            "/"
+        )  # "kernel/scale" is the scale of a weight-normalized kernel
+        slot = "weight" if base == weight else _SLOTS.get(base, base)
+        return "/".join([slot, *(_OF_WRAPPERS.get(name, name) for name in of_wrapper)])
+
+    return {slot_of(role): entry for role, entry in roles.items()}
+
+
+def parts_of(name: str) -> Path:
+    """The path that a name stands for, however its library joins it."""
+    return tuple(part for part in re.split(r"[./]", name) if part)
+
+
+def normal_form(path: Path) -> Path:
+    """The path with numbers by themselves: Linen calls the first of a list ``layers_0``."""
+    return tuple(part for name in path for part in re.split(r"_(?=\d+$)", name))
+
+
+def some(items: Iterable[str], limit: int = 12, between: str = ", ") -> str:
+    """As many as a reader wants to see."""
+    listed = list(items)
+    rest = [f"and {len(listed) - limit} more"] if len(listed) > limit else []
+    return between.join(listed[:limit] + rest)
