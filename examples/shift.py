@@ -1,0 +1,198 @@
+"""Corrupted test images, and which statistics to meet them with.
+
+    python -m examples.shift          # about 4 minutes on two cores
+
+Trains the CNN of the CIFAR-10 example on clean images. Then the test images are corrupted, and classified
+by the same weights with
+
+- running statistics, those of clean images;
+- statistics of the batch itself (64 images), as training does;
+- a mixture, 16 / (16 + 64) running and the rest the batch's (Schneider et al., 2020,
+  https://arxiv.org/abs/2006.16971);
+- statistics re-estimated on 2,048 corrupted images without labels (`tools.recalibrate`; Li et al., 2016,
+  https://arxiv.org/abs/1603.04779).
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.ticker import PercentFormatter
+from rich.console import Console
+from rich.table import Table
+
+from jaxnorm import tools
+
+from . import cifar10, data, measure, report
+from .training import evaluated, fit
+
+console = Console()
+PRIOR = 16  # images that the running statistics count for in the mixture
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is trained, and what it meets."""
+
+    epochs: int = 4
+    """Passes over the training images."""
+    images: int = 4096
+    """Test images of each corruption."""
+    batch_size: int = 64
+    """Images in a batch that has statistics of its own."""
+    seed: int = 0
+    """Of everything random."""
+    data: Literal["auto", "cifar10", "digits"] = "auto"
+    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
+    data_dir: Path | None = None
+    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    out: Path = Path("runs/shift")
+    """The folder for shift.json and the picture."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = tyro.cli(
+        Options,
+        prog="python -m examples.shift",
+        description=(__doc__ or "").split("\n")[0],
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    dataset = data.load(options.data, options.data_dir)
+    settings = cifar10.completed(
+        cifar10.Settings(epochs=options.epochs, seed=options.seed), dataset
+    )
+    model = cifar10.build_model(settings, len(dataset.classes))
+    variables = jax.device_get(fit(model, settings, dataset, note="clean images").variables)
+    images = dataset.test_images[: options.images]
+    labels = dataset.test_labels[: options.images]
+    found = {
+        name: accuracies(
+            model, variables, corrupt(images, options.seed), labels, options.batch_size
+        )
+        for name, corrupt in CORRUPTIONS.items()
+    }
+    console.print(table(found))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "shift.json").write_text(json.dumps(found, indent=1))
+    draw(found, f"CNN trained on clean {dataset.name}", options.out / "shift.png")
+    console.print(f"Figures and picture are in {options.out}/", soft_wrap=True, highlight=False)
+    return 0
+
+
+# --- the statistics ------------------------------------------------------------------------------
+
+
+def accuracies(model: Any, variables: Any, images: Any, labels: Any, size: int) -> dict[str, float]:
+    """Accuracy on these images with each kind of statistics."""
+    some = images[: min(2048, len(images))]
+    batches = [some[i : i + size] for i in range(0, len(some), size)]
+    again = tools.recalibrate(model, batches, variables=variables, run=evaluated)
+    with_share = partial(accuracy_with_share_of_running, model, variables, images, labels, size)
+    return {
+        "running": measure.accuracy_with_running_statistics(model, variables, images, labels),
+        "batch": with_share(0.0),
+        "mixture": with_share(PRIOR / (PRIOR + size)),
+        "re-estimated": measure.accuracy_with_running_statistics(model, again, images, labels),
+    }
+
+
+def accuracy_with_share_of_running(
+    model: Any, variables: Any, images: Any, labels: Any, size: int, share: float
+) -> float:
+    """Accuracy in batches, with `share` of the running statistics and the rest from the batch.
+
+    A step in training mode with that momentum makes these statistics; evaluation then uses them.
+    """
+    moving = model.clone(norm=partial(model.norm, momentum=share))
+
+    @jax.jit
+    def right(images: jax.Array, labels: jax.Array) -> jax.Array:
+        x = measure.scaled(images)
+        _, updated = moving.apply(variables, x, train=True, mutable=["batch_stats"])
+        return (moving.apply({**variables, **updated}, x, train=False).argmax(-1) == labels).sum()
+
+    whole = len(labels) // size * size
+    parts = zip(*(np.split(a[:whole], whole // size) for a in (images, labels)), strict=True)
+    return sum(int(right(*part)) for part in parts) / whole
+
+
+# --- the corruptions -----------------------------------------------------------------------------
+
+
+def _noise(images: Any, seed: int) -> Any:
+    return images + np.random.default_rng(seed).normal(0, 25, images.shape)
+
+
+def _blur(images: Any, seed: int) -> Any:
+    return sum(np.roll(images, (i, j), (1, 2)) / 25.0 for i in range(-2, 3) for j in range(-2, 3))
+
+
+def _fog(images: Any, seed: int) -> Any:
+    return images * 0.4 + 130
+
+
+def _cast(images: Any, seed: int) -> Any:
+    return images * np.array([1.0, 0.7, 0.4])[: images.shape[-1]]
+
+
+def _corruption(change: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+    """`change`, rounded to pixels again."""
+    return lambda images, seed: np.clip(change(images.astype(float), seed), 0, 255).astype(np.uint8)
+
+
+CORRUPTIONS: dict[str, Callable[[Any, int], Any]] = {
+    "clean": _corruption(lambda images, seed: images),
+    "noise (std 25)": _corruption(_noise),
+    "blur (5x5)": _corruption(_blur),
+    "fog (contrast 0.4)": _corruption(_fog),
+    "yellow light": _corruption(_cast),
+}
+
+
+# --- the table and the picture -------------------------------------------------------------------
+
+
+def table(found: dict[str, dict[str, float]]) -> Table:
+    """Accuracy of each corruption with each kind of statistics."""
+    result = Table(title="Accuracy with statistics of", title_justify="left")
+    result.add_column("images")
+    for kind in next(iter(found.values())):
+        result.add_column(kind, justify="right")
+    for name, shares in found.items():
+        result.add_row(name, *(f"{share:.1%}" for share in shares.values()))
+    return result
+
+
+def draw(found: dict[str, dict[str, float]], title: str, path: Path) -> None:
+    """A row of points for each corruption."""
+    figure, axes = report.new_figure(title, "The same weights, test images corrupted")
+    names = list(found)[::-1]
+    styles = {
+        "running": ("o", report.GREY),
+        "batch": ("^", report.ORANGE),
+        "mixture": ("s", report.BLUE),
+        "re-estimated": ("d", "black"),
+    }
+    for kind, (marker, colour) in styles.items():
+        values = [found[name][kind] for name in names]
+        axes.plot(values, range(len(names)), marker, color=colour, ms=8, alpha=0.85, label=kind)
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(visible=False)
+    axes.grid(axis="x", color="#dddddd")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("Accuracy")
+    axes.legend(title="statistics", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    report.save(figure, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
