@@ -1,0 +1,203 @@
+"""The learning rate rising until training breaks: with batch norm, without, and with what is between.
+
+    python -m examples.lr_stress          # about 8 minutes on two cores
+
+Trains the CNN of the CIFAR-10 example while the learning rate rises from 0.003 to 30, by a factor of 10
+every 150 steps, and sees where the loss leaves for good: with batch norm, without any norm, with group norm,
+and with batch norm frozen at the statistics of the beginning, which is a scale and a shift of each channel and
+no normalization any more. With batch norm, it also sees what evaluation does on the way.
+"""
+
+import json
+import math
+import statistics
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+import tyro
+from matplotlib.ticker import PercentFormatter
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from jaxnorm import tools
+
+from . import cifar10, data, measure, report
+from .training import evaluated, shuffled
+
+console = Console()
+NETWORKS = ("batch", "group", "frozen batch", "none")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is trained, and how far."""
+
+    low: float = 0.003
+    """Learning rate of the first step."""
+    high: float = 30.0
+    """Learning rate of the last."""
+    steps: int = 600
+    """Training steps, of 64 images."""
+    seeds: int = 3
+    """How often everything is repeated."""
+    data: Literal["auto", "cifar10", "digits"] = "auto"
+    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
+    data_dir: Path | None = None
+    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    out: Path = Path("runs/lr-stress")
+    """The folder for lr_stress.json and the picture."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = tyro.cli(
+        Options,
+        prog="python -m examples.lr_stress",
+        description=(__doc__ or "").split("\n")[0],
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    dataset = data.load(options.data, options.data_dir)
+    found = {
+        network: [ramp(network, seed, options, dataset) for seed in range(options.seeds)]
+        for network in NETWORKS
+    }
+    console.print(table(found, len(dataset.classes)))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "lr_stress.json").write_text(json.dumps(found, indent=1))
+    draw(found, f"CNN on {dataset.name}, batches of 64", options.out / "lr_stress.png")
+    console.print(f"Figures and picture are in {options.out}/", soft_wrap=True, highlight=False)
+    return 0
+
+
+def ramp(
+    network: str, seed: int, options: Options, dataset: data.Dataset
+) -> dict[str, list[float | None]]:
+    """Loss at each learning rate, and now and then the accuracy with either kind of statistics."""
+    name: Any = "batch" if network == "frozen batch" else network
+    settings = cifar10.completed(cifar10.Settings(norm=name, epochs=1, seed=seed), dataset)
+    model: Any = cifar10.build_model(settings, len(dataset.classes))
+    state = cifar10.create_state(model, settings, dataset.train_images, options.steps)
+    variables = state.variables
+    if network == "frozen batch":
+        batches = [dataset.train_images[:512]]
+        variables = tools.recalibrate(
+            model, batches, variables=variables, run=evaluated, layer_by_layer=True
+        )
+        model = tools.freeze(model, variables=variables)
+    rate: Any = optax.exponential_decay(options.low, options.steps - 1, options.high / options.low)
+    state = tools.TrainState.of(model, variables, optax.sgd(rate, 0.9, nesterov=True))
+    step = jax.jit(partial(train_step, model))
+    held_out = dataset.test_images[:512], dataset.test_labels[:512]
+    found: dict[str, list[float | None]] = {
+        "rate": [],
+        "loss": [],
+        "at": [],
+        "running": [],
+        "batch": [],
+    }
+    batches = shuffled(dataset, settings, options.steps)
+    shown = track(batches, f"{network}, seed {seed}", options.steps, transient=True)
+    for i, (images, labels) in enumerate(shown):
+        lr = float(rate(i))
+        state, loss = step(state, images, labels)
+        found["rate"].append(lr)
+        found["loss"].append(float(loss) if math.isfinite(loss) else None)
+        if not math.isfinite(loss):
+            break
+        if network == "batch" and i % 20 == 19:
+            of = model, state.variables, *held_out
+            found["at"].append(lr)
+            found["running"].append(measure.accuracy_with_running_statistics(*of))
+            found["batch"].append(measure.accuracy_with_batch_statistics(*of, 512))
+    return found
+
+
+def train_step(
+    model: Any, state: tools.TrainState, images: jax.Array, labels: jax.Array
+) -> tuple[tools.TrainState, jax.Array]:
+    """One step of plain cross-entropy."""
+
+    def loss_of(params: Any) -> tuple[jax.Array, Any]:
+        logits, updated = model.apply(
+            {**state.variables, "params": params},
+            measure.scaled(images),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), updated
+
+    (loss, updated), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads, **updated), loss
+
+
+def smoothed(losses: list[Any]) -> np.ndarray:
+    """Mean over 10 steps; NaN counts as infinite."""
+    values = np.array([math.inf if loss is None else loss for loss in losses])
+    return np.array([values[max(0, i - 9) : i + 1].mean() for i in range(len(values))])
+
+
+def breaks_at(found: dict[str, list[Any]], classes: int) -> float:
+    """The learning rate from which on the loss stays above that of guessing; infinite if there is none."""
+    losing = smoothed(found["loss"]) > math.log(classes)
+    if not losing[-1]:
+        return math.inf
+    return found["rate"][len(losing) - int(np.argmin(losing[::-1]))]
+
+
+# --- the table and the picture -------------------------------------------------------------------
+
+
+def table(found: dict[str, list[dict[str, list[Any]]]], classes: int) -> Table:
+    """Where each breaks, and the least loss on the way."""
+    result = Table(title="The learning rate rising", title_justify="left")
+    for name in ("network", "breaks at (each seed)", "least loss (median)"):
+        result.add_column(name)
+    for network, runs in found.items():
+        rates = sorted(breaks_at(run, classes) for run in runs)
+        least = statistics.median(float(smoothed(run["loss"]).min()) for run in runs)
+        result.add_row(network, ", ".join(f"{rate:.2g}" for rate in rates), f"{least:.2f}")
+    return result
+
+
+def draw(found: dict[str, list[dict[str, list[Any]]]], title: str, path: Path) -> None:
+    """Training loss of all, and the evaluation of batch norm, against the learning rate."""
+    figure, (left, right) = report.new_panels(
+        title, ["Training loss as the learning rate rises", "Batch norm, evaluated on the way"]
+    )
+    colours = (report.BLUE, "#009E73", report.ORANGE, "black")
+    for (network, runs), colour, style in zip(
+        found.items(), colours, ["-", "--", "-.", ":"], strict=True
+    ):
+        for i, run in enumerate(runs):
+            loss = np.minimum(smoothed(run["loss"]), 10)
+            label = network if i == 0 else None
+            left.plot(run["rate"], loss, style, color=colour, lw=1.3, alpha=0.8, label=label)
+    left.set_ylim(0, 4)
+    left.set_ylabel("Cross-entropy (nats), mean of 10 steps")
+    left.legend(title="norm", frameon=False, loc="lower right")
+    for key, colour, label in (
+        ("batch", report.ORANGE, "statistics of 512 images"),
+        ("running", report.BLUE, "running statistics"),
+    ):
+        for i, run in enumerate(found["batch"]):
+            right.plot(run["at"], run[key], color=colour, lw=1.3, label=None if i else label)
+    right.set_ylabel("Accuracy on 512 held-out images")
+    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    right.legend(frameon=False, loc="upper right")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xlabel("Learning rate")
+    report.save(figure, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
