@@ -3,9 +3,9 @@
     python -m examples.lr_stress          # about 8 minutes on two cores
 
 Trains the CNN of the CIFAR-10 example while the learning rate rises from 0.003 to 30, by a factor of 10
-every 150 steps, and sees where the loss leaves for good: with batch norm, without any norm, with group norm,
-and with batch norm frozen at the statistics of the beginning, which is a scale and a shift of each channel and
-no normalization any more. With batch norm, it also sees what evaluation does on the way.
+every 150 steps, and sees where the loss leaves for good: with batch norm, without any norm, with group
+norm, and with batch norm frozen at the statistics of the beginning, which is a scale and a shift of each
+channel and no normalization any more. With batch norm, it also sees what evaluation does on the way.
 """
 
 import json
