@@ -19,6 +19,9 @@ Run: TypeAlias = Callable[[Any, Any], Any]
 Stats: TypeAlias = Mapping[str, Mapping[str, jax.Array]]
 """Arrays of layers, by the path of the layer and their name."""
 
+Kinds: TypeAlias = tuple[type, ...]
+BATCH_NORMS: Kinds = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
+
 
 class Model(Protocol):
     """A model, and in ``state`` all the arrays that it holds."""
@@ -43,7 +46,7 @@ class Model(Protocol):
         """What ``run`` returns, and ``stats`` and ``state`` afterwards.
 
         The model holds ``state``, and its layers these ``stats`` in the place of their own, or besides. For
-        its batch norms, ``answer`` says what they return and write.
+        its batch norms, or layers of the kinds it was made for, ``answer`` says what they return and write.
         """
         ...
 
@@ -69,8 +72,8 @@ def as_it_is(model: Any, batch: Any) -> Any:
     return model(batch)
 
 
-def model_of(model: Any, variables: Any, rngs: Any = None) -> Model:
-    """``model`` as the tools see it.
+def model_of(model: Any, variables: Any, rngs: Any = None, kinds: Kinds = BATCH_NORMS) -> Model:
+    """``model`` as the tools see it, which watch its layers of these ``kinds``.
 
     Raises:
         ValueError: it is no model of Flax, or ``variables`` are missing, or given where there are none.
@@ -81,7 +84,7 @@ def model_of(model: Any, variables: Any, rngs: Any = None) -> Model:
                 f"variables belong to a Linen module; got them with an NNX model, {type(model).__name__}, "
                 f"which holds its own. Leave them out."
             )
-        return _NnxModel(model)
+        return _NnxModel(model, kinds)
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model must be a Linen module or an NNX model; got {type(model).__name__}. Give the module "
@@ -93,12 +96,12 @@ def model_of(model: Any, variables: Any, rngs: Any = None) -> Model:
             f"variables must be those of the Linen module, with its collection params; got {what}. "
             f'Give variables={{"params": ..., "batch_stats": ...}}, as init returns them.'
         )
-    return _LinenModel(model, variables, rngs)
+    return _LinenModel(model, variables, rngs, kinds)
 
 
 class _LinenModel:
-    def __init__(self, module: nn.Module, variables: Any, rngs: Any) -> None:
-        self._module, self._rngs = module, rngs
+    def __init__(self, module: nn.Module, variables: Any, rngs: Any, kinds: Kinds) -> None:
+        self._module, self._rngs, self._kinds = module, rngs, kinds
         self._frozen = isinstance(variables, FrozenDict)
         self.state: Any = unfreeze(variables) if self._frozen else dict(variables)
 
@@ -116,7 +119,7 @@ class _LinenModel:
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
     ) -> tuple[Any, Stats, Any]:
         apply = nn.apply(run, self._module, mutable=True)
-        with watching(LINEN_BATCH_NORMS), answered_first_by(answer):
+        with watching(self._kinds), answered_first_by(answer):
             output, after = apply(self.with_stats(state, stats), batch, rngs=self._rngs)
         found = {path: _below(after.get("batch_stats", {}), path) for path in stats}
         of_layers = {path: {name: found[path][name] for name in stats[path]} for path in stats}
@@ -157,9 +160,9 @@ def _below(tree: Any, path: str) -> dict[str, jax.Array]:
 
 
 class _NnxModel:
-    def __init__(self, model: nnx.Module) -> None:
+    def __init__(self, model: nnx.Module, kinds: Kinds) -> None:
         self._model = model
-        self._graph, self.state = nnx.split(watched(model, NNX_BATCH_NORMS))
+        self._graph, self.state = nnx.split(watched(model, kinds))
 
     def paths(self) -> list[str]:
         return list(_layers(nnx.merge(self._graph, self.state)))

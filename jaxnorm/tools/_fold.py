@@ -1,0 +1,180 @@
+"""Batch norms folded into the layers beside them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ._affine import affine_of, into_layer_after, into_layer_before
+from ._folded import Dtypes, without_norms
+from ._follow import Flow, follow, n_features, traced_anew
+from ._gather import find_batch_norms
+from ._models import BATCH_NORMS, Run, as_it_is, model_of
+from ._pairs import CONVS, LAYERS, Pair, axes_from_the_end, pair_of
+from ._watch import LayerCall, Where, check_meant
+
+
+class Folded(NamedTuple):
+    """What `fold` returns.
+
+    Attributes:
+        model: the Linen module or NNX model without its batch norms.
+        variables: of the Linen module; None of an NNX model, which holds its own.
+        difference: the largest absolute difference between the outputs of the two models on the batch.
+        pairs: the path of each batch norm that is folded, and of the layer that it is folded into.
+        refused: the path of each that is not, and the reason.
+
+    Example:
+        >>> from jaxnorm import tools
+        >>> tools.Folded(None, None, difference=0.0, pairs={"norm": "conv"}, refused={}).pairs
+        {'norm': 'conv'}
+    """
+
+    model: Any
+    variables: Any
+    difference: float
+    pairs: dict[str, str]
+    refused: dict[str, str]
+
+
+def fold(
+    model: Any,
+    batch: Any,
+    *,
+    variables: Any = None,
+    run: Run = as_it_is,
+    where: Where | None = None,
+    partial: bool = False,
+    rngs: Any = None,
+) -> Folded:
+    """The model, for evaluation, with its batch norms folded into the layers beside them.
+
+        kernel' = a · kernel        bias' = a · bias + b        a = scale / √(var + ε),  b = β - a · mean
+
+    with the norm's scale and bias β, for a convolution (transposed, grouped, dilated), dense layer or
+    embedding before the norm; or for a dense layer or a convolution without zero padding after it, where
+    none before can take it. What belongs together is found by following the computation of ``run``, with
+    Flax's layers in it and Flax's batch norms or ours. An activation or residual of the norm stays.
+
+    Only what is exact but for rounding is folded: a layer is used once, by the norm alone, and nothing
+    else reads its kernel. Between the two may be what moves values and leaves them in their channel (slices,
+    casts, merged axes), and a maximum, as of max pooling, if no scale is negative. Arithmetic is in float64,
+    and the kernel keeps its dtype.
+
+    Args:
+        model: a Linen module, or an NNX model, which stays as it is.
+        batch: what ``run`` takes: some examples, on which the two models are compared.
+        variables: of the Linen module: ``params`` and ``batch_stats``.
+        run: calls the model on a batch for evaluation, as in ``lambda model, batch: model(batch["image"],
+            train=False)``.
+        where: which batch norms, by path: a pattern such as ``"stem/*"`` or a function; the others stay.
+        partial: whether those that cannot be folded may stay; otherwise they are an error.
+        rngs: for a Linen module whose ``run`` draws random numbers.
+
+    Returns:
+        The smaller model, its variables, and what was done. In the place of a folded batch norm it evaluates,
+        whatever flag or mask is given.
+
+    Raises:
+        ValueError: the model calls no batch norm with running statistics, ``where`` means none of them,
+            or one of them cannot be folded and ``partial`` is False: the message says why.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from jaxnorm import tools
+        >>> model = nn.Sequential(
+        ...     [nn.Conv(8, (3, 3)), nn.BatchNorm(use_running_average=True), nn.relu]
+        ... )
+        >>> x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+        >>> folded = tools.fold(model, x, variables=model.init(jax.random.key(1), x))
+        >>> print(folded.pairs, folded.difference < 1e-5)
+        {'layers_1': 'layers_0'} True
+        >>> print(jax.tree.map(jnp.shape, folded.variables))
+        {'params': {'layers_0': {'bias': (8,), 'kernel': (3, 3, 3, 8)}}}
+        >>> y = folded.model.apply(folded.variables, x)
+    """
+    with traced_anew():
+        find_batch_norms(model_of(model, variables, rngs), run, batch)
+    flow = follow(model_of(model, variables, rngs, (*BATCH_NORMS, *LAYERS)), run, batch)
+    norms = [path for path, seen in flow.seen.items() if isinstance(seen.call.layer, BATCH_NORMS)]
+    outcomes = {path: pair_of(flow, path) for path in check_meant(where, norms, "batch norm")}
+    pairs = [outcome for outcome in outcomes.values() if isinstance(outcome, Pair)]
+    refused = {path: reason for path, reason in outcomes.items() if isinstance(reason, str)}
+    if refused and not partial:
+        reasons = "; ".join(f"{path!r}, {reason}" for path, reason in refused.items())
+        raise ValueError(
+            f"every batch norm must fold exactly into a layer beside it; got {len(refused)} of "
+            f"{len(outcomes)} that does not: {reasons}. Change the model there, or keep such batch norms "
+            f"with partial=True, or with a where that leaves them out."
+        )
+    changed: dict[str, dict[str, np.ndarray]] = {}
+    for pair in pairs:
+        layer = {**flow.arrays(pair.layer), **changed.get(pair.layer, {})}
+        changed[pair.layer] = _with_norm(flow, pair, layer)
+    dtypes = {pair.norm: _promoting(flow, pair.norm) for pair in pairs}
+    smaller, its_variables = without_norms(model, variables, changed, dtypes)
+    outputs = [
+        _outputs(m, v, rngs, run, batch) for m, v in ((model, variables), (smaller, its_variables))
+    ]
+    return Folded(
+        smaller,
+        its_variables,
+        _difference(*outputs),
+        {pair.norm: pair.layer for pair in pairs},
+        refused,
+    )
+
+
+def _with_norm(flow: Flow, pair: Pair, layer: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What the layer of a pair holds with the norm in it, of what it holds without."""
+    seen, into = flow.seen[pair.norm], flow.seen[pair.layer]
+    factor, offset = affine_of(seen.call.layer.epsilon, flow.arrays(pair.norm))
+    kind: Any = into.call.layer
+    if pair.before:
+        features, axes = into.y[-n_features(kind) :], axes_from_the_end(flow, pair.norm)
+        ones = [n if i - len(features) in axes else 1 for i, n in enumerate(features)]
+        affine = (np.broadcast_to(a.reshape(ones), features) for a in (factor, offset))
+        return into_layer_before(
+            layer, *affine, transposed=getattr(kind, "transpose_kernel", False)
+        )
+    is_conv = isinstance(kind, CONVS)
+    return into_layer_after(
+        layer,
+        factor,
+        offset,
+        groups=kind.feature_group_count if is_conv else 1,
+        window=layer["kernel"].ndim - 2 if is_conv else 0,
+    )
+
+
+def _promoting(flow: Flow, norm: str) -> Dtypes:
+    """The dtypes of the arrays that a batch norm's result is promoted with."""
+    names = ["scale", "bias"]
+    if isinstance(flow.seen[norm].call.layer, nnx.BatchNorm):  # Flax's, in NNX
+        names += ["mean", "var"]
+    return tuple(sorted({a.dtype.name for n, a in flow.arrays(norm).items() if n in names}))
+
+
+def _outputs(model: Any, variables: Any, rngs: Any, run: Run, batch: Any) -> Any:
+    """What ``run`` returns, compiled."""
+    subject = model_of(model, variables, rngs, kinds=())
+
+    @jax.jit
+    def compiled(state: Any, batch: Any) -> Any:
+        return subject.run(state, {}, run, batch, _as_it_is)[0]
+
+    return compiled(subject.state, batch)
+
+
+def _as_it_is(call: LayerCall) -> Any:
+    return call.proceed(*call.args, **call.kwargs)
+
+
+def _difference(a: Any, b: Any) -> float:
+    """The largest of all outputs."""
+    wide = [[np.asarray(leaf, np.complex128) for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
+    return max(
+        (float(np.abs(x - y).max(initial=0.0)) for x, y in zip(*wide, strict=True)), default=0.0
+    )
