@@ -446,6 +446,12 @@ def equinox_batch_norm() -> Any:
     return norm()
 
 
+NORM_ALONE: Any = {
+    "params": {"scale": np.ones(4, np.float32), "bias": np.ones(4, np.float32)},
+    "batch_stats": {"mean": np.ones(4, np.float32), "var": np.ones(4, np.float32)},
+}
+
+
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     # shapes of parameters and statistics
     "scale": (train(X, STATS, jnp.ones(5)), wrong_shape("scale", "(5,)")),
@@ -705,6 +711,13 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "save_as, in parts": (
         train(save_as="output", mask=X > 0, virtual_batch_size=2),
         SAVED_IN_PARTS,
+    ),
+    "fold": (
+        lambda: tools.fold(jnl.BatchNorm(True, name="norm"), X, variables=NORM_ALONE),
+        "every batch norm must fold exactly into a layer beside it; got 1 of 1 that does not: '', not into "
+        "what is before it: its input comes from the batch; nor into what is after it: what reads its output "
+        "must be one layer, and is the output of the model. Change the model there, or keep such batch norms "
+        "with partial=True, or with a where that leaves them out.",
     ),
 }
 

@@ -63,7 +63,15 @@ PUBLIC = {
     ],
     "jaxnorm.linen": [*NORM_CLASSES, "get_norm"],
     "jaxnorm.nnx": [*NORM_CLASSES, "get_norm"],
-    "jaxnorm.tools": ["Parity", "assert_parity", "convert", "pool_replicas", "torch_options"],
+    "jaxnorm.tools": [
+        "Folded",
+        "Parity",
+        "assert_parity",
+        "convert",
+        "fold",
+        "pool_replicas",
+        "torch_options",
+    ],
 }
 OBJECTS = [getattr(importlib.import_module(m), n) for m, names in PUBLIC.items() for n in names]
 FUNCTIONS = [o for o in OBJECTS if inspect.isfunction(o)]

@@ -1,0 +1,452 @@
+"""`fold`: what is computed stays, without a batch norm's arithmetic."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.core import freeze
+from jax.sharding import NamedSharding, PartitionSpec
+
+from examples.models import CNN, ResNet20
+from jaxnorm import linen as jnl, nnx as jnx, tools
+from tests.tools.folding import (
+    NORMS,
+    Layers,
+    Model,
+    applied,
+    assert_same,
+    data,
+    in_nnx,
+    linen,
+    random_arrays,
+    shapes,
+)
+
+IMAGE, ROW = (2, 6, 5, 4), (3, 7, 4)
+MASK = (np.arange(3 * 3 * 4 * 6).reshape(3, 3, 4, 6) % 3).astype(np.float32)
+# Of both module systems: the kind of layer, what it is called with, and its options.
+LAYERS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "conv": ("Conv", IMAGE, {}),
+    "without bias": ("Conv", IMAGE, {"use_bias": False}),
+    "strided": ("Conv", IMAGE, {"strides": 2, "padding": "VALID"}),
+    "dilated": ("Conv", IMAGE, {"kernel_dilation": 2}),
+    "of dilated input": ("Conv", IMAGE, {"input_dilation": 2, "padding": 1}),
+    "grouped": ("Conv", IMAGE, {"feature_group_count": 2, "use_bias": False}),
+    "circular": ("Conv", IMAGE, {"padding": "CIRCULAR"}),
+    "masked": ("Conv", IMAGE, {"mask": MASK}),
+    "one image": ("Conv", IMAGE[1:], {}),
+    "transposed": ("ConvTranspose", IMAGE, {"strides": (2, 2)}),
+    "transposed, other kernel": ("ConvTranspose", IMAGE, {"transpose_kernel": True}),
+    "transposed, circular": ("ConvTranspose", IMAGE, {"padding": "CIRCULAR", "use_bias": False}),
+    "dense": ("Dense", ROW, {}),
+    "dense, without bias": ("Dense", ROW, {"use_bias": False}),
+    "sums over two axes": ("DenseGeneral", IMAGE, {"axis": (-2, -1)}),
+    "embedding": ("Embed", (3, 7), {}),
+}
+AFTER: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "conv": ("Conv", IMAGE, {"padding": "VALID"}),
+    "no padding": ("Conv", IMAGE, {"padding": ((0, 0), 0), "use_bias": False}),
+    "dilated": ("Conv", IMAGE, {"padding": "VALID", "kernel_dilation": 2}),
+    "grouped": ("Conv", IMAGE, {"padding": "VALID", "feature_group_count": 2}),
+    "circular": ("Conv", IMAGE, {"padding": "CIRCULAR"}),
+    "reflected": ("Conv", IMAGE, {"padding": "REFLECT", "strides": 2}),
+    "single pixels": ("Conv", IMAGE, {"kernel_size": (1, 1), "strides": 2}),
+    "dense": ("Dense", ROW, {}),
+    "dense, without bias": ("Dense", ROW, {"use_bias": False}),
+    "several axes out": ("DenseGeneral", ROW, {"features": (3, 2), "use_bias": False}),
+}
+
+
+def linen_layer(kind: str, shape: tuple[int, ...], **options: Any) -> Any:
+    """The Linen layer, of 6 channels."""
+    if kind == "Embed":
+        return nn.Embed(5, 6, **options)
+    options = {"features": 6, **options}
+    return getattr(nn, kind)(**({"kernel_size": (3, 3)} if "Conv" in kind else {}) | options)
+
+
+def nnx_layer(kind: str, shape: tuple[int, ...], **options: Any) -> Any:
+    """The same in NNX."""
+    if kind == "Embed":
+        return nnx.Embed(5, 6, rngs=nnx.Rngs(0), **options)
+    features, axis = options.pop("features", 6), options.get("axis", -1)
+    kind = {"Dense": "Linear", "DenseGeneral": "LinearGeneral"}.get(kind, kind)
+    inputs = tuple(shape[a] for a in axis) if isinstance(axis, tuple) else shape[-1]
+    if "Conv" in kind:
+        options = {"kernel_size": (3, 3), **options}
+    return getattr(nnx, kind)(inputs, features, rngs=nnx.Rngs(0), **options)
+
+
+def inputs(kind: str, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """What such a layer is called with."""
+    return jnp.arange(21).reshape(shape) % 5 if kind == "Embed" else data(*shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_into_the_layer_before(case: str) -> None:
+    """Every kind of layer takes the norm after it, with scales of both signs and of zero."""
+    kind, shape, options = LAYERS[case]
+    x = inputs(kind, shape)
+    model = Layers((linen_layer(kind, shape, **options), jnl.BatchNorm(True)))
+    variables = linen(model, x)
+    folded = tools.fold(model, x, variables=variables)
+    assert folded.pairs == {"layers_1": "layers_0"} and folded.refused == {}
+    assert list(folded.variables) == ["params"] and list(folded.variables["params"]) == ["layers_0"]
+    assert_same(folded, model, x, variables)
+    other = in_nnx(
+        nnx.Sequential(nnx_layer(kind, shape, **options), nnx.BatchNorm(6, rngs=nnx.Rngs(0)))
+    )
+    folded = tools.fold(other, x)
+    assert folded.pairs == {"layers/1": "layers/0"} and folded.variables is None
+    assert not nnx.state(folded.model, nnx.BatchStat)
+    assert_same(folded, other, x)
+
+
+@pytest.mark.parametrize("case", AFTER)
+def test_into_the_layer_after(case: str) -> None:
+    """A layer that reads the norm's output, and no zeros besides, takes it."""
+    kind, shape, options = AFTER[case]
+    x = inputs(kind, shape)
+    model = Layers((jnl.BatchNorm(True), linen_layer(kind, shape, **options)))
+    variables = linen(model, x)
+    folded = tools.fold(model, x, variables=variables)
+    assert folded.pairs == {"layers_0": "layers_1"}
+    assert_same(folded, model, x, variables)
+    other = in_nnx(
+        nnx.Sequential(nnx.BatchNorm(4, rngs=nnx.Rngs(0)), nnx_layer(kind, shape, **options))
+    )
+    folded = tools.fold(other, x)
+    assert folded.pairs == {"layers/0": "layers/1"}
+    assert_same(folded, other, x)
+
+
+@pytest.mark.parametrize("axis", [-1, 2, (-2, -1), -2, (2, 3)], ids=str)
+def test_several_axes_of_channels(axis: Any) -> None:
+    """The norm may be of all or of some of the axes that a dense layer makes."""
+    x = data(2, 5, 4)
+    model = Layers((nn.DenseGeneral((3, 6), use_bias=False), jnl.BatchNorm(True, axis=axis)))
+    variables = linen(model, x)
+    assert_same(tools.fold(model, x, variables=variables), model, x, variables)
+
+
+@pytest.mark.parametrize("case", [*LAYERS, *(f"after: {case}" for case in AFTER)])
+def test_float64(case: str) -> None:
+    """To the last digits."""
+    with jax.enable_x64(True):
+        after = case.startswith("after")
+        kind, shape, options = AFTER[case[7:]] if after else LAYERS[case]
+        if "mask" in options:
+            options = {"mask": MASK.astype(np.float64)}
+        options = {**options, "param_dtype": jnp.float64}
+        x, norm = inputs(kind, shape, jnp.float64), jnl.BatchNorm(True, param_dtype=jnp.float64)
+        layer = linen_layer(kind, shape, **options)
+        model = Layers((norm, layer) if after else (layer, norm))
+        variables = linen(model, x, dtype=jnp.float64)
+        folded = tools.fold(model, x, variables=variables)
+        assert {a.dtype for a in jax.tree.leaves(folded.variables)} == {jnp.dtype(jnp.float64)}
+        assert folded.difference < 1e-12
+        assert_same(folded, model, x, variables)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_bfloat16_kernels(dtype: Any) -> None:
+    """The kernel keeps its dtype, and so does the result: a norm in float32 after it promotes it."""
+    x = data(*IMAGE, dtype=jnp.bfloat16)
+    conv = nn.Conv(6, (3, 3), use_bias=False, param_dtype=jnp.bfloat16)
+    model = Layers((conv, jnl.BatchNorm(True, dtype=dtype)))
+    variables = linen(model, x)
+    folded = tools.fold(model, x, variables=variables)
+    assert {a.dtype for a in jax.tree.leaves(folded.variables)} == {jnp.dtype(jnp.bfloat16)}
+    y, z = applied(model, variables, x), applied(folded.model, folded.variables, x)
+    assert y.dtype == z.dtype == (dtype or jnp.float32)
+    np.testing.assert_allclose(np.asarray(z, float), np.asarray(y, float), atol=0.05 * abs(y).max())
+
+
+@pytest.mark.parametrize("system", NORMS)
+def test_dtype_of_an_nnx_norm(system: str, users_promotion: None) -> None:
+    """In Flax's, the statistics promote the result, even without scale and bias."""
+    norm = NORMS[system][1](6, use_scale=False, use_bias=False, rngs=nnx.Rngs(0))
+    layer = nnx.Linear(4, 6, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model, x = in_nnx(nnx.Sequential(layer, norm)), data(3, 4)
+    folded = tools.fold(model, x)
+    assert model(x).dtype == (jnp.float32 if system == "flax" else jnp.bfloat16)
+    assert folded.model(x).dtype == model(x).dtype
+    assert folded.difference < 0.02 * float(abs(model(x)).max())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"use_scale": False}, {"use_bias": False}, {"epsilon": 0.5}, {"momentum": 0.5}, {"axis": 3}],
+    ids=str,
+)
+@pytest.mark.parametrize("system", NORMS)
+def test_options_of_the_norm(system: str, options: dict[str, Any]) -> None:
+    """What there is of scale and bias is folded, with the norm's epsilon."""
+    x = data(*IMAGE)
+    model = Layers((nn.Conv(6, (3, 3)), NORMS[system][0](True, **options)))
+    variables = linen(model, x)
+    assert_same(tools.fold(model, x, variables=variables), model, x, variables)
+
+
+def test_count_goes_with_the_norm() -> None:
+    """Nothing is left of a norm that counts its batches."""
+    x = data(*ROW)
+    model = Layers((nn.Dense(6), jnl.BatchNorm(True, momentum=None)))
+    variables = model.init(jax.random.key(0), x)
+    assert "count" in variables["batch_stats"]["layers_1"]
+    assert list(tools.fold(model, x, variables=variables).variables) == ["params"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "gelu", None])
+@pytest.mark.parametrize("adds", [False, True])
+def test_activation_and_residual_stay(activation: str | None, adds: bool) -> None:
+    """They come after the norm, and are computed as before."""
+    x = data(2, 6, 5, 6)
+
+    def block(norm: Any) -> Callable[[jax.Array], jax.Array]:
+        return lambda x: norm(nn.Conv(6, (3, 3))(x), **({"residual": x} if adds else {}))
+
+    model = Model(lambda x: block(jnl.BatchNorm(True, activation=activation))(x))
+    variables = linen(model, x)
+    folded = tools.fold(model, x, variables=variables)
+    y, z = applied(model, variables, x), applied(folded.model, folded.variables, x)
+    np.testing.assert_allclose(z, y, atol=2e-5)
+
+
+def test_activation_and_residual_stay_in_nnx() -> None:
+    """The same there; the flag and the mask of a batch norm are still taken."""
+
+    class Block(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.conv = nnx.Conv(6, 6, (3, 3), rngs=rngs)
+            self.norm = jnx.BatchNorm(6, activation="relu", rngs=rngs)
+
+        def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+            mask = jnp.ones((2, 1, 1, 1), bool)
+            return self.norm(self.conv(x), not train, mask=mask, residual=x)
+
+    model, x = in_nnx(Block(nnx.Rngs(0))), data(2, 6, 5, 6)
+    folded = tools.fold(model, x)
+    np.testing.assert_allclose(folded.model(x), model(x), atol=2e-5)
+    np.testing.assert_array_equal(folded.model(x, train=True), folded.model(x))
+
+
+def pooled(x: jax.Array) -> jax.Array:
+    """As Flax pools: a window of the largest."""
+    return nn.max_pool(x, (2, 2), (2, 2), "SAME")
+
+
+BETWEEN: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "max pool": pooled,
+    "of maxima": lambda x: jnp.maximum(x[:, ::2, :4], x[:, 1::2, 1:]),
+    "global": lambda x: x.max((1, 2)),
+    "merged axes": lambda x: x.reshape(-1, x.shape[-1]),
+    "one of them": lambda x: x[:, 0],
+    "jitted": lambda x: jax.jit(lambda x: x[:, 1:])(x),
+    "remembered": lambda x: jax.checkpoint(lambda x: x[:, 1:])(x),
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+def test_between_the_two(between: str) -> None:
+    """What only moves values within their channel, or takes the largest with a positive scale."""
+    x = data(*IMAGE)
+    model = Layers((nn.Conv(6, (3, 3)), BETWEEN[between], jnl.BatchNorm(True)))
+    variables = linen(model, x, positive=True)
+    folded = tools.fold(model, x, variables=variables)
+    assert folded.pairs == {"layers_2": "layers_0"}
+    assert_same(folded, model, x, variables)
+
+
+def test_layer_that_remembers_nothing() -> None:
+    """Rematerialization is followed, also of a layer by itself, which gets a bias in there."""
+    x = data(*IMAGE)
+    model = Layers((nn.remat(nn.Conv)(6, (3, 3), use_bias=False), jnl.BatchNorm(True)))
+    variables = linen(model, x)
+    assert_same(tools.fold(model, x, variables=variables), model, x, variables)
+
+
+def test_two_norms_into_one_layer() -> None:
+    """One before it and one after it."""
+    x = data(*IMAGE)
+    model = Layers((jnl.BatchNorm(True), nn.Conv(6, (3, 3), padding="VALID"), jnl.BatchNorm(True)))
+    variables = linen(model, x)
+    folded = tools.fold(model, x, variables=variables)
+    assert folded.pairs == {"layers_0": "layers_1", "layers_2": "layers_1"}
+    assert_same(folded, model, x, variables)
+
+
+class MLP(nnx.Module):
+    """Dense layers with batch norms."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        """Three."""
+        self.layers = nnx.List([nnx.Linear(n, 6, rngs=rngs) for n in (4, 6, 6)])
+        self.norms = nnx.List([nnx.BatchNorm(6, rngs=rngs) for _ in range(3)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """One after the other."""
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = nnx.relu(norm(layer(x)))
+        return x
+
+
+def test_mlp_that_is_jitted() -> None:
+    """What is jitted is looked into, and not remembered from another look."""
+    model, x = in_nnx(MLP(nnx.Rngs(0))), data(3, 4)
+    run = nnx.jit(lambda model, x: model(x))
+    expected = run(model, x)
+    for _ in range(2):
+        folded = tools.fold(model, x, run=run)
+        assert folded.pairs == {f"norms/{i}": f"layers/{i}" for i in range(3)}
+        np.testing.assert_allclose(folded.model(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [jnl.BatchNorm, nn.BatchNorm])
+@pytest.mark.parametrize(
+    "network", [CNN(widths=(8, 8), stem_width=4), ResNet20()], ids=["CNN", "ResNet20"]
+)
+def test_networks(network: Any, norm: Any) -> None:
+    """No batch norm is left of the networks of the examples."""
+    if norm is nn.BatchNorm:
+        norm = lambda: lambda x, use_running_average, mask: nn.BatchNorm()(x, use_running_average)  # noqa: E731
+    model, x = network.clone(norm=norm), data(2, 16, 16, 3)
+    variables = random_arrays(
+        jax.jit(partial(model.init, train=False))(jax.random.key(0), x), positive=True
+    )
+    folded = tools.fold(model, x, variables=variables, run=lambda model, x: model(x, train=False))
+    evaluate = jax.jit(partial(folded.model.apply, train=False))
+    y = jax.jit(partial(model.apply, train=False))(variables, x)
+    assert folded.difference < 1e-4 * float(abs(y).max())
+    np.testing.assert_allclose(evaluate(folded.variables, x), y, 1e-4, 1e-4 * float(abs(y).max()))
+    program = evaluate.lower(folded.variables, x).as_text()
+    assert "sqrt" not in program and list(folded.variables) == ["params"]
+
+
+class Reused(nn.Module):
+    """A residual network of which one block is used twice."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Shape as x, of 8 channels."""
+        x = nn.relu(nn.BatchNorm(name="stem_norm")(nn.Conv(8, (3, 3), name="stem")(x), True))
+        conv, norm = nn.Conv(8, (3, 3), name="conv"), nn.BatchNorm(True, name="norm")
+        for _ in range(2):
+            x = nn.relu(x + norm(conv(x)))
+        return x
+
+
+def test_partial() -> None:
+    """What is used twice stays and says why; the rest is folded."""
+    model, x = Reused(), data(*IMAGE)
+    variables = linen(model, x)
+    folded = tools.fold(model, x, variables=variables, partial=True)
+    assert folded.pairs == {"stem_norm": "stem"}
+    assert folded.refused == {"norm": "norm is called 2 times"}
+    assert folded.variables["batch_stats"] == {"norm": variables["batch_stats"]["norm"]}
+    y, z = applied(model, variables, x), applied(folded.model, folded.variables, x)
+    np.testing.assert_allclose(z, y, atol=1e-5 * abs(y).max())
+    only = tools.fold(model, x, variables=variables, where="stem_*")
+    assert only.pairs == folded.pairs and only.refused == {}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_input_is_untouched(frozen: bool) -> None:
+    """The model and its variables are as they were, and the result is of the same kind."""
+    x = data(*ROW)
+    model = Layers((nn.Dense(6), jnl.BatchNorm(True)))
+    variables = linen(model, x)
+    given = freeze(variables) if frozen else variables
+    before = jax.tree.map(np.array, variables)
+    folded = tools.fold(model, x, variables=given)
+    assert type(folded.variables) is type(given)
+    assert shapes(dict(given)) == shapes(before)
+    jax.tree.map(np.testing.assert_array_equal, dict(variables), before)
+    other = in_nnx(
+        nnx.Sequential(nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.BatchNorm(6, rngs=nnx.Rngs(0)))
+    )
+    graph, state = nnx.split(other)
+    state = jax.tree.map(np.array, state)
+    tools.fold(other, x)
+    after_graph, after = nnx.split(other)
+    assert after_graph == graph
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_module_is_a_value() -> None:
+    """Equal folds are equal, hash alike, and share what is compiled."""
+    x = data(*ROW)
+    model = Layers((nn.Dense(6), jnl.BatchNorm(True)))
+    variables = linen(model, x)
+    one, two = (tools.fold(model, x, variables=variables).model for _ in range(2))
+    assert one == two and hash(one) == hash(two) and one != model
+    assert shapes(one.init(jax.random.key(0), x)) == shapes(
+        tools.fold(model, x, variables=variables).variables
+    )
+
+
+def test_sharded() -> None:
+    """Variables stay where they are, and sharded batches give what one device gives."""
+    mesh = jax.make_mesh((4, 2), ("batch", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    x = data(8, 6, 5, 4)
+    model = Layers((nn.Conv(6, (3, 3), use_bias=False), jnl.BatchNorm(True)))
+    variables = linen(model, x)
+    expected = applied(model, variables, x)
+
+    def placed(array: jax.Array) -> jax.Array:
+        axes = (*[None] * (array.ndim - 1), "model")
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    sharded = jax.tree.map(placed, variables)
+    batch = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+    folded = tools.fold(model, batch, variables=sharded)
+    kernel = folded.variables["params"]["layers_0"]["kernel"]
+    assert kernel.sharding == sharded["params"]["layers_0"]["kernel"].sharding
+    assert folded.difference < 1e-5
+    y = jax.jit(folded.model.apply)(folded.variables, batch)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_boxes_of_metadata_stay() -> None:
+    """A kernel with names of its axes keeps them."""
+    named = nn.with_partitioning(nn.initializers.ones, (None, "model"))
+    model, x = Layers((nn.Dense(6, kernel_init=named), jnl.BatchNorm(True))), data(*ROW)
+    variables = model.init(jax.random.key(0), x)
+    folded = tools.fold(model, x, variables=variables)
+    assert folded.variables["params"]["layers_0"]["kernel"].names == (None, "model")
+
+
+def test_other_collections_stay() -> None:
+    """They may hold arrays by the same names."""
+    model, x = Layers((nn.Dense(6), jnl.BatchNorm(True))), data(*ROW)
+    variables = linen(model, x)
+    others = {
+        "vectors": {"layers_0": {"kernel": jnp.zeros(3)}, "layers_1": {"scale": jnp.zeros(3)}}
+    }
+    folded = tools.fold(model, x, variables={**variables, **others})
+    assert folded.variables["vectors"] == others["vectors"]
+    assert folded.difference < 1e-5
+
+
+class Noisy(nn.Module):
+    """Adds noise."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Shape as x."""
+        return x + jax.random.normal(self.make_rng("noise"), x.shape)
+
+
+def test_random_numbers() -> None:
+    """A model may draw some, the same for both."""
+    model, x = Layers((nn.Dense(6), jnl.BatchNorm(True), Noisy())), data(*ROW)
+    keys = {"params": jax.random.key(0), "noise": jax.random.key(1)}
+    variables = random_arrays(model.init(keys, x))
+    folded = tools.fold(model, x, variables=variables, rngs={"noise": jax.random.key(2)})
+    assert folded.difference < 1e-5

@@ -1,0 +1,391 @@
+"""What `fold` refuses, each with its reason; and what looks like it, but is exact."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxnorm import linen as jnl, nnx as jnx, tools
+from tests.tools.folding import Layers, Model, data, in_nnx, linen
+
+IMAGE = (2, 6, 5, 4)
+NOT_AFTER = "; nor into what is after it: what reads its output must be one layer, and is "
+
+
+def norm(**options: Any) -> jnl.BatchNorm:
+    """The one that is refused."""
+    return jnl.BatchNorm(True, name="norm", **options)
+
+
+def conv(name: str = "conv", **options: Any) -> nn.Conv:
+    """The layer that would take it."""
+    return nn.Conv(4, (3, 3), name=name, **options)
+
+
+def before(reason: str, reader: str = "the output of the model") -> str:
+    """A reason against the layer before, where no layer comes after the norm."""
+    return f"not into what is before it: {reason}{NOT_AFTER}{reader}"
+
+
+def after(reason: str) -> str:
+    """A reason against the layer after, where the norm is the first of all."""
+    return f"not into what is before it: its input comes from the batch; nor into what is after it: {reason}"
+
+
+class Scaled(nn.Conv):
+    """A convolution that computes something else."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Of twice x."""
+        return super().__call__(2 * x)
+
+
+class Squared(jnl.BatchNorm):
+    """A norm that computes something else."""
+
+    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        """Of squares."""
+        return super().__call__(x * x, *args, **kwargs)
+
+
+def read_again(x: jax.Array) -> jax.Array:
+    """The output of the convolution is read beside the norm."""
+    y = conv()(x)
+    return norm()(y) + y
+
+
+def residual_is_the_same(x: jax.Array) -> jax.Array:
+    """It is read by the norm itself, as its residual."""
+    y = conv()(x)
+    return norm()(y, residual=y)
+
+
+def two_norms(x: jax.Array) -> Any:
+    """Two read one convolution."""
+    y = conv()(x)
+    return norm()(y), jnl.BatchNorm(True, name="other")(y)
+
+
+def returned(x: jax.Array) -> Any:
+    """The model returns what the convolution returns."""
+    y = conv()(x)
+    return norm()(y), y[:, ::2]
+
+
+def used_twice(x: jax.Array) -> jax.Array:
+    """One convolution, two calls."""
+    layer = conv()
+    return norm()(layer(layer(x)))
+
+
+def tied(x: jax.Array) -> jax.Array:
+    """The embedding is used again, for its logits."""
+    embed = nn.Embed(5, 6, name="embed")
+    return embed.attend(norm()(embed(jnp.arange(10).reshape(2, 5) % 5)))
+
+
+def convolved(_: Any, x: jax.Array) -> jax.Array:
+    """A convolution and the norm, in a module that a transform of Flax makes."""
+    return norm()(conv()(x))
+
+
+class InAScan(nn.Module):
+    """One norm, in the body of a loop."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """After two turns."""
+        variables: Any = ("params", "batch_stats")
+        scan = nn.scan(
+            lambda module, x, _: (convolved(module, x), None),
+            variable_broadcast=variables,
+            split_rngs={"params": False},
+            length=2,
+        )
+        return scan(self, x, None)[0]
+
+
+class UnderVmap(nn.Module):
+    """A model for one image, mapped over several."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Of all."""
+        axes: Any = {"params": None, "batch_stats": None}
+        return nn.vmap(convolved, variable_axes=axes, split_rngs={"params": False})(self, x)
+
+
+def weight_norm(x: jax.Array) -> jax.Array:
+    """A kernel that is computed of another."""
+    return norm()(jnl.WeightNorm(conv())(x))
+
+
+def mapped_kernel(x: jax.Array) -> jax.Array:
+    """The same with a transform of Flax, in which the layer calls itself with other variables."""
+    squashed = lambda variables: jax.tree.map(jnp.tanh, variables)  # noqa: E731
+    kind: Any = nn.map_variables(nn.Conv, "params", squashed, init=True)
+    return norm()(kind(4, (3, 3), name="conv")(x))
+
+
+def read_by_two(x: jax.Array) -> jax.Array:
+    """Two layers read the norm."""
+    y = norm()(x)
+    return conv("a", padding="VALID")(y) + conv("b", padding="VALID")(y)
+
+
+# Made anew in each call, since Linen's modules belong to the one that makes them.
+CASES: dict[str, tuple[nn.Module | Callable[[jax.Array], Any], str]] = {
+    "read again": (read_again, before("what conv returns is also read by add", "add")),
+    "residual": (
+        residual_is_the_same,
+        before("what conv returns is also read by another argument of norm"),
+    ),
+    "two norms": (two_norms, before("what conv returns is also read by other")),
+    "returned": (returned, before("what conv returns is also read by the output of the model")),
+    "used twice": (used_twice, before("what conv returns is also read by conv")),
+    "norm used twice": (
+        lambda x: (lambda n: n(n(conv()(x))))(norm()),
+        "norm is called 2 times",
+    ),
+    "tied": (
+        tied,
+        before("the embedding of embed is also read outside of it", "dot_general"),
+    ),
+    "scan": (InAScan(), "norm is called within scan"),
+    "vmap": (UnderVmap(), "norm is called within vmap"),
+    "weight norm": (weight_norm, before("the kernel of conv is also read outside of it")),
+    "mapped kernel": (mapped_kernel, before("conv is called 2 times")),
+    "activation": (
+        lambda x: norm()(nn.relu(conv()(x))),
+        before("its input comes from max"),
+    ),
+    "norm of norm": (
+        lambda x: norm()(jnl.BatchNorm(True, name="other")(conv()(x))),
+        before("its input comes from another batch norm, other"),
+    ),
+    "max pool, negative scale": (
+        lambda x: norm()(nn.max_pool(conv()(x), (2, 2))),
+        before("between the two is reduce_window_max, and some of its scale is negative"),
+    ),
+    "average": (
+        lambda x: norm()(conv()(x).mean(1)),
+        before("its input comes from div"),
+    ),
+    "maximum over channels": (
+        lambda x: norm()(conv()(x).max(-1)),
+        before("its input comes from reduce_max"),
+    ),
+    "maximum over as many channels as places": (
+        lambda x: norm()(conv()(x[:, :, :4]).max(-1)),
+        before("its input comes from reduce_max"),
+    ),
+    "maximum of neighbouring channels": (
+        lambda x: norm()(
+            jax.lax.reduce_window(
+                conv()(x), -jnp.inf, jax.lax.max, (1, 1, 1, 2), (1, 1, 1, 1), "SAME"
+            )
+        ),
+        before("its input comes from reduce_window_max"),
+    ),
+    "some channels": (lambda x: norm()(conv()(x)[..., :2]), before("its input comes from slice")),
+    "channels merged": (
+        lambda x: norm()(conv()(x).reshape(2, -1)),
+        before("its input comes from reshape"),
+    ),
+    "maxima of two layers": (
+        lambda x: norm()(jnp.maximum(conv()(x), conv("other")(x))),
+        before("its input comes from max"),
+    ),
+    "integers": (
+        lambda x: norm()(conv()(x).astype(jnp.int32)),
+        before("its input comes from convert_element_type"),
+    ),
+    "other axis": (
+        lambda x: norm(axis=1)(conv()(x)),
+        before("its axis is not that of the channels of conv"),
+    ),
+    "not tracked": (
+        lambda x: norm(track_running_stats=False)(jnl.BatchNorm(True)(conv()(x))),
+        "it keeps no running statistics, and normalizes with those of the batch",
+    ),
+    "training": (
+        lambda x: jnl.BatchNorm(name="norm")(conv()(x), use_running_average=False),
+        "it normalizes with the statistics of the batch: have run call the model for evaluation",
+    ),
+    "training, by position": (
+        lambda x: jnl.BatchNorm(name="norm")(conv()(x), False),
+        "it normalizes with the statistics of the batch: have run call the model for evaluation",
+    ),
+    "class of a layer": (
+        lambda x: norm()(Scaled(4, (3, 3), name="conv")(x)),
+        before("conv is of a class with a __call__ of its own, Scaled"),
+    ),
+    "class of the norm": (
+        lambda x: Squared(True, name="norm")(conv()(x)),
+        "norm is of a class with a __call__ of its own, Squared",
+    ),
+    "function": (
+        lambda x: norm()(nn.Dense(4, dot_general=jax.lax.dot_general, name="dense")(x)),
+        before("dense has a dot_general of its own"),
+    ),
+    "batch axis": (
+        lambda x: norm()(nn.DenseGeneral(4, batch_dims=(0,), name="dense")(x)),
+        before("dense has a kernel for each index of a batch axis"),
+    ),
+    "zero padding": (
+        lambda x: conv()(norm()(x)),
+        after("conv pads with zeros, to which the norm is not applied"),
+    ),
+    "zero padding in numbers": (
+        lambda x: conv(padding=((0, 0), (0, 1)))(norm()(x)),
+        after("conv pads with zeros, to which the norm is not applied"),
+    ),
+    "zeros between": (
+        lambda x: (
+            conv(padding="VALID", input_dilation=2)(norm()(x))
+            if False
+            else conv(padding=0, input_dilation=2)(norm()(x))
+        ),
+        after("conv pads with zeros, to which the norm is not applied"),
+    ),
+    "mask": (
+        lambda x: conv(padding="VALID", mask=np.ones((3, 3, 4, 4), np.float32))(norm()(x)),
+        after("conv has a mask"),
+    ),
+    "transposed after": (
+        lambda x: nn.ConvTranspose(4, (3, 3), name="conv")(norm()(x)),
+        after("conv is no dense layer or convolution"),
+    ),
+    "read by two": (
+        read_by_two,
+        after("what reads its output must be one layer, and is a, b"),
+    ),
+    "read by more": (
+        lambda x: (lambda y: nn.Dense(4, name="dense")(y) + y)(norm()(x)),
+        after("what reads its output must be one layer, and is add, dense"),
+    ),
+    "activation of the norm": (
+        lambda x: nn.Dense(4, name="dense")(norm(activation="relu")(x)),
+        after("it has an activation or a residual, which come after it"),
+    ),
+    "residual of the norm": (
+        lambda x: nn.Dense(4, name="dense")(norm()(x, residual=x)),
+        after("it has an activation or a residual, which come after it"),
+    ),
+    "moved before the layer": (
+        lambda x: nn.Dense(4, name="dense")(norm()(x)[:, 1:]),
+        after("slice is between it and dense"),
+    ),
+    "after, other axis": (
+        lambda x: nn.Dense(4, name="dense")(norm(axis=1)(x)),
+        after("its axis is not the one that dense sums over"),
+    ),
+    "after, several axes": (
+        lambda x: nn.DenseGeneral(4, axis=(-2, -1), name="dense")(norm()(x)),
+        after("its axis is not the one that dense sums over"),
+    ),
+    "after, used twice": (
+        lambda x: (lambda dense: dense(dense(norm()(x))))(nn.Dense(4, name="dense")),
+        after("dense is called 2 times"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reason(case: str) -> None:
+    """The norm stays as it is, and the reason is given in words."""
+    function, reason = CASES[case]
+    model, x = function if isinstance(function, nn.Module) else Model(function), data(*IMAGE)
+    variables = linen(model, x)
+    folded = tools.fold(model, x, variables=variables, where="norm", partial=True)
+    assert folded.refused == {"norm": reason}
+    assert folded.pairs == {} and folded.difference == 0
+
+
+def test_statistics_that_are_not_finite() -> None:
+    """A variance of less than zero has no root."""
+    model, x = Model(lambda x: norm()(conv()(x))), data(*IMAGE)
+    variables = linen(model, x)
+    variables["batch_stats"]["norm"]["var"] = -jnp.ones(4)
+    folded = tools.fold(model, x, variables=variables, partial=True)
+    assert folded.refused == {"norm": "its statistics or parameters are not finite"}
+
+
+class Tied(nnx.Module):
+    """Two layers of one kernel, the second with a norm."""
+
+    def __init__(self, rngs: nnx.Rngs, norm_of: int) -> None:
+        """Of one kernel."""
+        self.first = nnx.Linear(4, 4, rngs=rngs)
+        self.second = nnx.Linear(4, 4, rngs=rngs)
+        self.second.kernel = self.first.kernel
+        self.norm = jnx.BatchNorm(4, rngs=rngs)
+        self.norm_of = norm_of
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """One after the other."""
+        for i, layer in enumerate((self.first, self.second)):
+            x = layer(x)
+            x = self.norm(x) if i == self.norm_of else jnp.tanh(x)
+        return x
+
+
+@pytest.mark.parametrize("norm_of", [0, 1])
+def test_shared_kernels_in_nnx(norm_of: int) -> None:
+    """Neither of two layers of one kernel can have it changed."""
+    model, x = in_nnx(Tied(nnx.Rngs(0), norm_of)), data(3, 4)
+    (reason,) = tools.fold(model, x, partial=True).refused.values()
+    expected = (
+        "the kernel of first is also read outside of it",
+        "second shares its kernel with another layer",
+    )
+    assert reason.startswith(f"not into what is before it: {expected[norm_of]}; ")
+
+
+class Wrapped(nnx.Module):
+    """A convolution whose kernel is normalized, and a batch norm."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        """Of weights."""
+        self.conv = jnx.WeightNorm(nnx.Conv(4, 4, (3, 3), rngs=rngs), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The norm is last."""
+        return self.norm(self.conv(x))
+
+
+def test_wrapped_layer_in_nnx() -> None:
+    """A kernel that another is computed of is not the layer's own."""
+    model, x = in_nnx(Wrapped(nnx.Rngs(0))), data(*IMAGE)
+    folded = tools.fold(model, x, partial=True)
+    assert folded.pairs == {} and "kernel" in folded.refused["norm"]
+
+
+def test_own_function_in_nnx() -> None:
+    """What promotes in another way than Flax's is somebody's own."""
+    own = lambda arrays, **_: arrays  # noqa: E731
+    layer = nnx.Linear(4, 4, promote_dtype=own, rngs=nnx.Rngs(0))
+    model = in_nnx(nnx.Sequential(layer, nnx.BatchNorm(4, rngs=nnx.Rngs(0))))
+    (reason,) = tools.fold(model, data(3, 4), partial=True).refused.values()
+    assert "layers/0 has a promote_dtype of its own" in reason
+
+
+def test_models_without_batch_norm_or_statistics() -> None:
+    """There must be something to fold, and what to fold it with."""
+    x = data(3, 4)
+    dense = Layers((nn.Dense(4),))
+    with pytest.raises(ValueError, match="at least one BatchNorm"):
+        tools.fold(dense, x, variables=linen(dense, x))
+    model = Layers((nn.Dense(4), nn.BatchNorm(True)))
+    variables = linen(model, x)
+    with pytest.raises(ValueError, match="mean and var of 'layers_1'"):
+        tools.fold(model, x, variables={"params": variables["params"]})
+    with pytest.raises(ValueError, match="where must mean"):
+        tools.fold(model, x, variables=variables, where="stem/*")
