@@ -30,9 +30,11 @@ bench: $(VENV)/bench.done ## every norm against its peers, then whole training s
 	$(BIN)/python -m benchmarks.norms --write --allocator default --sizes large
 	$(BIN)/python -m benchmarks.steps --write
 	$(BIN)/python -m benchmarks.saving --write
+	$(BIN)/python -m benchmarks.folding --write
 	$(BIN)/python -m benchmarks.norms --readme
 	$(BIN)/python -m benchmarks.steps --readme
 	$(BIN)/python -m benchmarks.saving --readme
+	$(BIN)/python -m benchmarks.folding --readme
 
 clean:
 	rm -rf $(VENV) build dist site

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import (
     contestants,
+    folding,
     measure,
     norms,
     picture,
@@ -227,6 +228,7 @@ def test_readme_section() -> None:
         ("norms", tables.headline_section, results.PROJECT_README),
         ("steps", steps.section, results.README),
         ("saving", saving.section, results.README),
+        ("folding", folding.section, results.README),
     ],
 )
 def test_readme_has_the_stored_figures(
@@ -267,6 +269,24 @@ def test_saving(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(saving.LAYERS, saving.UNIT, another)
     with pytest.raises(RuntimeError, match="differ from Flax's by"):
         saving.measured(1)
+
+
+def test_folding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A row for each network, without a root after folding; the picture is drawn."""
+    small = partial(folding.CNN, widths=(4,), depth=1, stem_width=4)
+    monkeypatch.setattr(folding, "NETWORKS", {"CNN": small})
+    monkeypatch.setattr(folding, "BATCHES", (1, 2))
+    monkeypatch.setattr(folding, "PICTURE", tmp_path / "folding.png")
+    found = json.loads(json.dumps(folding.measured(1)))
+    assert len(folding.table(found).splitlines()) == 4 + 4
+    assert all(row["counts"]["folded"]["roots"] == 0 for row in found["rows"])
+    folding.draw(found)
+    assert (tmp_path / "folding.png").stat().st_size > 10_000
+    monkeypatch.setattr(
+        folding.tools, "fold", lambda *_, **__: folding.tools.Folded(None, None, 1e3, {}, {})
+    )
+    with pytest.raises(RuntimeError, match="outputs differ by"):
+        folding.measured(1)
 
 
 def test_step_with_another_loss_is_refused() -> None:
