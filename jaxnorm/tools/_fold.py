@@ -9,7 +9,7 @@ from flax import nnx
 
 from ._affine import affine_of, into_layer_after, into_layer_before
 from ._folded import Dtypes, without_norms
-from ._follow import Flow, follow, n_features, traced_anew
+from ._follow import Flow, follow, n_features
 from ._gather import find_batch_norms
 from ._models import BATCH_NORMS, Run, as_it_is, model_of
 from ._pairs import CONVS, LAYERS, Pair, axes_from_the_end, pair_of
@@ -95,8 +95,7 @@ def fold(
         {'params': {'layers_0': {'bias': (8,), 'kernel': (3, 3, 3, 8)}}}
         >>> y = folded.model.apply(folded.variables, x)
     """
-    with traced_anew():
-        find_batch_norms(model_of(model, variables, rngs), run, batch)
+    find_batch_norms(model_of(model, variables, rngs), run, batch)
     flow = follow(model_of(model, variables, rngs, (*BATCH_NORMS, *LAYERS)), run, batch)
     norms = [path for path, seen in flow.seen.items() if isinstance(seen.call.layer, BATCH_NORMS)]
     outcomes = {path: pair_of(flow, path) for path in check_meant(where, norms, "batch norm")}

@@ -1,9 +1,7 @@
 """Where the values of layers go in a model's computation: who computes them, and who reads them."""
 
 import collections
-import contextlib
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,14 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import core
 
 from ._models import Model, Run
 from ._watch import LayerCall
 
 _MARK = "jaxnorm.fold"
-_TRACES = itertools.count()
 COLLECTIONS = ("params", "batch_stats")
 # An equation of these is followed into the function that it calls, argument by argument.
 _CALLS = {"jit", "pjit", "remat", "remat2", "checkpoint", "closed_call", "core_call"}
@@ -97,18 +93,12 @@ def follow(model: Model, run: Run, batch: Any) -> Flow:
         return checkpoint_name(y, f"{_MARK} out {call.path}")
 
     traced = jax.make_jaxpr(lambda state, batch: model.run(state, {}, run, batch, marked)[0])
-    with traced_anew():
-        jaxpr = traced(model.state, batch).jaxpr
+    jaxpr = traced(model.state, batch).jaxpr
     of_batch = ["the batch"] * (len(jaxpr.invars) - len(names))
     reader = _Reader(flow)
     for value in reader.read_through(jaxpr, [*names, *of_batch]):
         reader.note_use(value, "the output of the model")
     return flow
-
-
-def traced_anew() -> contextlib.AbstractContextManager[None]:
-    """Within it, what the model itself jits is traced again: not as it was without marks, or with others."""
-    return set_xla_metadata(jaxnorm_trace=str(next(_TRACES)))
 
 
 def _leaf(keys: Sequence[Any], *, in_collections: bool) -> Leaf:

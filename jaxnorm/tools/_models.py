@@ -11,7 +11,16 @@ from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ..core._running import RunningStats
-from ._watch import LINEN_BATCH_NORMS, NNX_BATCH_NORMS, Answer, answered_first_by, watched, watching
+from ._watch import (
+    LINEN_BATCH_NORMS,
+    NNX_BATCH_NORMS,
+    Answer,
+    answered_first_by,
+    new_number,
+    traced_for,
+    watched,
+    watching,
+)
 
 Run: TypeAlias = Callable[[Any, Any], Any]
 """How a model is run on a batch: ``lambda model, batch: model(batch["image"], train=False)``."""
@@ -119,7 +128,7 @@ class _LinenModel:
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
     ) -> tuple[Any, Stats, Any]:
         apply = nn.apply(run, self._module, mutable=True)
-        with watching(self._kinds), answered_first_by(answer):
+        with watching(self._kinds), answered_first_by(answer), traced_for(new_number()):
             output, after = apply(self.with_stats(state, stats), batch, rngs=self._rngs)
         found = {path: _below(after.get("batch_stats", {}), path) for path in stats}
         of_layers = {path: {name: found[path][name] for name in stats[path]} for path in stats}
@@ -188,7 +197,7 @@ class _NnxModel:
         for path, arrays in stats.items():
             for name, array in arrays.items():
                 setattr(layers[path], name, nnx.BatchStat(array))
-        with answered_first_by(answer):
+        with answered_first_by(answer), traced_for(new_number()):
             output = run(model, batch)
         of_layers = {
             path: {name: getattr(layers[path], name)[...] for name in arrays}

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import flax.linen as nn
 
-from ._watch import Answer, answered_first_by, rebuilt, watching
+from ._watch import Answer, answered_first_by, new_number, rebuilt, traced_for, watching
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -33,10 +33,12 @@ def without_answers(module: nn.Module, answers: type) -> nn.Module:
 def _answering_class(
     kind: type[nn.Module], kinds: tuple[type, ...], answer: Answer
 ) -> type[nn.Module]:
+    number = new_number()
+
     def within(method: Any) -> Any:
         @functools.wraps(method, updated=())
         def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with watching(kinds), answered_first_by(answer):
+            with watching(kinds), answered_first_by(answer), traced_for(number):
                 return method(self, *args, **kwargs)
 
         return called

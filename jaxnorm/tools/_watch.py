@@ -5,12 +5,14 @@ import contextvars
 import dataclasses
 import fnmatch
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import flax.linen as nn
 import jax
 from flax import nnx
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from .. import linen as jnl, nnx as jnx
 
@@ -82,6 +84,23 @@ def _call(layer: Any, path: str, call: Callable[..., Any], *args: Any, **kwargs:
                 return answer(LayerCall(layer, path, call, args, kwargs))
         case _:
             return call(*args, **kwargs)
+
+
+_numbers = itertools.count()
+
+
+def new_number() -> int:
+    """One that nobody had."""
+    return next(_numbers)
+
+
+def traced_for(number: int) -> contextlib.AbstractContextManager[None]:
+    """Within it, what a model itself jits is traced again, unless it was for this number.
+
+    What was traced for another answer, or for none, is not what this one says. The number goes into the key
+    by which jax knows a trace.
+    """
+    return set_xla_metadata(jaxnorm_answer=str(number))
 
 
 def watching(kinds: tuple[type, ...]) -> contextlib.AbstractContextManager[Any]:
