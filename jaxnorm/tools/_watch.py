@@ -142,8 +142,13 @@ def check_meant(where: Where | None, paths: list[str], kind: str) -> list[str]:
     """Those of ``paths`` that ``where`` means.
 
     Raises:
-        ValueError: it means none of them.
+        ValueError: it means none of them, or there are none.
     """
+    if not paths:
+        raise ValueError(
+            f"there must be at least one {kind}; got a model without any. In Linen they are known by the "
+            f"variables, with the collections params and batch_stats as init or training returned them."
+        )
     meant = [path for path in paths if is_meant(where, path)]
     if not meant:
         raise ValueError(
