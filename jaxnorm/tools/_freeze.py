@@ -120,10 +120,17 @@ class _Frozen:
             return call.proceed(*call.args, **call.kwargs)
         layer, options = call.layer, dict(call.kwargs)
         options.pop("use_running_average", None)
-        if self.affine and not layer.is_initializing():
-            alone = rebuilt(layer, use_running_average=True)
-            return alone.apply(lax.stop_gradient(layer.variables), call.x, **options)
-        return rebuilt(layer, parent=layer.scope, use_running_average=True)(call.x, **options)
+        kind = _without_gradients(type(layer)) if self.affine else None
+        evaluating = rebuilt(layer, kind, parent=layer.scope, use_running_average=True)
+        return evaluating(call.x, **options)
+
+
+@functools.cache
+def _without_gradients(kind: type[nn.Module]) -> type[nn.Module]:
+    def param(self: Any, name: str, *args: Any, **options: Any) -> Any:
+        return lax.stop_gradient(kind.param(self, name, *args, **options))
+
+    return type(kind.__name__, (kind,), {"param": param})
 
 
 @functools.cache

@@ -90,10 +90,10 @@ def model_of(model: Any, variables: Any, rngs: Any = None, kinds: Kinds = BATCH_
             )
         return _NnxModel(model, kinds)
     check_model(model)
-    if not isinstance(variables, Mapping) or "params" not in variables:
+    if not isinstance(variables, Mapping) or not {"params", "batch_stats"} & set(variables):
         what = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
         raise ValueError(
-            f"variables must be those of the Linen module, with its collection params; got {what}. "
+            f"variables must be those of the Linen module, in the collections it has; got {what}. "
             f'Give variables={{"params": ..., "batch_stats": ...}}, as init returns them.'
         )
     return _LinenModel(model, variables, rngs, kinds)
@@ -126,7 +126,7 @@ class _LinenModel:
         return _below(self.state.get("batch_stats", {}), path)
 
     def params(self, path: str) -> dict[str, jax.Array]:
-        return _below(self.state["params"], path)
+        return _below(self.state.get("params", {}), path)
 
     def run(
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
@@ -140,10 +140,10 @@ class _LinenModel:
 
     def split(self, state: Any) -> tuple[Any, Any]:
         rest = {name: collection for name, collection in state.items() if name != "params"}
-        return state["params"], rest
+        return state.get("params", {}), rest
 
     def join(self, params: Any, rest: Any) -> Any:
-        return {**rest, "params": params}
+        return {**rest, "params": params} if params else rest
 
     def with_stats(self, state: Any, stats: Stats) -> Any:
         flat = flatten_dict(state.get("batch_stats", {}))

@@ -153,6 +153,6 @@ def _check_alike(old: Any, new: Any) -> None:
         if before.get(path) != after.get(path):
             raise ValueError(
                 f"old and new must be trees of the same structure and shapes; got {path or 'a leaf'} of "
-                f"shape {before.get(path, 'none')} in old and of shape {after.get(path, 'none')} in new. Give the "
-                f"same thing before and after the step."
+                f"shape {before.get(path, 'none')} in old and of shape {after.get(path, 'none')} in new. "
+                f"Give the same thing before and after the step."
             )

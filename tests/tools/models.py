@@ -116,7 +116,7 @@ class Subject(NamedTuple):
             model = nnx.clone(self.model)
             return self.run(model, x, train), self.like(model)
         f = nn.apply(self.run, self.model, mutable=["batch_stats"])
-        y, updated = f(self.variables, x, train)
+        y, updated = jax.jit(f, static_argnums=2)(self.variables, x, train)
         return y, self.like({**self.variables, **updated})
 
     @property
@@ -139,7 +139,7 @@ class Subject(NamedTuple):
 def linen(model: Any, x: np.ndarray, dtype: Any = None) -> Subject:
     """A Linen model with some scale and bias that are not those of a new one."""
     subject = Subject(model, None, x)
-    variables = nn.init(subject.run, model)(KEY, x, True)
+    variables = jax.jit(nn.init(subject.run, model), static_argnums=2)(KEY, x, True)
     return subject._replace(variables=jax.tree.map(_moved, variables))
 
 
