@@ -15,6 +15,7 @@ from ._watch import (
     NNX_BATCH_NORMS,
     LayerCall,
     Where,
+    called_class,
     check_meant,
     is_meant,
     rebuilt,
@@ -120,7 +121,9 @@ class _Frozen:
             return call.proceed(*call.args, **call.kwargs)
         layer, options = call.layer, dict(call.kwargs)
         options.pop("use_running_average", None)
-        kind = _without_gradients(type(layer)) if self.affine else None
+        kind = called_class(layer)
+        if self.affine or getattr(type(layer), "has_no_gradients", False):
+            kind = _without_gradients(kind)
         evaluating = rebuilt(layer, kind, parent=layer.scope, use_running_average=True)
         return evaluating(call.x, **options)
 
@@ -130,7 +133,7 @@ def _without_gradients(kind: type[nn.Module]) -> type[nn.Module]:
     def param(self: Any, name: str, *args: Any, **options: Any) -> Any:
         return lax.stop_gradient(kind.param(self, name, *args, **options))
 
-    return type(kind.__name__, (kind,), {"param": param})
+    return type(kind.__name__, (kind,), {"param": param, "has_no_gradients": True})
 
 
 @functools.cache

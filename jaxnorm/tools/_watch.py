@@ -112,9 +112,14 @@ def watched(model: _NnxModel, kinds: tuple[type, ...]) -> _NnxModel:
 def rebuilt(layer: nn.Module, kind: Any = None, **changed: Any) -> Any:
     """A Linen layer like ``layer``, without its parent, of another ``kind`` or with ``changed`` fields."""
     if kind is None:
-        kind = getattr(type(layer), "answering_for", type(layer))
+        kind = called_class(layer)
     fields = [f.name for f in dataclasses.fields(kind) if f.init and f.name != "parent"]
     return kind(**{"parent": None, **{name: getattr(layer, name) for name in fields}, **changed})
+
+
+def called_class(layer: nn.Module) -> Any:
+    """The class that the answers to a call of ``layer`` stand for."""
+    return getattr(type(layer), "answering_for", type(layer))
 
 
 def unfrozen_class(kind: type[nnx.Module]) -> type[nnx.Module]:
