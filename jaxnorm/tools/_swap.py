@@ -131,16 +131,21 @@ class _Norm:
             or made.knows("layer_instance")
         ):
             raise ValueError(
-                f"norm must be the name of a norm of activations or the class of one, a "
-                f"{system.__module__.split('.')[1]} module as the model is; got {name!r}. Give its "
+                f"norm must be the name of a norm of activations or the class of one, in "
+                f"flax.{system.__module__.split('.')[1]} as the model is; got {name!r}. Give its "
                 f"arguments as options, as in norm=GroupNorm, num_groups=8."
             )
-        inspect.signature(norm).bind_partial(**options)
+        inspect.signature(norm.__init__).bind_partial(norm, **options)
         return made
 
     def knows(self, name: str) -> bool:
         """Whether it has such an argument."""
-        return name in inspect.signature(self.constructor).parameters
+        return name in self._arguments
+
+    @property
+    def _arguments(self) -> Mapping[str, inspect.Parameter]:
+        init: Any = self.constructor.__init__  # NNX's classes themselves have no signature
+        return inspect.signature(init).parameters
 
     @property
     def is_batch_norm(self) -> bool:
@@ -177,7 +182,12 @@ class _Norm:
         carried = {n: getattr(layer, n) for n in names if self.knows(n) and hasattr(layer, n)}
         if not self.is_batch_norm:
             for name in ("feature_axes", "reduction_axes"):
-                if self.knows("feature_axes") and self.knows(name):
+                # The last axis is that of the features; None, all but that of examples.
+                if (
+                    self.knows("feature_axes")
+                    and self.knows(name)
+                    and self._arguments[name].default == -1
+                ):
                     carried[name] = layer.axis
         self._check(layer, path)
         return self.constructor(*args, **{**carried, **dict(self.options), **more})
