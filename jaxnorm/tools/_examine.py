@@ -236,8 +236,8 @@ def _change(evaluation: Any, training: Any) -> float:
         for a, b in pairs
         if jnp.issubdtype(jnp.result_type(a), jnp.floating)
     ]
-    change = norm([a - b for a, b in floating])
-    return change / norm([b for _, b in floating]) if change else 0.0
+    change, size = norm([a - b for a, b in floating]), norm([b for _, b in floating])
+    return change / size if size else (np.inf if change else 0.0)
 
 
 def _advice(h: LayerHealth) -> str:
