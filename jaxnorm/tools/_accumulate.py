@@ -153,6 +153,7 @@ def _gather(call: LayerCall) -> Any:
     """Adds the part to what was gathered, where the layer normalizes with statistics of it."""
     flag = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
     evaluating = call.layer.use_running_average if flag is None else flag
+    evaluating = evaluating or call.is_frozen
     if getattr(call.layer, "track_running_stats", True) and not evaluating:
         add_batch(call, pooled)
     return call.proceed(*call.args, **call.kwargs)

@@ -152,7 +152,7 @@ def normalized(call: LayerCall, *, evaluating: bool) -> Any:
         return layer(call.x, **options)
     for name, value in devices.items():
         setattr(call.layer, name, value)
-    return call.proceed(call.x, use_running_average=evaluating, **options)
+    return call.unfrozen(call.x, use_running_average=evaluating, **options)
 
 
 def _devices_here(layer: Any) -> tuple[AxisName | None, AxisIndexGroups | None]:

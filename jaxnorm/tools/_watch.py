@@ -36,6 +36,17 @@ class LayerCall(NamedTuple):
         """What the layer is called with."""
         return self.args[0]
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether an NNX layer evaluates whatever it is told; Linen's then is told to."""
+        return unfrozen_class(type(self.layer)) is not type(self.layer)
+
+    @property
+    def unfrozen(self) -> Callable[..., Any]:
+        """`proceed`, as without freeze."""
+        kind = unfrozen_class(type(self.layer))
+        return functools.partial(kind.__call__, self.layer) if self.is_frozen else self.proceed
+
     def read(self, name: str) -> jax.Array:
         """An array that the layer holds in ``batch_stats``."""
         if isinstance(self.layer, nn.Module):
@@ -102,7 +113,7 @@ def watched(model: _NnxModel, kinds: tuple[type, ...]) -> _NnxModel:
     def watch(path: tuple[Any, ...], node: Any) -> Any:
         if isinstance(node, kinds):
             # The node is a copy: recursive_map hands out no other.
-            node.__class__ = _watched_class(unfrozen_class(type(node)))
+            node.__class__ = _watched_class(type(node))
             node.watched_path = "/".join(map(str, path))
         return node
 
