@@ -452,6 +452,145 @@ NORM_ALONE: Any = {
 }
 
 
+
+class Model(nn.Module):
+    """Two layers, for the tools."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """One after the other."""
+        return jnl.BatchNorm(True, name="bn")(nn.Dense(3, name="dense")(x))
+
+
+ROWS = jnp.ones((6, 4))
+VARIABLES = Model().init(KEY, ROWS)
+NNX_MODEL = jnx.BatchNorm(4, rngs=nnx.Rngs(0))
+
+
+def recalibrated(batches: Any = (ROWS,), **options: Any) -> Callable[[], Any]:
+    """A call of `recalibrate` of the model."""
+    return lambda: tools.recalibrate(Model(), batches, **{"variables": VARIABLES, **options})
+
+
+def swapped(norm: Any, **fields: Any) -> Callable[[], Any]:
+    """A call of `swap` of an NNX batch norm with these fields."""
+    return lambda: tools.swap(jnx.BatchNorm(4, rngs=nnx.Rngs(0), **fields), norm)
+
+
+def accumulated(batch: Any, micro_batches: int) -> Callable[[], Any]:
+    """A call of `accumulate`."""
+    return lambda: tools.accumulate(
+        lambda m, x: m(x).mean(), Model(), batch, micro_batches=micro_batches, variables=VARIABLES
+    )
+
+
+def no_model(came: str) -> str:
+    """What something else than a model is told."""
+    return (
+        f"model must be a Linen module or an NNX model; got {came}. Give the module itself, not its "
+        f"variables or its apply function."
+    )
+
+
+def no_variables(came: str) -> str:
+    """What other variables are told."""
+    return (
+        f"variables must be those of the Linen module, in the collections it has; got {came}. Give "
+        f'variables={{"params": ..., "batch_stats": ...}}, as init returns them.'
+    )
+
+
+def no_layer(kind: str) -> str:
+    """What a model without any is told."""
+    return (
+        f"there must be at least one {kind}; got a model without any. In Linen they are known by the "
+        f"variables, with the collections params and batch_stats as init or training returned them."
+    )
+
+
+def not_meant(kind: str) -> str:
+    """What a pattern that matches nothing is told."""
+    return (
+        f"where must mean at least one {kind} of the model; got where='nb', and there are: bn. Give a "
+        f"pattern such as 'stem/*', or leave it out for all."
+    )
+
+
+def no_parts(number: int, examples: str) -> str:
+    """What parts that do not divide are told."""
+    return (
+        f"micro_batches must divide the number of examples, which lie along the first axis of every leaf "
+        f"of batch; got micro_batches={number} and {examples} examples. Leave examples out, or pad and mask "
+        f"them."
+    )
+
+
+def no_norm(system: str, came: str) -> str:
+    """What is no norm of activations is told."""
+    return (
+        f"norm must be the name of a norm of activations or the class of one, in flax.{system} as the model "
+        f"is; got {came}. Give its arguments as options, as in norm=GroupNorm, num_groups=8."
+    )
+
+
+def one_batch(came: str) -> str:
+    """What a batch in the place of several is told."""
+    return (
+        f"batches must be several, one after the other; got one {came}. Put it in a list, or if its first "
+        f"axis counts batches, make it one: list(batches)."
+    )
+
+
+NO_METHOD = "method must be one of population, precise_bn, update_bn; got 'precise'."
+ONLY_ONCE = (
+    "batches must be something to go through several times, as layer_by_layer=True does; got "
+    "tuple_iterator, which ends after once. Give a list, or an object that can be iterated anew."
+)
+NO_BATCH = (
+    "batches must hold at least one batch; got none. An iterator that was used before is empty: give a "
+    "list, or make the iterator anew."
+)
+NOT_FINITE = (
+    "every batch must give finite statistics; got NaN or infinity from batch 1 on (counted from 0), in "
+    "bn. Look for it in the data and the weights, with tools.examine, or mask it."
+)
+NOTHING_COUNTS = (
+    "batches must have something that counts; got 1 in which nothing counts for bn. Check the mask."
+)
+CALLS_NONE = (
+    "the model must call at least one BatchNorm that keeps running statistics, of Flax or jaxnorm; got "
+    "a model that calls none. Check that run calls the whole model."
+)
+STATS_MISSING = (
+    "variables must hold running statistics for every batch norm; got no mean and var of 'bn' in the "
+    "collection batch_stats. Pass the variables as init or training returned them, with batch_stats."
+)
+OTHER_FEATURES = (
+    "running statistics must be of the features that their layer is given; got a mean of shape (2,) for "
+    "features of shape (3,) at 'bn'. Give the variables of this model, and batches such as it is trained "
+    "on."
+)
+VARIABLES_OF_NNX = (
+    "variables belong to a Linen module; got them with an NNX model, BatchNorm, which holds its own. "
+    "Leave them out."
+)
+ACTIVATION_LOST = (
+    "what takes the place of a batch norm must do all that it does; got '' with activation='relu', which "
+    "LayerNorm has not. Write it after the norm in the model, or leave this layer out with where."
+)
+LAST_AXIS_ONLY = (
+    "GroupNorm takes the last axis for that of the features; got '' with axis=1. Move the features to "
+    "the end in the model, or leave this layer out with where."
+)
+OTHER_TREE = (
+    "old and new must be trees of the same structure and shapes; got ['a'] of shape (4,) in old and of "
+    "shape none in new. Give the same thing before and after the step."
+)
+OTHER_LEAF = (
+    "old and new must be trees of the same structure and shapes; got a leaf of shape (4,) in old and of "
+    "shape (1,) in new. Give the same thing before and after the step."
+)
+
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     # shapes of parameters and statistics
     "scale": (train(X, STATS, jnp.ones(5)), wrong_shape("scale", "(5,)")),
@@ -719,6 +858,68 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         "must be one layer, and is the output of the model. Change the model there, or keep such batch norms "
         "with partial=True, or with a where that leaves them out.",
     ),
+    # the tools
+    "recalibrate, method": (recalibrated(method="precise"), NO_METHOD),
+    "recalibrate, one array": (recalibrated(np.ones((6, 4))), one_batch("ndarray")),
+    "recalibrate, one dictionary": (recalibrated({"x": ROWS}), one_batch("dict")),
+    "recalibrate, an iterator": (recalibrated(iter((ROWS,)), layer_by_layer=True), ONLY_ONCE),
+    "recalibrate, no batch": (recalibrated([]), NO_BATCH),
+    "recalibrate, where": (recalibrated(where="nb"), not_meant("batch norm")),
+    "recalibrate, other features": (
+        recalibrated(
+            variables={**VARIABLES, "batch_stats": {"bn": variables_of(2)["batch_stats"]}}
+        ),
+        OTHER_FEATURES,
+    ),
+    "recalibrate, no statistics": (
+        recalibrated(variables={"params": VARIABLES["params"]}),
+        STATS_MISSING,
+    ),
+    "data, not finite": (recalibrated([ROWS, ROWS * NAN]), NOT_FINITE),
+    "data, nothing counts": (recalibrated([ROWS[:0]]), NOTHING_COUNTS),
+    "examine, no norm": (
+        lambda: tools.examine(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), ROWS),
+        CALLS_NONE,
+    ),
+    "examine, variables of NNX": (
+        lambda: tools.examine(NNX_MODEL, ROWS, variables=VARIABLES),
+        VARIABLES_OF_NNX,
+    ),
+    "freeze, no variables": (lambda: tools.freeze(Model()), no_variables("NoneType")),
+    "freeze, parameters": (
+        lambda: tools.freeze(Model(), variables=VARIABLES["params"]),
+        no_variables("['dense', 'bn']"),
+    ),
+    "freeze, no norm": (
+        lambda: tools.freeze(Model(), variables={"params": VARIABLES["params"]}),
+        no_layer("batch norm"),
+    ),
+    "freeze, where": (
+        lambda: tools.freeze(Model(), "nb", variables=VARIABLES),
+        not_meant("batch norm"),
+    ),
+    "unfreeze, variables": (lambda: tools.unfreeze(VARIABLES), no_model("dict")),
+    "norm_mask, where": (lambda: tools.norm_mask(VARIABLES["params"], "nb"), not_meant("norm")),
+    "norm_mask, no norm": (
+        lambda: tools.norm_mask(VARIABLES["params"]["dense"], "nb"),
+        no_layer("norm"),
+    ),
+    "swap, apply": (
+        lambda: tools.swap(Model().apply, "layer", variables=VARIABLES),
+        no_model("method"),
+    ),
+    "swap, of weights": (swapped("spectral"), no_norm("nnx", "'spectral'")),
+    "swap, of Linen": (
+        swapped(nn.LayerNorm),
+        no_norm("nnx", "<class 'flax.linen.normalization.LayerNorm'>"),
+    ),
+    "swap, activation": (swapped("layer", activation="relu"), ACTIVATION_LOST),
+    "swap, axis": (swapped(nnx.GroupNorm, axis=1), LAST_AXIS_ONLY),
+    "accumulate, parts": (accumulated(ROWS, 4), no_parts(4, "[6]")),
+    "accumulate, examples": (accumulated({"x": ROWS, "y": X[:2]}, 2), no_parts(2, "[2, 6]")),
+    "accumulate, nothing": (accumulated({}, 2), no_parts(2, "no")),
+    "average, trees": (lambda: tools.average({"a": ROWS[0]}, {"b": ROWS[0]}, 0.9), OTHER_TREE),
+    "keep_finite, shapes": (lambda: tools.keep_finite(ROWS[0], ROWS[0, :1]), OTHER_LEAF),
 }
 
 
@@ -731,7 +932,7 @@ def test_message(case: str) -> None:
     assert str(raised.value) == message
 
 
-@pytest.mark.parametrize("case", [c for c in ERRORS if c.split(", ")[0] != "stats"])
+@pytest.mark.parametrize("case", [c for c in ERRORS if c.split(", ")[0] not in ("stats", "data")])
 def test_message_under_jit(case: str) -> None:
     """Tracing raises the same, so nothing is found out only after compilation."""
     call, message = ERRORS[case]

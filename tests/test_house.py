@@ -64,16 +64,31 @@ PUBLIC = {
     "jaxnorm.linen": [*NORM_CLASSES, "get_norm"],
     "jaxnorm.nnx": [*NORM_CLASSES, "get_norm"],
     "jaxnorm.tools": [
+        "Accumulated",
+        "Examination",
         "Folded",
+        "LayerHealth",
         "Parity",
+        "TrainState",
+        "accumulate",
         "assert_parity",
+        "average",
         "convert",
+        "decay_mask",
+        "examine",
         "fold",
+        "freeze",
+        "keep_finite",
+        "norm_mask",
         "pool_replicas",
+        "recalibrate",
+        "swap",
         "torch_options",
+        "unfreeze",
     ],
 }
 OBJECTS = [getattr(importlib.import_module(m), n) for m, names in PUBLIC.items() for n in names]
+NEVER_RAISE = {"decay_mask"}
 FUNCTIONS = [o for o in OBJECTS if inspect.isfunction(o)]
 
 # Which layers of the package a layer may import. "" is the package itself.
@@ -198,10 +213,11 @@ def test_docstring_of_a_function(function: Any) -> None:
     """It says what each argument is, in order, what is returned, and what is refused."""
     doc = inspect.getdoc(function) or ""
     sections = dict(re.findall(r"^(Args|Returns|Raises|Example):\n((?:(?: .*)?\n?)+)", doc, re.M))
-    assert list(sections) == ["Args", "Returns", "Raises", "Example"]
+    refuses = ["Raises"] if function.__name__ not in NEVER_RAISE else []
+    assert list(sections) == ["Args", "Returns", *refuses, "Example"]
     described = re.findall(r"^ {4}(\w+): ", sections["Args"], re.M)
     assert described == list(inspect.signature(function).parameters)
-    assert "ValueError: " in sections["Raises"]
+    assert not refuses or "ValueError: " in sections["Raises"]
 
 
 @pytest.mark.parametrize("name", NORM_CLASSES)

@@ -21,7 +21,14 @@ from ._watch import LayerCall
 
 
 class Accumulated(NamedTuple):
-    """What `accumulate` returns."""
+    """What `accumulate` returns.
+
+    Example:
+        >>> from jaxnorm import tools
+        >>> a = tools.Accumulated(loss=jnp.array(2.0), grads={}, updated={"batch_stats": {}}, aux=None)
+        >>> print(a.loss, *a.updated)
+        2.0 batch_stats
+    """
 
     loss: jax.Array  # the mean over the micro-batches
     grads: Any  # of that mean, as the parameters are
@@ -116,7 +123,8 @@ def accumulate(
     value, grads = jax.tree.map(lambda total: total / micro_batches, sums)
     updated = {path: _updated(held[path], stats[path], norms[path]) for path in norms}
     state = subject.with_stats(subject.join(params, rest), updated)
-    return Accumulated(value, grads, subject.split(state)[1], aux)
+    grads = subject.as_given({"params": grads})["params"]
+    return Accumulated(value, grads, subject.as_given(subject.split(state)[1]), aux)
 
 
 def _parts(batch: Any, number: int) -> Any:
@@ -145,6 +153,7 @@ def _gather(call: LayerCall) -> Any:
     """Adds the part to what was gathered, where the layer normalizes with statistics of it."""
     flag = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
     evaluating = call.layer.use_running_average if flag is None else flag
+    evaluating = evaluating or call.is_frozen
     if getattr(call.layer, "track_running_stats", True) and not evaluating:
         add_batch(call, pooled)
     return call.proceed(*call.args, **call.kwargs)

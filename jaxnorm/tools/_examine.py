@@ -31,7 +31,16 @@ CHANCE = 4
 
 
 class LayerHealth(NamedTuple):
-    """What `examine` finds of one batch norm. All are numbers, to be logged as they are."""
+    """What `examine` finds of one batch norm. All are numbers, to be logged as they are.
+
+    Example:
+        >>> from flax import nnx
+        >>> from jaxnorm import nnx as jnx, tools
+        >>> model = jnx.BatchNorm(2, rngs=nnx.Rngs(0))
+        >>> health = tools.examine(model, jnp.array([[0.0, 1.0], [2.0, 1.0]])).layers[""]
+        >>> print({name: value for name, value in health._asdict().items() if name in ("z", "dead")})
+        {'z': 0.9999949932098389, 'dead': 1}
+    """
 
     channels: int
     values: float  # of each channel in the batch; the fewest
@@ -46,7 +55,16 @@ class LayerHealth(NamedTuple):
 
 
 class Examination(NamedTuple):
-    """What `examine` returns. ``print`` shows it as a table, with what to do below it."""
+    """What `examine` returns. ``print`` shows it as a table, with what to do below it.
+
+    Example:
+        >>> from flax import nnx
+        >>> from jaxnorm import nnx as jnx, tools
+        >>> model = jnx.BatchNorm(2, rngs=nnx.Rngs(0))
+        >>> examination = tools.examine(model, jnp.ones((4, 2)))
+        >>> print(*examination.layers, list(examination.advice()), examination.batch[""].mean)
+         [''] [1. 1.]
+    """
 
     layers: dict[str, LayerHealth]
     batch: dict[str, Moments]  # per channel, what the layer is given in training
@@ -218,8 +236,8 @@ def _change(evaluation: Any, training: Any) -> float:
         for a, b in pairs
         if jnp.issubdtype(jnp.result_type(a), jnp.floating)
     ]
-    change = norm([a - b for a, b in floating])
-    return change / norm([b for _, b in floating]) if change else 0.0
+    change, size = norm([a - b for a, b in floating]), norm([b for _, b in floating])
+    return change / size if size else (np.inf if change else 0.0)
 
 
 def _advice(h: LayerHealth) -> str:

@@ -8,13 +8,14 @@ import flax.linen as nn
 from flax import nnx
 from jax import lax
 
-from ._models import model_of
+from ._models import check_model, model_of
 from ._substitute import answering, without_answers
 from ._watch import (
     LINEN_BATCH_NORMS,
     NNX_BATCH_NORMS,
     LayerCall,
     Where,
+    called_class,
     check_meant,
     is_meant,
     rebuilt,
@@ -69,7 +70,8 @@ def freeze(
     def frozen(path: tuple[Any, ...], node: Any) -> Any:
         kind: Any = type(node)
         if issubclass(kind, NNX_BATCH_NORMS) and is_meant(where, "/".join(map(str, path))):
-            node.__class__ = _frozen_class(unfrozen_class(kind), affine)
+            frozen_before = getattr(kind, "affine_is_frozen", False)
+            node.__class__ = _frozen_class(unfrozen_class(kind), affine or frozen_before)
         return node
 
     return nnx.recursive_map(frozen, nnx.clone(model))
@@ -84,6 +86,9 @@ def unfreeze(model: Any) -> Any:
     Returns:
         A Linen module or an NNX model, whose batch norms do as they are told again.
 
+    Raises:
+        ValueError: it is no model of Flax.
+
     Example:
         >>> from flax import nnx
         >>> from jaxnorm import tools
@@ -91,6 +96,7 @@ def unfreeze(model: Any) -> Any:
         >>> print(type(frozen).__name__, type(tools.unfreeze(frozen)).__name__)
         FrozenBatchNorm BatchNorm
     """
+    check_model(model)
     if isinstance(model, nn.Module):
         return without_answers(model, _Frozen)
 
@@ -115,13 +121,19 @@ class _Frozen:
             return call.proceed(*call.args, **call.kwargs)
         layer, options = call.layer, dict(call.kwargs)
         options.pop("use_running_average", None)
-        evaluating = {"use_running_average": True}
-        if hasattr(layer, "track_running_stats"):
-            evaluating["track_running_stats"] = True
-        if self.affine and not layer.is_initializing():
-            alone = rebuilt(layer, **evaluating)
-            return alone.apply(lax.stop_gradient(layer.variables), call.x, **options)
-        return rebuilt(layer, parent=layer.scope, **evaluating)(call.x, **options)
+        kind = called_class(layer)
+        if self.affine or getattr(type(layer), "has_no_gradients", False):
+            kind = _without_gradients(kind)
+        evaluating = rebuilt(layer, kind, parent=layer.scope, use_running_average=True)
+        return evaluating(call.x, **options)
+
+
+@functools.cache
+def _without_gradients(kind: type[nn.Module]) -> type[nn.Module]:
+    def param(self: Any, name: str, *args: Any, **options: Any) -> Any:
+        return lax.stop_gradient(kind.param(self, name, *args, **options))
+
+    return type(kind.__name__, (kind,), {"param": param, "has_no_gradients": True})
 
 
 @functools.cache
@@ -133,4 +145,20 @@ def _frozen_class(kind: type[nnx.Module], affine: bool) -> type[nnx.Module]:
             self = nnx.merge(graph, lax.stop_gradient(state))
         return kind.__call__(self, x, use_running_average=True, **options)
 
-    return type(f"Frozen{kind.__name__}", (kind,), {"__call__": __call__, "frozen_from": kind})
+    def __reduce__(self: Any) -> Any:
+        return _new_frozen, (kind, affine), self.__getstate__()
+
+    about = {
+        "__module__": kind.__module__,
+        "__doc__": kind.__doc__,
+        "frozen_from": kind,
+        "affine_is_frozen": affine,
+    }
+    methods = {"__call__": __call__, "__reduce__": __reduce__}
+    return type(f"Frozen{kind.__name__}", (kind,), {**methods, **about})
+
+
+def _new_frozen(kind: type[nnx.Module], affine: bool) -> Any:
+    """What unpickling begins with."""
+    made = _frozen_class(kind, affine)
+    return made.__new__(made)

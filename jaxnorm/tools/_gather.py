@@ -108,8 +108,14 @@ def gathering(
 
 def add_batch(call: LayerCall, way: Way) -> None:
     """Adds what a batch norm is called with to what it has gathered."""
-    before = [call.read(name) for name in _NAMES]
-    for name, value in zip(_NAMES, way(before, moments_of(call)), strict=True):
+    before, m = [call.read(name) for name in _NAMES], moments_of(call)
+    if before[0].shape != m.mean.shape:
+        raise ValueError(
+            f"running statistics must be of the features that their layer is given; got a mean of shape "
+            f"{before[0].shape} for features of shape {m.mean.shape} at {call.path!r}. Give the variables of "
+            f"this model, and batches such as it is trained on."
+        )
+    for name, value in zip(_NAMES, way(before, m), strict=True):
         call.write(name, value)
 
 
@@ -146,7 +152,7 @@ def normalized(call: LayerCall, *, evaluating: bool) -> Any:
         return layer(call.x, **options)
     for name, value in devices.items():
         setattr(call.layer, name, value)
-    return call.proceed(call.x, use_running_average=evaluating, **options)
+    return call.unfrozen(call.x, use_running_average=evaluating, **options)
 
 
 def _devices_here(layer: Any) -> tuple[AxisName | None, AxisIndexGroups | None]:

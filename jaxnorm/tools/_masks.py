@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from ._replicas import names_of
-from ._watch import Where, is_meant
+from ._watch import Where, check_meant, is_meant
 
 _OTHERS = {"kernel", "embedding"}  # what stands beside a bias that is not a norm's
 
@@ -25,6 +25,9 @@ def norm_mask(params: Any, where: Where | None = None) -> Any:
     Returns:
         A tree of the same structure, of booleans.
 
+    Raises:
+        ValueError: ``where`` means no norm among the parameters.
+
     Example:
         >>> from jaxnorm import tools
         >>> params = {"dense": {"kernel": 0, "bias": 0}, "norm": {"scale": 0, "bias": 0}}
@@ -34,12 +37,16 @@ def norm_mask(params: Any, where: Where | None = None) -> Any:
     paths, structure = _paths(params)
     layers_of_others = {path[:-1] for path in paths if path[-1] in _OTHERS}
 
-    def is_of_norm(path: tuple[str, ...]) -> bool:
+    def norm_of(path: tuple[str, ...]) -> str | None:
         *layer, name = path
         is_affine = name == "scale" or (name == "bias" and path[:-1] not in layers_of_others)
-        return is_affine and is_meant(where, "/".join(layer))
+        return "/".join(layer) if is_affine else None
 
-    return jax.tree.unflatten(structure, map(is_of_norm, paths))
+    norms = [norm_of(path) for path in paths]
+    if where is not None:
+        check_meant(where, list(dict.fromkeys(norm for norm in norms if norm is not None)), "norm")
+    mask = [norm is not None and is_meant(where, norm) for norm in norms]
+    return jax.tree.unflatten(structure, mask)
 
 
 def decay_mask(params: Any) -> Any:

@@ -75,6 +75,10 @@ class Model(Protocol):
         """What was given, variables or NNX model, with these ``stats``."""
         ...
 
+    def as_given(self, collections: Any) -> Any:
+        """Collections of Linen, each as the kind of mapping that was given: some are a FrozenDict."""
+        ...
+
 
 def as_it_is(model: Any, batch: Any) -> Any:
     """How a model is run if nobody says."""
@@ -94,25 +98,34 @@ def model_of(model: Any, variables: Any, rngs: Any = None, kinds: Kinds = BATCH_
                 f"which holds its own. Leave them out."
             )
         return _NnxModel(model, kinds)
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"model must be a Linen module or an NNX model; got {type(model).__name__}. Give the module "
-            f"itself, not its variables or its apply function."
-        )
-    if not isinstance(variables, Mapping) or "params" not in variables:
+    check_model(model)
+    if not isinstance(variables, Mapping) or not {"params", "batch_stats"} & set(variables):
         what = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
         raise ValueError(
-            f"variables must be those of the Linen module, with its collection params; got {what}. "
+            f"variables must be those of the Linen module, in the collections it has; got {what}. "
             f'Give variables={{"params": ..., "batch_stats": ...}}, as init returns them.'
         )
     return _LinenModel(model, variables, rngs, kinds)
 
 
+def check_model(model: Any) -> None:
+    """Whether ``model`` is one.
+
+    Raises:
+        ValueError: it is none of Flax.
+    """
+    if not isinstance(model, nn.Module | nnx.Module):
+        raise ValueError(
+            f"model must be a Linen module or an NNX model; got {type(model).__name__}. Give the module "
+            f"itself, not its variables or its apply function."
+        )
+
+
 class _LinenModel:
     def __init__(self, module: nn.Module, variables: Any, rngs: Any, kinds: Kinds) -> None:
         self._module, self._rngs, self._kinds = module, rngs, kinds
-        self._frozen = isinstance(variables, FrozenDict)
-        self.state: Any = unfreeze(variables) if self._frozen else dict(variables)
+        self._given = variables
+        self.state: Any = {name: unfreeze(collection) for name, collection in variables.items()}
 
     def paths(self) -> list[str]:
         names = flatten_dict(self.state.get("batch_stats", {}))
@@ -122,7 +135,7 @@ class _LinenModel:
         return _below(self.state.get("batch_stats", {}), path)
 
     def params(self, path: str) -> dict[str, jax.Array]:
-        return _below(self.state["params"], path)
+        return _below(self.state.get("params", {}), path)
 
     def run(
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
@@ -136,10 +149,10 @@ class _LinenModel:
 
     def split(self, state: Any) -> tuple[Any, Any]:
         rest = {name: collection for name, collection in state.items() if name != "params"}
-        return state["params"], rest
+        return state.get("params", {}), rest
 
     def join(self, params: Any, rest: Any) -> Any:
-        return {**rest, "params": params}
+        return {**rest, "params": params} if params else rest
 
     def with_stats(self, state: Any, stats: Stats) -> Any:
         flat = flatten_dict(state.get("batch_stats", {}))
@@ -149,8 +162,14 @@ class _LinenModel:
         return {**state, "batch_stats": unflatten_dict(flat)} if flat else state
 
     def returned(self, stats: Stats) -> Any:
-        variables = self.with_stats(self.state, stats)
-        return freeze(variables) if self._frozen else variables
+        return self.as_given(self.with_stats(self.state, stats))
+
+    def as_given(self, collections: Any) -> Any:
+        given = {
+            name: freeze(tree) if isinstance(self._given.get(name), FrozenDict) else tree
+            for name, tree in collections.items()
+        }
+        return freeze(given) if isinstance(self._given, FrozenDict) else given
 
 
 def _as_in(before: Any, after: Any) -> Any:
@@ -174,7 +193,8 @@ class _NnxModel:
         self._graph, self.state = nnx.split(watched(model, kinds))
 
     def paths(self) -> list[str]:
-        return list(_layers(nnx.merge(self._graph, self.state)))
+        layers = _layers(nnx.merge(self._graph, self.state))
+        return [path for path, layer in layers.items() if getattr(layer, "var", None) is not None]
 
     def stats(self, path: str) -> dict[str, jax.Array]:
         return self._held(path, RunningStats._fields)
@@ -218,6 +238,9 @@ class _NnxModel:
         model = nnx.clone(self._model)
         _write(_layers(watched(model, NNX_BATCH_NORMS)), stats)  # of the same variables
         return model
+
+    def as_given(self, collections: Any) -> Any:
+        return collections
 
     def with_stats(self, state: Any, stats: Stats) -> Any:
         model = nnx.merge(self._graph, state, copy=True)

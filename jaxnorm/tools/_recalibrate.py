@@ -59,8 +59,8 @@ def recalibrate(
 
     Args:
         model: a Linen module, or an NNX model, which stays as it is.
-        batches: what ``run`` takes, one after the other; for ``layer_by_layer`` anything that can be gone
-            through again, such as a list.
+        batches: what ``run`` takes, one after the other, as a list or a loader has them; for
+            ``layer_by_layer`` anything that can be gone through again, such as a list.
         variables: of the Linen module: ``params`` and ``batch_stats``.
         run: calls the model on a batch, as in ``lambda model, batch: model(batch["image"], train=False,
             mask=batch["mask"])``. Whether it says training or evaluation matters to dropout and the like, but
@@ -99,6 +99,11 @@ def recalibrate(
     """
     if method not in _WAYS:
         raise ValueError(f"method must be one of {', '.join(_WAYS)}; got {method!r}.")
+    if isinstance(batches, Mapping) or hasattr(batches, "shape"):
+        raise ValueError(
+            f"batches must be several, one after the other; got one {type(batches).__name__}. Put it in a "
+            f"list, or if its first axis counts batches, make it one: list(batches)."
+        )
     if layer_by_layer and iter(batches) is batches:
         raise ValueError(
             f"batches must be something to go through several times, as layer_by_layer=True does; got "

@@ -48,7 +48,12 @@ def _answering_class(
     )
     public = [(name, f) for name, f in own if not name.startswith("_") and not hasattr(f, "nowrap")]
     methods = {name: within(f) for name, f in [*public, ("__call__", kind.__call__)]}
+
+    def __reduce__(self: Any) -> Any:
+        return answering, (rebuilt(self, kind), kinds, answer)
+
     about = {
+        "__reduce__": __reduce__,
         "__module__": kind.__module__,
         "__doc__": kind.__doc__,
         "answering_for": kind,

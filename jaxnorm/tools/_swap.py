@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import flax.linen as nn
+import jax.numpy as jnp
 from flax import nnx
 from flax.core import freeze, unfreeze
 from flax.core.frozen_dict import FrozenDict
@@ -80,10 +81,10 @@ def swap(
     """
     paths = check_meant(where, model_of(model, variables).paths(), "batch norm")
     if isinstance(model, nn.Module):
-        linen_norm = _Norm.of(jnl.get_norm, norm, options)
+        linen_norm = _Norm.of(jnl.get_norm, norm, options, nn.Module)
         swapped = answering(model, LINEN_BATCH_NORMS, _Swapped(linen_norm, where))
         return swapped, _carried_variables(variables, paths, linen_norm)
-    nnx_norm = _Norm.of(jnx.get_norm, norm, options)
+    nnx_norm = _Norm.of(jnx.get_norm, norm, options, nnx.Module)
 
     def replaced(path: tuple[Any, ...], node: Any) -> Any:
         name = "/".join(map(str, path))
@@ -91,8 +92,10 @@ def swap(
             return node
         new = nnx_norm.like(node, name, node.num_features, rngs=nnx.Rngs(0))
         for variable in ("scale", "bias", "mean", "var", "count"):
-            if getattr(new, variable, None) is not None:
-                setattr(new, variable, getattr(node, variable))
+            fresh, held = getattr(new, variable, None), getattr(node, variable, None)
+            if fresh is not None and held is not None and nnx_norm.holds(variable):
+                held.set_value(nnx_norm.cast(variable, held[...]))
+                setattr(new, variable, held)
         return new
 
     return nnx.recursive_map(replaced, nnx.clone(model))
@@ -107,18 +110,42 @@ class _Norm:
 
     @classmethod
     def of(
-        cls, get_norm: Constructor, name: str | Constructor, options: Mapping[str, Any]
+        cls,
+        get_norm: Constructor,
+        name: str | Constructor,
+        options: Mapping[str, Any],
+        system: type,
     ) -> "_Norm":
-        """By name or constructor; with ``options`` that it knows."""
+        """By name or constructor; with ``options`` that it knows.
+
+        Raises:
+            ValueError: it makes no norm of activations of this module system.
+        """
         norm: Any = get_norm(name, **options) if isinstance(name, str) else name
         while isinstance(norm, functools.partial):
             norm, options = norm.func, {**norm.keywords, **options}
-        inspect.signature(norm).bind_partial(**options)
-        return cls(norm, tuple(sorted(options.items())))
+        made = cls(norm, tuple(sorted(options.items())))
+        if (
+            not isinstance(norm, type)
+            or not issubclass(norm, system)
+            or made.knows("layer_instance")
+        ):
+            raise ValueError(
+                f"norm must be the name of a norm of activations or the class of one, in "
+                f"flax.{system.__module__.split('.')[1]} as the model is; got {name!r}. Give its "
+                f"arguments as options, as in norm=GroupNorm, num_groups=8."
+            )
+        inspect.signature(norm.__init__).bind_partial(norm, **options)
+        return made
 
     def knows(self, name: str) -> bool:
         """Whether it has such an argument."""
-        return name in inspect.signature(self.constructor).parameters
+        return name in self._arguments
+
+    @property
+    def _arguments(self) -> Mapping[str, inspect.Parameter]:
+        init: Any = self.constructor.__init__  # NNX's classes themselves have no signature
+        return inspect.signature(init).parameters
 
     @property
     def is_batch_norm(self) -> bool:
@@ -128,10 +155,22 @@ class _Norm:
 
     def holds(self, variable: str) -> bool:
         """Whether it has a scale, a bias, or running statistics."""
-        if variable not in ("scale", "bias"):
-            return self.is_batch_norm
-        flag = f"use_{variable}"
-        return self.knows(flag) and dict(self.options).get(flag, True)
+        options = dict(self.options)
+        if variable in ("scale", "bias"):
+            flag = f"use_{variable}"
+            return self.knows(flag) and options.get(flag, True)
+        counting = variable != "count" or options.get("momentum") is None
+        return self.is_batch_norm and options.get("track_running_stats", True) and counting
+
+    def cast(self, variable: str, array: Any) -> Any:
+        """What it holds, in the dtype that the options ask for."""
+        dtype = dict(self.options).get("param_dtype")
+        return array.astype(dtype) if dtype and variable in ("scale", "bias") else array
+
+    @property
+    def begins_to_count(self) -> bool:
+        """Whether the options ask for the plain average of all batches from now on."""
+        return self.holds("count") and dict(self.options).get("momentum", 0) is None
 
     def like(self, layer: Any, path: str, *args: Any, **more: Any) -> Any:
         """The norm with what carries over from the batch norm ``layer``.
@@ -143,7 +182,12 @@ class _Norm:
         carried = {n: getattr(layer, n) for n in names if self.knows(n) and hasattr(layer, n)}
         if not self.is_batch_norm:
             for name in ("feature_axes", "reduction_axes"):
-                if self.knows("feature_axes") and self.knows(name):
+                # The last axis is that of the features; None, all but that of examples.
+                if (
+                    self.knows("feature_axes")
+                    and self.knows(name)
+                    and self._arguments[name].default == -1
+                ):
                     carried[name] = layer.axis
         self._check(layer, path)
         return self.constructor(*args, **{**carried, **dict(self.options), **more})
@@ -186,15 +230,26 @@ class _Swapped:
 
 
 def _carried_variables(variables: Any, paths: list[str], norm: _Norm) -> Any:
-    """``variables`` without what the norms at ``paths`` have no use for."""
+    """``variables`` with what the norms at ``paths`` hold, and nothing else of the batch norms there."""
     plain = unfreeze(variables) if isinstance(variables, FrozenDict) else variables
     layers = {tuple(filter(None, path.split("/"))) for path in paths}
 
     def kept(collection: Any) -> Any:
         flat = flatten_dict(collection, keep_empty_nodes=True)
-        return unflatten_dict(
-            {p: leaf for p, leaf in flat.items() if p[:-1] not in layers or norm.holds(p[-1])}
-        )
+        of_others = {path: leaf for path, leaf in flat.items() if path[:-1] not in layers}
+        of_norms = {
+            path: norm.cast(path[-1], leaf)
+            for path, leaf in flat.items()
+            if path[:-1] in layers and norm.holds(path[-1])
+        }
+        if norm.begins_to_count:
+            counts = {
+                (*path[:-1], "count"): jnp.zeros(leaf.shape, jnp.int32)
+                for path, leaf in of_norms.items()
+                if path[-1] == "mean"
+            }
+            of_norms = {**counts, **of_norms}
+        return unflatten_dict({**of_others, **of_norms})
 
     swapped = {name: kept(plain[name]) for name in ("params", "batch_stats") if name in plain}
     carried = {**plain, **swapped}

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
+from ._models import model_of
+
 
 class TrainState(train_state.TrainState):
     """Flax's ``TrainState`` with ``batch_stats``: what every user of batch norm in Linen writes by hand.
@@ -46,7 +48,11 @@ class TrainState(train_state.TrainState):
 
         Returns:
             A TrainState.
+
+        Raises:
+            ValueError: these are no Linen module and its variables.
         """
+        model_of(model, variables)
         batch_stats = variables.get("batch_stats", {})
         return cls.create(
             apply_fn=model.apply, params=variables["params"], tx=tx, batch_stats=batch_stats
@@ -77,6 +83,9 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
     Returns:
         A tree of the same dtypes. What is not floating, such as a count of batches, is the new one.
 
+    Raises:
+        ValueError: the trees have not the same structure and shapes.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxnorm import tools
@@ -92,6 +101,7 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
         step = (1 - jnp.asarray(decay, wide)) * (jnp.asarray(new, wide) - jnp.asarray(old, wide))
         return (jnp.asarray(old, wide) + step).astype(jnp.result_type(old))
 
+    _check_alike(old, new)
     return jax.tree.map(moved, old, new)
 
 
@@ -109,12 +119,16 @@ def keep_finite(old: Any, new: Any, *evidence: Any) -> Any:
     Returns:
         One of the two, chosen on the device, so that it works under jit.
 
+    Raises:
+        ValueError: the trees have not the same structure and shapes.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxnorm import tools
         >>> print(tools.keep_finite({"mean": jnp.zeros(1)}, {"mean": jnp.array([jnp.nan])}))
         {'mean': Array([0.], dtype=float32)}
     """
+    _check_alike(old, new)
     leaves = jax.tree.leaves((new, evidence))
     finite = [
         jnp.isfinite(leaf).all()
@@ -123,3 +137,22 @@ def keep_finite(old: Any, new: Any, *evidence: Any) -> Any:
     ]
     all_finite = jnp.stack([jnp.array(True), *finite]).all()
     return jax.tree.map(lambda old, new: jnp.where(all_finite, new, old), old, new)
+
+
+def _check_alike(old: Any, new: Any) -> None:
+    """Whether two states can be those before and after a step.
+
+    Raises:
+        ValueError: they have not the same structure and shapes.
+    """
+    before, after = (
+        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(t)}
+        for t in (old, new)
+    )
+    for path in {**before, **after}:
+        if before.get(path) != after.get(path):
+            raise ValueError(
+                f"old and new must be trees of the same structure and shapes; got {path or 'a leaf'} of "
+                f"shape {before.get(path, 'none')} in old and of shape {after.get(path, 'none')} in new. "
+                f"Give the same thing before and after the step."
+            )

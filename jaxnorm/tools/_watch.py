@@ -38,6 +38,17 @@ class LayerCall(NamedTuple):
         """What the layer is called with."""
         return self.args[0]
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether an NNX layer evaluates whatever it is told; Linen's then is told to."""
+        return unfrozen_class(type(self.layer)) is not type(self.layer)
+
+    @property
+    def unfrozen(self) -> Callable[..., Any]:
+        """`proceed`, as without freeze."""
+        kind = unfrozen_class(type(self.layer))
+        return functools.partial(kind.__call__, self.layer) if self.is_frozen else self.proceed
+
     def read(self, name: str) -> jax.Array:
         """An array that the layer holds in ``batch_stats``."""
         if isinstance(self.layer, nn.Module):
@@ -121,7 +132,7 @@ def watched(model: _NnxModel, kinds: tuple[type, ...]) -> _NnxModel:
     def watch(path: tuple[Any, ...], node: Any) -> Any:
         if isinstance(node, kinds):
             # The node is a copy: recursive_map hands out no other.
-            node.__class__ = _watched_class(unfrozen_class(type(node)))
+            node.__class__ = _watched_class(type(node))
             node.watched_path = "/".join(map(str, path))
         return node
 
@@ -131,9 +142,14 @@ def watched(model: _NnxModel, kinds: tuple[type, ...]) -> _NnxModel:
 def rebuilt(layer: nn.Module, kind: Any = None, **changed: Any) -> Any:
     """A Linen layer like ``layer``, without its parent, of another ``kind`` or with ``changed`` fields."""
     if kind is None:
-        kind = getattr(type(layer), "answering_for", type(layer))
+        kind = called_class(layer)
     fields = [f.name for f in dataclasses.fields(kind) if f.init and f.name != "parent"]
     return kind(**{"parent": None, **{name: getattr(layer, name) for name in fields}, **changed})
+
+
+def called_class(layer: nn.Module) -> Any:
+    """The class that the answers to a call of ``layer`` stand for."""
+    return getattr(type(layer), "answering_for", type(layer))
 
 
 def unfrozen_class(kind: type[nnx.Module]) -> type[nnx.Module]:
@@ -161,8 +177,13 @@ def check_meant(where: Where | None, paths: list[str], kind: str) -> list[str]:
     """Those of ``paths`` that ``where`` means.
 
     Raises:
-        ValueError: it means none of them.
+        ValueError: it means none of them, or there are none.
     """
+    if not paths:
+        raise ValueError(
+            f"there must be at least one {kind}; got a model without any. In Linen they are known by the "
+            f"variables, with the collections params and batch_stats as init or training returned them."
+        )
     meant = [path for path in paths if is_meant(where, path)]
     if not meant:
         raise ValueError(

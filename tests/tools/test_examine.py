@@ -1,0 +1,274 @@
+"""`examine`: its numbers, and that its advice names what is broken and nothing else."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxnorm import linen as jnl, nnx as jnx, tools
+from tests import oracle
+from tests.tools.models import (
+    IMAGES,
+    KEY,
+    MLP,
+    NnxMLP,
+    Subject,
+    assert_same,
+    linen,
+    nnx_model,
+    sharded,
+    small_cnn,
+)
+
+X = np.random.default_rng(4).normal(1, 2, (512, 5)).astype(np.float32)
+SEEN, NEW = X[:256], X[256:]
+
+
+def examined(subject: Subject, batch: Any = None, **options: Any) -> tools.Examination:
+    """What is found of the subject."""
+    options = {"run": subject.evaluate, **options}
+    batch = subject.x if batch is None else batch
+    return tools.examine(subject.model, batch, variables=subject.variables, **options)
+
+
+def healthy(make: Callable[[], Subject]) -> Subject:
+    """With statistics of what it is given."""
+    subject = make()
+    return subject.like(
+        tools.recalibrate(
+            subject.model, [subject.x], variables=subject.variables, run=subject.evaluate
+        )
+    )
+
+
+def mlp() -> Subject:
+    """Two layers."""
+    return linen(MLP(), SEEN)
+
+
+def changed(subject: Subject, path: str, f: Callable[[Any], Any]) -> Subject:
+    """With another array at ``path``."""
+
+    def at(keys: Any, leaf: Any) -> Any:
+        return f(leaf) if "/".join(key.key for key in keys) == path else leaf
+
+    return subject.like(jax.tree_util.tree_map_with_path(at, subject.variables))
+
+
+def test_numbers() -> None:
+    """Each by its formula, in double precision; and nothing is changed."""
+    subject = mlp()
+    before = subject.arrays
+    found = examined(subject, NEW)
+    dense = subject.variables["params"]["Dense_0"]
+    h = oracle.wide(NEW) @ oracle.wide(dense["kernel"]) + oracle.wide(dense["bias"])
+    mean, var = (oracle.wide(subject.stats[f"batch_stats/first/{n}"]) for n in ("mean", "var"))
+    b, r, shift = h.var(0) + 1e-5, var + 1e-5, np.abs(h.mean(0) - mean)
+    health = found.layers["first"]
+    np.testing.assert_allclose(health.z, (shift / np.sqrt(r)).max(), rtol=1e-5)
+    kl = (np.log(r / b) + (b + shift**2) / r - 1) / 2
+    np.testing.assert_allclose(health.kl, kl.mean(), rtol=1e-5)
+    np.testing.assert_allclose(health.var_ratio, np.median(b / r), rtol=1e-5)
+    assert (health.channels, health.values, health.tiny, health.dead) == (4, 256, 0, 0)
+    np.testing.assert_allclose(found.batch["first"].mean, h.mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(
+        found.running["first"].var, subject.stats["batch_stats/first/var"]
+    )
+    evaluation, training = (oracle.wide(subject.output(NEW, train=t)) for t in (False, True))
+    change = np.linalg.norm(evaluation - training) / np.linalg.norm(training)
+    np.testing.assert_allclose(found.output_change, change, rtol=1e-4)
+    for path, array in before.items():
+        np.testing.assert_array_equal(subject.arrays[path], array)
+
+
+@pytest.mark.parametrize("make", [lambda: nnx_model(NnxMLP(jnx.BatchNorm), SEEN), mlp])
+def test_both_systems_and_many_devices(make: Callable[[], Subject]) -> None:
+    """Sharded is as whole."""
+    subject = make()
+    whole, spread = examined(subject), examined(subject, sharded(SEEN))
+    for path, health in whole.layers.items():
+        np.testing.assert_allclose(health, spread.layers[path], rtol=1e-4, atol=1e-5)
+    assert list(whole.layers) == ["first", "second"]
+
+
+def conv() -> Subject:
+    """Images."""
+    return linen(small_cnn(), np.concatenate([IMAGES] * 4))
+
+
+HEALTHY = {
+    "MLP": mlp,
+    "CNN": conv,
+    "Flax's": lambda: linen(nn.BatchNorm(), SEEN),
+    "NNX": lambda: nnx_model(NnxMLP(nnx.BatchNorm), SEEN),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_no_advice_for_the_healthy(name: str) -> None:
+    """On other data of the same kind as well; a frozen model is no worse for it."""
+    subject = healthy(HEALTHY[name])
+    batch = subject.x if name == "CNN" else NEW
+    found = examined(subject, batch)
+    assert found.advice() == {}
+    assert "look" not in str(found) and "fine" in str(found)
+    assert found.output_change < 0.2
+
+
+def test_a_frozen_model() -> None:
+    """Is seen as the model that it was made of."""
+    subject = healthy(mlp)
+    frozen = subject.like(tools.freeze(subject.model, variables=subject.variables))
+    assert examined(frozen).layers == examined(subject).layers
+    assert_same(frozen.step()[1], subject)
+
+
+SICK: dict[str, tuple[Callable[[], Subject], Any, dict[str, str]]] = {
+    "never updated": (
+        lambda: mlp().like(MLP().init(KEY, SEEN, True)),
+        SEEN,
+        {"first": "mutable=", "second": "mutable="},
+    ),
+    "statistics of NaN": (
+        lambda: changed(healthy(mlp), "batch_stats/second/var", lambda v: v.at[1].set(jnp.nan)),
+        SEEN,
+        {"second": "tools.keep_finite"},
+    ),
+    "scale of NaN": (
+        lambda: changed(healthy(mlp), "params/second/scale", lambda v: v.at[1].set(jnp.nan)),
+        SEEN,
+        {"second": "tools.keep_finite"},
+    ),
+    "a NaN in the batch": (
+        lambda: healthy(mlp),
+        np.where(SEEN > 6, np.nan, SEEN),
+        {"first": "look at the batch", "second": "look at the batch"},
+    ),
+    "a batch of 4": (
+        lambda: healthy(mlp),
+        SEEN[:4],
+        {"first": "Only 4 values", "second": "Only 4 values"},
+    ),
+    "a dead channel": (
+        lambda: healthy(
+            lambda: changed(mlp(), "params/Dense_0/kernel", lambda k: k.at[:, 2].set(0.0))
+        ),
+        SEEN,
+        {"first": "1 of 4 channels are dead", "second": "1 of 4 channels are dead"},
+    ),
+    "a scale of 0": (
+        lambda: changed(healthy(mlp), "params/second/scale", lambda s: s.at[0].set(0.0)),
+        SEEN,
+        {"second": "1 of 4 channels are dead"},
+    ),
+    "tiny weights": (
+        lambda: healthy(lambda: changed(mlp(), "params/Dense_0/kernel", lambda k: k * 1e-4)),
+        SEEN,
+        {"first": "4 of 4 channels have a running variance below epsilon"},
+    ),
+    "other data": (
+        lambda: healthy(mlp),
+        3 * SEEN + 4,
+        {"first": "far from those of the batch"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_advice_names_what_is_broken(name: str) -> None:
+    """At the layers that are, and the table marks these."""
+    make, batch, expected = SICK[name]
+    found = examined(make(), batch)
+    advice = found.advice()
+    assert advice.keys() == expected.keys()
+    for path, words in expected.items():
+        assert words in advice[path]
+    lines = str(found).splitlines()
+    marked = {line.split()[0] for line in lines if line.endswith("look")}
+    assert marked == expected.keys()
+    words_shown = " ".join(str(found).split())
+    assert all(text in words_shown for text in advice.values())
+
+
+def test_masks_axes_and_half_precision() -> None:
+    """What is masked is not read, and the fewest values of a channel are counted."""
+    x = np.random.default_rng(0).normal(300, 1, (6, 3, 40)).astype(jnp.bfloat16)
+    x[0] = np.nan
+    mask = np.arange(6)[:, None, None] > 0
+    subject = linen(jnl.BatchNorm(axis=1), x)
+    found = examined(subject, run=lambda m, x: m(x, use_running_average=True, mask=mask))
+    wide = oracle.wide(x[1:])
+    np.testing.assert_allclose(found.batch[""].mean, wide.mean((0, 2)), rtol=1e-6)
+    np.testing.assert_allclose(found.batch[""].var, wide.var((0, 2)), rtol=1e-4)
+    assert found.layers[""].values == 200
+
+
+def test_where() -> None:
+    """The others evaluate."""
+    found = examined(mlp(), where="sec*")
+    assert list(found.layers) == ["second"]
+    with pytest.raises(ValueError, match="there are: first, second"):
+        examined(mlp(), where="sce*")
+
+
+def test_one_example() -> None:
+    """Whose training output is nothing but the bias: the change of the output has no finite size."""
+    model = jnx.BatchNorm(5, use_bias=False, rngs=nnx.Rngs(0))
+    found = tools.examine(model, SEEN[:1])
+    assert found.output_change == np.inf
+    assert "Only 1 values" not in found.advice()[""]  # a new layer, before all
+    assert "inf" in str(found)
+
+
+def test_table_and_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table has a line for each layer; the figure a row for the worst of them."""
+    found = examined(mlp(), NEW)
+    print(found)
+    table = capsys.readouterr().out
+    assert table.splitlines()[0].split()[:2] == ["batch", "norm"]
+    assert f"changes by {found.output_change:.1%}" in table
+    assert len(table.splitlines()[0]) <= 110
+    figure = found.figure(most=1)
+    worst = max(found.layers, key=lambda path: found.layers[path].kl)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [worst, ""]
+    figure.canvas.draw()
+
+
+def test_the_result_is_a_tree() -> None:
+    """Of numbers, to be logged or averaged."""
+    found = examined(mlp())
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, found.layers)
+    assert doubled["first"].z == 2 * found.layers["first"].z
+    assert all(isinstance(v, bool | int | float) for v in found.layers["first"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: tools.examine(MLP(), SEEN), "variables must be those of the Linen module"),
+        (
+            lambda: examined(Subject(MLP(), {"params": mlp().variables["params"]}, SEEN)),
+            "no mean and var of 'first'",
+        ),
+        (
+            lambda: tools.examine(nnx.Linear(5, 2, rngs=nnx.Rngs(0)), SEEN),
+            "a model that calls none",
+        ),
+        (
+            lambda: examined(changed(mlp(), "batch_stats/first/mean", lambda m: m[:2])),
+            r"a mean of shape \(2,\) for features of shape \(4,\) at 'first'",
+        ),
+        (lambda: tools.examine(partial(MLP().apply), SEEN), "got partial"),
+    ],
+    ids=["no variables", "no statistics", "no norm", "other shapes", "apply"],
+)
+def test_what_cannot_be_examined(call: Callable[[], Any], message: str) -> None:
+    """An error that says what came."""
+    with pytest.raises(ValueError, match=message):
+        call()

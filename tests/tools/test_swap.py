@@ -1,0 +1,268 @@
+"""`swap`: the model that would have been written with another norm."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.core import freeze
+
+from jaxnorm import linen as jnl, nnx as jnx, tools
+from tests.tools.models import (
+    IMAGES,
+    KEY,
+    MLP,
+    ROWS,
+    NnxMLP,
+    Reused,
+    Subject,
+    assert_same,
+    linen,
+    nnx_model,
+    resnet20,
+    small_cnn,
+)
+
+
+def swapped(subject: Subject, norm: Any, **options: Any) -> Subject:
+    """The subject with another norm."""
+    result = tools.swap(subject.model, norm, variables=subject.variables, **options)
+    return subject.like(*result) if isinstance(result, tuple) else subject.like(result)
+
+
+def structure(variables: Any) -> Any:
+    """Shapes and dtypes."""
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables)
+
+
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "layer": ("layer", {}),
+    "group": ("group", {"num_groups": 2}),
+    "rms": ("rms", {"epsilon": 0.1}),
+    "instance": ("instance", {}),
+    "without bias": ("layer", {"use_bias": False}),
+    "local_response": ("local_response", {"size": 3}),
+    "none": ("none", {}),
+    "batch": ("batch", {"momentum": 0.5}),
+    "plain average": ("batch", {"momentum": None}),
+    "untracked": ("batch", {"track_running_stats": False}),
+    "half": ("layer", {"param_dtype": jnp.bfloat16, "dtype": jnp.float32}),
+}
+GRID = ROWS[:15].reshape(3, 5, 5)  # what is normalized over differs from norm to norm
+HAVE_NO_EPSILON = {"none", "local_response"}
+
+
+def fields_of(norm: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What the norm has in a model whose batch norm had another epsilon."""
+    return options if norm in HAVE_NO_EPSILON else {"epsilon": 0.01, **options}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_as_written_with_that_norm(way: str) -> None:
+    """The structure of a fresh init, and the outputs of the same parameters, bit by bit."""
+    norm, options = WAYS[way]
+    subject = linen(MLP(partial(nn.BatchNorm, epsilon=0.01)), GRID)
+    before = subject.arrays
+    new = swapped(subject, norm, **options)
+    written = new._replace(model=MLP(jnl.get_norm(norm, **fields_of(norm, options))))
+    for model in (new.model, written.model):
+        fresh = jax.eval_shape(partial(model.init, train=True), KEY, GRID)
+        assert structure(new.variables) == structure(dict(fresh))
+    for train in (True, False):
+        (got, after), (want, expected) = new.step(train=train), written.step(train=train)
+        np.testing.assert_array_equal(got, want)
+        assert_same(after, expected)
+    for path, array in before.items():
+        np.testing.assert_array_equal(subject.arrays[path], array)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("old", [nnx.BatchNorm, jnx.BatchNorm], ids=["Flax's", "ours"])
+def test_as_written_with_that_norm_in_nnx(old: Any, way: str) -> None:
+    """The same of NNX, whose shared layers stay shared, and whose model is not touched."""
+    norm, options = WAYS[way]
+    subject = nnx_model(NnxMLP(partial(old, epsilon=0.01), shared=way == "group"), GRID)
+    before = subject.arrays
+    new = swapped(subject, norm, **options)
+    written = NnxMLP(jnx.get_norm(norm, **fields_of(norm, options)), shared=way == "group")
+    assert nnx.graphdef(new.model) == nnx.graphdef(written)
+    assert structure(nnx.state(new.model)) == structure(nnx.state(written))
+    nnx.update(written, nnx.state(new.model))
+    expected = new._replace(model=written)
+    np.testing.assert_array_equal(new.output(train=True), expected.output(train=True))
+    assert type(subject.model.first) is old
+    new.model.dense.bias[...] += 1
+    for path, array in before.items():
+        np.testing.assert_array_equal(subject.arrays[path], array)
+
+
+def test_by_constructor() -> None:
+    """A class or a partial of one, of ours or of Flax."""
+    subject = linen(MLP(), ROWS)
+    want = swapped(subject, "group", num_groups=2)
+    for norm, options in (
+        (nn.GroupNorm, {"num_groups": 2}),
+        (partial(jnl.GroupNorm, num_groups=1), {"num_groups": 2}),
+        (jnl.get_norm("group", num_groups=2), {}),
+    ):
+        got = swapped(subject, norm, **options)
+        assert_same(got, want)
+        np.testing.assert_allclose(got.output(), want.output(), rtol=1e-5, atol=1e-6)
+    assert swapped(subject, "group", num_groups=2).model == want.model != subject.model
+
+
+def test_ours_for_flaxs() -> None:
+    """Everything carries over: statistics, momentum, and the mode of NNX."""
+    flaxs = nnx_model(NnxMLP(partial(nnx.BatchNorm, momentum=0.7)))
+    flaxs.model.eval()
+    ours = swapped(flaxs, "batch").model.first
+    assert (ours.momentum, ours.use_running_average) == (0.7, True)
+    subject = linen(Reused(partial(nn.BatchNorm, momentum=0.7)), IMAGES)
+    (want, a), (got, b) = subject.step(), swapped(subject, "batch").step()
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    for path, array in a.stats.items():
+        np.testing.assert_allclose(b.stats[path], array, rtol=1e-4, atol=1e-5)
+
+
+def test_where() -> None:
+    """The others stay batch norms, of their own statistics."""
+    subject = linen(MLP(), ROWS)
+    new = swapped(subject, "rms", where="first")
+    assert new.stats.keys() == {"batch_stats/second/mean", "batch_stats/second/var"}
+    assert new.variables["params"]["first"].keys() == {"scale"}
+    twice = swapped(new, "layer")
+    assert "batch_stats" not in twice.variables
+    assert np.isfinite(twice.output(train=True)).all()
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "instance", "group", "batch"])
+@pytest.mark.parametrize("system", [jnl, jnx])
+def test_features_along_axis_1(system: Any, norm: str) -> None:
+    """As of the same values with the features last."""
+    x = np.random.default_rng(0).normal(2, 3, (4, 3, 6, 5)).astype(np.float32)
+    options: Any = {"num_groups": 3} if norm == "group" else {}
+    outputs = []
+    for axis in (1, -1):
+        here = x if axis == 1 else np.moveaxis(x, 1, -1)
+        if system is jnl:
+            model = jnl.BatchNorm(True, axis=axis)
+            model, variables = tools.swap(model, norm, variables=model.init(KEY, here), **options)
+            outputs.append(model.apply(variables, here))
+        else:
+            bn = jnx.BatchNorm(3, axis=axis, use_running_average=True, rngs=nnx.Rngs(0))
+            outputs.append(tools.swap(nnx_model(bn, here).model, norm, **options)(here))
+    np.testing.assert_allclose(outputs[0], np.moveaxis(outputs[1], -1, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_models_of_others() -> None:
+    """The CNN and ResNet-20, whole: the gradient of every parameter is there."""
+    for subject in (linen(small_cnn(), IMAGES), resnet20()):
+        new = swapped(subject, "group", num_groups=2)
+        fresh = jax.eval_shape(partial(new.model.init, train=True), KEY, IMAGES)
+        assert structure(new.variables) == structure(dict(fresh)) != structure(subject.variables)
+
+    def loss(params: Any) -> Any:
+        return new.like({"params": params}).output(train=True).sum()
+
+    grads = jax.eval_shape(jax.grad(loss), new.variables["params"])
+    assert structure(grads) == structure(new.variables["params"])
+
+
+def test_under_a_scan_and_of_frozen_dicts() -> None:
+    """Stacked parameters are the swapped norm's; a FrozenDict comes back as one."""
+
+    class Cell(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, train: bool) -> Any:
+            return nn.relu(nn.BatchNorm(not train)(nn.Dense(5)(x))), None
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, train: bool) -> Any:
+            axes = {"params": 0, "batch_stats": 0}
+            scan = nn.scan(Cell, axes, split_rngs={"params": True}, length=2, in_axes=nn.broadcast)
+            return scan()(x, train)[0]
+
+    subject = linen(Model(), ROWS)
+    for norm, options in (("layer", {}), ("batch", {"momentum": None})):
+        new = swapped(subject, norm, **options)
+        fresh = jax.eval_shape(partial(new.model.init, train=True), KEY, ROWS)
+        assert structure(new.variables) == structure(dict(fresh))
+    frozen = swapped(subject._replace(variables=freeze(subject.variables)), "layer")
+    assert structure(frozen.variables) == structure(freeze(swapped(subject, "layer").variables))
+
+
+def test_beside_freeze() -> None:
+    """In either order; a frozen layer that is swapped for a batch norm stays frozen in Linen."""
+    subject = linen(MLP(), ROWS)
+    frozen = subject.like(tools.freeze(subject.model, "first", variables=subject.variables))
+    one = swapped(frozen, "layer", where="second")
+    other = swapped(subject, "layer", where="second")
+    other = other.like(tools.freeze(other.model, "first", variables=other.variables))
+    np.testing.assert_array_equal(one.output(train=True), other.output(train=True))
+    for changed in (one, other):
+        assert_same(changed.step()[1], changed)
+    thawed = other.like(tools.unfreeze(other.model))
+    assert thawed.model == swapped(subject, "layer", where="second").model
+
+
+def linen_with(**fields: Any) -> Subject:
+    """A batch norm."""
+    return linen(jnl.BatchNorm(**fields), np.ones((2, 4, 5), np.float32))
+
+
+def applied(subject: Subject, norm: Any, **options: Any) -> Any:
+    """Swapped and called."""
+    return swapped(subject, norm, **options).model.apply(
+        {"params": subject.variables["params"]}, subject.x
+    )
+
+
+def of_nnx(norm: Any, /, *, to: dict[str, Any] | None = None, **fields: Any) -> Any:
+    """A batch norm of NNX, swapped."""
+    return tools.swap(jnx.BatchNorm(4, rngs=nnx.Rngs(0), **fields), norm, **(to or {}))
+
+
+ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "activation": (
+        lambda: applied(linen_with(activation="relu"), "layer"),
+        "got '' with activation='relu', which LayerNorm has not",
+    ),
+    "activation, NNX": (lambda: of_nnx("layer", activation="relu"), "activation='relu'"),
+    "axis": (
+        lambda: applied(linen_with(axis=1), nn.GroupNorm, num_groups=2),
+        "GroupNorm takes the last axis .* got '' with axis=1",
+    ),
+    "axis, NNX": (lambda: of_nnx(nnx.GroupNorm, to={"num_groups": 2}, axis=1), "with axis=1"),
+    "name": (lambda: swapped(linen_with(), "grp"), "norm must be one of batch, layer"),
+    "of weights": (lambda: swapped(linen_with(), "spectral"), "in flax.linen .* got 'spectral'"),
+    "of weights, NNX": (lambda: of_nnx("weight"), "in flax.nnx .* got 'weight'"),
+    "instance": (lambda: swapped(linen_with(), jnl.LayerNorm()), "the class of one"),
+    "other system": (lambda: swapped(linen_with(), jnx.LayerNorm), "in flax.linen"),
+    "other system, NNX": (lambda: of_nnx(jnl.LayerNorm), "in flax.nnx"),
+    "where": (lambda: swapped(linen_with(), "layer", where="x"), "got where='x'"),
+    "no norm": (
+        lambda: swapped(Subject(nn.Dense(2), {"params": {}}, ROWS), "layer"),
+        "without any",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_what_cannot_be_swapped(case: str) -> None:
+    """An error that says what came."""
+    call, message = ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("swap", [lambda **o: swapped(linen_with(), "group", **o), of_nnx])
+def test_a_typo_in_an_option(swap: Any) -> None:
+    """It is a TypeError that names it, before anything is run."""
+    with pytest.raises(TypeError, match="'num_group'"):
+        swap(num_group=2) if swap is not of_nnx else of_nnx("group", to={"num_group": 2})

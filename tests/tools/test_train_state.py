@@ -1,0 +1,194 @@
+"""`TrainState`, `average` and `keep_finite`: in a loop with a NaN batch in it, and in checkpoints."""
+
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx, serialization
+
+from jaxnorm import linen as jnl, nnx as jnx, tools
+from tests.modules import assert_equal
+from tests.tools.models import MLP, ROWS, NnxMLP, Subject, linen, nnx_model, sharded
+
+NAN = np.where(ROWS > 4, np.nan, ROWS).astype(np.float32)
+pytestmark = pytest.mark.usefixtures("users_promotion")  # optax promotes
+
+
+@cache
+def mlp() -> Subject:
+    """With counts."""
+    return linen(MLP(partial(jnl.BatchNorm, momentum=None)), ROWS)
+
+
+@cache
+def initial() -> tools.TrainState:
+    """Before the first step."""
+    return tools.TrainState.of(mlp().model, mlp().variables, optax.sgd(1e-2, momentum=0.9))
+
+
+@jax.jit
+def step(state: Any, average: Any, x: Any) -> Any:
+    """Training that skips what is not finite, and averages what it kept."""
+
+    def loss_of(params: Any) -> Any:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        y, updated = state.apply_fn(variables, x, True, mutable=["batch_stats"])
+        return ((y - 1) ** 2).mean(), updated
+
+    (loss, updated), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    new = state.apply_gradients(grads=grads, **updated)
+    kept = tools.keep_finite(state, new, loss)
+    return kept, tools.average(average, kept.variables, 0.5), loss
+
+
+def trained(batches: list[Any]) -> tuple[Any, Any, list[float]]:
+    """After a step on each, with the losses."""
+    state, average, losses = initial(), mlp().variables, []
+    for x in batches:
+        state, average, loss = step(state, average, x)
+        losses.append(float(loss))
+    return state, average, losses
+
+
+def test_a_nan_batch_is_skipped_whole() -> None:
+    """The loop ends as if it had not been there: weights, statistics, counts and optimizer."""
+    state, average, losses = trained([ROWS, NAN, ROWS + 1])
+    want, _, _ = trained([ROWS, ROWS + 1])
+    assert np.isnan(losses[1]) and np.isfinite([losses[0], losses[2]]).all()
+    assert_equal(jax.tree.leaves(state), jax.tree.leaves(want))
+    assert int(state.step) == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(average))
+
+
+def test_counts_stay_integers() -> None:
+    """In the state and in the average, whose count is the new one; nothing changes its dtype."""
+    state, average, _ = trained([ROWS, ROWS])
+    for stats in (state.batch_stats, average["batch_stats"]):
+        assert stats["first"]["count"].dtype == jnp.int32
+        np.testing.assert_array_equal(stats["first"]["count"], state.batch_stats["first"]["count"])
+    before = mlp().variables
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), average) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), {name: before[name] for name in average}
+    )
+
+
+def test_sharded_steps() -> None:
+    """Over all devices as on one."""
+    one, many = trained([ROWS, NAN]), trained([sharded(ROWS), sharded(NAN)])
+    for a, b in zip(jax.tree.leaves(one[:2]), jax.tree.leaves(many[:2]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["orbax", "flax"])
+def test_checkpoints(way: str, tmp_path: Path) -> None:
+    """The state comes back bit by bit, and trains on."""
+    state, average, _ = trained([ROWS])
+    empty = jax.tree.map(jnp.zeros_like, state)
+    if way == "flax":
+        again: Any = serialization.from_bytes(empty, serialization.to_bytes(state))
+    else:
+        import orbax.checkpoint as ocp
+
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "state", state)
+            checkpointer.wait_until_finished()
+            again = checkpointer.restore(tmp_path / "state", empty)
+    assert_equal(jax.tree.leaves(again), jax.tree.leaves(state))
+    np.testing.assert_array_equal(step(again, average, ROWS)[2], step(state, average, ROWS)[2])
+
+
+def test_the_averaged_weights_recalibrated() -> None:
+    """Averages and exact statistics for them go together, and evaluate as training does."""
+    _, average, _ = trained([ROWS, ROWS + 1])
+    subject = mlp().like(average)
+    exact = tools.recalibrate(subject.model, [ROWS], variables=average, run=subject.evaluate)
+    want = subject.output(train=True)
+    np.testing.assert_allclose(subject.like(exact).output(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_average_in_double_precision() -> None:
+    """It is decay · old + (1 - decay) · new, where a float32 sum would be lost in a bfloat16 result."""
+    rng = np.random.default_rng(0)
+    old, new = rng.normal(size=(2, 1000)).astype(np.float32)
+    for decay in (0.0, 0.999, 1.0, jnp.float32(0.5)):
+        got = tools.average({"a": old}, {"a": new}, decay)["a"]
+        d = float(decay)
+        np.testing.assert_allclose(got, d * old.astype(float) + (1 - d) * new, rtol=1e-5, atol=1e-7)
+    half = tools.average(jnp.bfloat16(1), jnp.bfloat16(2), 0.25)
+    assert half.dtype == jnp.bfloat16 and half == 1.75
+
+
+def test_nnx_states() -> None:
+    """States of NNX, with keys of random streams among them."""
+    subject = nnx_model(NnxMLP(jnx.BatchNorm, dropout=0.5))
+    before = nnx.state(nnx.clone(subject.model))
+    after = nnx.state(subject.step()[1].model)
+    average: Any = tools.average(before, after, 0.5)
+    want = (before["first"]["mean"][...] + after["first"]["mean"][...]) / 2
+    np.testing.assert_allclose(average["first"]["mean"][...], want, rtol=1e-6)
+    kept: Any = tools.keep_finite(before, after)
+    np.testing.assert_array_equal(kept["first"]["mean"][...], after["first"]["mean"][...])
+    kept = tools.keep_finite(before, after, jnp.nan)
+    np.testing.assert_array_equal(kept["first"]["mean"][...], before["first"]["mean"][...])
+    model = nnx.clone(subject.model)
+    nnx.update(model, average)
+    assert model(ROWS, False).shape == (16, 2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_keep_finite_of_any_leaf(bad: float) -> None:
+    """Floats of every width and complex ones; integers and booleans are never looked at."""
+    old = {
+        "f": jnp.ones(2),
+        "h": jnp.ones(2, jnp.bfloat16),
+        "c": jnp.ones(2, jnp.complex64),
+        "i": 1,
+        "b": jnp.array(False),
+        "k": jax.random.key(0),
+    }
+    new = {**old, "i": 2, "b": jnp.array(True)}
+    assert int(tools.keep_finite(old, new)["i"]) == 2
+    for name in ("f", "h", "c"):
+        worse = {**new, name: old[name].at[1].set(bad)}
+        kept = tools.keep_finite(old, worse)
+        assert int(kept["i"]) == 1 and not kept["b"]
+        assert (kept[name] == old[name]).all() and kept[name].dtype == old[name].dtype
+
+
+def test_state_of_a_model_without_norm() -> None:
+    """It has no statistics, and its variables can be applied all the same."""
+    model = nn.Dense(2)
+    state = tools.TrainState.of(model, model.init(jax.random.key(0), ROWS), optax.sgd(0.1))
+    assert state.batch_stats == {}
+    assert state.apply_fn(state.variables, ROWS).shape == (16, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda s: tools.TrainState.of(s.model, s.variables["params"], optax.sgd(1)),
+            "got .'Dense_0'",
+        ),
+        (lambda s: tools.TrainState.of(jnx.BatchNorm, s.variables, optax.sgd(1)), "got ModuleMeta"),
+        (
+            lambda s: tools.average(s.variables["params"], s.variables, 0.9),
+            r"got \['Dense_0'\]\['bias'\] of shape \(4,\) in old and of shape none in new",
+        ),
+        (
+            lambda s: tools.keep_finite({"a": jnp.ones(3)}, {"a": jnp.ones(1)}),
+            r"got \['a'\] of shape \(3,\) in old and of shape \(1,\) in new",
+        ),
+    ],
+    ids=["variables", "model", "trees", "shapes"],
+)
+def test_what_does_not_belong_together(call: Any, message: str) -> None:
+    """An error that says what came."""
+    with pytest.raises(ValueError, match=message):
+        call(mlp())
