@@ -1,7 +1,7 @@
 """Small models of both module systems, to be recalibrated, frozen, swapped and examined."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -74,6 +74,13 @@ class NnxMLP(nnx.Module):
         return self.last(self.second(x, use_running_average=not train, mask=mask))
 
 
+def run(model: Any, x: Any, train: bool) -> Any:
+    """``model`` on a batch."""
+    if isinstance(model, nn.BatchNorm | jnl.BatchNorm | nnx.BatchNorm | jnx.BatchNorm):
+        return model(x, use_running_average=not train)
+    return model(x, train)
+
+
 class Subject(NamedTuple):
     """A model, its variables if it is Linen's, and what it is run on."""
 
@@ -83,9 +90,7 @@ class Subject(NamedTuple):
 
     def run(self, model: Any, x: Any, train: bool) -> Any:
         """``model`` on a batch."""
-        if isinstance(model, nn.BatchNorm | jnl.BatchNorm | nnx.BatchNorm | jnx.BatchNorm):
-            return model(x, use_running_average=not train)
-        return model(x, train)
+        return run(model, x, train)
 
     @property
     def train(self) -> Callable[[Any, Any], Any]:
@@ -115,8 +120,7 @@ class Subject(NamedTuple):
         if isinstance(self.model, nnx.Module):
             model = nnx.clone(self.model)
             return self.run(model, x, train), self.like(model)
-        f = nn.apply(self.run, self.model, mutable=["batch_stats"])
-        y, updated = jax.jit(f, static_argnums=2)(self.variables, x, train)
+        y, updated = _applied(self.model)(self.variables, x, train)
         return y, self.like({**self.variables, **updated})
 
     @property
@@ -136,17 +140,29 @@ class Subject(NamedTuple):
         return {path: a for path, a in self.arrays.items() if path.split("/")[-1] in names}
 
 
-def linen(model: Any, x: np.ndarray, dtype: Any = None) -> Subject:
+def linen(model: Any, x: np.ndarray) -> Subject:
     """A Linen model with some scale and bias that are not those of a new one."""
-    subject = Subject(model, None, x)
-    variables = jax.jit(nn.init(subject.run, model), static_argnums=2)(KEY, x, True)
-    return subject._replace(variables=jax.tree.map(_moved, variables))
+    return Subject(model, _initialized(model, x.shape, x.dtype), x)
 
 
 def nnx_model(model: Any, x: np.ndarray = ROWS) -> Subject:
     """The same of NNX."""
     nnx.update(model, jax.tree.map(_moved, nnx.state(model, nnx.Param)))
     return Subject(model, None, x)
+
+
+# Compiled once for all tests: models of Linen are equal if their fields are.
+
+
+@cache
+def _initialized(model: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    init = jax.jit(nn.init(run, model), static_argnums=2)
+    return jax.tree.map(_moved, init(KEY, jnp.zeros(shape, dtype), True))
+
+
+@cache
+def _applied(model: Any) -> Any:
+    return jax.jit(nn.apply(run, model, mutable=["batch_stats"]), static_argnums=2)
 
 
 def _moved(leaf: Any) -> Any:

@@ -1,7 +1,7 @@
 """`examine`: its numbers, and that its advice names what is broken and nothing else."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -37,6 +37,7 @@ def examined(subject: Subject, batch: Any = None, **options: Any) -> tools.Exami
     return tools.examine(subject.model, batch, variables=subject.variables, **options)
 
 
+@cache
 def healthy(make: Callable[[], Subject]) -> Subject:
     """With statistics of what it is given."""
     subject = make()

@@ -137,7 +137,8 @@ def test_equal_freezes_are_equal() -> None:
     one, two = frozen(subject, "first").model, frozen(subject, "first").model
     assert one == two and hash(one) == hash(two)
     assert one != subject.model and one != frozen(subject, "second").model
-    apply(one, subject.variables), apply(two, subject.variables)
+    for module in (one, two):
+        apply(module, subject.variables)
     assert len(traces) == 1
     assert tools.unfreeze(one) == subject.model
     graphs = [nnx.graphdef(tools.freeze(NnxMLP(jnx.BatchNorm))) for _ in range(2)]
@@ -271,7 +272,7 @@ def transforms() -> nn.Module:
                 variable_axes={"params": 0, "batch_stats": 0},
                 split_rngs={"params": True},
                 length=2,
-                in_axes=nn.broadcast,
+                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             )
             return scan()(x, train)[0]
 
