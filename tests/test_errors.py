@@ -452,7 +452,6 @@ NORM_ALONE: Any = {
 }
 
 
-
 class Model(nn.Module):
     """Two layers, for the tools."""
 
