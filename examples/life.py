@@ -6,7 +6,8 @@ Trains the CNN of the CIFAR-10 example with Flax's default momentum of 0.99, and
 
 - `tools.examine` on the way: how far the running statistics lag behind, and what that costs evaluation;
 - `tools.average` and `tools.recalibrate`: statistics for averaged weights, estimated in several ways;
-- `tools.swap`: group norm in the place of the trained network's batch norm, and what training it takes.
+- `tools.swap`: group norm in the place of the trained network's batch norm, and what training it takes;
+- `tools.accumulate`: batches in parts, and what the loop that everyone writes does to the running statistics.
 """
 
 import json
@@ -24,8 +25,8 @@ from rich.console import Console
 
 from jaxnorm import tools
 
-from . import cifar10, data, report
-from .training import accuracy, evaluated, fit, step_count
+from . import cifar10, data, measure, report
+from .training import accuracy, evaluated, fit, shuffled, step_count
 
 console = Console()
 DECAY = 0.995  # of the averaged weights: about the last 200 steps
@@ -43,6 +44,8 @@ class Options:
     """Images in a training batch."""
     recalibration: tuple[int, ...] = (64, 256, 1024, 4096)
     """Numbers of training images to estimate statistics from."""
+    parts: tuple[int, ...] = (1, 4, 16, 32)
+    """Into how many parts a batch is divided."""
     seed: int = 0
     """Of the initialization and the order of the images."""
     data: Literal["auto", "cifar10", "digits"] = "auto"
@@ -84,8 +87,14 @@ def main(arguments: list[str] | None = None) -> int:
     for name, share in swaps.items():
         console.print(f"  {name}: {share:.2%}", highlight=False)
 
+    console.print("4. Batches in parts")
+    parts = {
+        str(count): in_parts(model, settings, dataset, latest, count) for count in options.parts
+    }
+    console.print(parts, highlight=False)
+
     options.out.mkdir(parents=True, exist_ok=True)
-    found = {"looks": looks, "averages": averages, "swaps": swaps}
+    found = {"looks": looks, "averages": averages, "swaps": swaps, "parts": parts}
     (options.out / "life.json").write_text(json.dumps(found, indent=1))
     draw(found, f"CNN on {dataset.name}, momentum 0.99", options.out)
     console.print(f"Figures and numbers are in {options.out}/", soft_wrap=True, highlight=False)
@@ -179,14 +188,54 @@ def swapped(
     }
 
 
+def in_parts(
+    model: Any, settings: cifar10.Settings, dataset: data.Dataset, variables: Any, count: int
+) -> dict[str, float]:
+    """Held-out accuracy with running statistics from 40 batches in `count` parts, kept in two ways.
+
+    The weights stay. With momentum 0.9, forty batches are enough to forget where the statistics began.
+    """
+    model = model.clone(norm=partial(model.norm, momentum=0.9))
+    batches = [measure.scaled(images) for images, _ in shuffled(dataset, settings, 40)]
+
+    @jax.jit
+    def once(variables: Any, images: jax.Array) -> Any:
+        found = tools.accumulate(
+            lambda model, images: model(images, train=True).mean(),
+            model,
+            images,
+            micro_batches=count,
+            variables=variables,
+        )
+        return {**variables, **found.updated}
+
+    @jax.jit
+    def for_every_part(variables: Any, images: jax.Array) -> Any:
+        for i in range(count):
+            _, updated = model.apply(
+                variables, images[i::count], train=True, mutable=["batch_stats"]
+            )
+            variables = {**variables, **updated}
+        return variables
+
+    accuracies = {}
+    for name, step in (("accumulate", once), ("an update for every part", for_every_part)):
+        moved = variables
+        for images in batches:
+            moved = step(moved, images)
+        accuracies[name] = accuracy(model, jax.device_get(moved), dataset)
+    return accuracies
+
+
 # --- pictures ------------------------------------------------------------------------------------
 
 
 def draw(found: dict[str, Any], title: str, folder: Path) -> None:
-    """examine.png, recalibrate.png and swap.png."""
+    """examine.png, recalibrate.png, swap.png and accumulate.png."""
     draw_looks(found["looks"], title, folder / "examine.png")
     draw_averages(found["averages"], title, folder / "recalibrate.png")
     draw_swaps(found["swaps"], title, folder / "swap.png")
+    draw_parts(found["parts"], title, folder / "accumulate.png")
 
 
 def draw_looks(looks: list[dict[str, float]], title: str, path: Path) -> None:
@@ -258,6 +307,27 @@ def draw_swaps(swaps: dict[str, float], title: str, path: Path) -> None:
     axes.grid(visible=False)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("Held-out accuracy")
+    report.save(figure, path)
+
+
+def draw_parts(parts: dict[str, dict[str, float]], title: str, path: Path) -> None:
+    """Accuracy against the number of parts, for both ways to keep running statistics."""
+    figure, axes = report.new_figure(
+        title, "The same weights, running statistics from batches in parts"
+    )
+    counts = [int(count) for count in parts]
+    for name, colour, marker in (
+        ("accumulate", report.BLUE, "o"),
+        ("an update for every part", report.ORANGE, "^"),
+    ):
+        shares = [of_count[name] for of_count in parts.values()]
+        axes.plot(counts, shares, marker=marker, color=colour, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xlabel("Parts of a batch")
+    axes.set_ylabel("Held-out accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.legend(frameon=False, loc="lower left")
     report.save(figure, path)
 
 

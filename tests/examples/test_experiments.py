@@ -29,6 +29,7 @@ def test_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["looks"][0]["kl"] > found["looks"][-1]["kl"] > 0
     assert len(found["averages"]) == 3 + 4
     assert len(found["swaps"]) == 4
+    assert set(found["parts"]["4"]) == {"accumulate", "an update for every part"}
     assert "mean KL" in capsys.readouterr().out
 
 
