@@ -88,10 +88,9 @@ def test_numbers() -> None:
         np.testing.assert_array_equal(subject.arrays[path], array)
 
 
-@pytest.mark.parametrize("make", [lambda: nnx_model(NnxMLP(jnx.BatchNorm), SEEN), mlp])
-def test_both_systems_and_many_devices(make: Callable[[], Subject]) -> None:
+def test_many_devices() -> None:
     """Sharded is as whole."""
-    subject = make()
+    subject = nnx_model(NnxMLP(jnx.BatchNorm), SEEN)
     whole, spread = examined(subject), examined(subject, sharded(SEEN))
     for path, health in whole.layers.items():
         np.testing.assert_allclose(health, spread.layers[path], rtol=1e-4, atol=1e-5)

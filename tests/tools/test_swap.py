@@ -29,6 +29,17 @@ from tests.tools.models import (
 )
 
 
+class One(nn.Module):
+    """A layer and its norm."""
+
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        """One after the other."""
+        return self.norm(name="bn")(nn.Dense(4)(x), use_running_average=not train)
+
+
 def swapped(subject: Subject, norm: Any, **options: Any) -> Subject:
     """The subject with another norm."""
     result = tools.swap(subject.model, norm, variables=subject.variables, **options)
@@ -66,10 +77,10 @@ def fields_of(norm: str, options: dict[str, Any]) -> dict[str, Any]:
 def test_as_written_with_that_norm(way: str) -> None:
     """The structure of a fresh init, and the outputs of the same parameters, bit by bit."""
     norm, options = WAYS[way]
-    subject = linen(MLP(partial(nn.BatchNorm, epsilon=0.01)), GRID)
+    subject = linen(One(partial(nn.BatchNorm, epsilon=0.01)), GRID)
     before = subject.arrays
     new = swapped(subject, norm, **options)
-    written = new._replace(model=MLP(jnl.get_norm(norm, **fields_of(norm, options))))
+    written = new._replace(model=One(jnl.get_norm(norm, **fields_of(norm, options))))
     for model in (new.model, written.model):
         fresh = jax.eval_shape(partial(model.init, train=True), KEY, GRID)
         assert structure(new.variables) == structure(dict(fresh))
