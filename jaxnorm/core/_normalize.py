@@ -62,8 +62,8 @@ def normalize(
         return finish(_normalized_then_affine, mean, gain, scale, bias)
     center = lax.stop_gradient(mean)
     gain = stored(gain * scale)
-    # Its value is the bias, as mean - center is 0.
-    known = jnp.broadcast_to(bias, jnp.broadcast_shapes(gain.shape, bias.shape))
+    # Its value is the bias, as mean - center is 0; and zeros, which are mapped and sharded as the gain is.
+    known = bias + jnp.where(gain == gain, 0, 0).astype(bias.dtype)
     offset = as_known(jnp.positive, bias - gain * (mean - center), known)
     return finish(_affine, center, gain, offset)
 
