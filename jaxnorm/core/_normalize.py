@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._activation import spread_activated
-from ._elementwise import Elementwise, as_known
+from ._elementwise import Elementwise
 from ._reduce import stored
 
 
@@ -41,7 +41,7 @@ def normalize(
     variance = var + epsilon
     # All values alike and no epsilon: (x - mean) is 0 and stays so.
     gain = lax.rsqrt(jnp.where(variance == 0, 1, variance)).astype(x.dtype)
-    mean = None if mean is None else stored(mean.astype(x.dtype))
+    mean = None if mean is None else mean.astype(x.dtype)
     scale, bias = (None if a is None else a.astype(x.dtype) for a in (scale, bias))
 
     def finish(f: Elementwise, *small: jax.Array) -> jax.Array:
@@ -55,17 +55,14 @@ def normalize(
     if mean is None:
         return finish(_scaled, gain, *(() if scale is None else (scale,)))
     if scale is None and bias is None:
-        return finish(_normalized, mean, gain)
+        return finish(_normalized, stored(mean), gain)
     scale = jnp.ones_like(gain) if scale is None else scale
     bias = jnp.zeros_like(scale) if bias is None else bias
     if jnp.broadcast_shapes(gain.shape, scale.shape, bias.shape) == x.shape:
-        return finish(_normalized_then_affine, mean, gain, scale, bias)
-    center = lax.stop_gradient(mean)
-    gain = stored(gain * scale)
-    # Its value is the bias, as mean - center is 0; and zeros, which are mapped and sharded as the gain is.
-    known = bias + jnp.where(gain == gain, 0, 0).astype(bias.dtype)
-    offset = as_known(jnp.positive, bias - gain * (mean - center), known)
-    return finish(_affine, center, gain, offset)
+        return finish(_normalized_then_affine, stored(mean), gain, scale, bias)
+    center = stored(lax.stop_gradient(mean))
+    gain = gain * scale
+    return finish(_affine, center, stored(gain), stored(bias - gain * (mean - center)))
 
 
 def _scaled(x: jax.Array, *gains: jax.Array) -> tuple[jax.Array]:
