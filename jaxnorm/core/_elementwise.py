@@ -6,7 +6,7 @@ again.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from jax.interpreters import partial_eval
 Elementwise: TypeAlias = Callable[..., Sequence[jax.Array]]
 Dtypes: TypeAlias = tuple[Any, ...]
 Which: TypeAlias = tuple[bool, ...]
-_Arrays = TypeVar("_Arrays")
 
 
 def themselves(*arrays: jax.Array) -> Sequence[jax.Array]:
@@ -89,18 +88,6 @@ def without_unread(f: Elementwise, read: Which, dtypes: Dtypes) -> Elementwise:
         return f(*merge(arrays, unread, read))
 
     return f if all(read) else of_read
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def as_known(linear: Callable[[Any], _Arrays], computed: Any, known: _Arrays) -> _Arrays:
-    """``known``, with the derivative of ``linear(computed)``: the same numbers, but for rounding."""
-    del linear, computed
-    return known
-
-
-@as_known.defjvp
-def _(linear: Callable[[Any], Any], values: tuple[Any, Any], tangents: tuple[Any, Any]) -> Any:
-    return as_known(linear, *values), linear(tangents[0])
 
 
 def divide(values: Sequence[Any], which: Which) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._axes import Axes, canonical_axes, size_of
-from ._elementwise import as_known, themselves
+from ._elementwise import themselves
 from ._pool import Blocks, Moments, abs_square, moments_from_sums, repeat_blocks, sum_blocks
 from ._precision import upcast
 from ._reduce import collect
 from ._residuals import keep, lean
-from ._sync import AxisIndexGroups, AxisName, pool_over_devices
+from ._sync import AxisIndexGroups, AxisName, known_sums, pool_over_devices
 
 
 def moments(
@@ -112,7 +112,7 @@ def moments_as_known(
         return sums if axis_name is None else lax.psum(sums, axis_name)
 
     known = jnp.zeros_like(mean), m.count * m.var
-    total, squares = as_known(over_devices, tuple(own), known)
+    total, squares = known_sums(over_devices, tuple(own), known)
     return moments_from_sums(mean, total, squares, m.count)
 
 
