@@ -113,11 +113,13 @@ def test_norms_of_activations(case: str) -> None:
     compare(getattr(jnl, name)(**fields), nnx_norm(jnx, name, **fields), BATCHES)
 
 
+@pytest.mark.parametrize("with_nan", [False, True])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_masked(name: str) -> None:
-    """With a mask of single elements, in training and evaluation."""
+def test_masked(name: str, with_nan: bool) -> None:
+    """With a mask of single elements, over NaN too, in training and evaluation."""
     fields = inits(name)
-    compare(getattr(jnl, name)(**fields), nnx_norm(jnx, name, **fields), BATCHES, MASK)
+    batches = [jnp.where(MASK, x, jnp.nan) if with_nan else x for x in BATCHES]
+    compare(getattr(jnl, name)(**fields), nnx_norm(jnx, name, **fields), batches, MASK)
 
 
 @pytest.mark.parametrize(

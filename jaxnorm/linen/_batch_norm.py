@@ -97,7 +97,8 @@ class BatchNorm(nn.Module):
         Args:
             x: activations of any rank.
             use_running_average: evaluation (True) or training (False), if the module does not say.
-            mask: True counts; broadcastable to ``x``. Only read in training.
+            mask: True counts; broadcastable to ``x``. A masked NaN or
+                infinity reaches nothing else, in evaluation too.
             residual: of the shape of ``x``, added before the activation.
 
         Returns:
@@ -113,13 +114,13 @@ class BatchNorm(nn.Module):
         options: dict[str, Any] = {
             "feature_axes": axes,
             "epsilon": self.epsilon,
+            "mask": mask,
             "activation": self.activation,
             "residual": residual,
             "dtype": self.dtype,
         }
         parameters = scale_of(self, shape), bias_of(self, shape)
         batch = {
-            "mask": mask,
             "save_as": self.save_as,
             **options,
             **devices_of(self, "virtual_batch_size"),

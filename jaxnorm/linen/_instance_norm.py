@@ -81,7 +81,8 @@ class InstanceNorm(nn.Module):
 
         Args:
             x: activations, whose first axis is the batch.
-            mask: True counts; broadcastable to ``x``. Only read where statistics are taken.
+            mask: True counts; broadcastable to ``x``. A masked NaN or
+                infinity reaches nothing else, in evaluation too.
             use_running_average: evaluation (True) or training (False), if there are running statistics and
                 the module does not say.
 
@@ -97,11 +98,12 @@ class InstanceNorm(nn.Module):
         options = {
             "feature_axes": self.feature_axes,
             "epsilon": self.epsilon,
+            "mask": mask,
             "dtype": self.dtype,
         }
         parameters = scale_of(self, shape), bias_of(self, shape)
         if not self.track_running_stats:
-            return instance_norm(x, *parameters, mask=mask, **devices_of(self), **options)
+            return instance_norm(x, *parameters, **devices_of(self), **options)
         evaluating = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
@@ -114,7 +116,6 @@ class InstanceNorm(nn.Module):
             *parameters,
             momentum=self.momentum,
             unbiased=self.unbiased,
-            mask=mask,
             **devices_of(self),
             **options,
         )

@@ -142,7 +142,8 @@ class BatchNorm(nnx.Module):
         Args:
             x: activations of any rank.
             use_running_average: evaluation (True) or training (False), whatever the module says.
-            mask: True counts; broadcastable to ``x``. Only read where statistics are taken.
+            mask: True counts; broadcastable to ``x``. A masked NaN or
+                infinity reaches nothing else, in evaluation too.
             residual: of the shape of ``x``, added before the activation.
 
         Returns:
@@ -158,12 +159,12 @@ class BatchNorm(nnx.Module):
         options: dict[str, Any] = {
             "feature_axes": axes,
             "epsilon": self.epsilon,
+            "mask": mask,
             "activation": self.activation,
             "residual": residual,
             "dtype": self.dtype,
         }
         batch: dict[str, Any] = {
-            "mask": mask,
             "save_as": self.save_as,
             "axis_name": self.axis_name,
             "axis_index_groups": self.axis_index_groups,

@@ -124,7 +124,8 @@ class InstanceNorm(nnx.Module):
 
         Args:
             x: activations, whose first axis is the batch.
-            mask: True counts; broadcastable to ``x``. Only read where statistics are taken.
+            mask: True counts; broadcastable to ``x``. A masked NaN or
+                infinity reaches nothing else, in evaluation too.
             use_running_average: evaluation (True) or training (False), whatever the module says; not read
                 without running statistics.
 
@@ -139,11 +140,12 @@ class InstanceNorm(nnx.Module):
         options = {
             "feature_axes": self.feature_axes,
             "epsilon": self.epsilon,
+            "mask": mask,
             "dtype": self.dtype,
         }
         devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
         if not self.track_running_stats:
-            return instance_norm(x, scale, bias, mask=mask, **devices, **options)
+            return instance_norm(x, scale, bias, **devices, **options)
         stats = read_running_stats(self)
         if is_evaluating(self, use_running_average):
             return batch_norm_inference(x, stats, scale, bias, **options)
@@ -154,7 +156,6 @@ class InstanceNorm(nnx.Module):
             bias,
             momentum=self.momentum,
             unbiased=self.unbiased,
-            mask=mask,
             **devices,
             **options,
         )

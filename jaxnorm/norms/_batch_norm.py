@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from ..core._activation import check_activation
 from ..core._axes import Axes, against, canonical_axes, complement
-from ..core._moments import reduce_moments
+from ..core._moments import mask_against, reduce_moments
 from ..core._normalize import normalize
 from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
@@ -161,6 +161,7 @@ def batch_norm_inference(
     *,
     feature_axes: Axes = -1,
     epsilon: float = 1e-5,
+    mask: jax.Array | None = None,
     activation: str | None = None,
     residual: jax.Array | None = None,
     dtype: DTypeLike | None = None,
@@ -177,6 +178,7 @@ def batch_norm_inference(
         bias: β, of the feature shape; None is 0.
         feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
         epsilon: ε, added to the variance; zero or positive.
+        mask: as in training: a masked NaN or infinity is read as the mean, so it reaches no gradient.
         activation: as in training.
         residual: of the shape of ``x``, added before the activation.
         dtype: of ``y``; None is what ``x``, ``scale``, ``bias`` and ``residual`` promote to.
@@ -199,19 +201,32 @@ def batch_norm_inference(
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     mean, var = running_against(stats, x, features)
     scale, bias = against(scale, x, features, "scale"), against(bias, x, features, "bias")
+    mask = mask_against(mask, x)
     residual = check_activation(activation, residual, x, scale, bias)
     y_dtype = result_dtype(dtype, x, scale, bias, residual)
 
     @lean
     def norm(
-        x: jax.Array, residual: jax.Array | None, mean: jax.Array, var: jax.Array, *affine: Any
+        x: jax.Array,
+        residual: jax.Array | None,
+        mask: jax.Array | None,
+        mean: jax.Array,
+        var: jax.Array,
+        *affine: Any,
     ) -> jax.Array:
         x = upcast(x, mean, var, *affine, residual)
         if residual is not None:
             residual = residual.astype(x.dtype)
         y = normalize(
-            x, mean, var, *affine, epsilon=epsilon, activation=activation, residual=residual
+            x,
+            mean,
+            var,
+            *affine,
+            epsilon=epsilon,
+            mask=mask,
+            activation=activation,
+            residual=residual,
         )
         return y.astype(y_dtype)
 
-    return norm(x, residual, mean, var, scale, bias)
+    return norm(x, residual, mask, mean, var, scale, bias)

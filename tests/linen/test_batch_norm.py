@@ -379,8 +379,25 @@ def test_mask_with_nan_in_the_padding(kind: str) -> None:
     assert not gradients[1][5:].any()
 
 
-def test_mask_is_that_of_flax_and_not_read_in_evaluation() -> None:
-    """A clean masked batch gives Flax's answer; evaluation ignores the mask, as Flax does."""
+def test_nan_in_the_padding_in_evaluation() -> None:
+    """What counts is normalized as ever, and no gradient is NaN: a frozen layer can be trained through."""
+    mask = (jnp.arange(8) < 5)[:, None]
+    x = jnp.where(mask, normal((8, 3)), jnp.nan)
+    layer = jnl.BatchNorm(True, **RAMP)
+    variables = initial(layer, x[:5])
+    assert_equal(layer.apply(variables, x, mask=mask)[:5], layer.apply(variables, x[:5]))
+
+    def loss(params: Any, x: jax.Array, mask: Any) -> jax.Array:
+        y = layer.apply({**variables, "params": params}, x, mask=mask)
+        return (y[:5] * normal((5, 3), seed=1)).sum()
+
+    of_params, of_x = jax.grad(loss, (0, 1))(variables["params"], x, mask)
+    assert_close(of_params, jax.grad(loss)(variables["params"], x[:5], None))
+    assert jnp.isfinite(of_x).all() and not of_x[5:].any()
+
+
+def test_mask_is_that_of_flax() -> None:
+    """A clean masked batch gives Flax's answer, in evaluation too, where it changes nothing."""
     mask = (jnp.arange(6) < 4).reshape(6, 1, 1, 1)
     ours, theirs = jnl.BatchNorm(**RAMP), nn.BatchNorm(**RAMP)
     variables = ours.init(KEY, X, True)

@@ -120,6 +120,28 @@ def test_inference_derivatives() -> None:
         assert_close(got, want if got.ndim == 4 else want.sum((0, 1, 2)), 5e-5)
 
 
+@pytest.mark.parametrize("with_mean", [True, False], ids=["selects", "all masked"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_inference_with_bad_values_under_the_mask(bad: float, with_mean: bool) -> None:
+    """The derivatives for statistics, scale and bias are those of what counts; x's are 0 under the mask."""
+    case = Case("rows", (7, 3))
+    at = case.primals()
+    mask = (np.arange(7) < 4)[:, None] & with_mean
+    clean = at._replace(x=np.where(mask, at.x, np.asarray(at.mean)))
+    given = at._replace(x=np.where(mask, at.x, bad).astype("float32"))
+    dy = np.where(mask, draw(case.rng(), case.shape, "float32"), 0)
+
+    def f(at: Primals, mask: Any) -> Any:
+        stats = jn.RunningStats(at.mean, at.var)
+        return jn.batch_norm_inference(at.x, stats, at.scale, at.bias, epsilon=EPSILON, mask=mask)
+
+    y, pullback = jax.vjp(lambda at: f(at, mask), given)
+    want, pullback_of_clean = jax.vjp(lambda at: f(at, None), clean)
+    assert_close(y, np.asarray(want))
+    for got, wanted in zip(pullback(dy)[0], pullback_of_clean(dy)[0], strict=True):
+        assert_close(got, np.asarray(wanted))
+
+
 @pytest.mark.parametrize("which", ["neither", "scale", "bias"])
 def test_affine_is_optional(which: str) -> None:
     """A scale of None is 1, a bias of None is 0, each alone, in training and evaluation."""
