@@ -68,13 +68,13 @@ def stepper(settings: cifar10.Settings) -> Callable[[], float]:
     training = cifar10.Training(settings, dataset, model, Run(Path(), ""), *cifar10.shardings(1))
     step = cifar10.make_train_step(settings, 10)
     batches = list(cifar10.batches(training, 0, 0))[:STEPS]
-    state = jax.block_until_ready(step(jax.device_put(state, training.everywhere), *batches[0]))
+    state = jax.block_until_ready(step(jax.device_put(state, training.everywhere), 0, *batches[0]))
 
     def train() -> float:
         nonlocal state
         start = time.perf_counter()
         for batch in batches:
-            state = step(state, *batch)
+            state = step(state, 0, *batch)
         jax.block_until_ready(state)
         return settings.batch_size * len(batches) / (time.perf_counter() - start)
 

@@ -128,7 +128,7 @@ def measured(way: str, channels: int) -> dict[str, list[Collective]]:
 
 def measure_all(channels: int) -> dict[str, Any]:
     """`measured` of every way, on every number of devices: each in a process of its own."""
-    from benchmarks.environment import versions_used
+    from examples.environment import versions_used
 
     rows = []
     for devices in DEVICES:

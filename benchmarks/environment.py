@@ -1,9 +1,7 @@
-"""What a measurement depends on: the versions, the machine, and the environment that it runs under."""
+"""The environment that a measurement runs under."""
 
 import os
-import platform
 import sys
-from importlib.metadata import version
 from typing import Literal, TypeAlias
 
 Allocator: TypeAlias = Literal["keep", "default"]
@@ -25,18 +23,3 @@ def run_under(allocator: Allocator) -> None:
     if any(os.environ.get(name, "") != value for name, value in wanted.items()):
         os.environ.update(wanted)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def machine_used() -> str:
-    """Backend, device, cores, architecture."""
-    import jax
-
-    kind = jax.devices()[0].device_kind
-    backend = jax.default_backend() + ("" if kind == "cpu" else f" ({kind})")
-    return f"{backend}, {os.cpu_count()} cores, {platform.machine()}"
-
-
-def versions_used(*others: str) -> str:
-    """Of what a figure depends on; `others` are the distributions of more peers."""
-    names = [f"{name} {version(name)}" for name in ("jax", "flax", *others)]
-    return ", ".join([*names, f"Python {platform.python_version()}"])

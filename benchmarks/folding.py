@@ -19,9 +19,10 @@ import numpy as np
 import tyro
 
 from benchmarks import measure, results
-from benchmarks.environment import machine_used, run_under, versions_used
+from benchmarks.environment import run_under
 from benchmarks.tables import NOTHING, markdown
 from examples import report
+from examples.environment import machine_used, versions_used
 from examples.models import CNN, ResNet20
 from jaxnorm import linen as jnl, tools
 

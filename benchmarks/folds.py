@@ -16,8 +16,9 @@ import jax
 from benchmarks import measure
 from benchmarks.cases import DTYPES, NORMS, SIZES, cases, draw
 from benchmarks.contestants import ours
-from benchmarks.environment import machine_used, run_under, versions_used
+from benchmarks.environment import run_under
 from benchmarks.tables import markdown
+from examples.environment import machine_used, versions_used
 from jaxnorm.core import _cpu_sums, _normalize, _reduce
 
 ROUNDS = 7

@@ -41,8 +41,9 @@ from benchmarks.contestants import (
     Peer,
     installed,
 )
-from benchmarks.environment import Allocator, machine_used, run_under, versions_used
+from benchmarks.environment import Allocator, run_under
 from benchmarks.truth import check, truth
+from examples.environment import machine_used, versions_used
 
 COPY = "copy"
 

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 import tyro
 
-from benchmarks.environment import machine_used, versions_used
 from benchmarks.results import PICTURES, RESULTS
 from examples import report
+from examples.environment import machine_used, versions_used
 from jaxnorm import linen as jnl, tools
 
 STAGES = (64, 128, 256, 512)

@@ -17,10 +17,11 @@ import numpy as np
 import tyro
 
 from benchmarks import measure, results
-from benchmarks.environment import machine_used, run_under, versions_used
+from benchmarks.environment import run_under
 from benchmarks.step_models import DEPTH
 from benchmarks.steps import memory, train_step
 from benchmarks.tables import NOTHING, markdown
+from examples.environment import machine_used, versions_used
 from jaxnorm import linen as jnl
 
 ROWS, WIDTH = 8192, 128

@@ -22,7 +22,7 @@ from flax import nnx
 
 from benchmarks import measure, results
 from benchmarks.cases import DTYPES, Dtype
-from benchmarks.environment import Allocator, machine_used, run_under, versions_used
+from benchmarks.environment import Allocator, run_under
 from benchmarks.step_models import (
     WIDTH,
     LinenBlock,
@@ -32,6 +32,7 @@ from benchmarks.step_models import (
     NNXStack,
 )
 from benchmarks.tables import ALLOCATORS, NOTHING, markdown
+from examples.environment import machine_used, versions_used
 from examples.models import ResNet20
 from jaxnorm import linen as jnl, nnx as jnx
 

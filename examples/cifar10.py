@@ -139,27 +139,43 @@ class TrainState(tools.TrainState):
 def create_state(model: nn.Module, settings: Settings, images: Any, steps: int) -> TrainState:
     """Initial parameters, running statistics (mean 0, variance 1) and optimizer."""
     example = measure.scaled(jnp.asarray(images[:1]))
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(settings.seed), example)
-    return TrainState.create(
-        apply_fn=model.apply,
-        params=variables["params"],
-        tx=optimizer(settings, steps),
-        batch_stats=variables.get("batch_stats", {}),  # empty where no layer has any
-        totals=jnp.zeros(3),
-    )
+    return initial_state(model, optimizer(settings, steps))(settings.seed, example)
+
+
+def initial_state(
+    model: nn.Module, tx: optax.GradientTransformation
+) -> Callable[[int, jax.Array], TrainState]:
+    """The function from a seed and images to the state that training begins with."""
+
+    @jax.jit
+    def state_of(seed: int, images: jax.Array) -> TrainState:
+        variables: Any = model.init(jax.random.key(seed), images, train=False)
+        return TrainState.create(
+            apply_fn=model.apply,
+            params=variables["params"],
+            tx=tx,
+            batch_stats=variables.get("batch_stats", {}),  # empty where no layer has any
+            totals=jnp.zeros(3),
+        )
+
+    return state_of
 
 
 def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainState]:
-    """The function from a state and a batch to the next state.
+    """The function from a state, a seed and a batch to the next state.
 
-    A batch that is filled up says which of its images are counted.
+    The seed is that of the augmentation. A batch that is filled up says which of its images are counted.
     """
 
     @partial(jax.jit, donate_argnums=0)
     def train_step(
-        state: TrainState, images: jax.Array, labels: jax.Array, counted: jax.Array | None = None
+        state: TrainState,
+        seed: int,
+        images: jax.Array,
+        labels: jax.Array,
+        counted: jax.Array | None = None,
     ) -> TrainState:
-        key = jax.random.fold_in(jax.random.key(settings.seed + 1), state.step)
+        key = jax.random.fold_in(jax.random.key(seed + 1), state.step)
         images = measure.scaled(augment(key, images, settings.crop, settings.flip))
         mask = None if counted is None else counted[:, None, None, None]
 
@@ -298,7 +314,7 @@ def fit(training: Training, state: TrainState, metrics: list[dict[str, Any]]) ->
             start, first = time.perf_counter(), int(state.step) % training.steps_per_epoch
             bar.update(task, completed=first)
             for i, batch in enumerate(batches(training, epoch, first), first + 1):
-                state = train_step(state, *batch)
+                state = train_step(state, training.settings.seed, *batch)
                 if i % 10 == 0 or i == training.steps_per_epoch:
                     loss, accuracy = epoch_averages(state)  # waits for the step
                     speed = (

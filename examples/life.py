@@ -1,6 +1,6 @@
 """Batch norm's whole life on CIFAR-10: look at it while it trains, average it, re-estimate it, swap it.
 
-    python -m examples.life          # about 6 minutes on two cores
+    python -m examples.life
 
 Trains the CNN of the CIFAR-10 example with Flax's default momentum of 0.99, and uses the tools on it:
 
@@ -10,31 +10,30 @@ Trains the CNN of the CIFAR-10 example with Flax's default momentum of 0.99, and
 - `tools.accumulate`: batches in parts, and what the loop that everyone writes does to the running statistics.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
-import tyro
 from matplotlib.ticker import PercentFormatter
-from rich.console import Console
 
 from jaxnorm import tools
 
 from . import cifar10, data, measure, report
+from .experiment import Experiment, Rows, main
 from .training import accuracy, evaluated, fit, shuffled, step_count
 
-console = Console()
 DECAY = 0.995  # of the averaged weights: about the last 200 steps
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Life(Experiment):
     """What is trained, and how much is measured."""
+
+    name: ClassVar = "life"
 
     epochs: int = 3
     """Passes over the training images."""
@@ -48,57 +47,74 @@ class Options:
     """Into how many parts a batch is divided."""
     seed: int = 0
     """Of the initialization and the order of the images."""
-    data: Literal["auto", "cifar10", "digits"] = "auto"
-    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
-    data_dir: Path | None = None
-    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
-    out: Path = Path("runs/life")
-    """The folder for life.json and the pictures."""
 
+    def title(self, dataset: str) -> str:
+        """What was trained on what."""
+        return f"CNN on {dataset}, momentum 0.99"
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    options = tyro.cli(
-        Options,
-        prog="python -m examples.life",
-        description=(__doc__ or "").split("\n")[0],
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    dataset = data.load(options.data, options.data_dir)
-    settings = cifar10.completed(
-        cifar10.Settings(
-            epochs=options.epochs, batch_size=options.batch_size, momentum=0.99, seed=options.seed
-        ),
-        dataset,
-    )
-    model = cifar10.build_model(settings, len(dataset.classes))
-    console.print("1. Training, and looking at the running statistics on the way")
-    looks, halfway, latest = trained_with_looks(model, settings, dataset, options.looks)
-    print(tools.examine(model, sample(dataset, 512), variables=latest, run=evaluated))
+    def run(self, dataset: data.Dataset) -> Any:
+        """What was seen in each part."""
+        settings = cifar10.completed(
+            cifar10.Settings(
+                epochs=self.epochs, batch_size=self.batch_size, momentum=0.99, seed=self.seed
+            ),
+            dataset,
+        )
+        model = cifar10.build_model(settings, len(dataset.classes))
+        looks, halfway, latest = trained_with_looks(model, settings, dataset, self.looks)
+        print(tools.examine(model, sample(dataset, 512), variables=latest, run=evaluated))
+        return {
+            "looks": looks,
+            "averages": statistics_for(model, *halfway, dataset, self.recalibration),
+            "swaps": swapped(model, settings, dataset, latest),
+            "parts": {
+                str(count): in_parts(model, settings, dataset, latest, count)
+                for count in self.parts
+            },
+        }
 
-    console.print("2. Statistics for weights that were averaged halfway, at a high learning rate")
-    averages = statistics_for(model, *halfway, dataset, options.recalibration)
-    for name, share in averages.items():
-        console.print(f"  {name}: {share:.2%}", highlight=False)
+    @staticmethod
+    def tables(found: Any) -> dict[str, Rows]:
+        """A table of each part."""
+        looks = [
+            [
+                f"{look['step']:,}",
+                f"{look['kl']:.2g}",
+                f"{look['running']:.1%}",
+                f"{look['recalibrated']:.1%}",
+            ]
+            for look in found["looks"]
+        ]
+        parts = [
+            [count, *(f"{share:.1%}" for share in shares.values())]
+            for count, shares in found["parts"].items()
+        ]
+        return {
+            "Running statistics on the way (accuracy on 2,048 held-out images)": [
+                ["step", "mean KL", "running", "re-estimated"],
+                *looks,
+            ],
+            "Statistics for weights averaged halfway (held-out accuracy)": [
+                ["weights and statistics", ""],
+                *([name, f"{share:.1%}"] for name, share in found["averages"].items()),
+            ],
+            "Group norm in the place of batch norm (held-out accuracy)": [
+                ["network", ""],
+                *([name, f"{share:.1%}"] for name, share in found["swaps"].items()),
+            ],
+            "Batches in parts (held-out accuracy)": [
+                ["parts", *next(iter(found["parts"].values()))],
+                *parts,
+            ],
+        }
 
-    console.print("3. Group norm in its place")
-    swaps = swapped(model, settings, dataset, latest)
-    for name, share in swaps.items():
-        console.print(f"  {name}: {share:.2%}", highlight=False)
-
-    console.print("4. Batches in parts")
-    parts = {
-        str(count): in_parts(model, settings, dataset, latest, count) for count in options.parts
-    }
-    console.print(parts, highlight=False)
-
-    options.out.mkdir(parents=True, exist_ok=True)
-    found = {"looks": looks, "averages": averages, "swaps": swaps, "parts": parts}
-    (options.out / "life.json").write_text(json.dumps(found, indent=1))
-    draw(found, f"CNN on {dataset.name}, momentum 0.99", options.out)
-    console.print(f"Figures and numbers are in {options.out}/", soft_wrap=True, highlight=False)
-    return 0
+    @staticmethod
+    def draw(found: Any, title: str, folder: Path) -> None:
+        """examine.png, recalibrate.png, swap.png and accumulate.png."""
+        draw_looks(found["looks"], title, folder / "examine.png")
+        draw_averages(found["averages"], title, folder / "recalibrate.png")
+        draw_swaps(found["swaps"], title, folder / "swap.png")
+        draw_parts(found["parts"], title, folder / "accumulate.png")
 
 
 def sample(dataset: data.Dataset, images: int) -> Any:
@@ -230,14 +246,6 @@ def in_parts(
 # --- pictures ------------------------------------------------------------------------------------
 
 
-def draw(found: dict[str, Any], title: str, folder: Path) -> None:
-    """examine.png, recalibrate.png, swap.png and accumulate.png."""
-    draw_looks(found["looks"], title, folder / "examine.png")
-    draw_averages(found["averages"], title, folder / "recalibrate.png")
-    draw_swaps(found["swaps"], title, folder / "swap.png")
-    draw_parts(found["parts"], title, folder / "accumulate.png")
-
-
 def draw_looks(looks: list[dict[str, float]], title: str, path: Path) -> None:
     """KL of running and batch statistics over the steps, beside what it costs evaluation."""
     figure, (left, right) = report.new_panels(
@@ -332,4 +340,4 @@ def draw_parts(parts: dict[str, dict[str, float]], title: str, path: Path) -> No
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Life, __doc__))

@@ -1,6 +1,6 @@
 """The learning rate rising until training breaks: with batch norm, without, and with what is between.
 
-    python -m examples.lr_stress          # about 8 minutes on two cores
+    python -m examples.lr_stress
 
 Trains the CNN of the CIFAR-10 example while the learning rate rises from 0.003 to 30, by a factor of 10
 every 150 steps, and sees where the loss leaves for good: with batch norm, without any norm, with group
@@ -8,36 +8,35 @@ norm, and with batch norm frozen at the statistics of the beginning, which is a 
 channel and no normalization any more. With batch norm, it also sees what evaluation does on the way.
 """
 
-import json
 import math
 import statistics
 import sys
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 import optax
-import tyro
 from matplotlib.ticker import PercentFormatter
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from jaxnorm import tools
 
 from . import cifar10, data, measure, report
-from .training import evaluated, shuffled
+from .experiment import Experiment, Rows, main
+from .training import evaluated, initial_variables, network_of, shuffled
 
-console = Console()
+GUESSING = math.log(10)  # cross-entropy (nats) of no knowledge among ten classes
 NETWORKS = ("batch", "group", "frozen batch", "none")
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class LrStress(Experiment):
     """What is trained, and how far."""
+
+    name: ClassVar = "lr_stress"
 
     low: float = 0.003
     """Learning rate of the first step."""
@@ -47,54 +46,51 @@ class Options:
     """Training steps, of 64 images."""
     seeds: int = 3
     """How often everything is repeated."""
-    data: Literal["auto", "cifar10", "digits"] = "auto"
-    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
-    data_dir: Path | None = None
-    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
-    out: Path = Path("runs/lr-stress")
-    """The folder for lr_stress.json and the picture."""
 
+    def title(self, dataset: str) -> str:
+        """What was trained on what."""
+        return f"CNN on {dataset}, batches of 64"
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    options = tyro.cli(
-        Options,
-        prog="python -m examples.lr_stress",
-        description=(__doc__ or "").split("\n")[0],
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    dataset = data.load(options.data, options.data_dir)
-    found = {
-        network: [ramp(network, seed, options, dataset) for seed in range(options.seeds)]
-        for network in NETWORKS
-    }
-    console.print(table(found, len(dataset.classes)))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "lr_stress.json").write_text(json.dumps(found, indent=1))
-    draw(found, f"CNN on {dataset.name}, batches of 64", options.out / "lr_stress.png")
-    console.print(f"Figures and picture are in {options.out}/", soft_wrap=True, highlight=False)
-    return 0
+    def run(self, dataset: data.Dataset) -> Any:
+        """Loss and accuracy along the ramp, for each network and seed."""
+        return {
+            kind: [ramp(kind, seed, self, dataset) for seed in range(self.seeds)]
+            for kind in NETWORKS
+        }
+
+    @staticmethod
+    def tables(found: Any) -> dict[str, Rows]:
+        """Where each breaks, and the least loss on the way."""
+        lines = [["network", "breaks at (each seed)", "least loss (median)"]]
+        for network, runs in found.items():
+            rates = sorted(breaks_at(run) for run in runs)
+            least = statistics.median(float(smoothed(run["loss"]).min()) for run in runs)
+            lines.append([network, ", ".join(f"{rate:.2g}" for rate in rates), f"{least:.2f}"])
+        return {"The learning rate rising": lines}
+
+    @staticmethod
+    def draw(found: Any, title: str, folder: Path) -> None:
+        """lr_stress.png."""
+        draw(found, title, folder / "lr_stress.png")
 
 
 def ramp(
-    network: str, seed: int, options: Options, dataset: data.Dataset
+    kind: str, seed: int, options: LrStress, dataset: data.Dataset
 ) -> dict[str, list[float | None]]:
     """Loss at each learning rate, and now and then the accuracy with either kind of statistics."""
-    name: Any = "batch" if network == "frozen batch" else network
-    settings = cifar10.completed(cifar10.Settings(norm=name, epochs=1, seed=seed), dataset)
-    model: Any = cifar10.build_model(settings, len(dataset.classes))
-    state = cifar10.create_state(model, settings, dataset.train_images, options.steps)
-    variables = state.variables
-    if network == "frozen batch":
+    name: Any = "batch" if kind == "frozen batch" else kind
+    settings = cifar10.completed(cifar10.Settings(norm=name, epochs=1), dataset)
+    model = network_of(settings, len(dataset.classes))
+    settings = cifar10.replace(settings, seed=seed)
+    variables = initial_variables(model, settings, dataset)
+    if kind == "frozen batch":
         batches = [dataset.train_images[:512]]
         variables = tools.recalibrate(
             model, batches, variables=variables, run=evaluated, layer_by_layer=True
         )
         model = tools.freeze(model, variables=variables)
-    rate: Any = optax.exponential_decay(options.low, options.steps - 1, options.high / options.low)
-    state = tools.TrainState.of(model, variables, optax.sgd(rate, 0.9, nesterov=True))
-    step = jax.jit(partial(train_step, model))
+    rate, tx = ramping(options)
+    state = tools.TrainState.of(model, variables, tx)
     held_out = dataset.test_images[:512], dataset.test_labels[:512]
     found: dict[str, list[float | None]] = {
         "rate": [],
@@ -104,15 +100,15 @@ def ramp(
         "batch": [],
     }
     batches = shuffled(dataset, settings, options.steps)
-    shown = track(batches, f"{network}, seed {seed}", options.steps, transient=True)
+    shown = track(batches, f"{kind}, seed {seed}", options.steps, transient=True)
     for i, (images, labels) in enumerate(shown):
         lr = float(rate(i))
-        state, loss = step(state, images, labels)
+        state, loss = train_step(model, state, images, labels)
         found["rate"].append(lr)
         found["loss"].append(float(loss) if math.isfinite(loss) else None)
         if not math.isfinite(loss):
             break
-        if network == "batch" and i % 20 == 19:
+        if kind == "batch" and i % 20 == 19:
             of = model, state.variables, *held_out
             found["at"].append(lr)
             found["running"].append(measure.accuracy_with_running_statistics(*of))
@@ -120,6 +116,14 @@ def ramp(
     return found
 
 
+@lru_cache
+def ramping(options: LrStress) -> tuple[Any, optax.GradientTransformation]:
+    """The learning rate by the step, and the optimizer that follows it."""
+    rate: Any = optax.exponential_decay(options.low, options.steps - 1, options.high / options.low)
+    return rate, optax.sgd(rate, 0.9, nesterov=True)
+
+
+@partial(jax.jit, static_argnames="model")
 def train_step(
     model: Any, state: tools.TrainState, images: jax.Array, labels: jax.Array
 ) -> tuple[tools.TrainState, jax.Array]:
@@ -145,27 +149,15 @@ def smoothed(losses: list[Any]) -> np.ndarray:
     return np.array([values[max(0, i - 9) : i + 1].mean() for i in range(len(values))])
 
 
-def breaks_at(found: dict[str, list[Any]], classes: int) -> float:
+def breaks_at(found: dict[str, list[Any]]) -> float:
     """The learning rate from which on the loss stays above that of guessing; infinite if there is none."""
-    losing = smoothed(found["loss"]) > math.log(classes)
+    losing = smoothed(found["loss"]) > GUESSING
     if not losing[-1]:
         return math.inf
     return found["rate"][len(losing) - int(np.argmin(losing[::-1]))]
 
 
-# --- the table and the picture -------------------------------------------------------------------
-
-
-def table(found: dict[str, list[dict[str, list[Any]]]], classes: int) -> Table:
-    """Where each breaks, and the least loss on the way."""
-    result = Table(title="The learning rate rising", title_justify="left")
-    for name in ("network", "breaks at (each seed)", "least loss (median)"):
-        result.add_column(name)
-    for network, runs in found.items():
-        rates = sorted(breaks_at(run, classes) for run in runs)
-        least = statistics.median(float(smoothed(run["loss"]).min()) for run in runs)
-        result.add_row(network, ", ".join(f"{rate:.2g}" for rate in rates), f"{least:.2f}")
-    return result
+# --- the picture -----------------------------------------------------------------------------------
 
 
 def draw(found: dict[str, list[dict[str, list[Any]]]], title: str, path: Path) -> None:
@@ -200,4 +192,4 @@ def draw(found: dict[str, list[dict[str, list[Any]]]], title: str, path: Path) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(LrStress, __doc__))

@@ -124,7 +124,7 @@ def train(options: Options) -> None:
         start = time.perf_counter()
         for share in shares(dataset, settings, epoch):
             batch = (jax.make_array_from_process_local_data(split, part) for part in share)
-            state = train_step(state, *batch)
+            state = train_step(state, settings.seed, *batch)
         loss, accuracy = cifar10.epoch_averages(state)  # waits for the step
         seconds = time.perf_counter() - start
         metrics = [

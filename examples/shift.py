@@ -1,6 +1,6 @@
 """Corrupted test images, and which statistics to meet them with.
 
-    python -m examples.shift          # about 4 minutes on two cores
+    python -m examples.shift
 
 Trains the CNN of the CIFAR-10 example on clean images. Then the test images are corrupted, and classified
 by the same weights with
@@ -13,33 +13,31 @@ by the same weights with
   https://arxiv.org/abs/1603.04779).
 """
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
-import tyro
 from matplotlib.ticker import PercentFormatter
-from rich.console import Console
-from rich.table import Table
 
 from jaxnorm import tools
 
 from . import cifar10, data, measure, report
+from .experiment import Experiment, Rows, main
 from .training import evaluated, fit
 
-console = Console()
 PRIOR = 16  # images that the running statistics count for in the mixture
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Shift(Experiment):
     """What is trained, and what it meets."""
+
+    name: ClassVar = "shift"
 
     epochs: int = 4
     """Passes over the training images."""
@@ -49,43 +47,34 @@ class Options:
     """Images in a batch that has statistics of its own."""
     seed: int = 0
     """Of everything random."""
-    data: Literal["auto", "cifar10", "digits"] = "auto"
-    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
-    data_dir: Path | None = None
-    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
-    out: Path = Path("runs/shift")
-    """The folder for shift.json and the picture."""
 
+    def title(self, dataset: str) -> str:
+        """What was trained on what."""
+        return f"CNN trained on clean {dataset}"
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    options = tyro.cli(
-        Options,
-        prog="python -m examples.shift",
-        description=(__doc__ or "").split("\n")[0],
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    dataset = data.load(options.data, options.data_dir)
-    settings = cifar10.completed(
-        cifar10.Settings(epochs=options.epochs, seed=options.seed), dataset
-    )
-    model = cifar10.build_model(settings, len(dataset.classes))
-    variables = jax.device_get(fit(model, settings, dataset, note="clean images").variables)
-    images = dataset.test_images[: options.images]
-    labels = dataset.test_labels[: options.images]
-    found = {
-        name: accuracies(
-            model, variables, corrupt(images, options.seed), labels, options.batch_size
-        )
-        for name, corrupt in CORRUPTIONS.items()
-    }
-    console.print(table(found))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "shift.json").write_text(json.dumps(found, indent=1))
-    draw(found, f"CNN trained on clean {dataset.name}", options.out / "shift.png")
-    console.print(f"Figures and picture are in {options.out}/", soft_wrap=True, highlight=False)
-    return 0
+    def run(self, dataset: data.Dataset) -> Any:
+        """Accuracy of each corruption with each kind of statistics."""
+        settings = cifar10.completed(cifar10.Settings(epochs=self.epochs, seed=self.seed), dataset)
+        model = cifar10.build_model(settings, len(dataset.classes))
+        variables = jax.device_get(fit(model, settings, dataset, note="clean images").variables)
+        images = dataset.test_images[: self.images]
+        labels = dataset.test_labels[: self.images]
+        return {
+            name: accuracies(model, variables, corrupt(images, self.seed), labels, self.batch_size)
+            for name, corrupt in CORRUPTIONS.items()
+        }
+
+    @staticmethod
+    def tables(found: Any) -> dict[str, Rows]:
+        """A line for each corruption."""
+        header = ["images", *next(iter(found.values()))]
+        lines = ([name, *(f"{s:.1%}" for s in shares.values())] for name, shares in found.items())
+        return {"Accuracy with each kind of statistics": [header, *lines]}
+
+    @staticmethod
+    def draw(found: Any, title: str, folder: Path) -> None:
+        """shift.png."""
+        draw(found, title, folder / "shift.png")
 
 
 # --- the statistics ------------------------------------------------------------------------------
@@ -112,17 +101,19 @@ def accuracy_with_share_of_running(
 
     A step in training mode with that momentum makes these statistics; evaluation then uses them.
     """
-    moving = model.clone(norm=partial(model.norm, momentum=share))
-
-    @jax.jit
-    def right(images: jax.Array, labels: jax.Array) -> jax.Array:
-        x = measure.scaled(images)
-        _, updated = moving.apply(variables, x, train=True, mutable=["batch_stats"])
-        return (moving.apply({**variables, **updated}, x, train=False).argmax(-1) == labels).sum()
-
     whole = len(labels) // size * size
     parts = zip(*(np.split(a[:whole], whole // size) for a in (images, labels)), strict=True)
-    return sum(int(right(*part)) for part in parts) / whole
+    return sum(int(right(model, share, variables, *part)) for part in parts) / whole
+
+
+@partial(jax.jit, static_argnames=("model", "share"))
+def right(
+    model: Any, share: float, variables: Any, images: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """How many of a batch are classified right."""
+    moving, x = model.clone(norm=partial(model.norm, momentum=share)), measure.scaled(images)
+    _, updated = moving.apply(variables, x, train=True, mutable=["batch_stats"])
+    return (moving.apply({**variables, **updated}, x, train=False).argmax(-1) == labels).sum()
 
 
 # --- the corruptions -----------------------------------------------------------------------------
@@ -158,18 +149,7 @@ CORRUPTIONS: dict[str, Callable[[Any, int], Any]] = {
 }
 
 
-# --- the table and the picture -------------------------------------------------------------------
-
-
-def table(found: dict[str, dict[str, float]]) -> Table:
-    """Accuracy of each corruption with each kind of statistics."""
-    result = Table(title="Accuracy with statistics of", title_justify="left")
-    result.add_column("images")
-    for kind in next(iter(found.values())):
-        result.add_column(kind, justify="right")
-    for name, shares in found.items():
-        result.add_row(name, *(f"{share:.1%}" for share in shares.values()))
-    return result
+# --- the picture -----------------------------------------------------------------------------------
 
 
 def draw(found: dict[str, dict[str, float]], title: str, path: Path) -> None:
@@ -195,4 +175,4 @@ def draw(found: dict[str, dict[str, float]], title: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Shift, __doc__))

@@ -1,6 +1,7 @@
 """Short trainings of the CIFAR-10 example's networks, for examples that compare several of them."""
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -28,21 +29,57 @@ def fit(
     `after_step` is called with the number of steps done and the state, which the next step consumes.
     """
     steps = step_count(settings, dataset)
-    state = cifar10.create_state(model, settings, dataset.train_images, steps)
+    state_of, train_step = compiled(
+        model, cifar10.replace(settings, seed=0), steps, len(dataset.classes)
+    )
+    state = state_of(settings.seed, one_image(dataset))
     if variables is not None:
         params, stats = jax.tree.map(
             jnp.array, (variables["params"], variables.get("batch_stats", {}))
         )
         state = state.replace(params=params, batch_stats=stats, opt_state=state.tx.init(params))
-    train_step = cifar10.make_train_step(settings, len(dataset.classes))
     with Progress(transient=True) as bar:
         task = bar.add_task(note, total=steps)
         for done, batch in enumerate(shuffled(dataset, settings, steps), 1):
-            state = train_step(state, *batch)
+            state = train_step(state, settings.seed, *batch)
             if after_step is not None:
                 after_step(done, state)
             bar.update(task, completed=done)
     return state
+
+
+@lru_cache(maxsize=16)
+def network_of(settings: cifar10.Settings, classes: int, **of_norm: Any) -> Any:
+    """The network of `settings`, its norm with these arguments more.
+
+    For the same arguments it is the same object, so nothing is compiled twice: give settings of seed 0.
+    """
+    model: Any = cifar10.build_model(settings, classes)
+    return model.clone(norm=partial(model.norm, **of_norm)) if of_norm else model
+
+
+@lru_cache(maxsize=16)
+def compiled(
+    model: nn.Module, settings: cifar10.Settings, steps: int, classes: int
+) -> tuple[Callable[..., cifar10.TrainState], Callable[..., cifar10.TrainState]]:
+    """The initial state and the training step of `settings`; the seed is an argument of both."""
+    tx = cifar10.optimizer(settings, steps)
+    return cifar10.initial_state(model, tx), cifar10.make_train_step(settings, classes)
+
+
+def initial_variables(
+    model: nn.Module, settings: cifar10.Settings, dataset: data.Dataset
+) -> dict[str, Any]:
+    """Where `fit` begins."""
+    steps = step_count(settings, dataset)
+    blank = cifar10.replace(settings, seed=0)
+    state_of, _ = compiled(model, blank, steps, len(dataset.classes))
+    return state_of(settings.seed, one_image(dataset)).variables
+
+
+def one_image(dataset: data.Dataset) -> jax.Array:
+    """By which a network knows the shapes of its parameters."""
+    return measure.scaled(jnp.asarray(dataset.train_images[:1]))
 
 
 def step_count(settings: cifar10.Settings, dataset: data.Dataset) -> int:

@@ -1,6 +1,6 @@
 """A trained network moved to other data: what to do with its batch norms.
 
-    python -m examples.transfer          # about 8 minutes on two cores
+    python -m examples.transfer
 
 Trains the CNN of the CIFAR-10 example on the first five classes. Then it gets 500 images of the other
 five, taken with another camera, so to say: flat and yellowish. The network is fine-tuned with batches of 64
@@ -12,26 +12,22 @@ and of 4, and its batch norms are
 - trained, and re-estimated at the end.
 """
 
-import json
 import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
-import tyro
 from matplotlib.ticker import PercentFormatter
-from rich.console import Console
-from rich.table import Table
 
 from jaxnorm import tools
 
 from . import cifar10, data, report
+from .experiment import Experiment, Rows, main, mean_and_range
 from .training import accuracy, evaluated, fit
 
-console = Console()
 RECIPES = (
     "frozen, old statistics",
     "frozen, re-estimated",
@@ -40,9 +36,11 @@ RECIPES = (
 )
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Experiment):
     """What is trained."""
+
+    name: ClassVar = "transfer"
 
     epochs: int = 3
     """Passes over the old data."""
@@ -54,53 +52,49 @@ class Options:
     """Of fine-tuning."""
     seeds: int = 3
     """How often fine-tuning is repeated, with other images."""
-    data: Literal["auto", "cifar10", "digits"] = "auto"
-    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
-    data_dir: Path | None = None
-    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
-    out: Path = Path("runs/transfer")
-    """The folder for transfer.json and the picture."""
 
+    def title(self, dataset: str) -> str:
+        """What was trained on what."""
+        return f"{self.images} images of other classes and colours, {dataset}"
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    options = tyro.cli(
-        Options,
-        prog="python -m examples.transfer",
-        description=(__doc__ or "").split("\n")[0],
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    dataset = data.load(options.data, options.data_dir)
-    old = classes_of(dataset, range(5))
-    new = shifted(classes_of(dataset, range(5, 10)))
-    settings = cifar10.completed(cifar10.Settings(epochs=options.epochs), dataset)
-    model = cifar10.build_model(settings, 5)
-    trained = fit(model, settings, old, note="old data").variables
-    console.print(f"Old data: {accuracy(model, trained, old):.1%} of held-out images are right.")
+    def run(self, dataset: data.Dataset) -> Any:
+        """Held-out accuracy by batch size and recipe, for each seed."""
+        old = classes_of(dataset, range(5))
+        new = shifted(classes_of(dataset, range(5, 10)))
+        settings = cifar10.completed(cifar10.Settings(epochs=self.epochs), dataset)
+        model = cifar10.build_model(settings, 5)
+        trained = fit(model, settings, old, note="old data").variables
+        found: dict[str, dict[str, list[float]]] = {}
+        for size in self.batch_sizes:
+            found[str(size)] = {recipe: [] for recipe in RECIPES}
+            for seed in range(self.seeds):
+                some = few(new, self.images, seed)
+                # The learning rate follows the batch size, so that each image moves the weights as far.
+                tuning = cifar10.replace(
+                    settings,
+                    epochs=self.fine_tuning_epochs,
+                    batch_size=size,
+                    lr=0.03 * size / 64,
+                    seed=seed,
+                )
+                for recipe, share in fine_tuned(model, trained, tuning, some).items():
+                    found[str(size)][recipe].append(share)
+        return found
 
-    found: dict[str, dict[str, list[float]]] = {}
-    for size in options.batch_sizes:
-        found[str(size)] = {recipe: [] for recipe in RECIPES}
-        for seed in range(options.seeds):
-            some = few(new, options.images, seed)
-            # The learning rate follows the batch size, so that each image moves the weights as far.
-            tuning = cifar10.replace(
-                settings,
-                epochs=options.fine_tuning_epochs,
-                batch_size=size,
-                lr=0.03 * size / 64,
-                seed=seed,
-            )
-            for recipe, share in fine_tuned(model, trained, tuning, some).items():
-                found[str(size)][recipe].append(share)
-    console.print(table(found))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "transfer.json").write_text(json.dumps(found, indent=1))
-    title = f"{options.images} images of other classes and colours, {dataset.name}"
-    draw(found, title, options.out / "transfer.png")
-    console.print(f"Figures and picture are in {options.out}/", soft_wrap=True, highlight=False)
-    return 0
+    @staticmethod
+    def tables(found: Any) -> dict[str, Rows]:
+        """Mean and range over the seeds."""
+        lines = (
+            [recipe, *(mean_and_range(shares[recipe]) for shares in found.values())]
+            for recipe in RECIPES
+        )
+        header = ["batch norms", *(f"batches of {size}" for size in found)]
+        return {"Held-out accuracy on the new data": [header, *lines]}
+
+    @staticmethod
+    def draw(found: Any, title: str, folder: Path) -> None:
+        """transfer.png."""
+        draw(found, title, folder / "transfer.png")
 
 
 def fine_tuned(
@@ -177,23 +171,7 @@ def few(dataset: data.Dataset, images: int, seed: int) -> data.Dataset:
     )
 
 
-# --- the table and the picture -------------------------------------------------------------------
-
-
-def table(found: dict[str, dict[str, list[float]]]) -> Table:
-    """Mean and range over the seeds."""
-    result = Table(title="Held-out accuracy on the new data", title_justify="left")
-    result.add_column("batch norms")
-    for size in found:
-        result.add_column(f"batches of {size}", justify="right")
-    for recipe in RECIPES:
-        cells = [
-            f"{statistics.mean(shares[recipe]):.1%} ({min(shares[recipe]):.1%} to "
-            f"{max(shares[recipe]):.1%})"
-            for shares in found.values()
-        ]
-        result.add_row(recipe, *cells)
-    return result
+# --- the picture -----------------------------------------------------------------------------------
 
 
 def draw(found: dict[str, dict[str, list[float]]], title: str, path: Path) -> None:
@@ -212,4 +190,4 @@ def draw(found: dict[str, dict[str, list[float]]], title: str, path: Path) -> No
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Transfer, __doc__))

@@ -226,7 +226,7 @@ def test_every_norm_trains(norm: cifar10.NormName) -> None:
     train_step = cifar10.make_train_step(settings, len(dataset.classes))
     losses = []
     for _ in range(60):
-        state = train_step(state, jnp.asarray(images), jnp.asarray(labels))
+        state = train_step(state, 0, jnp.asarray(images), jnp.asarray(labels))
         losses.append(cifar10.epoch_averages(state)[0])
         state = state.replace(totals=jnp.zeros(3))
     assert losses[-1] < losses[0] - 0.05

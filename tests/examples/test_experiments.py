@@ -1,31 +1,38 @@
 """The experiments run, on digits and briefly: real code paths, no claim about accuracy."""
 
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from examples import batch_size, life, lr_stress, shift, transfer
+from examples import batch_size, cifar10, init_and_depth, life, lr_stress, sequence, shift, transfer
+from examples.experiment import Experiment, main
 
-pytestmark = pytest.mark.usefixtures("users_promotion")
+pytestmark = pytest.mark.usefixtures("users_promotion", "small_network")
 
 
-def run(main: Callable[[list[str]], int], out: Path, *arguments: str) -> Any:
-    """What the example stored; its pictures must be there."""
-    assert main(["--data", "digits", "--out", str(out), *arguments]) == 0
-    (stored,) = out.glob("*.json")
-    assert all(picture.stat().st_size > 10_000 for picture in out.glob("*.png"))
+@pytest.fixture
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One convolution in each group: they compile for longer than they run."""
+    monkeypatch.setattr(cifar10, "Settings", partial(cifar10.Settings, widths=(8, 16), depth=1))
+
+
+def run(kind: type[Experiment], out: Path, *arguments: str) -> Any:
+    """What the experiment found, as it stored it; its pictures must be there."""
+    assert main(kind, kind.__doc__, ["--data", "digits", "--out", str(out), *arguments]) == 0
     assert list(out.glob("*.png"))
-    return json.loads(stored.read_text())
+    assert all(picture.stat().st_size > 10_000 for picture in out.glob("*.png"))
+    return json.loads((out / f"{kind.name}.json").read_text())["found"]
 
 
 def test_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It looks, averages, swaps; the running statistics of a new network are far off."""
-    found = run(life.main, tmp_path, "--epochs", "2", "--looks", "5", "20", "--recalibration", "64")
-    assert [look["step"] for look in found["looks"]] == [5, 20, 44]
+    arguments = ["--epochs", "2", "--looks", "5", "--recalibration", "64", "--parts", "1", "4"]
+    found = run(life.Life, tmp_path, *arguments)
+    assert [look["step"] for look in found["looks"]] == [5, 44]
     assert found["looks"][0]["kl"] > found["looks"][-1]["kl"] > 0
     assert len(found["averages"]) == 3 + 4
     assert len(found["swaps"]) == 4
@@ -36,7 +43,7 @@ def test_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_transfer(tmp_path: Path) -> None:
     """Every recipe, once for each seed."""
     arguments = ["--epochs", "1", "--images", "64", "--fine-tuning-epochs", "1", "--seeds", "1"]
-    found = run(transfer.main, tmp_path, *arguments, "--batch-sizes", "32")
+    found = run(transfer.Transfer, tmp_path, *arguments, "--batch-sizes", "32")
     assert {recipe: len(shares) for recipe, shares in found["32"].items()} == dict.fromkeys(
         transfer.RECIPES, 1
     )
@@ -44,7 +51,7 @@ def test_transfer(tmp_path: Path) -> None:
 
 def test_shift(tmp_path: Path) -> None:
     """Every corruption with every kind of statistics; it really changes the images."""
-    found = run(shift.main, tmp_path, "--epochs", "1", "--images", "128")
+    found = run(shift.Shift, tmp_path, "--epochs", "1", "--images", "128")
     assert set(found) == set(shift.CORRUPTIONS)
     images = np.full((2, 8, 8, 1), 100, np.uint8)
     images[:, 4:] = 200
@@ -56,20 +63,52 @@ def test_shift(tmp_path: Path) -> None:
 
 def test_batch_size(tmp_path: Path) -> None:
     """A line for each norm, three for batch norm, and two for eight devices."""
-    arguments = ["--sizes", "8", "32", "--norms", "batch", "group", "--images", "256"]
-    found = run(batch_size.main, tmp_path, *arguments)
+    arguments = [
+        "--sizes",
+        "8",
+        "32",
+        "--norms",
+        "batch",
+        "group",
+        "--images",
+        "256",
+        "--seeds",
+        "1",
+    ]
+    found = run(batch_size.BatchSize, tmp_path, *arguments)
     assert len(found) == 3 + 1 + 2
-    assert all(0 <= share <= 1 for shares in found.values() for share in shares.values())
+    assert all(
+        0 <= share <= 1 for sizes in found.values() for shares in sizes.values() for share in shares
+    )
 
 
 def test_lr_stress(tmp_path: Path) -> None:
     """Without a norm, a learning rate of 1,000 breaks it; the place is where the loss leaves for good."""
     arguments = ["--steps", "40", "--seeds", "1", "--high", "1000"]
-    found = run(lr_stress.main, tmp_path, *arguments)
+    found = run(lr_stress.LrStress, tmp_path, *arguments)
     assert set(found) == set(lr_stress.NETWORKS)
-    assert 0.003 < lr_stress.breaks_at(found["none"][0], 10) < 1000
+    assert 0.003 < lr_stress.breaks_at(found["none"][0]) < 1000
     losses = [*[2.0] * 20, 9.0, *[2.0] * 20, *[9.0] * 20, None]
     rates = list(range(len(losses)))
-    at = lr_stress.breaks_at({"loss": losses, "rate": rates}, 10)
+    at = lr_stress.breaks_at({"loss": losses, "rate": rates})
     assert 41 <= at < 44
-    assert lr_stress.breaks_at({"loss": [2.0] * 20, "rate": rates}, 10) == np.inf
+    assert lr_stress.breaks_at({"loss": [2.0] * 20, "rate": rates}) == np.inf
+
+
+def test_init_and_depth(tmp_path: Path) -> None:
+    """Every network at every scale and depth."""
+    arguments = ["--scales", "10", "--depths", "1", "--images", "128", "--seeds", "1"]
+    found = run(init_and_depth.InitAndDepth, tmp_path, *arguments)
+    assert set(found["scale"]) == set(found["depth"]) == set(init_and_depth.NETWORKS)
+
+
+def test_sequence(tmp_path: Path) -> None:
+    """Padding of NaN makes no difference; the sequences are the ink, and nothing else counts."""
+    found = run(sequence.Sequence, tmp_path, "--epochs", "1", "--seeds", "1", "--norms", "batch")
+    assert found["padding"] == {kind: [0, 0] for kind in sequence.NETWORKS}
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    images[0, 1, 2], images[1, 3, 4:6] = 32, 64
+    values, counted = sequence.sequences(images)
+    np.testing.assert_array_equal(counted, [[True, False], [True, True]])
+    np.testing.assert_array_equal(values[counted], [[1, 2, 1], [3, 4, 2], [3, 5, 2]])
+    assert np.isnan(values[~counted]).all()

@@ -1,0 +1,138 @@
+"""What the experiments have in common: a command line, the data, a record of what was found, its tables."""
+
+import json
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from .data import load
+from .environment import machine_used, versions_used
+
+console = Console()
+RESULTS = Path(__file__).parent / "results"
+
+Rows: TypeAlias = Sequence[Sequence[str]]
+"""A table: its header and its lines."""
+
+E = TypeVar("E", bound="Experiment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(ABC):
+    """An experiment: its fields are its options, and what it returns is stored as JSON."""
+
+    name: ClassVar[str]
+    """Of the module, and of what it stores."""
+
+    data: Literal["auto", "cifar10", "digits"] = "auto"
+    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
+    data_dir: Path | None = None
+    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    out: Path | None = None
+    """The folder for the metrics and the pictures [unset: runs/ and the name of the experiment]."""
+    redraw: bool = False
+    """Draw the metrics that are stored in the folder again, and train nothing."""
+
+    def load(self) -> Any:
+        """The data; it has a name."""
+        return load(self.data, self.data_dir)
+
+    @abstractmethod
+    def title(self, dataset: str) -> str:
+        """What was trained on what, for the pictures."""
+
+    @abstractmethod
+    def run(self, dataset: Any) -> Any:
+        """Everything that is found, as JSON can hold it."""
+
+    @staticmethod
+    @abstractmethod
+    def tables(found: Any) -> Mapping[str, Rows]:
+        """Tables of it, by title."""
+
+    @staticmethod
+    @abstractmethod
+    def draw(found: Any, title: str, folder: Path) -> None:
+        """Its pictures."""
+
+
+def main(kind: type[E], description: str | None, arguments: Sequence[str] | None = None) -> int:
+    """The command line of an experiment: runs it, prints and stores what it finds, and draws it."""
+    options = tyro.cli(
+        kind,
+        prog=f"python -m examples.{kind.name}",
+        description=(description or "").split("\n")[0],
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    folder = options.out or Path("runs") / kind.name
+    path = folder / f"{kind.name}.json"
+    if not options.redraw:
+        dataset = options.load()
+        console.print(f"{options.title(dataset.name)}. {expected(kind)}", highlight=False)
+        start = time.monotonic()
+        found = options.run(dataset)
+        record = {
+            "title": options.title(dataset.name),
+            "minutes": round((time.monotonic() - start) / 60, 1),
+            "machine": machine_used(),
+            "versions": versions_used(),
+            "options": settings(options),
+            "found": found,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    record = json.loads(path.read_text())
+    for title, rows in kind.tables(record["found"]).items():
+        console.print(printed(title, rows))
+    kind.draw(record["found"], record["title"], folder)
+    console.print(
+        f"{record['minutes']} minutes. Metrics and pictures are in {folder}/",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
+def expected(kind: type[Experiment]) -> str:
+    """How long the run whose results are kept took."""
+    stored = RESULTS / f"{kind.name}.json"
+    if not stored.exists():
+        return "It takes some minutes."
+    record = json.loads(stored.read_text())
+    return f"With its defaults it took {record['minutes']} minutes on {record['machine']}."
+
+
+def settings(options: Experiment) -> dict[str, Any]:
+    """The options that make a difference to what is found."""
+    shared = {field.name for field in fields(Experiment)}
+    return {name: value for name, value in asdict(options).items() if name not in shared}
+
+
+def printed(title: str, rows: Rows) -> Table:
+    """A table for the terminal."""
+    header, *lines = rows
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def mean_and_range(shares: Sequence[float]) -> str:
+    """Over the seeds; empty if there are none."""
+    if not shares:
+        return ""
+    mean = statistics.mean(shares)
+    return (
+        f"{mean:.1%} ({min(shares):.1%} to {max(shares):.1%})" if len(shares) > 1 else f"{mean:.1%}"
+    )

@@ -1,0 +1,150 @@
+"""Initialization and depth: how wrong the first weights may be, and how deep a network without shortcuts.
+
+    python -m examples.init_and_depth
+
+Trains the CNN of the CIFAR-10 example, narrower, for a few hundred steps. First with the kernels of all
+convolutions multiplied by a factor from 1/10 to 10 at the start; then with more convolutions in each of its
+three groups (no shortcuts, so that nothing but the norm carries the signal). Each with batch norm before the
+activation, after it, and without any norm.
+"""
+
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from matplotlib.ticker import PercentFormatter
+
+from . import cifar10, data, report
+from .experiment import Experiment, Rows, main, mean_and_range
+from .training import accuracy, fit, initial_variables, network_of
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "batch norm before the activation": {"norm": "batch", "place": "before"},
+    "batch norm after the activation": {"norm": "batch", "place": "after"},
+    "no norm": {"norm": "none"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitAndDepth(Experiment):
+    """What is trained."""
+
+    name: ClassVar = "init_and_depth"
+
+    scales: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    """Factors of the initial kernels."""
+    depths: tuple[int, ...] = (1, 3, 6)
+    """Convolutions in each of the three groups."""
+    images: int = 12_800
+    """Training images, each seen once, in batches of 64."""
+    seeds: int = 3
+    """How often everything is repeated."""
+
+    def title(self, dataset: str) -> str:
+        """What was trained on what."""
+        return f"CNN on {self.images:,} images of {dataset}, each seen once"
+
+    def run(self, dataset: data.Dataset) -> Any:
+        """Held-out accuracy of each network by scale and by depth, for each seed."""
+        dataset = dataset._replace(
+            train_images=dataset.train_images[: self.images],
+            train_labels=dataset.train_labels[: self.images],
+            test_images=dataset.test_images[:4096],
+            test_labels=dataset.test_labels[:4096],
+        )
+
+        def shares(network: str, scale: float, depth: int) -> list[float]:
+            return [trained(network, scale, depth, seed, dataset) for seed in range(self.seeds)]
+
+        return {
+            "scale": {
+                network: {str(scale): shares(network, scale, 2) for scale in self.scales}
+                for network in NETWORKS
+            },
+            "depth": {
+                network: {str(3 * depth): shares(network, 1.0, depth) for depth in self.depths}
+                for network in NETWORKS
+            },
+        }
+
+    @staticmethod
+    def tables(found: Any) -> dict[str, Rows]:
+        """Accuracy by scale, and by depth."""
+        titles = {
+            "scale": "Held-out accuracy by the factor of the initial kernels",
+            "depth": "Held-out accuracy by the number of convolutions",
+        }
+        return {
+            title: [
+                ["network", *next(iter(found[what].values()))],
+                *(
+                    [network, *(mean_and_range(of_seeds) for of_seeds in shares.values())]
+                    for network, shares in found[what].items()
+                ),
+            ]
+            for what, title in titles.items()
+        }
+
+    @staticmethod
+    def draw(found: Any, title: str, folder: Path) -> None:
+        """init_and_depth.png."""
+        draw(found, title, folder / "init_and_depth.png")
+
+
+def trained(kind: str, scale: float, depth: int, seed: int, dataset: data.Dataset) -> float:
+    """Held-out accuracy after training from kernels multiplied by `scale`."""
+    settings = cifar10.Settings(
+        widths=(32, 32, 64), depth=depth, epochs=1, lr=0.05, **NETWORKS[kind]
+    )
+    settings = cifar10.completed(settings, dataset)
+    model = network_of(settings, len(dataset.classes))
+    settings = cifar10.replace(settings, seed=seed)
+    start = initial_variables(model, settings, dataset)
+    flat: dict[Any, Any] = traverse_util.flatten_dict(start["params"])
+    params = {path: scale * leaf if leaf.ndim == 4 else leaf for path, leaf in flat.items()}
+    variables = {**start, "params": traverse_util.unflatten_dict(params)}
+    note = f"{kind}, kernels times {scale:g}, {3 * depth} convolutions, seed {seed}"
+    state = fit(model, settings, dataset, variables=variables, note=note)
+    finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params))
+    return accuracy(model, state.variables, dataset) if finite else 1 / len(dataset.classes)
+
+
+def draw(found: Any, title: str, path: Path) -> None:
+    """Two panels: by scale and by depth; lines for the means, bands for the range over seeds."""
+    figure, panels = report.new_panels(
+        title, ["Initial kernels multiplied by a factor", "More convolutions, one after the other"]
+    )
+    styles = {
+        name: style
+        for name, style in zip(
+            NETWORKS,
+            ((report.BLUE, "o", "-"), (report.ORANGE, "^", "--"), (report.GREY, "s", ":")),
+            strict=True,
+        )
+    }
+    for axes, (what, lines) in zip(panels, found.items(), strict=True):
+        for network, shares in lines.items():
+            colour, marker, style = styles[network]
+            places = [float(place) for place in shares]
+            means = [statistics.mean(of_seeds) for of_seeds in shares.values()]
+            lows, highs = zip(*((min(s), max(s)) for s in shares.values()), strict=True)
+            axes.plot(places, means, style, marker=marker, color=colour, label=network)
+            axes.fill_between(places, lows, highs, color=colour, alpha=0.15, lw=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylabel("Held-out accuracy (lines: means, bands: range over seeds)")
+        axes.set_xlabel(
+            "Factor of the initial kernels" if what == "scale" else "Convolutions after the stem"
+        )
+        axes.set_ylim(bottom=0)
+    panels[0].set_xscale("log")
+    panels[0].legend(frameon=False, loc="lower center")
+    report.save(figure, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(InitAndDepth, __doc__))
