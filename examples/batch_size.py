@@ -23,7 +23,7 @@ from matplotlib.ticker import PercentFormatter
 from jaxnorm import tools
 
 from . import cifar10, data, measure, report
-from .experiment import Experiment, Rows, main, mean_and_range
+from .experiment import OnImages, Rows, main, mean_and_range
 from .training import accuracy, evaluated, fit, network_of
 
 DEVICES = 8
@@ -31,7 +31,7 @@ LARGEST = 256  # images in a batch over all devices
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchSize(Experiment):
+class BatchSize(OnImages):
     """What is trained."""
 
     name: ClassVar = "batch_size"

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from .data import load
+from .data import Dataset, load
 from .environment import machine_used, versions_used
 
 console = Console()
@@ -32,18 +32,14 @@ class Experiment(ABC):
     name: ClassVar[str]
     """Of the module, and of what it stores."""
 
-    data: Literal["auto", "cifar10", "digits"] = "auto"
-    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
-    data_dir: Path | None = None
-    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
     out: Path | None = None
     """The folder for the metrics and the pictures [unset: runs/ and the name of the experiment]."""
     redraw: bool = False
     """Draw the metrics that are stored in the folder again, and train nothing."""
 
+    @abstractmethod
     def load(self) -> Any:
         """The data; it has a name."""
-        return load(self.data, self.data_dir)
 
     @abstractmethod
     def title(self, dataset: str) -> str:
@@ -51,7 +47,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def run(self, dataset: Any) -> Any:
-        """Everything that is found, as JSON can hold it."""
+        """Everything that is found, as JSON can hold it; and arrays of images."""
 
     @staticmethod
     @abstractmethod
@@ -62,6 +58,20 @@ class Experiment(ABC):
     @abstractmethod
     def draw(found: Any, title: str, folder: Path) -> None:
         """Its pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnImages(Experiment):
+    """An experiment on CIFAR-10, if it is there."""
+
+    data: Literal["auto", "cifar10", "digits"] = "auto"
+    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
+    data_dir: Path | None = None
+    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+
+    def load(self) -> Dataset:
+        """Images and labels."""
+        return load(self.data, self.data_dir)
 
 
 def main(kind: type[E], description: str | None, arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +85,9 @@ def main(kind: type[E], description: str | None, arguments: Sequence[str] | None
     )
     folder = options.out or Path("runs") / kind.name
     path = folder / f"{kind.name}.json"
-    if not options.redraw:
+    if options.redraw:
+        record = json.loads(path.read_text())
+    else:
         dataset = options.load()
         console.print(f"{options.title(dataset.name)}. {expected(kind)}", highlight=False)
         start = time.monotonic()
@@ -89,8 +101,8 @@ def main(kind: type[E], description: str | None, arguments: Sequence[str] | None
             "found": found,
         }
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
-    record = json.loads(path.read_text())
+        # Images are drawn, not stored.
+        path.write_text(json.dumps(record, indent=1, default=lambda image: None) + "\n")
     for title, rows in kind.tables(record["found"]).items():
         console.print(printed(title, rows))
     kind.draw(record["found"], record["title"], folder)
@@ -113,7 +125,7 @@ def expected(kind: type[Experiment]) -> str:
 
 def settings(options: Experiment) -> dict[str, Any]:
     """The options that make a difference to what is found."""
-    shared = {field.name for field in fields(Experiment)}
+    shared = {field.name for field in fields(OnImages)}
     return {name: value for name, value in asdict(options).items() if name not in shared}
 
 

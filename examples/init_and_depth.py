@@ -20,7 +20,7 @@ from flax import traverse_util
 from matplotlib.ticker import PercentFormatter
 
 from . import cifar10, data, report
-from .experiment import Experiment, Rows, main, mean_and_range
+from .experiment import OnImages, Rows, main, mean_and_range
 from .training import accuracy, fit, initial_variables, network_of
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -31,7 +31,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitAndDepth(Experiment):
+class InitAndDepth(OnImages):
     """What is trained."""
 
     name: ClassVar = "init_and_depth"

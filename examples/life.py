@@ -23,14 +23,14 @@ from matplotlib.ticker import PercentFormatter
 from jaxnorm import tools
 
 from . import cifar10, data, measure, report
-from .experiment import Experiment, Rows, main
+from .experiment import OnImages, Rows, main
 from .training import accuracy, evaluated, fit, shuffled, step_count
 
 DECAY = 0.995  # of the averaged weights: about the last 200 steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Life(Experiment):
+class Life(OnImages):
     """What is trained, and how much is measured."""
 
     name: ClassVar = "life"

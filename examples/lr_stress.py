@@ -25,7 +25,7 @@ from rich.progress import track
 from jaxnorm import tools
 
 from . import cifar10, data, measure, report
-from .experiment import Experiment, Rows, main
+from .experiment import OnImages, Rows, main
 from .training import evaluated, initial_variables, network_of, shuffled
 
 GUESSING = math.log(10)  # cross-entropy (nats) of no knowledge among ten classes
@@ -33,7 +33,7 @@ NETWORKS = ("batch", "group", "frozen batch", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LrStress(Experiment):
+class LrStress(OnImages):
     """What is trained, and how far."""
 
     name: ClassVar = "lr_stress"

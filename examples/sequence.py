@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,7 +29,7 @@ from rich.progress import track
 from jaxnorm import linen as jnl, tools
 
 from . import report
-from .data import Dataset
+from .data import Dataset, load
 from .experiment import Experiment, Rows, main, mean_and_range
 from .models import Norm
 
@@ -129,8 +129,6 @@ class Sequence(Experiment):
 
     name: ClassVar = "sequence"
 
-    data: Literal["digits"] = "digits"
-    """scikit-learn's 8x8 digits."""
     norms: tuple[str, ...] = NORMS
     """Norms of the network."""
     epochs: int = 20
@@ -141,6 +139,10 @@ class Sequence(Experiment):
     """Learning rate of Adam."""
     seeds: int = 3
     """How often everything is repeated."""
+
+    def load(self) -> Dataset:
+        """scikit-learn's 8x8 digits."""
+        return load("digits")
 
     def title(self, dataset: str) -> str:
         """What was trained on what."""

@@ -27,14 +27,14 @@ from matplotlib.ticker import PercentFormatter
 from jaxnorm import tools
 
 from . import cifar10, data, measure, report
-from .experiment import Experiment, Rows, main
+from .experiment import OnImages, Rows, main
 from .training import evaluated, fit
 
 PRIOR = 16  # images that the running statistics count for in the mixture
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift(Experiment):
+class Shift(OnImages):
     """What is trained, and what it meets."""
 
     name: ClassVar = "shift"

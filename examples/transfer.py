@@ -25,7 +25,7 @@ from matplotlib.ticker import PercentFormatter
 from jaxnorm import tools
 
 from . import cifar10, data, report
-from .experiment import Experiment, Rows, main, mean_and_range
+from .experiment import OnImages, Rows, main, mean_and_range
 from .training import accuracy, evaluated, fit
 
 RECIPES = (
@@ -37,7 +37,7 @@ RECIPES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer(Experiment):
+class Transfer(OnImages):
     """What is trained."""
 
     name: ClassVar = "transfer"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from examples import batch_size, cifar10, init_and_depth, life, lr_stress, sequence, shift, transfer
-from examples.experiment import Experiment, main
+from examples.experiment import Experiment, OnImages, main
 
 pytestmark = pytest.mark.usefixtures("users_promotion", "small_network")
 
@@ -22,7 +22,8 @@ def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(kind: type[Experiment], out: Path, *arguments: str) -> Any:
     """What the experiment found, as it stored it; its pictures must be there."""
-    assert main(kind, kind.__doc__, ["--data", "digits", "--out", str(out), *arguments]) == 0
+    digits = ["--data", "digits"] if issubclass(kind, OnImages) else []
+    assert main(kind, kind.__doc__, ["--out", str(out), *digits, *arguments]) == 0
     assert list(out.glob("*.png"))
     assert all(picture.stat().st_size > 10_000 for picture in out.glob("*.png"))
     return json.loads((out / f"{kind.name}.json").read_text())["found"]
