@@ -121,6 +121,11 @@ def check_model(model: Any) -> None:
         )
 
 
+def names_of(path: str) -> tuple[str, ...]:
+    """The keys on the way to a layer; that of the model itself has none."""
+    return tuple(filter(None, path.split("/")))
+
+
 class _LinenModel:
     def __init__(self, module: nn.Module, variables: Any, rngs: Any, kinds: Kinds) -> None:
         self._module, self._rngs, self._kinds = module, rngs, kinds
@@ -157,8 +162,7 @@ class _LinenModel:
     def with_stats(self, state: Any, stats: Stats) -> Any:
         flat = flatten_dict(state.get("batch_stats", {}))
         for path, arrays in stats.items():
-            layer = tuple(filter(None, path.split("/")))
-            flat |= {(*layer, name): array for name, array in arrays.items()}
+            flat |= {(*names_of(path), name): array for name, array in arrays.items()}
         return {**state, "batch_stats": unflatten_dict(flat)} if flat else state
 
     def returned(self, stats: Stats) -> Any:
@@ -182,7 +186,7 @@ def _as_in(before: Any, after: Any) -> Any:
 
 
 def _below(tree: Any, path: str) -> dict[str, jax.Array]:
-    for name in filter(None, path.split("/")):
+    for name in names_of(path):
         tree = tree.get(name, {})
     return dict(tree)
 
@@ -210,9 +214,8 @@ class _NnxModel:
     def run(
         self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
     ) -> tuple[Any, Stats, Any]:
-        model = nnx.merge(
-            self._graph, state, copy=True
-        )  # not the variables of the state themselves
+        # Of copies: the variables of the state are the caller's.
+        model = nnx.merge(self._graph, state, copy=True)
         layers = _layers(model)
         for path, arrays in stats.items():
             for name, array in arrays.items():

@@ -9,12 +9,10 @@ from typing import Any, TypeAlias
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import nnx
-from flax.core import freeze, unfreeze
-from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from .. import linen as jnl, nnx as jnx
-from ._models import model_of
+from ._models import model_of, names_of
 from ._substitute import answering
 from ._watch import (
     LINEN_BATCH_NORMS,
@@ -79,11 +77,12 @@ def swap(
         >>> print(swapped.apply(variables, x).shape)
         (2, 8)
     """
-    paths = check_meant(where, model_of(model, variables).paths(), "batch norm")
+    subject = model_of(model, variables)
+    paths = check_meant(where, subject.paths(), "batch norm")
     if isinstance(model, nn.Module):
         linen_norm = _Norm.of(jnl.get_norm, norm, options, nn.Module)
         swapped = answering(model, LINEN_BATCH_NORMS, _Swapped(linen_norm, where))
-        return swapped, _carried_variables(variables, paths, linen_norm)
+        return swapped, subject.as_given(_carried_variables(subject.state, paths, linen_norm))
     nnx_norm = _Norm.of(jnx.get_norm, norm, options, nnx.Module)
 
     def replaced(path: tuple[Any, ...], node: Any) -> Any:
@@ -231,8 +230,7 @@ class _Swapped:
 
 def _carried_variables(variables: Any, paths: list[str], norm: _Norm) -> Any:
     """``variables`` with what the norms at ``paths`` hold, and nothing else of the batch norms there."""
-    plain = unfreeze(variables) if isinstance(variables, FrozenDict) else variables
-    layers = {tuple(filter(None, path.split("/"))) for path in paths}
+    layers = set(map(names_of, paths))
 
     def kept(collection: Any) -> Any:
         flat = flatten_dict(collection, keep_empty_nodes=True)
@@ -251,8 +249,10 @@ def _carried_variables(variables: Any, paths: list[str], norm: _Norm) -> Any:
             of_norms = {**counts, **of_norms}
         return unflatten_dict({**of_others, **of_norms})
 
-    swapped = {name: kept(plain[name]) for name in ("params", "batch_stats") if name in plain}
-    carried = {**plain, **swapped}
+    swapped = {
+        name: kept(variables[name]) for name in ("params", "batch_stats") if name in variables
+    }
+    carried = {**variables, **swapped}
     if not carried.get("batch_stats"):
         carried.pop("batch_stats", None)
-    return freeze(carried) if isinstance(variables, FrozenDict) else carried
+    return carried

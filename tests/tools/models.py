@@ -55,6 +55,35 @@ class Reused(nn.Module):
         return x.mean((1, 2))
 
 
+class Layer(nn.Module):
+    """A matrix, a norm and a rectifier."""
+
+    norm: Any = jnl.BatchNorm
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        """As `nn.scan` wants it."""
+        return nn.relu(self.norm(name="bn")(nn.Dense(5)(x), use_running_average=not train)), None
+
+
+class Stacked(nn.Module):
+    """Two of these layers in a scan, rematerialized."""
+
+    norm: Any = jnl.BatchNorm
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        """Five numbers for each row."""
+        scan = nn.scan(
+            nn.remat(Layer, static_argnums=(2,), prevent_cse=False),
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            length=2,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+        )
+        return scan(self.norm)(x, train)[0]
+
+
 class NnxMLP(nnx.Module):
     """`MLP` in NNX; with ``shared`` the second norm is the first."""
 

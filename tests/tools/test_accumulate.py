@@ -21,6 +21,7 @@ from tests.tools.models import (
     ROWS,
     SUBJECTS,
     NnxMLP,
+    Stacked,
     Subject,
     assert_same,
     linen,
@@ -301,25 +302,7 @@ def test_other_state_is_carried_from_part_to_part() -> None:
 
 def test_stacked_layers() -> None:
     """Under scan and remat, each layer has its own step."""
-
-    class Cell(nn.Module):
-        @nn.compact
-        def __call__(self, x: Any, train: bool) -> Any:
-            return nn.relu(jnl.BatchNorm(not train, name="bn")(nn.Dense(5)(x))), None
-
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x: Any, train: bool) -> Any:
-            scan = nn.scan(
-                nn.remat(Cell, static_argnums=(2,), prevent_cse=False),
-                variable_axes={"params": 0, "batch_stats": 0},
-                split_rngs={"params": True},
-                length=2,
-                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-            )
-            return scan()(x, train)[0]
-
-    subject = linen(Model(), ROWS)
+    subject = linen(Stacked(), ROWS)
     _, once = subject.step()
     new = after(subject, accumulated(subject)).stats
     for path, array in once.stats.items():

@@ -20,6 +20,7 @@ from tests.tools.models import (
     MLP,
     ROWS,
     SUBJECTS,
+    Layer,
     NnxMLP,
     Subject,
     assert_same,
@@ -271,17 +272,6 @@ class Wrapped(nn.Module):
             axis_size=2,
         )
         return ensemble(self.norm)(x, train)[0]
-
-
-class Layer(nn.Module):
-    """A matrix, a norm and a rectifier."""
-
-    norm: Any
-
-    @nn.compact
-    def __call__(self, x: Any, train: bool) -> Any:
-        """As `nn.scan` wants it."""
-        return nn.relu(self.norm()(nn.Dense(5)(x), use_running_average=not train)), None
 
 
 def test_under_transforms_of_linen() -> None:

@@ -20,6 +20,7 @@ from tests.tools.models import (
     ROWS,
     NnxMLP,
     Reused,
+    Stacked,
     Subject,
     assert_same,
     linen,
@@ -190,25 +191,7 @@ def test_models_of_others() -> None:
 
 def test_under_a_scan_and_of_frozen_dicts() -> None:
     """Stacked parameters are the swapped norm's; a FrozenDict comes back as one."""
-
-    class Cell(nn.Module):
-        @nn.compact
-        def __call__(self, x: Any, train: bool) -> Any:
-            return nn.relu(nn.BatchNorm(not train)(nn.Dense(5)(x))), None
-
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x: Any, train: bool) -> Any:
-            scan = nn.scan(
-                Cell,
-                variable_axes={"params": 0, "batch_stats": 0},
-                split_rngs={"params": True},
-                length=2,
-                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-            )
-            return scan()(x, train)[0]
-
-    subject = linen(Model(), ROWS)
+    subject = linen(Stacked(nn.BatchNorm), ROWS)
     for norm, options in (("layer", {}), ("batch", {"momentum": None})):
         new = swapped(subject, norm, **options)
         fresh = jax.eval_shape(partial(new.model.init, train=True), KEY, ROWS)
