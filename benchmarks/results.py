@@ -1,12 +1,13 @@
 """The stored figures of `norms` and `steps`, and their tables in README.md."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from examples.page import with_section
 
 HERE = Path(__file__).parent
 RESULTS, README, PICTURES = HERE / "results", HERE / "README.md", HERE.parent / "docs" / "images"
@@ -33,13 +34,6 @@ def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:
 def stored(what: str) -> list[dict[str, Any]]:
     """The figures of every backend and version."""
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{what}-*.json"))]
-
-
-def with_section(readme: str, what: str, section: str) -> str:
-    """README.md with this between the marks of `what`."""
-    start, end = f"<!-- {what}: written by --readme -->\n", f"<!-- end of {what} -->\n"
-    pattern = re.escape(start) + ".*?" + re.escape(end)
-    return re.sub(pattern, lambda _: f"{start}\n{section}\n\n{end}", readme, flags=re.S)
 
 
 def into_readme(

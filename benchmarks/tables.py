@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from benchmarks.cases import DTYPES, NORMS, PHASES
 from benchmarks.contestants import FLAX, LIBRARIES, OURS
+from examples.page import markdown
 
 Row: TypeAlias = dict[str, Any]
 PHASE_NAMES = {"eval": "evaluation", "forward": "forward", "both": "forward and backward"}
@@ -16,12 +17,6 @@ ALLOCATORS = {
 ALL, BOTH = "all norms", "both"
 NOTHING = "Nothing is stored yet."
 MISSING = "–"
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = [f"| {' | '.join(line)} |" for line in (header, *rows)]
-    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
 def medians(rows: Iterable[Row], name: str, ratio: str) -> list[float]:

@@ -136,7 +136,7 @@ def draw(found: Any, title: str, path: Path) -> None:
             axes.plot(places, means, style, marker=marker, color=colour, label=network)
             axes.fill_between(places, lows, highs, color=colour, alpha=0.15, lw=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylabel("Held-out accuracy (lines: means, bands: range over seeds)")
+        axes.set_ylabel("Held-out accuracy")
         axes.set_xlabel(
             "Factor of the initial kernels" if what == "scale" else "Convolutions after the stem"
         )

@@ -25,6 +25,7 @@ from benchmarks import (
 from benchmarks.cases import DTYPES, IN_ROWS, NORMS, Case, Dtype, Norm, Phase, draw
 from benchmarks.contestants import DIFFERENCES, FLAX, LIBRARIES, MODULES, OURS, Forward, installed
 from benchmarks.truth import check, truth
+from examples.page import with_section
 
 pytestmark = pytest.mark.usefixtures("users_promotion")
 SHAPES: dict[Norm, tuple[int, ...]] = {
@@ -217,7 +218,7 @@ def test_readme_section() -> None:
     """What stands between the marks is replaced, and nothing else."""
     marks = "<!-- norms: written by --readme -->\n", "<!-- end of norms -->\n"
     readme = "before\n{}{}{}after\n"
-    found = results.with_section(readme.format(marks[0], "old\n", marks[1]), "norms", "new \\1")
+    found = with_section(readme.format(marks[0], "old\n", marks[1]), "norms", "new \\1")
     assert found == readme.format(marks[0], "\nnew \\1\n\n", marks[1])
 
 
@@ -237,7 +238,7 @@ def test_readme_has_the_stored_figures(
     """The tables of both README.md are those of benchmarks/results."""
     readme = path.read_text()
     assert section(results.stored(what)) in readme
-    assert results.with_section(readme, what, section(results.stored(what))) == readme
+    assert with_section(readme, what, section(results.stored(what))) == readme
 
 
 def test_picture(tmp_path: Path) -> None:

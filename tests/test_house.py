@@ -248,29 +248,37 @@ def pages() -> list[Path]:
 
 
 def snippets() -> list[Any]:
-    """What must run by itself, named by page and line: a block of README.md, or all blocks of a page."""
+    """What must run by itself, named by page and line: a block of README.md, or all blocks of a page.
+
+    Beside it, what it must print: the blocks of text that follow a block of it.
+    """
     found = []
     for page in pages():
-        text, blocks = page.read_text(), []
-        for block in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S):
+        text = page.read_text()
+        blocks: list[tuple[int, str, list[str]]] = []
+        pattern = r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```)?"
+        for block in re.finditer(pattern, text, re.M | re.S):
             line = text[: block.start()].count("\n") + 2
+            printed = [block[2]] if block[2] else []
             if page.name == "README.md" or not blocks:
-                blocks.append((line, block[1]))
+                blocks.append((line, block[1], printed))
             else:  # a page of the documentation is read from its top
-                blocks[-1] = (blocks[-1][0], blocks[-1][1] + block[1])
-        found += [pytest.param(b, id=f"{name_of(page)}:{line}") for line, b in blocks]
-    return found or [pytest.param(None, id="none")]
+                line, before, printed_before = blocks[-1]
+                blocks[-1] = line, before + block[1], printed_before + printed
+        found += [pytest.param(*b, id=f"{name_of(page)}:{line}") for line, *b in blocks]
+    return found
 
 
-@pytest.mark.parametrize("snippet", snippets())
-def test_snippets(snippet: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("snippet", "printed"), snippets())
+def test_snippets(
+    snippet: str, printed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The python blocks of README.md and of each page run, with the promotion that users have."""
-    if snippet is None:
-        pytest.skip("README.md and docs/ have no python block yet")
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
+    output = io.StringIO()
     with (
-        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stdout(output),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
     ):
@@ -279,3 +287,5 @@ def test_snippets(snippet: str | None, tmp_path: Path, monkeypatch: pytest.Monke
             assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
         else:
             exec(compile(snippet, "snippet", "exec"), namespace)
+    lines = {line.rstrip() for line in output.getvalue().splitlines()}
+    assert not [line for text in printed for line in text.splitlines() if line not in lines]

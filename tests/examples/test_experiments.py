@@ -1,6 +1,8 @@
 """The experiments run, on digits and briefly: real code paths, no claim about accuracy."""
 
 import json
+import re
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples import batch_size, cifar10, init_and_depth, life, lr_stress, sequence, shift, transfer
-from examples.experiment import Experiment, OnImages, main
+from examples import (
+    batch_size,
+    cifar10,
+    init_and_depth,
+    life,
+    lr_stress,
+    page,
+    sequence,
+    shift,
+    transfer,
+)
+from examples.experiment import RESULTS, Experiment, OnImages, main
 
 pytestmark = pytest.mark.usefixtures("users_promotion", "small_network")
 
@@ -113,3 +125,20 @@ def test_sequence(tmp_path: Path) -> None:
     np.testing.assert_array_equal(counted, [[True, False], [True, True]])
     np.testing.assert_array_equal(values[counted], [[1, 2, 1], [3, 4, 2], [3, 5, 2]])
     assert np.isnan(values[~counted]).all()
+
+
+def test_the_page_has_the_stored_numbers() -> None:
+    """And a picture of every experiment."""
+    text = page.PAGE.read_text()
+    assert page.written(text) == text
+    for name in page.EXPERIMENTS:
+        assert page.section(name) in text
+    for picture in re.findall(r"\((images/.+?)\)", text):
+        assert (page.PAGE.parent / picture).exists()
+
+
+def test_redraw(tmp_path: Path) -> None:
+    """Pictures are drawn again of what is stored, without training."""
+    shutil.copy(RESULTS / "shift.json", tmp_path)
+    assert main(shift.Shift, "", ["--out", str(tmp_path), "--redraw"]) == 0
+    assert (tmp_path / "shift.png").exists()

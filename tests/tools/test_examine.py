@@ -272,3 +272,11 @@ def test_what_cannot_be_examined(call: Callable[[], Any], message: str) -> None:
     """An error that says what came."""
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_text_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There it is the same text, to print and to log; rich knows notebooks, and would display it."""
+    found = examined(mlp())
+    text = str(found)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert str(found) == text and "mean KL" in text

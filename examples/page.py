@@ -1,0 +1,69 @@
+"""The tables of the documentation, made from the stored metrics of the experiments.
+
+python -m examples.page          # after results/ has changed
+"""
+
+import importlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .experiment import RESULTS, Experiment
+
+EXPERIMENTS = {
+    "lr_stress": "LrStress",
+    "batch_size": "BatchSize",
+    "init_and_depth": "InitAndDepth",
+    "life": "Life",
+    "shift": "Shift",
+    "transfer": "Transfer",
+    "gan": "Gan",
+    "sequence": "Sequence",
+    "style": "Style",
+}
+PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
+
+
+def main() -> None:
+    """Writes them."""
+    PAGE.write_text(written(PAGE.read_text()))
+
+
+def written(page: str) -> str:
+    """The page with the tables of all that is stored."""
+    for name in EXPERIMENTS:
+        page = with_section(page, name, section(name))
+    return page
+
+
+def section(name: str) -> str:
+    """What was trained on what, where, for how long; and the tables."""
+    module = importlib.import_module(f"examples.{name}")
+    kind: type[Experiment] = getattr(module, EXPERIMENTS[name])
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    parts = [
+        f"`python -m examples.{name}`: {record['minutes']:.0f} minutes on {record['machine']}; "
+        f"{record['versions']}."
+    ]
+    for title, (header, *rows) in kind.tables(record["found"]).items():
+        parts += [f"**{title}**", markdown(header, rows)]
+    return "\n\n".join(parts)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = [f"| {' | '.join(line)} |" for line in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
+def with_section(page: str, what: str, section: str) -> str:
+    """The page with this between the marks of `what`."""
+    start, end = rf"<!-- {re.escape(what)}: written by [^>]+ -->\n", f"<!-- end of {what} -->\n"
+    pattern = rf"({start}).*?{re.escape(end)}"
+    return re.sub(pattern, lambda mark: f"{mark[1]}\n{section}\n\n{end}", page, flags=re.S)
+
+
+if __name__ == "__main__":
+    main()
