@@ -1,5 +1,6 @@
 """What training carries from step to step, running statistics included."""
 
+import numbers
 from typing import Any
 
 import flax.linen as nn
@@ -84,7 +85,7 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
         A tree of the same dtypes. What is not floating, such as a count of batches, is the new one.
 
     Raises:
-        ValueError: the trees have not the same structure and shapes.
+        ValueError: the trees have not the same structure and shapes, or ``decay`` is outside of [0, 1].
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,6 +102,11 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
         step = (1 - jnp.asarray(decay, wide)) * (jnp.asarray(new, wide) - jnp.asarray(old, wide))
         return (jnp.asarray(old, wide) + step).astype(jnp.result_type(old))
 
+    if isinstance(decay, numbers.Real) and not 0 <= float(decay) <= 1:
+        raise ValueError(
+            f"decay must lie in [0, 1]; got decay={decay}. It is the weight of the old average: 0.999 follows "
+            f"slowly."
+        )
     _check_alike(old, new)
     return jax.tree.map(moved, old, new)
 

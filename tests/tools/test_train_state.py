@@ -178,6 +178,7 @@ def test_state_of_a_model_without_norm() -> None:
             "got .'Dense_0'",
         ),
         (lambda s: tools.TrainState.of(ANY_CLASS, s.variables, optax.sgd(1)), "got ModuleMeta"),
+        (lambda s: tools.average(s.variables, s.variables, 99.9), "got decay=99.9"),
         (
             lambda s: tools.average(s.variables["params"], s.variables, 0.9),
             r"got \['Dense_0'\]\['bias'\] of shape \(4,\) in old and of shape none in new",
@@ -187,7 +188,7 @@ def test_state_of_a_model_without_norm() -> None:
             r"got \['a'\] of shape \(3,\) in old and of shape \(1,\) in new",
         ),
     ],
-    ids=["variables", "model", "trees", "shapes"],
+    ids=["variables", "model", "decay", "trees", "shapes"],
 )
 def test_what_does_not_belong_together(call: Any, message: str) -> None:
     """An error that says what came."""
