@@ -104,8 +104,8 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
 
     if isinstance(decay, numbers.Real) and not 0 <= float(decay) <= 1:
         raise ValueError(
-            f"decay must lie in [0, 1]; got decay={decay}. It is the weight of the old average: 0.999 follows "
-            f"slowly."
+            f"decay must lie in [0, 1]; got decay={decay}. It is the weight of the old average: 0.999 "
+            f"follows slowly."
         )
     _check_alike(old, new)
     return jax.tree.map(moved, old, new)
