@@ -3,9 +3,9 @@
     python -m examples.batch_size
 
 Trains the CNN of the CIFAR-10 example, narrower, on 9,600 images with every norm and batch size, at a
-learning rate that follows the batch size. Then data-parallel on 8 devices, each with a batch of that size: with statistics
-of each device alone, and synced, which are those of 8 times as many images. (One device computes both:
-`virtual_batch_size` is what a device has.)
+learning rate that follows the batch size. Then data-parallel on 8 devices, each with a batch of that size:
+with statistics of each device alone, and synced, which are those of 8 times as many images. (One device
+computes both: `virtual_batch_size` is what a device has.)
 
 Batch norm is evaluated on the same held-out images with its running statistics, with statistics
 re-estimated on the training images, and with those of batches as small as in training.
