@@ -64,8 +64,9 @@ class LrStress(OnImages):
         lines = [["network", "breaks at (each seed)", "least loss (median)"]]
         for network, runs in found.items():
             rates = sorted(breaks_at(run) for run in runs)
+            shown = ("never" if math.isinf(rate) else f"{rate:.2g}" for rate in rates)
             least = statistics.median(float(smoothed(run["loss"]).min()) for run in runs)
-            lines.append([network, ", ".join(f"{rate:.2g}" for rate in rates), f"{least:.2f}"])
+            lines.append([network, ", ".join(shown), f"{least:.2f}"])
         return {"The learning rate rising": lines}
 
     @staticmethod
@@ -150,8 +151,8 @@ def smoothed(losses: list[Any]) -> np.ndarray:
 
 
 def breaks_at(found: dict[str, list[Any]]) -> float:
-    """The learning rate from which on the loss stays above that of guessing; infinite if there is none."""
-    losing = smoothed(found["loss"]) > GUESSING
+    """The learning rate from which on the loss is that of guessing, or above; infinite if none is."""
+    losing = smoothed(found["loss"]) > 0.99 * GUESSING
     if not losing[-1]:
         return math.inf
     return found["rate"][len(losing) - int(np.argmin(losing[::-1]))]
@@ -184,7 +185,7 @@ def draw(found: dict[str, list[dict[str, list[Any]]]], title: str, path: Path) -
             right.plot(run["at"], run[key], color=colour, lw=1.3, label=None if i else label)
     right.set_ylabel("Accuracy on 512 held-out images")
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    right.legend(frameon=False, loc="upper right")
+    right.legend(frameon=False, loc="lower center")
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xlabel("Learning rate")
