@@ -88,8 +88,8 @@ class Examination(NamedTuple):
             numbers = (f"{h.z:.3g}", f"{h.kl:.3g}", f"{h.var_ratio:.3g}", f"{h.tiny}", f"{h.dead}")
             mark = "look" if path in advice else "fine"
             table.add_row(path or "(the model)", f"{h.channels}", f"{h.values:g}", *numbers, mark)
-        # In a notebook, rich would display the table and leave the text empty.
-        console = Console(file=io.StringIO(), width=110, force_jupyter=False)
+        # In a notebook, rich would display the table and leave the text empty, or colour it.
+        console = Console(file=io.StringIO(), width=110, force_jupyter=False, color_system=None)
         console.print(table)
         console.print(
             f"\nThe output changes by {self.output_change:.1%} between training and evaluation."

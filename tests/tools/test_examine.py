@@ -279,4 +279,5 @@ def test_text_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     found = examined(mlp())
     text = str(found)
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     assert str(found) == text and "mean KL" in text
