@@ -141,14 +141,14 @@ def check(split: Split) -> None:
             assert_close(variances[device], want.var)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_any_split(seed: int) -> None:
     """Device counts 1 to 8, splits, masks, dtypes, groups, virtual batches, transforms."""
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
         deadline=None,
-        max_examples=9,
+        max_examples=8,
         database=None,
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )

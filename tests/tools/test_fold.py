@@ -135,7 +135,7 @@ def test_several_axes_of_channels(axis: Any) -> None:
     assert_same(tools.fold(model, x, variables=variables), model, x, variables)
 
 
-@pytest.mark.parametrize("case", [*LAYERS, *(f"after: {case}" for case in AFTER)])
+@pytest.mark.parametrize("case", [*LAYERS, *(f"after: {case}" for case in AFTER)][::3])
 def test_float64(case: str) -> None:
     """To the last digits."""
     with jax.enable_x64(True):
