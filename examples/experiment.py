@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from .data import Dataset, load
+from .data import DataError, Dataset, load
 from .environment import machine_used, versions_used
 
 console = Console()
@@ -75,7 +76,11 @@ class OnImages(Experiment):
 
 
 def main(kind: type[E], description: str | None, arguments: Sequence[str] | None = None) -> int:
-    """The command line of an experiment: runs it, prints and stores what it finds, and draws it."""
+    """The command line of an experiment: runs it, prints and stores what it finds, and draws it.
+
+    Returns:
+        The exit status.
+    """
     options = tyro.cli(
         kind,
         prog=f"python -m examples.{kind.name}",
@@ -86,9 +91,18 @@ def main(kind: type[E], description: str | None, arguments: Sequence[str] | None
     folder = options.out or Path("runs") / kind.name
     path = folder / f"{kind.name}.json"
     if options.redraw:
+        if not path.exists():
+            print(
+                f"--redraw needs the metrics of an earlier run; there is no {path}", file=sys.stderr
+            )
+            return 1
         record = json.loads(path.read_text())
     else:
-        dataset = options.load()
+        try:
+            dataset = options.load()
+        except DataError as error:
+            print(error, file=sys.stderr)
+            return 1
         console.print(f"{options.title(dataset.name)}. {expected(kind)}", highlight=False)
         start = time.monotonic()
         found = options.run(dataset)

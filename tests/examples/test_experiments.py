@@ -137,6 +137,14 @@ def test_the_page_has_the_stored_numbers() -> None:
         assert (page.PAGE.parent / picture).exists()
 
 
+def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line that says so, and a status."""
+    assert main(shift.Shift, "", ["--redraw", "--out", str(tmp_path)]) == 1
+    assert "there is no" in capsys.readouterr().err
+    assert main(shift.Shift, "", ["--data", "cifar10", "--data-dir", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+
+
 def test_redraw(tmp_path: Path) -> None:
     """Pictures are drawn again of what is stored, without training."""
     shutil.copy(RESULTS / "shift.json", tmp_path)
