@@ -84,7 +84,7 @@ class Gan(OnImages):
 
     name: ClassVar = "gan"
 
-    steps: int = 1500
+    steps: int = 1000
     """Training steps of both networks."""
     batch_size: int = 64
     """Real images in a step, and as many generated ones."""
@@ -185,7 +185,7 @@ def trained(
     )
     rng = np.random.default_rng(seed)
     found: dict[str, list[float]] = {"step": [], **{what: [] for what in LABELS}}
-    noise = jax.random.normal(keys[2], (512, NOISE))
+    noise = jax.random.normal(keys[2], (len(held_out), NOISE))
     for step in track(range(1, options.steps + 1), f"{kind}, seed {seed}", transient=True):
         chosen = rng.integers(0, len(images), size)
         states, loss = train_step(models, states, keys[2], as_fed(images[chosen]))

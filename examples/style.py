@@ -223,7 +223,7 @@ def patches(rng: np.random.Generator, options: Style, photographs: Photographs) 
 def draw(pictures: np.ndarray, title: str, path: Path) -> None:
     """A row for each photograph."""
     plt = report.plt
-    figure, rows = plt.subplots(2, 4, figsize=(14, 5.4), layout="constrained")
+    figure, rows = plt.subplots(2, 4, figsize=(10, 3.9), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     for axes_of_row, row in zip(rows, pictures, strict=True):
         for axes, picture, name in zip(axes_of_row, row, WAYS, strict=True):

@@ -13,12 +13,14 @@ import pytest
 from examples import (
     batch_size,
     cifar10,
+    gan,
     init_and_depth,
     life,
     lr_stress,
     page,
     sequence,
     shift,
+    style,
     transfer,
 )
 from examples.experiment import RESULTS, Experiment, OnImages, main
@@ -76,18 +78,7 @@ def test_shift(tmp_path: Path) -> None:
 
 def test_batch_size(tmp_path: Path) -> None:
     """A line for each norm, three for batch norm, and two for eight devices."""
-    arguments = [
-        "--sizes",
-        "8",
-        "32",
-        "--norms",
-        "batch",
-        "group",
-        "--images",
-        "256",
-        "--seeds",
-        "1",
-    ]
+    arguments = ["--sizes", "8", "--norms", "batch", "group", "--images", "256", "--seeds", "1"]
     found = run(batch_size.BatchSize, tmp_path, *arguments)
     assert len(found) == 3 + 1 + 2
     assert all(
@@ -150,3 +141,29 @@ def test_redraw(tmp_path: Path) -> None:
     shutil.copy(RESULTS / "shift.json", tmp_path)
     assert main(shift.Shift, "", ["--out", str(tmp_path), "--redraw"]) == 0
     assert (tmp_path / "shift.png").exists()
+
+
+def test_gan(tmp_path: Path) -> None:
+    """Both kinds are measured; the singular value is the operator's, the distance that of Gaussians."""
+    arguments = ["--steps", "2", "--seeds", "1", "--batch-size", "8"]
+    found = run(gan.Gan, tmp_path, *arguments)
+    assert found["measured"].keys() == gan.KINDS.keys() and found["samples"] is None
+    assert (tmp_path / "gan_samples.png").exists()
+
+    kernel = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    found = gan.largest_singular_value(lambda x: x @ kernel + 1, np.zeros((1, 7), np.float32), 200)
+    np.testing.assert_allclose(found, np.linalg.norm(kernel, 2), rtol=1e-4)
+
+    cloud = np.random.default_rng(0).normal(size=(4000, 3))
+    assert abs(gan.frechet(cloud, cloud)) < 1e-6
+    np.testing.assert_allclose(gan.frechet(cloud, 2 * cloud + 1), 3 + 3, rtol=0.05)
+
+
+def test_style(tmp_path: Path) -> None:
+    """The features of AdaIN have the statistics that were meant, those of instance norm 0 and 1."""
+    found = run(style.Style, tmp_path, "--steps", "2", "--patch", "16", "--batch-size", "4")
+    assert {len(distances) for distances in found["distance"].values()} == {len(style.WAYS)}
+    x = np.random.default_rng(0).normal(3, 2, (2, 8, 8, 4)).astype(np.float32)
+    mean, std = style.style_of(np.flip(x, 0).copy())
+    for got, want in zip(style.style_of(style.adain(x, mean, std)), (mean, std), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
