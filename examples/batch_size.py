@@ -2,7 +2,7 @@
 
     python -m examples.batch_size
 
-Trains the CNN of the CIFAR-10 example, narrower, on 8,000 images with every norm and batch size, at a
+Trains the CNN of the CIFAR-10 example, narrower, on 9,600 images with every norm and batch size, at a
 learning rate that follows the batch size. Then data-parallel on 8 devices, each with a batch of that size:
 with statistics of each device alone, and synced, which are those of 8 times as many images. (One device
 computes both: `virtual_batch_size` is what a device has.)
@@ -40,7 +40,7 @@ class BatchSize(OnImages):
     """Batch sizes."""
     norms: tuple[cifar10.NormName, ...] = ("batch", "group", "layer", "instance")
     """Norms."""
-    images: int = 8_000
+    images: int = 9_600
     """Training images, each seen once."""
     lr: float = 0.05
     """Learning rate of batches of 64; it is proportional to the batch size up to there, and stays."""
