@@ -34,7 +34,7 @@ from . import cifar10, data, measure, report
 from .experiment import OnImages, Rows, main
 from .training import fit, network_of
 
-WIDTHS = (32, 64, 128)  # of the discriminator's convolutions
+WIDTHS = (16, 32, 64)  # of the discriminator's convolutions
 NOISE = 64  # numbers that an image is generated from
 KINDS = {"without a norm": False, "spectral norm": True}
 
@@ -70,7 +70,7 @@ class Generator(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
         """Images."""
-        x = nn.Dense(4 * 4 * 128)(z).reshape(-1, 4, 4, 128)
+        x = nn.Dense(4 * 4 * 64)(z).reshape(-1, 4, 4, 64)
         while x.shape[1] < self.pixels:
             x = nn.relu(jnl.BatchNorm(not train, momentum=0.9)(x))
             x = nn.ConvTranspose(x.shape[-1] // 2, (4, 4), (2, 2), use_bias=False)(x)

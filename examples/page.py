@@ -19,7 +19,6 @@ EXPERIMENTS = {
     "life": "Life",
     "shift": "Shift",
     "transfer": "Transfer",
-    "gan": "Gan",
     "sequence": "Sequence",
     "style": "Style",
 }
