@@ -18,7 +18,6 @@ EXPERIMENTS = {
     "init_and_depth": "InitAndDepth",
     "life": "Life",
     "shift": "Shift",
-    "transfer": "Transfer",
     "sequence": "Sequence",
     "style": "Style",
 }

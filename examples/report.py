@@ -1,13 +1,13 @@
 """The tables and pictures of the CIFAR-10 example."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only; works without a screen
+# Files only, without a screen; a notebook has chosen already.
+os.environ.setdefault("MPLBACKEND", "Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes

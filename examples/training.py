@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich import get_console
 from rich.progress import Progress
 
 from . import cifar10, data, measure
@@ -38,7 +39,8 @@ def fit(
             jnp.array, (variables["params"], variables.get("batch_stats", {}))
         )
         state = state.replace(params=params, batch_stats=stats, opt_state=state.tx.init(params))
-    with Progress(transient=True) as bar:
+    # A notebook can show a bar only with ipywidgets.
+    with Progress(transient=True, disable=get_console().is_jupyter) as bar:
         task = bar.add_task(note, total=steps)
         for done, batch in enumerate(shuffled(dataset, settings, steps), 1):
             state = train_step(state, settings.seed, *batch)
