@@ -282,7 +282,7 @@ def longest_gradient(
     return jnp.linalg.norm(gradients.reshape(len(points), -1), axis=1).max()
 
 
-def frechet(a: jax.Array, b: jax.Array) -> float:
+def frechet(a: Any, b: Any) -> float:
     """Fréchet distance of two clouds (N, features), taken for Gaussian: |μ₁-μ₂|² + tr(Σ₁+Σ₂-2√(Σ₁Σ₂))."""
     (mean, cov), (other_mean, other_cov) = (
         (np.mean(c, 0), np.cov(c, rowvar=False)) for c in map(np.float64, (a, b))

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -151,7 +153,7 @@ def test_gan(tmp_path: Path) -> None:
     assert (tmp_path / "gan_samples.png").exists()
 
     kernel = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
-    found = gan.largest_singular_value(lambda x: x @ kernel + 1, np.zeros((1, 7), np.float32), 200)
+    found = gan.largest_singular_value(lambda x: x @ kernel + 1, jnp.zeros((1, 7)), 200)
     np.testing.assert_allclose(found, np.linalg.norm(kernel, 2), rtol=1e-4)
 
     cloud = np.random.default_rng(0).normal(size=(4000, 3))
@@ -163,7 +165,7 @@ def test_style(tmp_path: Path) -> None:
     """The features of AdaIN have the statistics that were meant, those of instance norm 0 and 1."""
     found = run(style.Style, tmp_path, "--steps", "2", "--patch", "16", "--batch-size", "4")
     assert {len(distances) for distances in found["distance"].values()} == {len(style.WAYS)}
-    x = np.random.default_rng(0).normal(3, 2, (2, 8, 8, 4)).astype(np.float32)
-    mean, std = style.style_of(np.flip(x, 0).copy())
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    mean, std = style.style_of(jnp.flip(x, 0))
     for got, want in zip(style.style_of(style.adain(x, mean, std)), (mean, std), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)

@@ -388,7 +388,7 @@ def test_nan_in_the_padding_in_evaluation() -> None:
     assert_equal(layer.apply(variables, x, mask=mask)[:5], layer.apply(variables, x[:5]))
 
     def loss(params: Any, x: jax.Array, mask: Any) -> jax.Array:
-        y = layer.apply({**variables, "params": params}, x, mask=mask)
+        y: Any = layer.apply({**variables, "params": params}, x, mask=mask)
         return (y[:5] * normal((5, 3), seed=1)).sum()
 
     of_params, of_x = jax.grad(loss, (0, 1))(variables["params"], x, mask)
