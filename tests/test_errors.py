@@ -917,6 +917,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "accumulate, parts": (accumulated(ROWS, 4), no_parts(4, "[6]")),
     "accumulate, examples": (accumulated({"x": ROWS, "y": X[:2]}, 2), no_parts(2, "[2, 6]")),
     "accumulate, nothing": (accumulated({}, 2), no_parts(2, "no")),
+    "average, decay": (
+        lambda: tools.average({"a": ROWS[0]}, {"a": ROWS[0]}, 99.9),
+        "decay must lie in [0, 1]; got decay=99.9. It is the weight of the old average: 0.999 "
+        "follows slowly.",
+    ),
     "average, trees": (lambda: tools.average({"a": ROWS[0]}, {"b": ROWS[0]}, 0.9), OTHER_TREE),
     "keep_finite, shapes": (lambda: tools.keep_finite(ROWS[0], ROWS[0, :1]), OTHER_LEAF),
 }
