@@ -53,12 +53,7 @@ class BatchSize(OnImages):
 
     def run(self, dataset: data.Dataset) -> Any:
         """Held-out accuracy by norm, way to evaluate it, and batch size, for each seed."""
-        dataset = dataset._replace(
-            train_images=dataset.train_images[: self.images],
-            train_labels=dataset.train_labels[: self.images],
-            test_images=dataset.test_images[:4096],
-            test_labels=dataset.test_labels[:4096],
-        )
+        dataset = dataset.first(self.images, 4096)
         runs = [(norm, size, 1) for norm in self.norms for size in self.sizes]
         runs += [("batch", size, DEVICES) for size in self.sizes if size * DEVICES <= LARGEST]
         found: dict[str, dict[str, list[float]]] = {}

@@ -65,6 +65,15 @@ class Dataset(NamedTuple):
     test_labels: Labels
     classes: tuple[str, ...]
 
+    def first(self, train: int, test: int | None = None) -> "Dataset":
+        """The first so many training images, and test images if there shall be fewer."""
+        return self._replace(
+            train_images=self.train_images[:train],
+            train_labels=self.train_labels[:train],
+            test_images=self.test_images[:test],
+            test_labels=self.test_labels[:test],
+        )
+
 
 class Archive(NamedTuple):
     """Where a CIFAR-10 archive lies and what it must be."""

@@ -120,20 +120,16 @@ def main(kind: type[E], description: str | None, arguments: Sequence[str] | None
     for title, rows in kind.tables(record["found"]).items():
         console.print(printed(title, rows))
     kind.draw(record["found"], record["title"], folder)
-    console.print(
-        f"{record['minutes']} minutes. Metrics and pictures are in {folder}/",
-        soft_wrap=True,
-        highlight=False,
-    )
+    console.print(f"Metrics and pictures are in {folder}/", soft_wrap=True, highlight=False)
     return 0
 
 
 def expected(kind: type[Experiment]) -> str:
     """How long the run whose results are kept took."""
     stored = RESULTS / f"{kind.name}.json"
-    if not stored.exists():
+    record = json.loads(stored.read_text()) if stored.exists() else {}
+    if "minutes" not in record:
         return "It takes some minutes."
-    record = json.loads(stored.read_text())
     return f"With its defaults it took {record['minutes']} minutes on {record['machine']}."
 
 

@@ -102,9 +102,7 @@ class Gan(OnImages):
         dataset = smaller(dataset)
         settings = cifar10.completed(cifar10.Settings(widths=(32, 64), epochs=1), dataset)
         model = network_of(settings, len(dataset.classes))
-        some = dataset._replace(
-            train_images=dataset.train_images[:12_800], train_labels=dataset.train_labels[:12_800]
-        )
+        some = dataset.first(12_800)
         variables = fit(model, settings, some, note="classifier").variables
         logits = jax.jit(lambda images: model.apply(variables, images, train=False))
         runs = {

@@ -51,12 +51,7 @@ class InitAndDepth(OnImages):
 
     def run(self, dataset: data.Dataset) -> Any:
         """Held-out accuracy of each network by scale and by depth, for each seed."""
-        dataset = dataset._replace(
-            train_images=dataset.train_images[: self.images],
-            train_labels=dataset.train_labels[: self.images],
-            test_images=dataset.test_images[:4096],
-            test_labels=dataset.test_labels[:4096],
-        )
+        dataset = dataset.first(self.images, 4096)
 
         def shares(network: str, scale: float, depth: int) -> list[float]:
             return [trained(network, scale, depth, seed, dataset) for seed in range(self.seeds)]

@@ -30,10 +30,7 @@ def fit(
     `after_step` is called with the number of steps done and the state, which the next step consumes.
     """
     steps = step_count(settings, dataset)
-    state_of, train_step = compiled(
-        model, cifar10.replace(settings, seed=0), steps, len(dataset.classes)
-    )
-    state = state_of(settings.seed, one_image(dataset))
+    state, train_step = begun(model, settings, dataset)
     if variables is not None:
         params, stats = jax.tree.map(
             jnp.array, (variables["params"], variables.get("batch_stats", {}))
@@ -73,15 +70,18 @@ def initial_variables(
     model: nn.Module, settings: cifar10.Settings, dataset: data.Dataset
 ) -> dict[str, Any]:
     """Where `fit` begins."""
+    return begun(model, settings, dataset)[0].variables
+
+
+def begun(
+    model: nn.Module, settings: cifar10.Settings, dataset: data.Dataset
+) -> tuple[cifar10.TrainState, Callable[..., cifar10.TrainState]]:
+    """The initial state and the training step."""
     steps = step_count(settings, dataset)
     blank = cifar10.replace(settings, seed=0)
-    state_of, _ = compiled(model, blank, steps, len(dataset.classes))
-    return state_of(settings.seed, one_image(dataset)).variables
-
-
-def one_image(dataset: data.Dataset) -> jax.Array:
-    """By which a network knows the shapes of its parameters."""
-    return measure.scaled(jnp.asarray(dataset.train_images[:1]))
+    state_of, train_step = compiled(model, blank, steps, len(dataset.classes))
+    one_image = measure.scaled(jnp.asarray(dataset.train_images[:1]))
+    return state_of(settings.seed, one_image), train_step
 
 
 def step_count(settings: cifar10.Settings, dataset: data.Dataset) -> int:

@@ -81,8 +81,8 @@ class InstanceNorm(nn.Module):
 
         Args:
             x: activations, whose first axis is the batch.
-            mask: True counts; broadcastable to ``x``. A masked NaN or
-                infinity reaches nothing else, in evaluation too.
+            mask: True counts; broadcastable to ``x``. In evaluation, too, a masked NaN or infinity
+                reaches nothing else.
             use_running_average: evaluation (True) or training (False), if there are running statistics and
                 the module does not say.
 

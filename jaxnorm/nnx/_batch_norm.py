@@ -142,8 +142,8 @@ class BatchNorm(nnx.Module):
         Args:
             x: activations of any rank.
             use_running_average: evaluation (True) or training (False), whatever the module says.
-            mask: True counts; broadcastable to ``x``. A masked NaN or
-                infinity reaches nothing else, in evaluation too.
+            mask: True counts; broadcastable to ``x``. In evaluation, too, a masked NaN or infinity
+                reaches nothing else.
             residual: of the shape of ``x``, added before the activation.
 
         Returns:
