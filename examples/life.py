@@ -50,7 +50,7 @@ class Life(OnImages):
 
     def title(self, dataset: str) -> str:
         """What was trained on what."""
-        return f"CNN on {dataset}, momentum 0.99"
+        return f"CNN on {dataset}"
 
     def run(self, dataset: data.Dataset) -> Any:
         """What was seen in each part."""
@@ -111,7 +111,7 @@ class Life(OnImages):
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:
         """examine.png, recalibrate.png, swap.png and accumulate.png."""
-        draw_looks(found["looks"], title, folder / "examine.png")
+        draw_looks(found["looks"], f"{title}, momentum 0.99", folder / "examine.png")
         draw_averages(found["averages"], title, folder / "recalibrate.png")
         draw_swaps(found["swaps"], title, folder / "swap.png")
         draw_parts(found["parts"], title, folder / "accumulate.png")
