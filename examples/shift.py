@@ -13,12 +13,13 @@ by the same weights with
   https://arxiv.org/abs/1603.04779).
 """
 
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import numpy as np
@@ -27,8 +28,11 @@ from matplotlib.ticker import PercentFormatter
 from jaxnorm import tools
 
 from . import cifar10, data, measure, report
-from .experiment import OnImages, Rows, main
-from .training import evaluated, fit
+from .experiment import OnImages, Rows, main, mean_and_range
+from .training import evaluated, fit, network_of
+
+Found: TypeAlias = dict[str, dict[str, list[float]]]
+"""Accuracy by corruption and kind of statistics, for each seed."""
 
 PRIOR = 16  # images that the running statistics count for in the mixture
 
@@ -39,36 +43,42 @@ class Shift(OnImages):
 
     name: ClassVar = "shift"
 
-    epochs: int = 4
+    epochs: int = 2
     """Passes over the training images."""
     images: int = 4096
     """Test images of each corruption."""
     batch_size: int = 64
     """Images in a batch that has statistics of its own."""
-    seed: int = 0
-    """Of everything random."""
+    seeds: int = 3
+    """How often everything is repeated."""
 
     def title(self, dataset: str) -> str:
         """What was trained on what."""
         return f"CNN trained on clean {dataset}"
 
     def run(self, dataset: data.Dataset) -> Any:
-        """Accuracy of each corruption with each kind of statistics."""
-        settings = cifar10.completed(cifar10.Settings(epochs=self.epochs, seed=self.seed), dataset)
-        model = cifar10.build_model(settings, len(dataset.classes))
-        variables = jax.device_get(fit(model, settings, dataset, note="clean images").variables)
+        """Accuracy of each corruption with each kind of statistics, for each seed."""
+        settings = cifar10.completed(cifar10.Settings(epochs=self.epochs), dataset)
+        model = network_of(settings, len(dataset.classes))
         images = dataset.test_images[: self.images]
         labels = dataset.test_labels[: self.images]
-        return {
-            name: accuracies(model, variables, corrupt(images, self.seed), labels, self.batch_size)
-            for name, corrupt in CORRUPTIONS.items()
-        }
+        found: Found = {name: {} for name in CORRUPTIONS}
+        for seed in range(self.seeds):
+            seeded = cifar10.replace(settings, seed=seed)
+            state = fit(model, seeded, dataset, note=f"clean images, seed {seed}")
+            variables = jax.device_get(state.variables)
+            for name, corrupt in CORRUPTIONS.items():
+                met = corrupt(images, seed)
+                shares = accuracies(model, variables, met, labels, self.batch_size)
+                for kind, share in shares.items():
+                    found[name].setdefault(kind, []).append(share)
+        return found
 
     @staticmethod
     def tables(found: Any) -> dict[str, Rows]:
-        """A line for each corruption."""
+        """A line for each corruption: mean and range over the seeds."""
         header = ["images", *next(iter(found.values()))]
-        lines = ([name, *(f"{s:.1%}" for s in shares.values())] for name, shares in found.items())
+        lines = ([name, *map(mean_and_range, kinds.values())] for name, kinds in found.items())
         return {"Accuracy with each kind of statistics": [header, *lines]}
 
     @staticmethod
@@ -152,8 +162,8 @@ CORRUPTIONS: dict[str, Callable[[Any, int], Any]] = {
 # --- the picture -----------------------------------------------------------------------------------
 
 
-def draw(found: dict[str, dict[str, float]], title: str, path: Path) -> None:
-    """A row of points for each corruption."""
+def draw(found: Found, title: str, path: Path) -> None:
+    """A row for each corruption: the mean over the seeds, and a line from the least to the most."""
     figure, axes = report.new_figure(title, "The same weights, test images corrupted")
     names = list(found)[::-1]
     styles = {
@@ -163,8 +173,11 @@ def draw(found: dict[str, dict[str, float]], title: str, path: Path) -> None:
         "re-estimated": ("d", "black"),
     }
     for kind, (marker, colour) in styles.items():
-        values = [found[name][kind] for name in names]
-        axes.plot(values, range(len(names)), marker, color=colour, ms=8, alpha=0.85, label=kind)
+        shares = [found[name][kind] for name in names]
+        means = [statistics.mean(of_seeds) for of_seeds in shares]
+        rows = range(len(names))
+        axes.plot(means, rows, marker, color=colour, ms=8, alpha=0.85, label=kind)
+        axes.hlines(rows, [*map(min, shares)], [*map(max, shares)], color=colour, lw=1.5)
     axes.set_yticks(range(len(names)), names)
     axes.grid(visible=False)
     axes.grid(axis="x", color="#dddddd")

@@ -68,8 +68,9 @@ def test_transfer(tmp_path: Path) -> None:
 
 def test_shift(tmp_path: Path) -> None:
     """Every corruption with every kind of statistics; it really changes the images."""
-    found = run(shift.Shift, tmp_path, "--epochs", "1", "--images", "128")
+    found = run(shift.Shift, tmp_path, "--epochs", "1", "--images", "128", "--seeds", "2")
     assert set(found) == set(shift.CORRUPTIONS)
+    assert {len(shares) for kinds in found.values() for shares in kinds.values()} == {2}
     images = np.full((2, 8, 8, 1), 100, np.uint8)
     images[:, 4:] = 200
     changed = {
