@@ -18,7 +18,9 @@ EXPERIMENTS = {
     "init_and_depth": "InitAndDepth",
     "life": "Life",
     "shift": "Shift",
+    "transfer": "Transfer",
     "sequence": "Sequence",
+    "gan": "Gan",
     "style": "Style",
 }
 PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
