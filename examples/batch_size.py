@@ -40,7 +40,7 @@ class BatchSize(OnImages):
     """Batch sizes."""
     norms: tuple[cifar10.NormName, ...] = ("batch", "group", "layer", "instance")
     """Norms."""
-    images: int = 9_600
+    images: int = 7_680
     """Training images, each seen once."""
     lr: float = 0.05
     """Learning rate of batches of 64; it is proportional to the batch size up to there, and stays."""

@@ -40,7 +40,7 @@ class InitAndDepth(OnImages):
     """Factors of the initial kernels."""
     depths: tuple[int, ...] = (1, 3, 6)
     """Convolutions in each of the three groups."""
-    images: int = 9_600
+    images: int = 7_680
     """Training images, each seen once, in batches of 64."""
     seeds: int = 3
     """How often everything is repeated."""
