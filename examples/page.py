@@ -44,7 +44,7 @@ def section(name: str) -> str:
     kind: type[Experiment] = getattr(module, EXPERIMENTS[name])
     record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     parts = [
-        f"`python -m examples.{name}`: {record['minutes']:.0f} minutes on {record['machine']}; "
+        f"`python -m examples.{name}`: {record['minutes']} minutes on {record['machine']}; "
         f"{record['versions']}."
     ]
     for title, (header, *rows) in kind.tables(record["found"]).items():
