@@ -65,6 +65,20 @@ def complement(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return tuple(i for i in range(ndim) if i not in axes)
 
 
+def axes_of_instances(x: jax.Array, features: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes that a statistic of an instance has: the batch, and the features.
+
+    Raises:
+        ValueError: the batch is among the features.
+    """
+    if 0 in features:
+        raise ValueError(
+            "The channel axes cannot include the leading dimension as this is assumed to be the batch "
+            f"axis. Got feature_axes={features} for x of shape {x.shape}; move the batch there."
+        )
+    return (0, *features)
+
+
 def feature_shape(x: jax.Array, feature_axes: Axes, name: str = "feature_axes") -> tuple[int, ...]:
     """The shape of a parameter that lies along ``feature_axes`` of ``x``."""
     return tuple(x.shape[i] for i in canonical_axes(feature_axes, x.ndim, name))

@@ -53,7 +53,10 @@ def normalize(
         return spread_activated(f, x, *small, activation=activation, residual=residual)
 
     if mean is None:
-        return finish(_scaled, gain, *(() if scale is None else (scale,)))
+        gains = (gain,) if scale is None else (gain, scale)
+        if bias is None:
+            return finish(_scaled, *gains)
+        return finish(_scaled_and_shifted, *gains, bias)
     if scale is None and bias is None:
         return finish(_normalized, stored(mean), gain)
     scale = jnp.ones_like(gain) if scale is None else scale
@@ -67,6 +70,11 @@ def normalize(
 
 def _scaled(x: jax.Array, *gains: jax.Array) -> tuple[jax.Array]:
     return (functools.reduce(jnp.multiply, gains, x),)
+
+
+def _scaled_and_shifted(x: jax.Array, *gains_and_bias: jax.Array) -> tuple[jax.Array]:
+    *gains, bias = gains_and_bias
+    return (_scaled(x, *gains)[0] + bias,)
 
 
 def _normalized(x: jax.Array, mean: jax.Array, gain: jax.Array) -> tuple[jax.Array]:

@@ -8,7 +8,7 @@ from ..core._axes import Axes, canonical_axes, one_axis
 from ..core._moments import reduce_moments
 from ..core._pool import Blocks, Moments, repeat_blocks
 from ..core._sync import AxisIndexGroups, AxisName
-from ._normalized_by import normalized_by
+from ._normalized_by import TakeMoments, normalized_by
 
 
 def group_norm(
@@ -67,6 +67,31 @@ def group_norm(
     """
     x = jnp.asarray(x)
     channel = one_axis(feature_axes, x.ndim, "feature_axes", "the channels")
+    y, _ = normalized_by(
+        moments_of_groups(
+            x, channel, num_groups, group_size, reduction_axes, axis_name, axis_index_groups
+        ),
+        x,
+        scale,
+        bias,
+        feature_axes=channel,
+        epsilon=epsilon,
+        mask=mask,
+        dtype=dtype,
+    )
+    return y
+
+
+def moments_of_groups(
+    x: jax.Array,
+    channel: int,
+    num_groups: int | None,
+    group_size: int | None,
+    reduction_axes: Axes | None,
+    axis_name: AxisName | None,
+    axis_index_groups: AxisIndexGroups | None,
+) -> TakeMoments:
+    """The function that takes the moments of each group, for each of its channels."""
     groups, _ = grouping(x.shape[channel], num_groups, group_size)
     all_but_batch = sorted({*range(1, x.ndim), channel})
     reduced = canonical_axes(
@@ -78,7 +103,6 @@ def group_norm(
             f"axis. Got reduction_axes={reduction_axes!r} with the channel axis {channel}; add it."
         )
     positions = tuple(i for i in reduced if i != channel)
-
     blocks = Blocks(channel, groups)
 
     def take_moments(x: jax.Array, mask: jax.Array | None) -> Moments:
@@ -86,17 +110,7 @@ def group_norm(
         m = reduce_moments(x, positions, mask, axis_name, axis_index_groups, blocks)
         return repeat_blocks(m, blocks, x)
 
-    y, _ = normalized_by(
-        take_moments,
-        x,
-        scale,
-        bias,
-        feature_axes=channel,
-        epsilon=epsilon,
-        mask=mask,
-        dtype=dtype,
-    )
-    return y
+    return take_moments
 
 
 def grouping(channels: int, num_groups: int | None, group_size: int | None) -> tuple[int, int]:

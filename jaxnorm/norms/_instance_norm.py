@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..core._axes import Axes, canonical_axes, complement
+from ..core._axes import Axes, axes_of_instances, canonical_axes, complement
 from ..core._moments import reduce_moments
 from ..core._pool import Moments, without_bias
 from ..core._running import RunningStats, running_against, update_running_stats
@@ -132,12 +132,7 @@ def _by_instance(
 ) -> tuple[jax.Array, Moments]:
     x = jnp.asarray(x)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    if 0 in features:
-        raise ValueError(
-            "The channel axes cannot include the leading dimension as this is assumed to be the batch "
-            f"axis. Got feature_axes={feature_axes!r} for x of shape {x.shape}; move the batch there."
-        )
-    reduced = complement((0, *features), x.ndim)
+    reduced = complement(axes_of_instances(x, features), x.ndim)
     return normalized_by(
         lambda x, mask: reduce_moments(x, reduced, mask, *devices),
         x,

@@ -1,11 +1,16 @@
 """Root mean square normalization (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467)."""
 
+import numbers
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments_about_zero
+from ..core._pool import Moments
 from ..core._precision import arithmetic_dtype
 from ..core._sync import AxisIndexGroups, AxisName
 from ._normalized_by import normalized_by
@@ -19,6 +24,7 @@ def rms_norm(
     feature_axes: Axes = -1,
     epsilon: float = 1e-6,
     scale_offset: float = 0.0,
+    fraction: float = 1.0,
     mask: jax.Array | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: AxisIndexGroups | None = None,
@@ -37,6 +43,8 @@ def rms_norm(
         epsilon: ε, added to the mean square; zero or positive. (PyTorch's ``eps=None`` is
             ``jnp.finfo(jnp.float32).eps``, in float64 that of float64.)
         scale_offset: added to ``scale``: 1 for the 1 + scale of Gemma, whose scales start at 0.
+        fraction: the mean square is that of so much of the features, the first ones, rounded down: partial
+            RMS norm, with 0.0625 in the paper. Then there is one reduction axis, and no ``axis_name``.
         mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
         axis_name: one or several axes of vmap, pmap or shard_map over which the features are split.
         axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
@@ -46,8 +54,8 @@ def rms_norm(
         ``y`` of the shape of ``x``.
 
     Raises:
-        ValueError: a shape, axis, mask, dtype or epsilon that cannot be; the message says what must hold
-            and what to do.
+        ValueError: a shape, axis, mask, dtype, epsilon or fraction that cannot be; the message says what must
+            hold and what to do.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -60,8 +68,16 @@ def rms_norm(
         scale = jnp.asarray(scale)
         scale = scale.astype(arithmetic_dtype(scale)) + scale_offset  # before rounding to dtype
 
+    if fraction != 1:
+        _check_fraction(fraction, x, reduced, axis_name)
+
+    def take_moments(x: jax.Array, mask: jax.Array | None) -> Moments:
+        if fraction != 1:
+            x, mask = _first(x, reduced[0], fraction), _first(mask, reduced[0], fraction)
+        return reduce_moments_about_zero(x, reduced, mask, axis_name, axis_index_groups)
+
     y, _ = normalized_by(
-        lambda x, mask: reduce_moments_about_zero(x, reduced, mask, axis_name, axis_index_groups),
+        take_moments,
         x,
         scale,
         None,
@@ -72,3 +88,29 @@ def rms_norm(
         about_zero=True,
     )
     return y
+
+
+def _first(a: Any, axis: int, fraction: float) -> Any:
+    """So much of what lies along ``axis``, from its beginning."""
+    if a is None or a.shape[axis] == 1:
+        return a
+    return lax.slice_in_dim(a, 0, int(a.shape[axis] * fraction), axis=axis)
+
+
+def _check_fraction(
+    fraction: float, x: jax.Array, reduced: tuple[int, ...], axis_name: AxisName | None
+) -> None:
+    features = x.shape[reduced[0]] if reduced else 0
+    if (
+        not isinstance(fraction, numbers.Real)
+        or not 1 <= int(features * float(fraction)) <= features
+    ):
+        raise ValueError(
+            f"fraction must lie in (0, 1], and leave a feature; got fraction={fraction!r} of {features} "
+            f"features. 0.0625 is that of the paper, 1 takes all."
+        )
+    if len(reduced) != 1 or axis_name is not None:
+        raise ValueError(
+            f"fraction counts the features along one axis of one device; got reduction_axes={reduced} and "
+            f"axis_name={axis_name!r}. Leave it at 1."
+        )

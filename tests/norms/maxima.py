@@ -17,6 +17,7 @@ RNG = np.random.default_rng(0)
 SHAPE = (12, 2, 2, 16)  # which failed before
 ENDS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu, max": lambda y: jax.nn.relu(y).max((1, 2)),
+    "max": lambda y: y.max((1, 2)),
     "pairs": lambda y: jnp.maximum(y[:, :, :-1], y[:, :, 1:]),
 }
 
@@ -24,6 +25,12 @@ ENDS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def fresh(x: Any) -> jn.RunningStats:
     """Statistics to start from."""
     return jn.init_running_stats(x.shape[-1])
+
+
+def modulation(s: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A scale and a shift of each example."""
+    examples = jnp.arange(SHAPE[0], dtype=s.dtype)[:, None]
+    return jnp.sin(examples) * s, jnp.cos(examples) * b
 
 
 NORMS: dict[str, Callable[..., jax.Array]] = {
@@ -35,6 +42,27 @@ NORMS: dict[str, Callable[..., jax.Array]] = {
     "rms": lambda x, s, b: jn.rms_norm(x, s),
     "group": lambda x, s, b: jn.group_norm(x, s, b, num_groups=2),
     "instance": lambda x, s, b: jn.instance_norm(x, s, b),
+    "act": lambda x, s, b: jn.act_norm(x, s, b)[0],
+    "ada layer": lambda x, s, b: jn.ada_layer_norm(x, *modulation(s, b)),
+    "adain": lambda x, s, b: jn.adain(x, x[::-1] * s + b),
+    "adapted": lambda x, s, b: jn.batch_norm_adapted(x, fresh(x), s, b, running_share=0.5),
+    "batch renorm": lambda x, s, b: jn.batch_renorm(x, fresh(x), s, b)[0],
+    "derf": lambda x, s, b: jn.derf(x, 0.3, 0.1, s, b),
+    "dynamic tanh": lambda x, s, b: jn.dynamic_tanh(x, 0.3, s, b),
+    "evo b0": lambda x, s, b: jn.evo_norm_b0(x, fresh(x), s, s, b, training=True)[0],
+    "evo s0": lambda x, s, b: jn.evo_norm_s0(x, s, s, b, num_groups=2),
+    "filter response": lambda x, s, b: jn.filter_response_norm(x, s, b),
+    "filter response, tlu": lambda x, s, b: jn.filter_response_norm(x, s, b, b),
+    "global response": lambda x, s, b: jn.global_response_norm(x, s, b),
+    "mean only": lambda x, s, b: jn.mean_only_batch_norm(x, fresh(x), b)[0],
+    "modulate": lambda x, s, b: jn.modulate(x, *modulation(s, b)),
+    "scale": lambda x, s, b: jn.scale_norm(x, s[0]),
+    "switchable": lambda x, s, b: jn.switchable_norm(
+        x, fresh(x), s[:3], b[:3], s, b, training=True
+    )[0],
+    "whitening": lambda x, s, b: jn.iterative_whitening(
+        x, jn.init_whitening(x.shape[-1]), s, b, training=True
+    )[0],
 }
 
 

@@ -178,3 +178,86 @@ def test_half_precision_kernel_with_float32_scale(norm: Any) -> None:
     assert got.dtype == jnp.float32
     assert_close(got, np.asarray(norm(w.astype(np.float32), scale)))
     assert [g.dtype for g in pull(got)] == [jnp.bfloat16, jnp.float32]
+
+
+# --- weights that keep the size of activations ---------------------------------------------------
+
+
+@over_features
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scaled_weight_standardization(features: Any, dtype: str) -> None:
+    """By the book; of each output the sum is 0 and the sum of squares 1."""
+    w = kernel(dtype)
+    ours = jax.jit(lambda w: jn.scaled_weight_standardization(w, feature_axes=features))(w)
+    assert ours.dtype == jnp.dtype(dtype)
+    reduced = tuple(i for i in range(3) if i not in kept(features))
+    values = wide(w)
+    fan_in = np.prod([values.shape[i] for i in reduced])
+    mean, var = (f(values, axis=reduced, keepdims=True) for f in (np.mean, np.var))
+    assert_close(ours, (values - mean) / np.sqrt((var + 1e-6) * fan_in))
+
+
+def test_scaled_weight_standardization_keeps_the_variance() -> None:
+    """Inputs of variance 1 and any mean; a relu's factor is that of the paper."""
+    x = draw(np.random.default_rng(0), (4000, 256), "float32", 3.0)
+    w = jn.scaled_weight_standardization(kernel(shape=(256, 64)))
+    np.testing.assert_allclose((x @ w).var(), 1, rtol=0.02)
+    relu = np.maximum(draw(np.random.default_rng(1), (100_000,), "float32"), 0)
+    np.testing.assert_allclose(1 / relu.std(), 1.7139588594436646, rtol=0.01)
+
+
+@over_features
+def test_magnitude_preserving(features: Any) -> None:
+    """EDM2's own formula: normalized to mean square 1, then over the root of the fan-in."""
+    w = kernel()
+    reduced = tuple(i for i in range(3) if i not in kept(features))
+    values = wide(w)
+    fan_in = np.prod([values.shape[i] for i in reduced])
+    length = np.sqrt((values**2).sum(reduced, keepdims=True))
+    normalized = values / (1e-4 + length / np.sqrt(fan_in))
+    ours = jn.magnitude_preserving(w, 3.0, feature_axes=features)
+    assert_close(ours, normalized * 3 / np.sqrt(fan_in))
+    assert_close(jn.forced_magnitude(w, feature_axes=features), normalized)
+
+
+def test_weights_of_zero_have_a_gradient() -> None:
+    """Finite, where the length has none."""
+    grads = jax.grad(lambda w: jn.magnitude_preserving(w).sum())(jnp.zeros((3, 2)))
+    assert np.isfinite(grads).all()
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)], ids=str)
+def test_conv_spectral_norm_is_that_of_the_operator(strides: tuple[int, int]) -> None:
+    """The largest singular value of the convolution written out as a matrix; its gradient, too."""
+    rng = np.random.default_rng(0)
+    w, image = draw(rng, (3, 3, 2, 3), "float32"), draw(rng, (1, 6, 5, 2), "float32")
+    columns = jnp.eye(image.size).reshape(-1, *image.shape[1:])
+
+    def singular_value(w: Any) -> Any:
+        matrix = jax.lax.conv_general_dilated(
+            columns, w, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.linalg.norm(matrix.reshape(image.size, -1), 2)
+
+    @jax.jit
+    def ours(w: Any) -> Any:
+        return jn.conv_spectral_norm(w, image, strides=strides, n_steps=300)[0]
+
+    np.testing.assert_allclose(ours(w), w / singular_value(w), rtol=1e-3, atol=1e-5)
+    by_hand = jax.grad(lambda w: (w / singular_value(w))[0, 0, 0, 0])(w)
+    np.testing.assert_allclose(jax.grad(lambda w: ours(w)[0, 0, 0, 0])(w), by_hand, atol=1e-3)
+
+
+def test_conv_spectral_norm_goes_on_from_its_state() -> None:
+    """A step at a time from the last image is as good as all at once."""
+    rng = np.random.default_rng(0)
+    w, image = draw(rng, (3, 3, 2, 3), "float32"), draw(rng, (1, 6, 5, 2), "float32")
+    at_once, last = jn.conv_spectral_norm(w, image, n_steps=20)
+    one = jax.jit(jn.conv_spectral_norm)
+    step_by_step = w
+    for _ in range(20):
+        step_by_step, image = one(w, image)
+    np.testing.assert_allclose(step_by_step, at_once, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(image, last, rtol=1e-3, atol=1e-4)
+    zeros, _ = jn.conv_spectral_norm(jnp.zeros((3, 3, 2, 3)), image)
+    assert np.array_equal(zeros, jnp.zeros((3, 3, 2, 3)))

@@ -1,0 +1,144 @@
+"""Activation normalization (Kingma and Dhariwal, 2018, https://arxiv.org/abs/1807.03039), for flows."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, canonical_axes, complement, size_of
+from ..core._moments import moments
+from ._operands import operands
+from ._recipe import Call, Parameter, Recipe, Shape, State
+
+
+def act_norm(
+    x: jax.Array,
+    log_scale: jax.Array,
+    bias: jax.Array,
+    *,
+    feature_axes: Axes = -1,
+    dtype: DTypeLike | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """ActNorm: an affine of each channel that can be inverted, and the logarithm of its determinant.
+
+        y = (x + bias) · exp(log_scale)        log |det ∂y/∂x| = positions · Σ log_scale
+
+    There are no statistics; `init_act_norm` makes parameters with which a first batch is normalized.
+
+    Args:
+        x: activations, the batch first, of any integer or floating dtype; the arithmetic is in float32 or
+            wider.
+        log_scale: of the shape of ``feature_axes``.
+        bias: likewise.
+        feature_axes: the axes of the channels: -1 for channels last, 1 for channels first.
+        dtype: of ``y``; None is what ``x`` and the parameters promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``, and the log-determinant of each example, the same for all: shape (), in
+        float32 or wider. The inverse is ``y · exp(-log_scale) - bias``: `act_norm_inverse`.
+
+    Raises:
+        ValueError: a shape, axis or dtype that cannot be; the message says what must hold and what to do.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> x = 5 + 2 * jax.random.normal(jax.random.key(0), (64, 4, 4, 3))
+        >>> y, log_det = jn.act_norm(x, *jn.init_act_norm(x))
+        >>> print(y.std().round(3), jnp.allclose(log_det, -16 * jnp.log(x.std((0, 1, 2))).sum()))
+        1.0 True
+    """
+    given = {"log_scale": log_scale, "bias": bias}
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype)
+    wide_log_scale, wide_bias = o.parameters
+    positions = size_of(o.x, complement(tuple({0, *o.features}), o.x.ndim))
+    y = (o.x + wide_bias) * jnp.exp(wide_log_scale)
+    return y.astype(o.dtype), positions * wide_log_scale.sum()
+
+
+def act_norm_inverse(
+    y: jax.Array,
+    log_scale: jax.Array,
+    bias: jax.Array,
+    *,
+    feature_axes: Axes = -1,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """What `act_norm` made y of.
+
+        x = y · exp(-log_scale) - bias
+
+    Args:
+        y: of any integer or floating dtype; the arithmetic is in float32 or wider.
+        log_scale: of the shape of ``feature_axes``.
+        bias: likewise.
+        feature_axes: the axes of the channels.
+        dtype: of the result; None is what ``y`` and the parameters promote to.
+
+    Returns:
+        ``x`` of the shape of ``y``.
+
+    Raises:
+        ValueError: a shape, axis or dtype that cannot be; the message says what must hold and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> log_scale, bias = jnp.array([0.5]), jnp.array([3.0])
+        >>> y, _ = jn.act_norm(jnp.array([[7.0]]), log_scale, bias)
+        >>> print(jn.act_norm_inverse(y, log_scale, bias))
+        [[7.]]
+    """
+    given = {"log_scale": log_scale, "bias": bias}
+    o = operands(y, given, feature_axes=feature_axes, dtype=dtype)
+    wide_log_scale, wide_bias = o.parameters
+    return (o.x * jnp.exp(-wide_log_scale) - wide_bias).astype(o.dtype)
+
+
+def init_act_norm(
+    x: jax.Array, *, feature_axes: Axes = -1, epsilon: float = 1e-6
+) -> tuple[jax.Array, jax.Array]:
+    """Parameters with which `act_norm` gives this batch mean 0 and standard deviation 1.
+
+        log_scale = -log(σ + ε)        bias = -μ
+
+    Args:
+        x: the first batch, of any integer or floating dtype.
+        feature_axes: the axes of the channels.
+        epsilon: ε, added to the standard deviation; zero or positive.
+
+    Returns:
+        ``log_scale`` and ``bias`` of the feature shape, in float32 or wider.
+
+    Raises:
+        ValueError: an axis cannot be; the message says what must hold and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> log_scale, bias = jn.init_act_norm(jnp.array([[1.0], [5.0]]))
+        >>> print(jnp.exp(log_scale).round(3), bias)
+        [0.5] [-3.]
+    """
+    x = jnp.asarray(x)
+    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
+    reduced = complement(features, x.ndim)
+    m = moments(x, reduced)
+    return -jnp.log(jnp.sqrt(m.var) + epsilon).squeeze(reduced), -m.mean.squeeze(reduced)
+
+
+@dataclass(kw_only=True, eq=False)
+class ActNormRecipe(Recipe):
+    """A layer of `act_norm`, which returns y alone; the log-determinant follows from its ``log_scale``.
+
+    It begins as the identity. Give ``log_scale`` and ``bias`` what `init_act_norm` makes of a first batch.
+    """
+
+    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """``log_scale`` and ``bias``."""
+        return {name: Parameter(initializers.zeros, shape) for name in ("log_scale", "bias")}
+
+    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Without state."""
+        given = variables["log_scale"], variables["bias"]
+        y, _ = act_norm(x, *given, feature_axes=self.feature_axes, dtype=self.dtype)
+        return y, {}

@@ -1,0 +1,74 @@
+"""Batch norm at test time, with statistics between the running ones and the batch's own."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, canonical_axes, complement
+from ..core._moments import moments
+from ..core._running import RunningStats, update_running_stats
+from ..core._sync import AxisIndexGroups, AxisName
+from ._batch_norm import batch_norm_inference
+
+
+def batch_norm_adapted(
+    x: jax.Array,
+    stats: RunningStats,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    running_share: float | jax.Array,
+    feature_axes: Axes = -1,
+    epsilon: float = 1e-5,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Batch norm for images unlike those of training: evaluates with a mixture of statistics.
+
+        mean = running_share · running mean + (1 - running_share) · μ        (var likewise)
+        y = (x - mean) / sqrt(var + ε) · scale + bias
+
+    Schneider et al. (2020, https://arxiv.org/abs/2006.16971) take a share of N / (N + n) for batches of n
+    images and an N of 16 or so.
+
+    Args:
+        x: activations of any rank and any integer or floating dtype.
+            Statistics and arithmetic are in float32 or wider.
+        stats: running statistics of the feature shape; they are not changed.
+        scale: γ, of the feature shape; None is 1.
+        bias: β, of the feature shape; None is 0.
+        running_share: 1 is `batch_norm_inference`, 0 normalizes as training does.
+        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
+        epsilon: ε, added to the variance; zero or positive.
+        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
+        axis_name: one or several axes of vmap, pmap or shard_map whose devices share statistics.
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``.
+
+    Raises:
+        ValueError: the share is not in [0, 1], or another argument cannot be; the message says what must
+            hold and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = jn.RunningStats(mean=jnp.zeros(1), var=jnp.ones(1))
+        >>> x = jnp.array([[3.0], [5.0]])
+        >>> for share in (1.0, 0.5, 0.0):
+        ...     print(jn.batch_norm_adapted(x, stats, running_share=share).squeeze().round(2))
+        [3. 5.]
+        [1. 3.]
+        [-1.  1.]
+    """
+    x = jnp.asarray(x)
+    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
+    devices = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    m = moments(x, complement(features, x.ndim), mask=mask, **devices)
+    mixed = update_running_stats(stats._replace(count=None), m, momentum=running_share)
+    return batch_norm_inference(
+        x, mixed, scale, bias, feature_axes=features, epsilon=epsilon, mask=mask, dtype=dtype
+    )

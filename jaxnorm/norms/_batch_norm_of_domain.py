@@ -1,0 +1,111 @@
+"""Batch norm with statistics for each domain (Chang et al., 2019, https://arxiv.org/abs/1906.03950)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..core._running import RunningStats, as_arrays
+from ._batch_norm import batch_norm, batch_norm_inference
+from ._recipe import Affine, Call, Shape, State, Tracked, affine_of, present, stats_of
+
+
+def stats_of_domain(stats: RunningStats, domain: jax.Array | int) -> RunningStats:
+    """The running statistics of one domain, of those of several along the first axis.
+
+    With `with_stats_of_domain`, any norm keeps statistics for each source of its data: clean and
+    adversarial images, languages, hospitals.
+
+    Args:
+        stats: of several domains: each array of shape (domains, *features).
+        domain: which: an integer, which may be traced.
+
+    Returns:
+        RunningStats of the feature shape.
+
+    Raises:
+        ValueError: ``stats`` are no RunningStats, or ``domain`` is no integer; the message says what must
+            hold and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = jn.RunningStats(mean=jnp.array([[0.0], [5.0]]), var=jnp.ones((2, 1)))
+        >>> print(jn.stats_of_domain(stats, 1).mean)
+        [5.]
+    """
+    stats, index = as_arrays(stats), _index(domain)
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, 0, keepdims=False), stats)
+
+
+def with_stats_of_domain(
+    stats: RunningStats, domain: jax.Array | int, updated: RunningStats
+) -> RunningStats:
+    """The running statistics of several domains, with those of one replaced.
+
+    Args:
+        stats: of several domains: each array of shape (domains, *features).
+        domain: which: an integer, which may be traced.
+        updated: what a step on that domain returned.
+
+    Returns:
+        RunningStats of the shapes of ``stats``; the other domains' are what they were.
+
+    Raises:
+        ValueError: ``stats`` are no RunningStats, or ``domain`` is no integer; the message says what must
+            hold and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = jn.init_running_stats((2, 1))
+        >>> one = jn.RunningStats(mean=jnp.array([5.0]), var=jnp.array([2.0]))
+        >>> print(jn.with_stats_of_domain(stats, 1, one).mean.squeeze())
+        [0. 5.]
+    """
+    stats, index = as_arrays(stats), _index(domain)
+    return jax.tree.map(
+        lambda a, new: lax.dynamic_update_index_in_dim(a, new.astype(a.dtype), index, 0),
+        stats,
+        as_arrays(updated),
+    )
+
+
+def _index(domain: jax.Array | int) -> jax.Array:
+    index = jnp.asarray(domain)
+    if index.shape != () or not jnp.issubdtype(index.dtype, jnp.integer):
+        raise ValueError(
+            f"domain must be one integer, for the whole batch; got {index.dtype.name} of shape "
+            f"{index.shape}. Make batches of one domain each."
+        )
+    return index
+
+
+@dataclass(kw_only=True, eq=False)
+class DomainBatchNormRecipe(Affine, Tracked):
+    """A layer of `batch_norm`, called with the domain after x; the affine is shared."""
+
+    num_domains: int
+    """How many domains have statistics of their own."""
+    epsilon: float = 1e-5
+    """Added to the variance."""
+
+    def state(self, shape: Shape) -> dict[str, jax.Array]:
+        """With the domains along the first axis."""
+        return super().state((self.num_domains, *shape))
+
+    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Moves the running statistics of the domain in training."""
+        domain = call.condition
+        stats, affine = stats_of(variables), affine_of(variables)
+        own = stats_of_domain(stats, domain)
+        options: dict[str, Any] = {
+            "feature_axes": self.feature_axes,
+            "epsilon": self.epsilon,
+            "mask": call.mask,
+            "dtype": self.dtype,
+        }
+        if call.evaluating:
+            return batch_norm_inference(x, own, *affine, **options), {}
+        y, updated = batch_norm(x, own, *affine, momentum=self.momentum, **options, **call.devices)
+        return y, present(with_stats_of_domain(stats, domain, updated))

@@ -1,0 +1,48 @@
+"""Conditional batch norm (de Vries et al., 2017, https://arxiv.org/abs/1707.00683), by class."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from ..core._precision import arithmetic_dtype, result_dtype
+from ._batch_norm import batch_norm, batch_norm_inference
+from ._modulate import modulate
+from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
+
+
+@dataclass(kw_only=True, eq=False)
+class ConditionalBatchNormRecipe(Affine, Tracked):
+    """A layer of `batch_norm` and `modulate`, called with the labels (examples,) after x.
+
+    Every class has a row of scales and one of biases.
+    """
+
+    num_classes: int
+    """Rows of the tables."""
+    epsilon: float = 1e-5
+    """Added to the variance."""
+
+    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """``scale`` and ``bias``, a row for each class."""
+        return super().parameters((self.num_classes, *shape))
+
+    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Moves the running statistics in training."""
+        labels = call.condition
+        stats = stats_of(variables)
+        tables = affine_of(variables)
+        rows = [None if table is None else table[labels] for table in tables]
+        options: dict[str, Any] = {
+            "feature_axes": self.feature_axes,
+            "epsilon": self.epsilon,
+            "mask": call.mask,
+            "dtype": arithmetic_dtype(x, *tables),
+        }
+        if call.evaluating:
+            y, updated = batch_norm_inference(x, stats, **options), {}
+        else:
+            y, moved = batch_norm(x, stats, momentum=self.momentum, **options, **call.devices)
+            updated = present(moved)
+        dtype = result_dtype(self.dtype, x, *tables)
+        return modulate(y, *rows, feature_axes=self.feature_axes, dtype=dtype), updated

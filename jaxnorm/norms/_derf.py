@@ -1,0 +1,77 @@
+"""Dynamic erf (Chen et al., 2025, https://arxiv.org/abs/2512.10938)."""
+
+from dataclasses import dataclass
+
+import jax
+from jax import lax
+from jax.nn import initializers
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes
+from ._operands import affine, operands
+from ._recipe import Affine, Call, Parameter, Shape, State, affine_of
+
+
+def derf(
+    x: jax.Array,
+    alpha: jax.Array | float = 0.5,
+    shift: jax.Array | float = 0.0,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Derf: squashes each value by itself, in the place of layer norm; there are no statistics.
+
+        y = erf(α x + s) · scale + bias
+
+    Args:
+        x: activations of any rank and any integer or floating dtype; the arithmetic is in float32 or wider.
+        alpha: α, one number for all features, which is trained.
+        shift: s, likewise.
+        scale: γ, of the shape of ``feature_axes``; None is 1.
+        bias: β, likewise; None is 0.
+        feature_axes: the axes along which ``scale`` and ``bias`` lie.
+        dtype: of ``y``; None is what ``x`` and the parameters promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``.
+
+    Raises:
+        ValueError: a shape, axis or dtype that cannot be; the message says what must hold and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> print(jn.derf(jnp.array([-100.0, -0.1, 0.0, 0.1, 100.0])).round(2))
+        [-1.   -0.06  0.    0.06  1.  ]
+    """
+    given = {"alpha": alpha, "shift": shift, "scale": scale, "bias": bias}
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, scalars=("alpha", "shift"))
+    alpha, shift, *of_features = o.parameters
+    return affine(lax.erf(alpha * o.x + shift), *of_features).astype(o.dtype)
+
+
+HALF = initializers.constant(0.5)
+
+
+@dataclass(kw_only=True, eq=False)
+class DerfRecipe(Affine):
+    """A layer of `derf`."""
+
+    alpha_init: Initializer = HALF
+    """Initializer of α, a scalar."""
+    shift_init: Initializer = initializers.zeros
+    """Initializer of s, a scalar."""
+
+    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """α and s first."""
+        numbers = {"alpha": Parameter(self.alpha_init, ()), "shift": Parameter(self.shift_init, ())}
+        return {**numbers, **super().parameters(shape)}
+
+    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Without state."""
+        numbers = variables["alpha"], variables["shift"]
+        options = {"feature_axes": self.feature_axes, "dtype": self.dtype}
+        return derf(x, *numbers, *affine_of(variables), **options), {}

@@ -1,0 +1,128 @@
+"""EvoNorm-B0, a norm with its activation (Liu et al., 2020, https://arxiv.org/abs/2004.02967)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, axes_of_instances, complement
+from ..core._moments import reduce_moments
+from ..core._pool import Moments, pool
+from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._sync import AxisIndexGroups, AxisName, pool_over_devices
+from ._operands import Operands, affine, operands
+from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
+
+
+def evo_norm_b0(
+    x: jax.Array,
+    stats: RunningStats,
+    v: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    training: bool,
+    feature_axes: Axes = -1,
+    momentum: float | jax.Array | None = 0.9,
+    epsilon: float = 1e-3,
+    unbiased: bool = False,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[jax.Array, RunningStats]:
+    """EvoNorm-B0: divides by the larger of the batch's deviation and a line in x; no activation follows.
+
+        y = x / max(sqrt(σ² + ε), v x + sqrt(σ_i² + ε)) · scale + bias
+
+    σ² is the variance of the batch, in evaluation the running one; σ_i² that of each channel of each example.
+
+    Args:
+        x: activations of rank 2 or more and any integer or floating dtype, the batch first.
+            Statistics and arithmetic are in float32 or wider.
+        stats: running statistics of the feature shape. The mean is moved as in `batch_norm`, and not used.
+        v: of the shape of ``feature_axes``, which is trained.
+        scale: γ, likewise; None is 1.
+        bias: β, likewise; None is 0.
+        training: use the variance of the batch and move ``stats``; otherwise use those and leave them.
+        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
+        momentum: the weight of the *old* running value, in [0, 1]; None is the plain average of all batches.
+        epsilon: ε, added to the variances; zero or positive.
+        unbiased: the running variance gets the batch's variance times n / (n - 1), as timm's does.
+        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
+        axis_name: one or several axes of vmap, pmap or shard_map whose devices share σ².
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        dtype: of ``y``; None is what ``x`` and the parameters promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``, and RunningStats of the shapes and dtypes of ``stats``.
+
+    Raises:
+        ValueError: a shape, axis, mask, dtype, epsilon or momentum that cannot be; the message says what
+            must hold and what to do.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> x = jax.random.normal(jax.random.key(0), (8, 16, 16, 4))
+        >>> stats = jn.init_running_stats(4)
+        >>> y, stats = jn.evo_norm_b0(x, stats, jnp.ones(4), training=True, momentum=0.0)
+        >>> again, _ = jn.evo_norm_b0(x, stats, jnp.ones(4), training=False)
+        >>> print(jnp.allclose(y, again, atol=1e-5))
+        True
+    """
+    given = {"v": v, "scale": scale, "bias": bias}
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
+    _, var = running_against(stats, o.x, o.features)
+    instances = _moments_of_instances(o)
+    if training:
+        m = pool_over_devices(pool(instances, 0), axis_name, axis_index_groups)
+        stats, var = update_running_stats(stats, m, momentum=momentum, unbiased=unbiased), m.var
+    slope, *of_features = o.parameters
+    line = slope * o.x + jnp.sqrt(instances.var + epsilon)
+    y = o.x / jnp.maximum(jnp.sqrt(var.astype(o.x.dtype) + epsilon), line)
+    return affine(y, *of_features).astype(o.dtype), stats
+
+
+def _moments_of_instances(o: Operands) -> Moments:
+    """Of each channel of each example, however the positions are masked."""
+    positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)
+    return reduce_moments(o.x, positions, o.mask, None, None)
+
+
+@dataclass(kw_only=True, eq=False)
+class EvoNormB0Recipe(Affine, Tracked):
+    """A layer of `evo_norm_b0`."""
+
+    momentum: float | jax.Array | None = 0.9
+    """The weight of the *old* running value (PyTorch's is that of the new one); None: the plain average."""
+    epsilon: float = 1e-3
+    """Added to the variances."""
+    unbiased: bool = False
+    """The running variance gets the batch's times n / (n - 1), as timm's does."""
+    v_init: Initializer = initializers.ones
+    """Initializer of v."""
+
+    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """V first."""
+        return {"v": Parameter(self.v_init, shape), **super().parameters(shape)}
+
+    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Moves the running statistics in training."""
+        y, updated = evo_norm_b0(
+            x,
+            stats_of(variables),
+            variables["v"],
+            *affine_of(variables),
+            training=not call.evaluating,
+            feature_axes=self.feature_axes,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            unbiased=self.unbiased,
+            mask=call.mask,
+            dtype=self.dtype,
+            **call.devices,
+        )
+        return y, {} if call.evaluating else present(updated)

@@ -1,0 +1,111 @@
+"""EvoNorm-S0, a norm with its activation (Liu et al., 2020, https://arxiv.org/abs/2004.02967)."""
+
+from dataclasses import dataclass
+
+import jax
+from jax.nn import initializers
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, one_axis
+from ..core._normalize import normalize
+from ..core._sync import AxisIndexGroups, AxisName
+from ._group_norm import moments_of_groups
+from ._operands import operands
+from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
+
+
+def evo_norm_s0(
+    x: jax.Array,
+    v: jax.Array | None,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
+    feature_axes: Axes = -1,
+    epsilon: float = 1e-5,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """EvoNorm-S0: a swish, divided by the standard deviation of the group; no activation follows.
+
+        y = x · sigmoid(v x) / sqrt(σ² + ε) · scale + bias
+
+    σ² is the variance of each example's group of channels, as in `group_norm`; no mean is subtracted.
+
+    Args:
+        x: activations of rank 2 or more and any integer or floating dtype, the batch first.
+            Statistics and arithmetic are in float32 or wider.
+        v: of the shape of ``feature_axes``, which is trained; None leaves the sigmoid out.
+        scale: γ, likewise; None is 1.
+        bias: β, likewise; None is 0.
+        num_groups: number of groups; a divisor of the number of channels.
+        group_size: channels of a group instead; then ``num_groups`` must be None.
+        feature_axes: the one axis of the channels.
+        epsilon: ε, added to the variance; zero or positive.
+        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
+        axis_name: one or several axes of vmap, pmap or shard_map over which positions are split.
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        dtype: of ``y``; None is what ``x`` and the parameters promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``.
+
+    Raises:
+        ValueError: the groups do not divide the channels, or another argument cannot be; the message says
+            what must hold and what to do.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> x = 3 * jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+        >>> y = jn.evo_norm_s0(x, jnp.ones(4), num_groups=2)
+        >>> print(jnp.allclose(y, jn.evo_norm_s0(2 * x, jnp.ones(4) / 2, num_groups=2)))
+        True
+    """
+    given = {"v": v, "scale": scale, "bias": bias}
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
+    channel = one_axis(feature_axes, o.x.ndim, "feature_axes", "the channels")
+    moments = moments_of_groups(
+        o.x, channel, num_groups, group_size, None, axis_name, axis_index_groups
+    )
+    m = moments(o.x, o.mask)
+    slope, *affine = o.parameters
+    swish = o.x if slope is None else o.x * jax.nn.sigmoid(slope * o.x)
+    return normalize(swish, None, m.var, *affine, epsilon=epsilon).astype(o.dtype)
+
+
+@dataclass(kw_only=True, eq=False)
+class EvoNormS0Recipe(Affine, Shared):
+    """A layer of `evo_norm_s0`."""
+
+    num_groups: int | None = 32
+    """Number of groups; a divisor of the number of channels."""
+    group_size: int | None = None
+    """Channels of a group instead; then ``num_groups`` must be None."""
+    epsilon: float = 1e-5
+    """Added to the variance."""
+    v_init: Initializer = initializers.ones
+    """Initializer of v."""
+
+    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """V first."""
+        return {"v": Parameter(self.v_init, shape), **super().parameters(shape)}
+
+    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Without state."""
+        y = evo_norm_s0(
+            x,
+            variables["v"],
+            *affine_of(variables),
+            num_groups=self.num_groups,
+            group_size=self.group_size,
+            feature_axes=self.feature_axes,
+            epsilon=self.epsilon,
+            mask=call.mask,
+            dtype=self.dtype,
+            **call.devices,
+        )
+        return y, {}

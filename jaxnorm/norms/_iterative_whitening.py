@@ -1,0 +1,136 @@
+"""Iterative normalization (Huang et al., 2019, https://arxiv.org/abs/1904.03441), which decorrelates."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, one_axis
+from ..core._sync import AxisName
+from ._operands import affine, operands
+from ._recipe import Affine, Call, Shape, State, Tracked, affine_of
+from ._whitening_of import whitening_of
+from ._whitening_stats import WhiteningStats, init_whitening
+
+
+def iterative_whitening(
+    x: jax.Array,
+    stats: WhiteningStats,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    training: bool,
+    steps: int = 5,
+    feature_axes: Axes = -1,
+    momentum: float | jax.Array | None = 0.9,
+    epsilon: float = 1e-5,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[jax.Array, WhiteningStats]:
+    """IterNorm: gives the features of the batch mean 0, variance 1, and no correlation.
+
+        Σ = E[(x - μ)(x - μ)ᵀ] + ε        y = Σ^(-1/2) (x - μ) · scale + bias
+
+    The root is made by ``steps`` of Newton's iteration.
+
+    Args:
+        x: activations of any rank and any integer or floating dtype. Statistics and arithmetic are in float32
+            or wider.
+        stats: from `init_whitening` or the last step.
+        scale: γ, of the shape of the channels; None is 1.
+        bias: β, likewise; None is 0.
+        training: use the statistics of the batch and move ``stats``; otherwise use those and leave them.
+        steps: of Newton's iteration; 5 come near, more come nearer.
+        feature_axes: the one axis of the channels.
+        momentum: the weight of the *old* running value, in [0, 1]. It is the matrix that moves, not Σ.
+        epsilon: ε, added to the variances; positive.
+        mask: True counts. Boolean or integer, broadcastable to ``x`` and the same for all channels; what is
+            masked is in no statistic.
+        axis_name: one or several axes of vmap, pmap or shard_map whose devices share statistics.
+        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``, and WhiteningStats.
+
+    Raises:
+        ValueError: there are several feature axes, a mask differs between channels, or another argument
+            cannot be; the message says what must hold and what to do.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> a = jax.random.normal(jax.random.key(0), (256, 2))
+        >>> x = a @ jnp.array([[1.0, 0.8], [0.0, 0.6]])  # features of a correlation of 0.8
+        >>> y, _ = jn.iterative_whitening(x, jn.init_whitening(2), training=True, steps=10)
+        >>> print(jnp.abs(jnp.cov(y, rowvar=False, bias=True) - jnp.eye(2)).max() < 1e-3)
+        True
+    """
+    o = operands(
+        x, {"scale": scale, "bias": bias}, feature_axes=feature_axes, dtype=dtype, mask=mask
+    )
+    channel = one_axis(feature_axes, o.x.ndim, "feature_axes", "the channels")
+    rows = jnp.moveaxis(o.x, channel, -1)
+    mean, matrix = (jnp.asarray(a).astype(rows.dtype) for a in stats)
+    if momentum is None:
+        raise ValueError(
+            "momentum must be a number in [0, 1] here; got None. There is no plain average of whitening "
+            "matrices: 0.9 is usual."
+        )
+    if training:
+        mean, matrix = whitening_of(rows, _counted(o.mask, channel), steps, epsilon, axis_name)
+        stats = WhiteningStats(
+            *(
+                (momentum * old + (1 - momentum) * new).astype(old.dtype)
+                for old, new in zip(stats, (mean, matrix), strict=True)
+            )
+        )
+    centered = rows - mean.reshape((1,) * (rows.ndim - 1) + mean.shape)
+    whitened = jnp.matmul(centered, matrix, precision=lax.Precision.HIGHEST)
+    y = affine(jnp.moveaxis(whitened, -1, channel), *o.parameters)
+    return y.astype(o.dtype), stats
+
+
+def _counted(mask: jax.Array | None, channel: int) -> jax.Array | None:
+    if mask is None:
+        return None
+    if mask.shape[channel] != 1:
+        raise ValueError(
+            f"mask must be the same for all channels to whiten them; got mask of shape {mask.shape} with the "
+            f"channels along axis {channel}. Give it size 1 there."
+        )
+    return jnp.moveaxis(mask, channel, -1)
+
+
+@dataclass(kw_only=True, eq=False)
+class IterativeWhiteningRecipe(Affine, Tracked):
+    """A layer of `iterative_whitening`."""
+
+    momentum: float | jax.Array | None = 0.9
+    """The weight of the *old* running value (PyTorch's is that of the new one)."""
+    epsilon: float = 1e-5
+    """Added to the variances."""
+    steps: int = 5
+    """Of Newton's iteration."""
+
+    def state(self, shape: Shape) -> dict[str, jax.Array]:
+        """``mean`` and ``matrix``."""
+        return init_whitening(*shape)._asdict()
+
+    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Moves the running statistics in training."""
+        y, updated = iterative_whitening(
+            x,
+            WhiteningStats(variables["mean"], variables["matrix"]),
+            *affine_of(variables),
+            training=not call.evaluating,
+            steps=self.steps,
+            feature_axes=self.feature_axes,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            mask=call.mask,
+            axis_name=call.devices.get("axis_name"),
+            dtype=self.dtype,
+        )
+        return y, {} if call.evaluating else updated._asdict()

@@ -1,0 +1,68 @@
+"""Lp normalization: every vector at length 1, however length is measured."""
+
+import math
+import numbers
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, canonical_axes
+from ..core._precision import result_dtype, upcast
+
+
+def lp_normalize(
+    x: jax.Array,
+    *,
+    p: float = 2.0,
+    reduction_axes: Axes = -1,
+    epsilon: float = 1e-12,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Divides every vector by its p-norm.
+
+        y = x / max((Σ |x|ᵖ)^(1/p), ε)
+
+    A vector of zeros stays one, and has a finite gradient. For p = 2, `l2_normalize` does it in fewer passes.
+
+    Args:
+        x: values of any rank and any integer or floating dtype; sums and arithmetic are in float32 or wider.
+        p: 1 or more; ``math.inf`` is the largest absolute value.
+        reduction_axes: the axes along which a vector lies.
+        epsilon: ε, the least to divide by; positive.
+        dtype: of ``y``; None is that of ``x``.
+
+    Returns:
+        ``y`` of the shape of ``x``.
+
+    Raises:
+        ValueError: p is less than 1, or an axis or ``dtype`` cannot be; the message says what must hold and
+            what to do.
+
+    Example:
+        >>> import math, jax.numpy as jnp, jaxnorm as jn
+        >>> x = jnp.array([3.0, -1.5, 0.0, 1.5])
+        >>> print(jn.lp_normalize(x, p=1), jn.lp_normalize(x, p=math.inf))
+        [ 0.5  -0.25  0.    0.25] [ 1.  -0.5  0.   0.5]
+    """
+    if not isinstance(p, numbers.Real) or not p >= 1:
+        raise ValueError(
+            f"p must be a real number of 1 or more; got {p!r}. 2 is the Euclidean length, math.inf the "
+            f"largest absolute value."
+        )
+    x = jnp.asarray(x)
+    axes = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
+    wide = upcast(x)
+    size = jnp.abs(wide)
+    # Powers of what is at most 1 neither overflow nor vanish.
+    largest = size.max(axes, keepdims=True, initial=0)
+    if math.isinf(p):
+        length = largest
+    else:
+        unit = lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+        total = ((size / unit) ** p).sum(axes, keepdims=True)
+        length = unit * jnp.where(largest > 0, total, 1) ** (1 / p)
+        length = jnp.where(largest > 0, length, 0)
+    y = wide / jnp.maximum(length, epsilon)
+    return y.astype(result_dtype(dtype, x))

@@ -1,0 +1,129 @@
+"""Mean-only batch norm (Salimans and Kingma, 2016, https://arxiv.org/abs/1602.07868), section 4."""
+
+from dataclasses import dataclass
+
+import jax
+from jax.nn import initializers
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, complement
+from ..core._moments import reduce_moments
+from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._sync import AxisIndexGroups, AxisName
+from ._operands import affine, operands
+from ._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
+
+
+def mean_only_batch_norm(
+    x: jax.Array,
+    stats: RunningStats,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    momentum: float | jax.Array | None = 0.99,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[jax.Array, RunningStats]:
+    """Mean-only batch norm in training: subtracts the mean of the batch, and divides by nothing.
+
+        y = x - μ + bias
+
+    For networks with weight norm, which sets the scale.
+
+    Args:
+        x: activations of any rank and any integer or floating dtype.
+            Statistics and arithmetic are in float32 or wider.
+        stats: running statistics of the feature shape. The variance is moved, too, and not used.
+        bias: β, of the feature shape; None is 0.
+        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
+        momentum: the weight of the *old* running value, in [0, 1]; None is the plain average of all batches.
+        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
+        axis_name: one or several axes of vmap, pmap or shard_map whose devices share statistics.
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        dtype: of ``y``; None is what ``x`` and ``bias`` promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``, and RunningStats of the shapes and dtypes of ``stats``. Evaluation is
+        ``x - stats.mean + bias``: `mean_only_batch_norm_inference`.
+
+    Raises:
+        ValueError: a shape, axis, mask, dtype or momentum that cannot be; the message says what must hold and
+            what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> x = jnp.array([[1.0], [5.0]])
+        >>> y, stats = jn.mean_only_batch_norm(x, jn.init_running_stats(1), momentum=0.5)
+        >>> print(y.squeeze(), stats.mean)
+        [-2.  2.] [1.5]
+    """
+    o = operands(x, {"bias": bias}, feature_axes=feature_axes, dtype=dtype, mask=mask)
+    running_against(stats, o.x, o.features)
+    reduced = complement(o.features, o.x.ndim)
+    m = reduce_moments(o.x, reduced, o.mask, axis_name, axis_index_groups)
+    y = affine(o.x - m.mean.astype(o.x.dtype), None, *o.parameters)
+    return y.astype(o.dtype), update_running_stats(stats, m, momentum=momentum)
+
+
+def mean_only_batch_norm_inference(
+    x: jax.Array,
+    stats: RunningStats,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Mean-only batch norm in evaluation.
+
+        y = x - mean + bias
+
+    Args:
+        x: activations of any rank and any integer or floating dtype; the arithmetic is in float32 or wider.
+        stats: running statistics of the feature shape.
+        bias: β, of the feature shape; None is 0.
+        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
+        dtype: of ``y``; None is what ``x`` and ``bias`` promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``.
+
+    Raises:
+        ValueError: a shape, axis or dtype that cannot be; the message says what must hold and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = jn.RunningStats(mean=jnp.array([1.5]), var=jnp.array([4.0]))
+        >>> print(jn.mean_only_batch_norm_inference(jnp.array([[1.0], [5.0]]), stats).squeeze())
+        [-0.5  3.5]
+    """
+    o = operands(x, {"bias": bias}, feature_axes=feature_axes, dtype=dtype)
+    mean, _ = running_against(stats, o.x, o.features)
+    return affine(o.x - mean.astype(o.x.dtype), None, *o.parameters).astype(o.dtype)
+
+
+@dataclass(kw_only=True, eq=False)
+class MeanOnlyBatchNormRecipe(Tracked):
+    """A layer of `mean_only_batch_norm`."""
+
+    use_bias: bool = True
+    """Whether there is a bias."""
+    bias_init: Initializer = initializers.zeros
+    """Initializer of the bias."""
+
+    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """The bias, if it is wanted."""
+        return {"bias": Parameter(self.bias_init, shape)} if self.use_bias else {}
+
+    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Moves the running statistics in training."""
+        stats, bias = stats_of(variables), variables.get("bias")
+        options = {"feature_axes": self.feature_axes, "dtype": self.dtype}
+        if call.evaluating:
+            return mean_only_batch_norm_inference(x, stats, bias, **options), {}
+        y, updated = mean_only_batch_norm(
+            x, stats, bias, momentum=self.momentum, mask=call.mask, **options, **call.devices
+        )
+        return y, present(updated)

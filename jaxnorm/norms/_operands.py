@@ -1,0 +1,61 @@
+"""What a norm that is more than normalize and affine has in hand: its arguments, checked, in order."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes, against, canonical_axes
+from ..core._moments import mask_against
+from ..core._precision import arithmetic_dtype, result_dtype
+
+
+class Operands(NamedTuple):
+    """Everything in float32 or wider, parameters with size-1 axes where they do not lie."""
+
+    x: jax.Array
+    """Where it is masked and not finite it is 0: nothing must depend on that."""
+    features: tuple[int, ...]
+    parameters: tuple[Any, ...]
+    """None where none was given."""
+    mask: jax.Array | None
+    dtype: jnp.dtype
+    """Of the result."""
+
+
+def operands(
+    x: jax.Array,
+    parameters: Mapping[str, jax.Array | float | None],
+    *,
+    feature_axes: Axes,
+    dtype: DTypeLike | None,
+    mask: jax.Array | None = None,
+    scalars: tuple[str, ...] = (),
+) -> Operands:
+    """``x`` and its ``parameters`` by name, each along the feature axes or one of the ``scalars``.
+
+    Raises:
+        ValueError: an axis, shape, mask or dtype cannot be.
+    """
+    x = jnp.asarray(x)
+    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
+    placed = {
+        name: against(p, x, () if name in scalars else features, name)  # pyright: ignore[reportArgumentType]
+        for name, p in parameters.items()
+    }
+    trained = [p for p in placed.values() if p is not None]
+    wide, counted = arithmetic_dtype(x, *trained), mask_against(mask, x)
+    result = result_dtype(dtype, x, *trained)
+    x = x.astype(wide)
+    if counted is not None:
+        x = jnp.where(counted | jnp.isfinite(x), x, 0)
+    widened = (None if p is None else p.astype(wide) for p in placed.values())
+    return Operands(x, features, tuple(widened), counted, result)
+
+
+def affine(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    """Y · scale + bias, of what is there."""
+    y = y if scale is None else y * scale
+    return y if bias is None else y + bias

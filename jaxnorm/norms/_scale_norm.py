@@ -1,0 +1,98 @@
+"""Scale norm (Nguyen and Salazar, 2019, https://arxiv.org/abs/1910.05895)."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+from ..core._axes import Axes
+from ..core._sync import AxisIndexGroups, AxisName
+from ._l2_normalize import l2_normalize
+from ._recipe import Call, Parameter, Shape, Shared, State
+
+
+def scale_norm(
+    x: jax.Array,
+    scale: jax.Array | float = 1.0,
+    *,
+    reduction_axes: Axes = -1,
+    epsilon: float = 1e-10,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Scale norm: every vector at one length, which is trained.
+
+        y = x / sqrt(Σ x² + ε) · g
+
+    It is `l2_normalize` with one scale for all features, and RMS norm with a scale of g/√d.
+
+    Args:
+        x: values of any rank and any integer, floating or complex dtype.
+            Sums and arithmetic are in float32 or wider.
+        scale: g, one number; at first the root of the number of features.
+        reduction_axes: the axes along which a vector lies.
+        epsilon: ε, added to the square of the length; zero or positive. (The paper's code divides by
+            max(length, 1e-5) instead, which is the same for all but the shortest vectors.)
+        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no length.
+        axis_name: one or several axes of vmap, pmap or shard_map over which vectors are split.
+        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        dtype: of ``y``; None is what ``x`` and ``scale`` promote to.
+
+    Returns:
+        ``y`` of the shape of ``x``.
+
+    Raises:
+        ValueError: a shape, axis, mask, dtype or epsilon that cannot be; the message says what must hold
+            and what to do.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> y = jn.scale_norm(jnp.array([[3.0, 4.0], [30.0, -40.0]]), 10.0)
+        >>> print(jnp.allclose(y, jnp.array([[6.0, 8.0], [6.0, -8.0]])))
+        True
+    """
+    return l2_normalize(
+        x,
+        jnp.asarray(scale),
+        reduction_axes=reduction_axes,
+        feature_axes=(),
+        epsilon=epsilon,
+        mask=mask,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+
+
+@dataclass(kw_only=True, eq=False)
+class ScaleNormRecipe(Shared):
+    """A layer of `scale_norm`."""
+
+    epsilon: float = 1e-10
+    """Added to the square of the length."""
+    scale_init: Initializer | None = None
+    """Initializer of g; None starts from the root of the number of features."""
+
+    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """One number."""
+        start = initializers.constant(math.sqrt(math.prod(shape)))
+        return {"scale": Parameter(self.scale_init or start, ())}
+
+    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Without state."""
+        y = scale_norm(
+            x,
+            variables["scale"],
+            reduction_axes=self.feature_axes,
+            epsilon=self.epsilon,
+            mask=call.mask,
+            dtype=self.dtype,
+            **call.devices,
+        )
+        return y, {}

@@ -1,0 +1,68 @@
+"""Spatially adaptive normalization, SPADE (Park et al., 2019, https://arxiv.org/abs/1903.07291)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.nn import initializers
+from jax.nn.initializers import Initializer
+
+from ..core._precision import arithmetic_dtype, result_dtype
+from ._instance_norm import instance_norm
+from ._modulate import modulate
+from ._recipe import Call, Parameter, Recipe, Shape, State
+
+LECUN_NORMAL = initializers.lecun_normal()
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+@dataclass(kw_only=True, eq=False)
+class SpadeRecipe(Recipe):
+    """A layer of `instance_norm` whose scale and bias are computed from a map, for every pixel.
+
+    Called with the map (N, height, width, its channels) after x (N, H, W, C); it is resized to x by its
+    nearest pixels.
+
+        h = relu(conv(map))        y = instance_norm(x) · (1 + conv_γ(h)) + conv_β(h)
+    """
+
+    map_channels: int
+    """Channels of the map."""
+    hidden: int = 128
+    """Channels of h."""
+    kernel_size: int = 3
+    """Of all three convolutions."""
+    epsilon: float = 1e-5
+    """Added to the variance."""
+    kernel_init: Initializer = LECUN_NORMAL
+    """Initializer of the first kernel; the other two begin at 0, where the layer is instance norm."""
+
+    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """Kernel and bias of the convolution of the map, and of those to scale and bias."""
+        window, (features,) = (self.kernel_size, self.kernel_size), shape
+        zeros = initializers.zeros
+        return {
+            "kernel": Parameter(self.kernel_init, (*window, self.map_channels, self.hidden)),
+            "bias": Parameter(zeros, (self.hidden,)),
+            "affine_kernel": Parameter(zeros, (*window, self.hidden, 2 * features)),
+            "affine_bias": Parameter(zeros, (2 * features,)),
+        }
+
+    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Without state."""
+        drawn = jnp.asarray(call.condition)
+        wide = arithmetic_dtype(x, drawn, *variables.values())
+        wanted = (*drawn.shape[:1], *x.shape[1:3], *drawn.shape[3:])
+        drawn = jax.image.resize(drawn.astype(wide), wanted, "nearest")
+
+        def convolved(a: jax.Array, name: str) -> jax.Array:
+            kernel, bias = (variables[f"{name}{what}"].astype(wide) for what in ("kernel", "bias"))
+            y = lax.conv_general_dilated(a, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
+            return y + bias.reshape(1, 1, 1, -1)
+
+        hidden = jax.nn.relu(convolved(drawn, ""))
+        scale, bias = jnp.split(convolved(hidden, "affine_"), 2, axis=-1)
+        y = instance_norm(x, epsilon=self.epsilon, mask=call.mask, dtype=wide)
+        dtype = result_dtype(self.dtype, x, *variables.values())
+        return modulate(y, scale, bias, scale_offset=1.0, dtype=dtype), {}

@@ -1,0 +1,50 @@
+"""Mean and whitening matrix of a batch: the inverse root of its covariance, by multiplications alone."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..core._moments import reduce_moments
+from ..core._sync import AxisName
+
+
+def whitening_of(
+    rows: jax.Array,
+    counted: jax.Array | None,
+    steps: int,
+    epsilon: float,
+    axis_name: AxisName | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and whitening matrix of the rows (..., C)."""
+    m = reduce_moments(rows, tuple(range(rows.ndim - 1)), counted, axis_name, None)
+    centered = rows - m.mean
+    centered = centered if counted is None else jnp.where(counted, centered, 0)
+    flat = centered.reshape(-1, rows.shape[-1])
+    products = jnp.matmul(flat.T, flat, precision=lax.Precision.HIGHEST)
+    if axis_name is not None:
+        products = lax.psum(products, axis_name)
+    count = jnp.maximum(m.count.reshape(-1, 1)[:1], 1)
+    covariance = products / count + epsilon * jnp.eye(rows.shape[-1], dtype=rows.dtype)
+    return m.mean.reshape(-1), inverse_root(covariance, steps)
+
+
+def inverse_root(covariance: jax.Array, steps: int) -> jax.Array:
+    """Σ^(-1/2) of a positive definite Σ, nearly: so many steps of Newton's iteration.
+
+        P ← (3 P - P³ Σ) / 2 from the identity, for Σ of trace 1
+
+    Eigenvalues far below the largest take the most steps. Y = P Σ goes along as a matrix of its own:
+    computed anew from P, the rounding of each step grows, and the iteration leaves where it had arrived
+    (Higham, "Functions of Matrices", 2008, section 6.4).
+    """
+    trace = jnp.trace(covariance)
+    eye = jnp.eye(len(covariance), dtype=covariance.dtype)
+
+    def times(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+    p, y = eye, covariance / trace
+    for _ in range(steps):
+        change = (3 * eye - times(p, y)) / 2
+        p, y = times(change, p), times(y, change)
+    return p / jnp.sqrt(trace)

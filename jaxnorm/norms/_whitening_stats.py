@@ -1,0 +1,39 @@
+"""What `iterative_whitening` keeps."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class WhiteningStats(NamedTuple):
+    """Running mean (C,) and running whitening matrix (C, C).
+
+    Example:
+        >>> import jaxnorm as jn
+        >>> jn.init_whitening(2).matrix.tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+
+    mean: jax.Array
+    matrix: jax.Array
+
+
+def init_whitening(features: int) -> WhiteningStats:
+    """Whitening statistics before any batch: mean 0, matrix 1.
+
+    Args:
+        features: how many.
+
+    Returns:
+        WhiteningStats in float32.
+
+    Raises:
+        ValueError: there is no such array; as `jax.numpy.eye` says.
+
+    Example:
+        >>> import jaxnorm as jn
+        >>> jn.init_whitening(3).mean.shape
+        (3,)
+    """
+    return WhiteningStats(jnp.zeros(features), jnp.eye(features))

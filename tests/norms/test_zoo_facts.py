@@ -1,0 +1,227 @@
+"""What each of these norms is known by: a fact that needs no reference implementation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm as jn
+from tests.cases import draw
+
+pytestmark = pytest.mark.usefixtures("users_promotion")
+
+
+def images(seed: int = 0, shape: tuple[int, ...] = (4, 6, 5, 8)) -> Any:
+    """With a mean."""
+    return draw(np.random.default_rng(seed), shape, "float32", 0.5, 1.5)
+
+
+def close(a: Any, b: Any, tolerance: float = 2e-5) -> None:
+    """Nearly equal."""
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_act_norm_of_the_first_batch_is_normalized_and_can_be_inverted() -> None:
+    """Mean 0, variance 1; and the log-determinant is that of the Jacobian."""
+    x = images()
+    given = jn.init_act_norm(x)
+    y, log_det = jn.act_norm(x, *given)
+    close(y.mean((0, 1, 2)), 0, 1e-5)
+    close(y.std((0, 1, 2)), 1)
+    close(jn.act_norm_inverse(y, *given), x)
+    small = x[:1, :2, :2, :2]
+    given = tuple(a[:2] for a in given)
+    jacobian = jax.jacobian(lambda v: jn.act_norm(v.reshape(small.shape), *given)[0].ravel())
+    _, expected = np.linalg.slogdet(np.float64(jacobian(small.ravel())))
+    close(jn.act_norm(small, *given)[1], expected)
+    assert log_det.shape == ()
+
+
+def test_ada_layer_norm_of_zeros_is_layer_norm() -> None:
+    """The base that it begins at."""
+    x, zeros = images(), jnp.zeros((4, 8))
+    close(jn.ada_layer_norm(x, zeros, zeros), jn.layer_norm(x))
+
+
+def test_adain_of_its_own_style_is_the_content() -> None:
+    """And of another, it has that one's mean and deviation."""
+    x, style = images(), 3 * images(1, (4, 7, 3, 8)) + 2
+    close(jn.adain(x, x), x)
+    y = jn.adain(x, style, epsilon=0.0)
+    close(y.mean((1, 2)), style.mean((1, 2)), 1e-4)
+    close(y.std((1, 2)), style.std((1, 2)), 1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_adapted_is_between_training_and_evaluation(share: float) -> None:
+    """With the share of running statistics that is asked for; a NaN in what is not used is not read."""
+    x = images()
+    stats = jn.RunningStats(jnp.full(8, 0.1), jnp.full(8, 4.0))
+    m = jn.moments(x, (0, 1, 2))
+    mean, var = (share * a + (1 - share) * b.ravel() for a, b in zip(stats[:2], m[:2], strict=True))
+    expected = (x - mean) / np.sqrt(var + 1e-5)
+    close(jn.batch_norm_adapted(x, stats, running_share=share), expected)
+    if share == 0:
+        close(jn.batch_norm_adapted(x, stats, running_share=share), jn.batch_norm(x, stats)[0])
+    if share == 1:
+        inference = jn.batch_norm_inference(x, stats)
+        close(jn.batch_norm_adapted(x, stats, running_share=share), inference)
+
+
+def test_batch_renorm_within_limits_is_evaluation_and_without_is_batch_norm() -> None:
+    """Unclipped, y is that of inference, and its gradient that of batch norm."""
+    x = images()
+    stats = jn.RunningStats(jnp.full(8, 0.2), jnp.full(8, 2.0))
+    at: Any = {"epsilon": 1e-3}
+    y, _ = jn.batch_renorm(x, stats, rmax=1.0, dmax=0.0, **at)
+    close(y, jn.batch_norm(x, stats, **at)[0])
+
+    def loss(f: Any) -> Any:
+        return jax.value_and_grad(lambda x: (f(x) * images(2)).sum())(x)
+
+    value, slope = loss(lambda x: jn.batch_renorm(x, stats, rmax=1e6, dmax=1e6, **at)[0])
+    expected, _ = loss(lambda x: jn.batch_norm_inference(x, stats, **at))
+    close(value, expected, 1e-4)
+    r = np.sqrt((x.var((0, 1, 2)) + 1e-3) / (2.0 + 1e-3))
+    _, of_batch_norm = loss(lambda x: jn.batch_norm(x, stats, **at)[0] * r)
+    close(slope, of_batch_norm, 1e-4)
+
+
+def test_derf_and_dynamic_tanh_have_no_statistics() -> None:
+    """The Jacobian is diagonal; without a shift both are odd, with slopes 2αγ/√π and αγ at 0."""
+    for f, slope in ((jn.derf, 2 * 0.7 / np.sqrt(np.pi)), (jn.dynamic_tanh, 0.7)):
+        jacobian = jax.jacobian(lambda x, f=f: f(x, 0.7))(images(0, (6,)))
+        assert np.count_nonzero(jacobian - np.diag(np.diag(jacobian))) == 0
+        close(f(-images(), 0.7), -f(images(), 0.7))
+        close(jax.grad(lambda x, f=f: f(x, 0.7).sum())(jnp.zeros(1)), slope)
+
+
+def test_domains_keep_to_themselves() -> None:
+    """A step on one, the number traced, moves its row as batch norm would, and no other."""
+    stats = jn.init_running_stats((3, 8))
+
+    @jax.jit
+    def step(stats: jn.RunningStats, domain: Any, x: Any) -> jn.RunningStats:
+        own = jn.stats_of_domain(stats, domain)
+        return jn.with_stats_of_domain(stats, domain, jn.batch_norm(x, own)[1])
+
+    for domain in (1, 2, 1):
+        stats = step(stats, domain, images(domain))
+    once = jn.init_running_stats(8)
+    twice = jn.batch_norm(images(1), jn.batch_norm(images(1), once)[1])[1]
+    close(stats.mean, np.stack([once.mean, twice.mean, jn.batch_norm(images(2), once)[1].mean]))
+
+
+def test_evo_norm_b0_evaluates_as_it_trains_where_the_variance_is_the_same() -> None:
+    """Timm's law; and scaled inputs are where the line does not matter."""
+    x = images()
+    y, stats = jn.evo_norm_b0(x, jn.init_running_stats(8), jnp.ones(8), training=True, momentum=0.0)
+    close(jn.evo_norm_b0(x, stats, jnp.ones(8), training=False)[0], y)
+
+
+def test_evo_norm_s0_of_a_steep_line_is_relu_by_deviation() -> None:
+    """sigmoid(v x) is then a step."""
+    x = images()
+    y = jn.evo_norm_s0(x, jnp.full(8, 1e4), num_groups=2)
+    m = jn.moments(x.reshape(4, 6, 5, 2, 4), (1, 2, 4))
+    std = np.sqrt(np.repeat(m.var[..., 0], 4, -1) + 1e-5)
+    close(y, np.maximum(x, 0) / std, 1e-4)
+
+
+def test_filter_response_norm_of_one_position_is_a_sign() -> None:
+    """X / |x|, which is why the paper trains ε there."""
+    x = images(0, (4, 1, 1, 8))
+    close(jn.filter_response_norm(x, epsilon=1e-12), np.sign(x))
+    traced = jax.grad(lambda e: jn.filter_response_norm(x, epsilon=e).sum())(jnp.float32(0.1))
+    close(traced, (-0.5 * x * (x**2 + 0.1) ** -1.5).sum(), 1e-4)
+
+
+def test_global_response_norm_begins_as_the_identity() -> None:
+    """With scale and bias 0; with 1, channels' shares have mean 1; an empty channel has a gradient."""
+    x = images()
+    zeros = jnp.zeros(8)
+    assert np.array_equal(jn.global_response_norm(x, zeros, zeros), x)
+    share = jn.global_response_norm(x, epsilon=0.0) / x - 1
+    close(share.mean(-1), 1, 1e-4)
+    x[..., 3] = 0
+    assert np.isfinite(jax.grad(lambda x: jn.global_response_norm(x).sum())(x)).all()
+
+
+def test_iterative_whitening_has_no_correlation() -> None:
+    """After enough steps, the covariance of the result is the identity; with few, near it."""
+    x = images(0, (16, 9, 9, 8)) @ np.random.default_rng(1).normal(size=(8, 8)).astype(np.float32)
+
+    def off(steps: int) -> float:
+        y, _ = jn.iterative_whitening(
+            x, jn.init_whitening(8), training=True, steps=steps, epsilon=1e-7
+        )
+        rows = np.float64(y).reshape(-1, 8)
+        return float(np.abs(rows.T @ rows / len(rows) - np.eye(8)).max())
+
+    assert off(5) > off(10) > off(20)
+    assert off(20) < 1e-3
+
+
+@pytest.mark.parametrize("p", [1, 2, 3.5, np.inf])
+def test_lp_normalize_has_length_1_at_any_size(p: float) -> None:
+    """Zeros stay, with a finite gradient; neither 1e30 nor 1e-30 is out of range."""
+    x = images(0, (5, 7))
+    for size in (1e-11, 1.0, 1e30):
+        y = np.float64(jn.lp_normalize(np.float32(size) * x, p=p))
+        close(np.linalg.norm(y, p, axis=-1), 1)
+    zeros = jnp.zeros((2, 3))
+    assert np.array_equal(jn.lp_normalize(zeros, p=p), zeros)
+    assert np.isfinite(jax.grad(lambda x: jn.lp_normalize(x, p=p).sum())(zeros)).all()
+
+
+def test_mean_only_batch_norm_leaves_the_variance() -> None:
+    """And evaluates with the running mean."""
+    x = images()
+    y, stats = jn.mean_only_batch_norm(x, jn.init_running_stats(8), momentum=0.0)
+    close(y.var((0, 1, 2)), x.var((0, 1, 2)))
+    close(jn.mean_only_batch_norm_inference(x, stats), y)
+
+
+def test_modulate_of_a_table_of_one_class_is_the_affine() -> None:
+    """Conditional batch norm with one class is batch norm."""
+    x, rng = images(), np.random.default_rng(3)
+    scale, bias = rng.normal(size=(2, 1, 8)).astype(np.float32)
+    labels = np.zeros(4, int)
+    y, _ = jn.batch_norm(x, jn.init_running_stats(8))
+    expected, _ = jn.batch_norm(x, jn.init_running_stats(8), scale[0], bias[0])
+    close(jn.modulate(y, scale[labels], bias[labels]), expected)
+
+
+def test_qk_norm_bounds_the_logits() -> None:
+    """By d · max |g_q g_k|, however large the queries and the keys."""
+    query, key = 1e4 * images(0, (10, 4, 16)), 1e4 * images(1, (12, 4, 16))
+    a, b = jnp.linspace(0.5, 2, 16), jnp.linspace(1, 3, 16)
+    q, k = jn.qk_norm(query, key, a, b)
+    assert np.abs(np.einsum("qhd,khd->hqk", q, k)).max() <= 16 * 2 * 3
+
+
+def test_scale_norm_is_rms_norm_with_one_scale() -> None:
+    """g/√d; and pixel norm is RMS norm without one."""
+    x = images()
+    rms = jn.rms_norm(x, jnp.full(8, 3 / np.sqrt(8)), epsilon=1e-8)
+    close(jn.scale_norm(x, 3.0), rms)
+    close(jn.pixel_norm(x), jn.rms_norm(x, epsilon=1e-8))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_switchable_norm_with_all_weight_on_one_is_that_one(which: int) -> None:
+    """Instance, layer over the image, batch norm; in evaluation, too."""
+    x = images()
+    weights = 200.0 * jnp.eye(3)[which]
+    y, stats = jn.switchable_norm(
+        x, jn.init_running_stats(8), weights, weights, training=True, momentum=0.0
+    )
+    expected = (
+        jn.instance_norm(x, epsilon=1e-5),
+        jn.layer_norm(x, reduction_axes=(1, 2, 3), epsilon=1e-5),
+        jn.batch_norm(x, jn.init_running_stats(8))[0],
+    )[which]
+    close(y, expected)
+    close(jn.switchable_norm(x, stats, weights, weights, training=False)[0], expected)

@@ -1,0 +1,122 @@
+"""What the norms that Flax does not have refuse, word for word: rows of `test_errors`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+import jaxnorm as jn
+
+X = jnp.ones((6, 5, 4))
+STATS = jn.init_running_stats(4)
+KERNEL, IMAGE = jnp.ones((3, 3, 4, 2)), jnp.ones((1, 8, 8, 4))
+
+OTHER_STYLE = (
+    "style must have the rank, the examples and the features of x; got style of shape (6, 5, 3) for x of "
+    "shape (6, 5, 4) with feature_axes=(2,). Only the positions may differ."
+)
+NO_AVERAGE = (
+    "momentum must be a number in [0, 1] here; got None. There is no plain average of whitening matrices: "
+    "0.9 is usual."
+)
+MASKED_CHANNELS = (
+    "mask must be the same for all channels to whiten them; got mask of shape (1, 1, 4) with the channels "
+    "along axis 2. Give it size 1 there."
+)
+THREE_WEIGHTS = (
+    "mean_weights must be three numbers, of instance, layer and batch norm; got shape (2,). Start from "
+    "jnp.ones(3), a third of each."
+)
+NO_IMAGE = (
+    "image must be (1, height, width, channels in) for a kernel (height, width, channels in, channels out); "
+    "got an image of shape (2, 8, 8, 4) for a kernel of shape (3, 3, 4, 2). Start from a random image of the "
+    "size that the layer meets."
+)
+NO_STEPS = (
+    "n_steps must be an integer of 1 or more; got 0. 1 is enough in training, where each step continues from "
+    "the last."
+)
+
+
+def not_a_norm(p: str) -> str:
+    """What a p that is less than 1, or no number, is told."""
+    return (
+        f"p must be a real number of 1 or more; got {p}. 2 is the Euclidean length, math.inf the largest "
+        f"absolute value."
+    )
+
+
+def not_a_domain(dtype: str, shape: str) -> str:
+    """What a domain that is not one integer is told."""
+    return (
+        f"domain must be one integer, for the whole batch; got {dtype} of shape {shape}. Make batches of one "
+        f"domain each."
+    )
+
+
+def not_of_examples(name: str, shape: str) -> str:
+    """What a modulation of another shape is told."""
+    return (
+        f"{name} must have a value for every feature of every example, or the rank of x; got {name} of shape "
+        f"{shape} for x of shape (6, 5, 4) with feature_axes=(2,), which needs (6, 4), or rank 3 and sizes "
+        f"that are 1 or those of x. A {name} that all examples share is an argument of the norm itself."
+    )
+
+
+FRACTION_AXES = (
+    "fraction counts the features along one axis of one device; got reduction_axes=(1, 2) and "
+    "axis_name=None. Leave it at 1."
+)
+
+
+def not_a_fraction(fraction: str) -> str:
+    """What a share of no features, or of more than there are, is told."""
+    return (
+        f"fraction must lie in (0, 1], and leave a feature; got fraction={fraction} of 4 features. 0.0625 is "
+        f"that of the paper, 1 takes all."
+    )
+
+
+def whitened(**options: Any) -> Callable[[], Any]:
+    """A call, to be made later."""
+    return lambda: jn.iterative_whitening(X, jn.init_whitening(4), training=True, **options)
+
+
+ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "rms_norm, fraction": (lambda: jn.rms_norm(X, fraction=0.1), not_a_fraction("0.1")),
+    "rms_norm, too much": (lambda: jn.rms_norm(X, fraction=2.0), not_a_fraction("2.0")),
+    "rms_norm, axes": (
+        lambda: jn.rms_norm(X, reduction_axes=(1, 2), fraction=0.5),
+        FRACTION_AXES,
+    ),
+    "adain, style": (lambda: jn.adain(X, X[:, :, :3]), OTHER_STYLE),
+    "domain, float": (lambda: jn.stats_of_domain(STATS, 0.5), not_a_domain("float32", "()")),  # pyright: ignore[reportArgumentType]
+    "domain, several": (
+        lambda: jn.with_stats_of_domain(STATS, jnp.arange(2), STATS),
+        not_a_domain("int32", "(2,)"),
+    ),
+    "whitening, average": (whitened(momentum=None), NO_AVERAGE),
+    "whitening, mask": (whitened(mask=jnp.ones(4, bool)), MASKED_CHANNELS),
+    "lp_normalize, p": (lambda: jn.lp_normalize(X, p=0.5), not_a_norm("0.5")),
+    "lp_normalize, no number": (lambda: jn.lp_normalize(X, p="2"), not_a_norm("'2'")),  # pyright: ignore[reportArgumentType]
+    "modulate, scale": (
+        lambda: jn.modulate(X, jnp.ones(4)),
+        not_of_examples("scale", "(4,)"),
+    ),
+    "modulate, bias": (
+        lambda: jn.modulate(X, None, jnp.ones((6, 2, 4))),
+        not_of_examples("bias", "(6, 2, 4)"),
+    ),
+    "switchable, weights": (
+        lambda: jn.switchable_norm(X, STATS, jnp.ones(2), jnp.ones(3), training=True),
+        THREE_WEIGHTS,
+    ),
+    "conv_spectral_norm, image": (
+        lambda: jn.conv_spectral_norm(KERNEL, jnp.concatenate([IMAGE, IMAGE])),
+        NO_IMAGE,
+    ),
+    "conv_spectral_norm, steps": (
+        lambda: jn.conv_spectral_norm(KERNEL, IMAGE, n_steps=0),
+        NO_STEPS,
+    ),
+}
