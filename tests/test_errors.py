@@ -16,6 +16,7 @@ from flax import nnx
 
 import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx, tools
+from tests import zoo_errors
 
 X = jnp.ones((6, 5, 4))
 COMPLEX = X.astype(jnp.complex64)
@@ -233,8 +234,10 @@ NO_UPDATE_FLAG = (
     "use_running_average, which says the same the other way round. Pass one of them."
 )
 NO_SUCH_NORM = (
-    "norm must be one of batch, layer, rms, group, instance, local_response, none, spectral, weight, "
-    "weight_standardization; got 'bach'."
+    "norm must be one of batch, layer, rms, group, instance, local_response, none, act, batch_renorm, derf, "
+    "dynamic_tanh, evo_b0, evo_s0, filter_response, frozen_batch, ghost_batch, global_response, "
+    "iterative_whitening, mean_only_batch, pixel, scale, switchable, magnitude_preserving, "
+    "scaled_weight_standardization, spectral, weight, weight_standardization; got 'bach'."
 )
 BOTH_GROUPS = (
     "Either `num_groups` or `group_size` should be specified. If `group_size` is to be specified, pass "
@@ -924,6 +927,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "average, trees": (lambda: tools.average({"a": ROWS[0]}, {"b": ROWS[0]}, 0.9), OTHER_TREE),
     "keep_finite, shapes": (lambda: tools.keep_finite(ROWS[0], ROWS[0, :1]), OTHER_LEAF),
+    **zoo_errors.ERRORS,
 }
 
 

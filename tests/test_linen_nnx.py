@@ -53,6 +53,7 @@ MORE: dict[str, tuple[str, Fields]] = {
         {"track_running_stats": True, "momentum": None, "unbiased": True, "feature_axes": (1, 3)},
     ),
     "RMSNorm, offset": ("RMSNorm", {"scale_offset": 1.0}),
+    "RMSNorm, partial": ("RMSNorm", {"fraction": 0.25}),
     "GroupNorm, channels first": ("GroupNorm", {"num_groups": 2, "feature_axes": 1}),
     "LocalResponseNorm": ("LocalResponseNorm", {"size": 4, "alpha": 0.5, "k": 2.0}),
 }

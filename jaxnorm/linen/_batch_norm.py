@@ -143,3 +143,22 @@ class BatchNorm(nn.Module):
         )
         stats.write(updated)
         return y
+
+
+class GhostBatchNorm(BatchNorm):
+    """Batch norm of virtual batches, of 32 examples unless told otherwise, whose statistics are noisier.
+
+    It is `BatchNorm` with ``virtual_batch_size`` (Hoffer et al., 2017, https://arxiv.org/abs/1705.08741).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm import linen as jnl
+        >>> x = jax.random.normal(jax.random.key(0), (256, 4))
+        >>> layer = jnl.GhostBatchNorm(use_running_average=False, virtual_batch_size=64)
+        >>> variables = layer.init(jax.random.key(1), x)
+        >>> y, _ = layer.apply(variables, x, mutable=["batch_stats"])
+        >>> print(jnp.abs(y.reshape(4, 64, 4).mean(1)).max() < 1e-5)
+        True
+    """
+
+    virtual_batch_size: int | None = dataclasses.field(default=32, kw_only=True)

@@ -7,12 +7,31 @@ import flax.linen as nn
 import jax
 
 from ..norms._choice import choose
-from ._batch_norm import BatchNorm
+from ._batch_family import (
+    BatchRenorm,
+    EvoNormB0,
+    FrozenBatchNorm,
+    IterativeWhitening,
+    MeanOnlyBatchNorm,
+    SwitchableNorm,
+)
+from ._batch_norm import BatchNorm, GhostBatchNorm
 from ._group_norm import GroupNorm
 from ._instance_norm import InstanceNorm
 from ._layer_norm import LayerNorm
 from ._local_response_norm import LocalResponseNorm
+from ._reparameterized import MagnitudePreserving, ScaledWeightStandardization
 from ._rms_norm import RMSNorm
+from ._sample_family import (
+    ActNorm,
+    Derf,
+    DynamicTanh,
+    EvoNormS0,
+    FilterResponseNorm,
+    GlobalResponseNorm,
+    PixelNorm,
+    ScaleNorm,
+)
 from ._spectral_norm import SpectralNorm
 from ._weight_norm import WeightNorm
 from ._weight_standardization import WeightStandardization
@@ -40,6 +59,23 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "instance": InstanceNorm,
     "local_response": LocalResponseNorm,
     "none": NoNorm,
+    "act": ActNorm,
+    "batch_renorm": BatchRenorm,
+    "derf": Derf,
+    "dynamic_tanh": DynamicTanh,
+    "evo_b0": EvoNormB0,
+    "evo_s0": EvoNormS0,
+    "filter_response": FilterResponseNorm,
+    "frozen_batch": FrozenBatchNorm,
+    "ghost_batch": GhostBatchNorm,
+    "global_response": GlobalResponseNorm,
+    "iterative_whitening": IterativeWhitening,
+    "mean_only_batch": MeanOnlyBatchNorm,
+    "pixel": PixelNorm,
+    "scale": ScaleNorm,
+    "switchable": SwitchableNorm,
+    "magnitude_preserving": MagnitudePreserving,
+    "scaled_weight_standardization": ScaledWeightStandardization,
     "spectral": SpectralNorm,
     "weight": WeightNorm,
     "weight_standardization": WeightStandardization,
@@ -49,10 +85,15 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
 def get_norm(name: str, **options: Any) -> Callable[..., nn.Module]:
     """The constructor of a norm, for a model to take as an argument.
 
-    Norms of activations are ``batch``, ``layer``, ``rms``, ``group``, ``instance``, ``local_response`` and
-    ``none``; each is called as ``norm()(x, use_running_average=not train, mask=mask)``, and ignores what it
-    has no use for. Norms of weights wrap a layer: ``spectral``, ``weight`` and ``weight_standardization``
-    are called as ``norm(nn.Dense(10))(x, use_running_average=not train)``.
+    Norms of activations are ``batch``, ``layer``, ``rms``, ``group``, ``instance``, ``local_response``,
+    ``none``, ``act``, ``batch_renorm``, ``derf``, ``dynamic_tanh``, ``evo_b0``, ``evo_s0``,
+    ``filter_response``, ``frozen_batch``, ``ghost_batch``, ``global_response``, ``iterative_whitening``,
+    ``mean_only_batch``, ``pixel``, ``scale`` and ``switchable``. Each is called as
+    ``norm()(x, use_running_average=not train, mask=mask)``, and ignores what it has no use for.
+
+    Norms of weights wrap a layer or a model: ``magnitude_preserving``, ``scaled_weight_standardization``,
+    ``spectral``, ``weight`` and ``weight_standardization``. Each is
+    called as ``norm(nn.Dense(10))(x, use_running_average=not train)``.
 
     Args:
         name: one of these.

@@ -32,6 +32,7 @@ class RMSNorm(nn.Module):
         use_fast_variance: accepted for Flax's sake and ignored: there is one variance.
         force_float32_reductions: accepted likewise: statistics are in float32 or wider.
         scale_offset: added to the scale: 1 for the 1 + scale of Gemma, with ``scale_init`` of zeros.
+        fraction: of the features, the first ones, whose mean square is taken.
 
     Example:
         >>> import jax
@@ -54,6 +55,7 @@ class RMSNorm(nn.Module):
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
     scale_offset: float = dataclasses.field(default=0.0, kw_only=True)
+    fraction: float = dataclasses.field(default=1.0, kw_only=True)
 
     @nn.compact
     def __call__(
@@ -85,6 +87,7 @@ class RMSNorm(nn.Module):
             feature_axes=self.feature_axes,
             epsilon=self.epsilon,
             scale_offset=self.scale_offset,
+            fraction=self.fraction,
             mask=mask,
             dtype=self.dtype,
             **devices_of(self),

@@ -1,6 +1,7 @@
 """`BatchNorm` as an NNX module."""
 
 from collections.abc import Mapping
+from functools import partialmethod
 from typing import Any
 
 import jax
@@ -197,3 +198,22 @@ class BatchNorm(nnx.Module):
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
+
+
+class GhostBatchNorm(BatchNorm):
+    """Batch norm of virtual batches, of 32 examples unless told otherwise, whose statistics are noisier.
+
+    It is `BatchNorm` with ``virtual_batch_size`` (Hoffer et al., 2017, https://arxiv.org/abs/1705.08741).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import nnx as jnx
+        >>> x = jax.random.normal(jax.random.key(0), (256, 4))
+        >>> layer = jnx.GhostBatchNorm(4, virtual_batch_size=64, rngs=nnx.Rngs(0))
+        >>> y = layer(x, use_running_average=False)
+        >>> print(jnp.abs(y.reshape(4, 64, 4).mean(1)).max() < 1e-5)
+        True
+    """
+
+    __init__ = partialmethod(BatchNorm.__init__, virtual_batch_size=32)  # pyright: ignore[reportAssignmentType]

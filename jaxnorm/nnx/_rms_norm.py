@@ -38,6 +38,7 @@ class RMSNorm(nnx.Module):
         rngs: random streams for the initializer.
         scale_metadata: of the variable of the scale, such as its sharding.
         scale_offset: added to the scale: 1 for the 1 + scale of Gemma, with ``scale_init`` of zeros.
+        fraction: of the features, the first ones, whose mean square is taken.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -67,6 +68,7 @@ class RMSNorm(nnx.Module):
         rngs: nnx.Rngs,
         scale_metadata: Mapping[str, Any] | None = None,
         scale_offset: float = 0.0,
+        fraction: float = 1.0,
     ) -> None:
         self.num_features = num_features
         self.epsilon = epsilon
@@ -80,6 +82,7 @@ class RMSNorm(nnx.Module):
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
         self.scale_offset = scale_offset
+        self.fraction = fraction
         shape = shape_of(num_features)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
 
@@ -111,6 +114,7 @@ class RMSNorm(nnx.Module):
             feature_axes=self.feature_axes,
             epsilon=self.epsilon,
             scale_offset=self.scale_offset,
+            fraction=self.fraction,
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,

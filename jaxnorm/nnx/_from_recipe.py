@@ -1,0 +1,115 @@
+"""NNX modules of the norms that Flax does not have."""
+
+from dataclasses import KW_ONLY, InitVar, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..norms._recipe import Call, Recipe, Shared, Tracked
+from ._variables import Features, is_evaluating, parameter, shape_of, store, value_of
+
+
+@dataclass(eq=False)
+class FromRecipe(nnx.Module):
+    """A module of the recipe that is its other base class."""
+
+    num_features: Features
+    """The feature shape: a size, or several where ``feature_axes`` has several."""
+    _: KW_ONLY
+    rngs: InitVar[nnx.Rngs]
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        assert isinstance(self, Recipe)
+        shape = shape_of(self.num_features)
+        for name, made in self.parameters(shape).items():
+            setattr(
+                self, name, parameter(True, made.init, made.shape, self.param_dtype, rngs, None)
+            )
+        for name, value in self.state(shape).items():
+            setattr(self, name, nnx.BatchStat(value))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        use_running_average: bool | None = None,
+    ) -> Any:
+        """Normalizes ``x``, and in training updates the running statistics if there are any.
+
+        Args:
+            x: activations.
+            mask: True counts; broadcastable to ``x``.
+            use_running_average: evaluation (True) or training (False), whatever the module says; norms
+                without running statistics ignore it.
+
+        Returns:
+            What the function returns, without the state.
+
+        Raises:
+            ValueError: nobody says ``use_running_average`` where it is needed, or anything that the
+                function refuses.
+        """
+        return self._called(x, None, mask, use_running_average)
+
+    def _called(
+        self, x: jax.Array, condition: Any, mask: jax.Array | None, use_running_average: bool | None
+    ) -> Any:
+        assert isinstance(self, Recipe)
+        shape = shape_of(self.num_features)
+        names = [*self.parameters(shape), *self.state(shape)]
+        variables = {name: value_of(getattr(self, name)) for name in names}
+        if isinstance(self, Tracked):
+            evaluating = is_evaluating(self, use_running_average)
+        else:
+            evaluating = use_running_average is not False
+        devices = {}
+        if isinstance(self, Shared):
+            devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
+        call = Call(condition, mask, evaluating, devices)
+        y, updated = self.normalized(jnp.asarray(x), variables, call)
+        for name, value in updated.items():
+            store(getattr(self, name), value)
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """What `nnx.view` calls.
+
+        Args:
+            use_running_average: evaluation (True) or training (False); None leaves it as it is.
+        """
+        if use_running_average is not None and isinstance(self, Tracked):
+            self.use_running_average = use_running_average
+
+
+@dataclass(eq=False)
+class FromConditionedRecipe(FromRecipe):
+    """The same of a recipe that is called with something after x."""
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: jax.Array,
+        condition: Any,
+        *,
+        mask: jax.Array | None = None,
+        use_running_average: bool | None = None,
+    ) -> Any:
+        """Normalizes ``x``, and in training updates the running statistics if there are any.
+
+        Args:
+            x: activations.
+            condition: what else this norm is called with.
+            mask: True counts; broadcastable to ``x``.
+            use_running_average: evaluation (True) or training (False), whatever the module says; norms
+                without running statistics ignore it.
+
+        Returns:
+            What the function returns, without the state.
+
+        Raises:
+            ValueError: nobody says ``use_running_average`` where it is needed, or anything that the
+                function refuses.
+        """
+        return self._called(x, condition, mask, use_running_average)

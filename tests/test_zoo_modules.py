@@ -1,0 +1,216 @@
+"""The modules of the norms that Flax does not have: Linen and NNX are one, and store what they should."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxnorm import linen as jnl, nnx as jnx
+from tests.modules import KEY, QUICK, X, assert_equal, called, compiled, flat, load, moved, normal
+
+CHANNELS = X.shape[-1]
+LABELS = jnp.array([2, 0, 2])
+CONDITION = normal((3, 5), seed=4)
+
+# Options, and what it is called with after x.
+CASES: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
+    "ActNorm": ({}, ()),
+    "AdaIN": ({"epsilon": 1e-3}, (normal((3, 2, 5, 32), seed=5),)),
+    "AdaLayerNorm": ({"condition_features": 5}, (CONDITION,)),
+    "AdaLayerNormZero": ({"condition_features": 5}, (CONDITION,)),
+    "BatchRenorm": (
+        {"momentum": 0.5, "rmax": 1.5, "dmax": lambda step: step.astype("float32") / 10},
+        (),
+    ),
+    "ConditionalBatchNorm": ({"num_classes": 3}, (LABELS,)),
+    "Derf": ({"use_bias": False}, ()),
+    "DomainBatchNorm": ({"num_domains": 2, "momentum": None}, (jnp.int32(1),)),
+    "DynamicTanh": ({}, ()),
+    "EvoNormB0": ({"unbiased": True}, ()),
+    "EvoNormS0": ({"num_groups": 4}, ()),
+    "FilterResponseNorm": ({"use_threshold": False}, ()),
+    "FrozenBatchNorm": ({}, ()),
+    "GhostBatchNorm": ({"virtual_batch_size": 1}, ()),
+    "GlobalResponseNorm": ({}, ()),
+    "IterativeWhitening": ({"steps": 3}, ()),
+    "MeanOnlyBatchNorm": ({}, ()),
+    "PixelNorm": ({"epsilon": 1e-3}, ()),
+    "QKNorm": ({}, (X[::-1],)),
+    "ScaleNorm": ({}, ()),
+    "Spade": ({"hidden": 4, "map_channels": 6}, (normal((3, 2, 1, 6), seed=6),)),
+    "SwitchableNorm": ({"momentum": 0.5}, ()),
+}
+STATE = {
+    "BatchRenorm": {"mean", "var", "steps"},
+    "ConditionalBatchNorm": {"mean", "var"},
+    "DomainBatchNorm": {"mean", "var", "count"},
+    "EvoNormB0": {"mean", "var"},
+    "FrozenBatchNorm": {"mean", "var", "scale", "bias"},
+    "GhostBatchNorm": {"mean", "var"},
+    "IterativeWhitening": {"mean", "matrix"},
+    "MeanOnlyBatchNorm": {"mean", "var"},
+    "SwitchableNorm": {"mean", "var"},
+}
+over_cases = pytest.mark.parametrize("name", CASES)
+
+
+def both(name: str, **more: Any) -> tuple[nn.Module, Any, Any]:
+    """The Linen layer, the NNX module with the same variables, and these; none at a 0 or 1 of its start."""
+    options, inputs = CASES[name]
+    layer = getattr(jnl, name)(**options, **more)
+    module = getattr(jnx, name)(CHANNELS, **options, **more, rngs=nnx.Rngs(0))
+    variables = layer.init(KEY, X, *inputs, use_running_average=False)
+    params = jax.tree.map(
+        lambda p: p + jnp.linspace(0.1, 0.5, p.size, dtype=p.dtype).reshape(p.shape),
+        variables.get("params", {}),
+    )
+    variables = {**variables, "params": params} if params else variables
+    load(module, flat(variables))
+    return layer, module, variables
+
+
+def loss_of(y: Any) -> Any:
+    """A number that every element counts in."""
+    leaves = jax.tree.leaves(y)
+    return sum((leaf * normal(leaf.shape, leaf.dtype, seed=2)).sum() for leaf in leaves)
+
+
+@over_cases
+def test_three_steps_and_an_evaluation(name: str) -> None:
+    """Outputs, gradients, parameters and state, bit by bit; evaluation leaves the state."""
+    layer, module, variables = both(name)
+    inputs = CASES[name][1]
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def step(variables: Any, x: Any) -> Any:
+        def loss(params: Any) -> Any:
+            given = {**variables, "params": params}
+            y, updated = layer.apply(
+                given, x, *inputs, use_running_average=False, mutable=["batch_stats"]
+            )
+            return loss_of(y), (y, updated)
+
+        params = variables.get("params", {})
+        grads, (y, updated) = jax.grad(loss, has_aux=True)(params)
+        params = jax.tree.map(lambda p, g: p - g / 1024, params, grads)
+        return y, {**variables, **updated, **({"params": params} if params else {})}
+
+    def nnx_step(module: Any, x: Any) -> Any:
+        def loss(module: Any) -> Any:
+            y = module(x, *inputs, use_running_average=False)
+            return loss_of(y), y
+
+        grads, y = nnx.grad(loss, has_aux=True)(module)
+        params = nnx.state(module, nnx.Param)
+        nnx.update(module, jax.tree.map(lambda p, g: p - g / 1024, params, grads))
+        return y
+
+    for x in (X, 2 * X[::-1] + 1, X - 1):
+        before = flat(variables)
+        y, variables = step(variables, x)
+        assert_equal(called(module, nnx_step, x), y)
+        expected, found = flat(variables), flat(module)
+        assert found.keys() == expected.keys() and moved(expected, found) == set()
+        changed = moved(before, expected) - {"steps"}
+        frozen = STATE.get(name, set()) if name == "FrozenBatchNorm" else set()
+        assert not changed & frozen
+
+    assert set(variables.get("batch_stats", {})) == STATE.get(name, set())
+    evaluate = partial(layer.apply, mutable=["batch_stats"])
+    y, updated = compiled(
+        lambda v, x: evaluate(v, x, *inputs, use_running_average=True), variables, X
+    )
+    assert_equal(called(module, lambda m, x: m(x, *inputs, use_running_average=True), X), y)
+    assert_equal(updated.get("batch_stats", {}), variables.get("batch_stats", {}))
+    assert moved(flat(variables), flat(module)) == set()
+
+
+WITHOUT_MASK = {"ActNorm", "Derf", "DynamicTanh", "QKNorm"}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in WITHOUT_MASK])
+def test_masked(name: str) -> None:
+    """NaN in the padding reaches neither what counts nor the state, in both systems."""
+    layer, module, variables = both(name)
+    inputs = CASES[name][1]
+    mask = jnp.arange(4).reshape(1, 4, 1, 1) < 3
+    padded = jnp.where(mask, X, jnp.nan)
+
+    def run(variables: Any, x: Any) -> Any:
+        call: dict[str, Any] = {"mask": mask, "use_running_average": False}
+        y, updated = layer.apply(variables, x, *inputs, mutable=["batch_stats"], **call)
+        return jax.tree.map(lambda a: a[:, :3], y), updated
+
+    expected, stats = compiled(run, variables, jnp.where(mask, X, 0))
+    found, same = compiled(run, variables, padded)
+    assert_equal(found, expected)
+    assert_equal(same, stats)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found, same)))
+    y = called(module, lambda m, x: m(x, *inputs, mask=mask, use_running_average=False), padded)
+    assert_equal(jax.tree.map(lambda a: a[:, :3], y), expected)
+
+
+@over_cases
+def test_half_precision(name: str) -> None:
+    """Of bfloat16 comes what ``dtype`` says; parameters are of ``param_dtype``, and the state is float32."""
+    layer, _, variables = both(name, param_dtype=jnp.float32, dtype=jnp.bfloat16)
+    inputs = CASES[name][1]
+    with jax.numpy_dtype_promotion("standard"):
+        y, updated = layer.apply(
+            variables,
+            X.astype(jnp.bfloat16),
+            *inputs,
+            use_running_average=False,
+            mutable=["batch_stats"],
+        )
+    assert {leaf.dtype for leaf in jax.tree.leaves(y)} == {jnp.dtype(jnp.bfloat16)}
+    kept = {"steps", "count"}
+    for path, leaf in flat(updated).items():
+        assert leaf.dtype == np.float32 or path in kept
+
+
+def test_adaptive_layers_begin_as_their_base() -> None:
+    """AdaLN-Zero with a gate of 0, SPADE as instance norm, GRN as nothing."""
+    layer = jnl.AdaLayerNormZero(condition_features=5)
+    (y, gate), _ = layer.init_with_output(KEY, X, CONDITION)
+    assert np.array_equal(gate, jnp.zeros((3, 1, 1, CHANNELS)) + 0 * y)
+    base: Any = jnl.LayerNorm(use_scale=False, use_bias=False)
+    np.testing.assert_allclose(y, base.apply({}, X), atol=1e-6)
+    drawn = CASES["Spade"][1]
+    y, _ = jnl.Spade(hidden=4, map_channels=6).init_with_output(KEY, X, *drawn)
+    instance: Any = jnl.InstanceNorm(use_scale=False, use_bias=False, epsilon=1e-5)
+    np.testing.assert_allclose(y, instance.apply({}, X), atol=1e-5)
+    y, _ = jnl.GlobalResponseNorm().init_with_output(KEY, X)
+    assert np.array_equal(y, X)
+
+
+def test_the_papers_schedule() -> None:
+    """Batch renorm begins as batch norm, and ends at rmax 3 and dmax 5."""
+    layer: Any = jnl.BatchRenorm(use_running_average=False)
+    y, variables = layer.init_with_output(KEY, X)
+    expected, _ = jnl.BatchNorm(False, epsilon=1e-3).init_with_output(KEY, X)
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    assert variables["batch_stats"]["steps"] == 0
+    assert [float(layer.rmax(jnp.int32(n))) for n in (0, 5000, 22_500, 40_000, 10**6)] == [
+        1,
+        1,
+        2,
+        3,
+        3,
+    ]
+    assert [float(layer.dmax(jnp.int32(n))) for n in (0, 5000, 15_000, 25_000)] == [0, 0, 2.5, 5]
+
+
+def test_the_flag_is_needed_where_it_matters_and_only_there() -> None:
+    """Norms with running statistics must be told; `nnx.view` tells them."""
+    with pytest.raises(ValueError, match="use_running_average must be True"):
+        jnx.EvoNormB0(CHANNELS, rngs=nnx.Rngs(0))(X)
+    jnx.DynamicTanh(CHANNELS, rngs=nnx.Rngs(0))(X)
+    module = jnx.BatchRenorm(CHANNELS, rngs=nnx.Rngs(0))
+    seen = nnx.view(module, use_running_average=True)
+    np.testing.assert_array_equal(seen(X), module(X, use_running_average=True))
