@@ -4,10 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check unit conformance docs bench clean
+.PHONY: demo zoo test check unit conformance docs bench clean
 
 demo: $(VENV)/examples.done ## train the quick preset; the table, and where the pictures are
 	$(BIN)/python -m examples.cifar10 train
+
+zoo: $(VENV)/examples.done ## the same CNN with every norm; the table, and where the picture is
+	$(BIN)/python -m examples.zoo
 
 test: check unit docs ## everything: style, types, tests, documentation
 

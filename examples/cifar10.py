@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import flax.linen as nn
 import jax
@@ -46,13 +46,40 @@ NormName: TypeAlias = Literal[
     "instance",
     "local_response",
     "none",
+    "act",
+    "batch_renorm",
+    "derf",
+    "dynamic_tanh",
+    "evo_b0",
+    "evo_s0",
+    "filter_response",
+    "frozen_batch",
+    "ghost_batch",
+    "global_response",
+    "iterative_whitening",
+    "mean_only_batch",
+    "pixel",
+    "scale",
+    "switchable",
+    "magnitude_preserving",
+    "scaled_weight_standardization",
     "spectral",
     "weight",
     "weight_standardization",
 ]
-WEIGHT_NORMS = ("spectral", "weight", "weight_standardization")
+WEIGHT_NORMS = get_args(NormName)[-5:]
 PARTNERS = {"weight_standardization": "group"}  # they are used together
-HAVE_A_BIAS = ("batch", "layer", "group", "instance")
+WITHOUT_BIAS = ("rms", "local_response", "none", "frozen_batch", "pixel", "scale")
+WITH_MOMENTUM = (
+    "batch",
+    "batch_renorm",
+    "evo_b0",
+    "ghost_batch",
+    "iterative_whitening",
+    "mean_only_batch",
+    "switchable",
+)
+WITH_ACTIVATION = ("evo_b0", "evo_s0", "filter_response")
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -210,13 +237,13 @@ def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainStat
 def evaluate(model: nn.Module, state: TrainState, images: Any, labels: Any) -> dict[str, Any]:
     """Accuracy with running statistics, with the batch's own at several sizes, and the gap per layer."""
     variables = jax.device_get(state.variables)
-    has_statistics = measure.has_running_statistics(variables)
+    compares = measure.has_batch_norm(variables)
     by_batch = partial(measure.accuracy_with_batch_statistics, model, variables, images, labels)
     return {
         "images": len(labels),
         "running": measure.accuracy_with_running_statistics(model, variables, images, labels),
         "batch": {str(min(size, len(labels))): by_batch(size) for size in BATCH_SIZES}
-        if has_statistics
+        if compares
         else {},
         "gap": [gap._asdict() for gap in measure.statistics_gap(model, variables, images, labels)],
     }
@@ -263,17 +290,18 @@ def build_model(settings: Settings, classes: int) -> nn.Module:
     if settings.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     dtype = jnp.dtype(settings.dtype)
-    options: dict[str, dict[str, Any]] = {
-        "batch": {"momentum": settings.momentum, "dtype": dtype},
-        "group": {"num_groups": 8, "dtype": dtype},
-        "none": {},
-    }
     of_weights = settings.norm in WEIGHT_NORMS
     name = settings.norm if not of_weights else PARTNERS.get(settings.norm, "none")
+    options: dict[str, Any] = {} if name == "none" else {"dtype": dtype}
+    if name in WITH_MOMENTUM:
+        options["momentum"] = settings.momentum
+    if name in ("group", "evo_s0"):
+        options["num_groups"] = 8
     shared: dict[str, Any] = {
-        "norm": jnl.get_norm(name, **options.get(name, {"dtype": dtype})),
+        "norm": jnl.get_norm(name, **options),
         "wrap": jnl.get_norm(settings.norm) if of_weights else None,
-        "bias": name not in HAVE_A_BIAS,
+        "activation": None if name in WITH_ACTIVATION else nn.relu,
+        "bias": name in WITHOUT_BIAS,
         "place": settings.place,
         "dtype": dtype,
         "classes": classes,

@@ -65,7 +65,7 @@ def statistics_gap(
     model: nn.Module, variables: Variables, images: Images, labels: Labels
 ) -> list[Gap]:
     """The gap of every batch norm in `model`, on the first 512 of `images`."""
-    if not has_running_statistics(variables):
+    if not has_batch_norm(variables):
         return []
     chunk, _, counted = next(_chunks(images, labels))
     batch = _statistics_of(_forgetful(model), variables, chunk, counted)
@@ -84,9 +84,10 @@ def statistics_gap(
     return gaps
 
 
-def has_running_statistics(variables: Variables) -> bool:
-    """Whether some layer of the model normalizes with running statistics in evaluation."""
-    return any(path[-1] == "mean" for path in flatten_dict(variables.get("batch_stats", {})))
+def has_batch_norm(variables: Variables) -> bool:
+    """Whether some layer of the model is a batch norm, with two kinds of statistics to compare."""
+    paths = flatten_dict(variables.get("batch_stats", {}))
+    return any(name.startswith("BatchNorm_") for path in paths for name in path)
 
 
 def scaled(images: jax.Array) -> jax.Array:

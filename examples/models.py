@@ -16,6 +16,10 @@ from jaxnorm import linen as jnl
 
 Norm: TypeAlias = Callable[..., nn.Module]
 Place: TypeAlias = Literal["before", "after"]
+Activation: TypeAlias = Callable[[jax.Array], jax.Array]
+
+
+SHARED = ("norm", "wrap", "bias", "place", "activation", "dtype")
 
 
 class NormalizedConv(nn.Module):
@@ -29,7 +33,7 @@ class NormalizedConv(nn.Module):
     dtype: Any = jnp.float32
     pool: bool = False
     strides: int = 1
-    activation: bool = True
+    activation: Activation | None = nn.relu
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -39,10 +43,10 @@ class NormalizedConv(nn.Module):
         if self.pool:
             x = max_pool(x)
         if self.activation and self.place == "after":
-            x = nn.relu(x)
+            x = self.activation(x)
         x = self.norm()(x, use_running_average=not train, mask=mask)
         if self.activation and self.place == "before":
-            x = nn.relu(x)
+            x = self.activation(x)
         return x
 
 
@@ -60,6 +64,7 @@ class CNN(nn.Module):
     wrap: Norm | None = None
     bias: bool = False
     place: Place = "before"
+    activation: Activation | None = nn.relu  # None where the norm has one of its own
     dtype: Any = jnp.float32
     classes: int = 10
 
@@ -84,6 +89,7 @@ class ResNet20(nn.Module):
     wrap: Norm | None = None
     bias: bool = False
     place: Place = "before"
+    activation: Activation | None = nn.relu  # None where the norm has one of its own
     dtype: Any = jnp.float32
     classes: int = 10
 
@@ -98,7 +104,7 @@ class ResNet20(nn.Module):
         for width in (16, 32, 64):
             for _ in range(3):
                 strides = 1 if x.shape[-1] == width else 2
-                y = conv(width, conv(width, x, strides=strides), activation=False)
+                y = conv(width, conv(width, x, strides=strides), activation=None)
                 # Where the shape changes, the shortcut takes every other pixel and pads the channels.
                 shortcut = x[:, ::strides, ::strides]
                 x = nn.relu(y + jnp.pad(shortcut, [(0, 0)] * 3 + [(0, width - x.shape[-1])]))
@@ -108,9 +114,8 @@ class ResNet20(nn.Module):
 
 def normalized_conv(model: CNN | ResNet20, features: int, **options: Any) -> NormalizedConv:
     """A convolution with the norm of `model`."""
-    return NormalizedConv(
-        features, model.norm, model.wrap, model.bias, model.place, model.dtype, **options
-    )
+    of_all = {name: getattr(model, name) for name in SHARED}
+    return NormalizedConv(features, **{**of_all, **options})
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

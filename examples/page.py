@@ -22,13 +22,15 @@ EXPERIMENTS = {
     "sequence": "Sequence",
     "gan": "Gan",
     "style": "Style",
+    "zoo": "Zoo",
 }
-PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
+PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("measured.md", "zoo.md")]
 
 
 def main() -> None:
     """Writes them."""
-    PAGE.write_text(written(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(written(page.read_text()))
 
 
 def written(page: str) -> str:

@@ -24,6 +24,7 @@ from examples import (
     shift,
     style,
     transfer,
+    zoo,
 )
 from examples.experiment import RESULTS, Experiment, OnImages, main
 
@@ -123,12 +124,13 @@ def test_sequence(tmp_path: Path) -> None:
 
 def test_the_page_has_the_stored_numbers() -> None:
     """And a picture of every experiment."""
-    text = page.PAGE.read_text()
-    assert page.written(text) == text
+    texts = {path: path.read_text() for path in page.PAGES}
     for name in page.EXPERIMENTS:
-        assert page.section(name) in text
-    for picture in re.findall(r"\((images/.+?)\)", text):
-        assert (page.PAGE.parent / picture).exists()
+        assert any(page.section(name) in text for text in texts.values())
+    for path, text in texts.items():
+        assert page.written(text) == text
+        for picture in re.findall(r"\((images/.+?)\)", text):
+            assert (path.parent / picture).exists()
 
 
 def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +162,15 @@ def test_gan(tmp_path: Path) -> None:
     cloud = np.random.default_rng(0).normal(size=(4000, 3))
     assert abs(gan.frechet(cloud, cloud)) < 1e-6
     np.testing.assert_allclose(gan.frechet(cloud, 2 * cloud + 1), 3 + 3, rtol=0.05)
+
+
+def test_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each norm, with what its step takes."""
+    arguments = ["--norms", "batch", "evo_s0", "weight", "--images", "128", "--seeds", "1"]
+    found = run(zoo.Zoo, tmp_path, *arguments)
+    assert set(found) == {"batch", "evo_s0", "weight"}
+    assert all(run["milliseconds"] > 0 and run["megabytes"] > 0 for run in found.values())
+    assert "held-out accuracy" in capsys.readouterr().out
 
 
 def test_style(tmp_path: Path) -> None:
