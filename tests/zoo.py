@@ -139,10 +139,9 @@ def _stats() -> jn.RunningStats:
 _C = (4,)
 ZOO: dict[str, Zoo] = {
     "act_norm": Zoo(
-        lambda *args: jn.act_norm(*args)[0],
-        lambda x, log_scale, bias: (x + bias) * np.exp(log_scale),
+        lambda *args, **mask: jn.act_norm(*args, **mask)[0],
+        lambda x, log_scale, bias, mask=None: (x + bias) * np.exp(log_scale),
         (_C, _C),
-        False,
     ),
     "ada_layer_norm": Zoo(
         lambda *args, **mask: jn.ada_layer_norm(*args, epsilon=EPSILON, **mask),
@@ -161,15 +160,13 @@ ZOO: dict[str, Zoo] = {
     ),
     "derf": Zoo(
         jn.derf,
-        lambda x, alpha, shift, scale, bias: _erf(alpha * x + shift) * scale + bias,
+        lambda x, alpha, shift, scale, bias, mask=None: _erf(alpha * x + shift) * scale + bias,
         ((), (), _C, _C),
-        False,
     ),
     "dynamic_tanh": Zoo(
         jn.dynamic_tanh,
-        lambda x, alpha, scale, bias: np.tanh(alpha * x) * scale + bias,
+        lambda x, alpha, scale, bias, mask=None: np.tanh(alpha * x) * scale + bias,
         ((), _C, _C),
-        False,
     ),
     "evo_norm_b0": Zoo(
         lambda x, *more, **mask: jn.evo_norm_b0(

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 import jaxnorm as jn
+from jaxnorm import linen as jnl
 
+KEY = jax.random.key(0)
 X = jnp.ones((6, 5, 4))
 STATS = jn.init_running_stats(4)
 KERNEL, IMAGE = jnp.ones((3, 3, 4, 2)), jnp.ones((1, 8, 8, 4))
@@ -77,6 +80,47 @@ def not_a_fraction(fraction: str) -> str:
     )
 
 
+def not_a_channel_axis(came: str, shape: str) -> str:
+    """What a layer with no choice of axes is told."""
+    return (
+        f"feature_axes must be the last axis in this layer; got {came} for x of shape {shape}. Move the "
+        f"features there."
+    )
+
+
+def not_whitened(shape: str, groups: str) -> str:
+    """What several axes of channels, or groups of devices, are told."""
+    return (
+        f"whitening has one axis of channels and no axis_index_groups; got features of shape {shape} and "
+        f"axis_index_groups={groups}. Reshape the axes into one; let groups of devices have an axis name of "
+        f"their own."
+    )
+
+
+NO_WHITENING_STATS = (
+    "stats must be WhiteningStats for the 4 channels of x; got None. Start from init_whitening(4)."
+)
+MASKED_QUERIES = (
+    "mask must be None in QK norm, where no position reads another; got one. Mask the logits."
+)
+NO_MAP = (
+    "x and its map must be (N, height, width, channels), of the same N; got shapes (1, 8, 8, 4) and (8, 8, "
+    "4). Put the channels last."
+)
+NO_CONDITION = (
+    "the condition must be (examples, ..., 3), as condition_features says; got shape (3,)."
+)
+SHARE_OUTSIDE = "running_share must lie in [0, 1]; got 2.0. 1 is evaluation, 0 as in training."
+GAIN_SHAPE = (
+    "gain must broadcast to kernel; got shape (5, 3, 3, 4, 2) for a kernel of shape (3, 3, 4, 2). One number "
+    "is usual."
+)
+NO_SUCH_DOMAIN = "domain must lie in [0, 1]; got 2. Make statistics for more domains."
+LOW_LIMIT = "rmax must be 1 or more; got rmax=0.5. At 1 it is batch norm."
+NEGATIVE_LIMIT = "dmax must be 0 or more; got dmax=-1.0. At 0 it is batch norm."
+DOMAINS = jn.init_running_stats((2, 4))
+
+
 def whitened(**options: Any) -> Callable[[], Any]:
     """A call, to be made later."""
     return lambda: jn.iterative_whitening(X, jn.init_whitening(4), training=True, **options)
@@ -85,6 +129,10 @@ def whitened(**options: Any) -> Callable[[], Any]:
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "rms_norm, fraction": (lambda: jn.rms_norm(X, fraction=0.1), not_a_fraction("0.1")),
     "rms_norm, too much": (lambda: jn.rms_norm(X, fraction=2.0), not_a_fraction("2.0")),
+    "rms_norm, nan": (
+        lambda: jn.rms_norm(X, fraction=float("nan")),
+        not_a_fraction("nan"),
+    ),
     "rms_norm, axes": (
         lambda: jn.rms_norm(X, reduction_axes=(1, 2), fraction=0.5),
         FRACTION_AXES,
@@ -97,6 +145,41 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "whitening, average": (whitened(momentum=None), NO_AVERAGE),
     "whitening, mask": (whitened(mask=jnp.ones(4, bool)), MASKED_CHANNELS),
+    "whitening, stats": (
+        lambda: jn.iterative_whitening(X, None, training=True),  # pyright: ignore[reportArgumentType]
+        NO_WHITENING_STATS,
+    ),
+    "whitening, axes": (
+        lambda: jnl.IterativeWhitening(use_running_average=False, feature_axes=(1, 2)).init(KEY, X),
+        not_whitened("(5, 4)", "None"),
+    ),
+    "whitening, groups": (
+        lambda: jnl.IterativeWhitening(
+            use_running_average=False, axis_index_groups=[[0], [1]]
+        ).init(KEY, X),
+        not_whitened("(4,)", "((0,), (1,))"),
+    ),
+    "QKNorm, axis": (
+        lambda: jnl.QKNorm(feature_axes=1).init(KEY, X, X),
+        not_a_channel_axis("1", "(6, 5, 4)"),
+    ),
+    "QKNorm, mask": (lambda: jnl.QKNorm().init(KEY, X, X, mask=X > 0), MASKED_QUERIES),
+    "Spade, map": (lambda: jnl.Spade(map_channels=4).init(KEY, IMAGE, IMAGE[0]), NO_MAP),
+    "AdaLayerNorm, condition": (
+        lambda: jnl.AdaLayerNorm(condition_features=3).init(KEY, X, jnp.ones(3)),
+        NO_CONDITION,
+    ),
+    "adapted, share": (
+        lambda: jn.batch_norm_adapted(X, STATS, running_share=2.0),
+        SHARE_OUTSIDE,
+    ),
+    "magnitude, gain": (
+        lambda: jn.magnitude_preserving(KERNEL, jnp.ones((5, *KERNEL.shape))),
+        GAIN_SHAPE,
+    ),
+    "domain, number": (lambda: jn.stats_of_domain(DOMAINS, 2), NO_SUCH_DOMAIN),
+    "batch_renorm, rmax": (lambda: jn.batch_renorm(X, STATS, rmax=0.5), LOW_LIMIT),
+    "batch_renorm, dmax": (lambda: jn.batch_renorm(X, STATS, dmax=-1.0), NEGATIVE_LIMIT),
     "lp_normalize, p": (lambda: jn.lp_normalize(X, p=0.5), not_a_norm("0.5")),
     "lp_normalize, no number": (lambda: jn.lp_normalize(X, p="2"), not_a_norm("'2'")),  # pyright: ignore[reportArgumentType]
     "modulate, scale": (

@@ -37,7 +37,7 @@ def normalize(
     ``mean``, ``var``, ``scale`` and ``bias`` have the rank of ``x``. Where ``mask`` is False, a NaN or an
     infinity is read as the mean: nothing must depend on it, and 0 * NaN would.
     """
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     variance = var + epsilon
     # All values alike and no epsilon: (x - mean) is 0 and stays so.
     gain = lax.rsqrt(jnp.where(variance == 0, 1, variance)).astype(x.dtype)
@@ -103,7 +103,12 @@ def _where_readable(f: Elementwise) -> Elementwise:
     return readable
 
 
-def _check_epsilon(epsilon: float) -> None:
+def check_epsilon(epsilon: float) -> None:
+    """Raises what is wrong with it.
+
+    Raises:
+        ValueError: it is no number, or negative.
+    """
     number = isinstance(epsilon, numbers.Real)
     if not number and not (isinstance(epsilon, jax.Array) and epsilon.shape == ()):
         raise ValueError(

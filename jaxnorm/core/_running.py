@@ -201,7 +201,12 @@ def _check_inexact(dtype: DTypeLike) -> None:
         )
 
 
-def _check_update(stats: RunningStats, moments: Moments, momentum: Any) -> None:
+def check_momentum(momentum: Any) -> None:
+    """Raises what is wrong with it.
+
+    Raises:
+        ValueError: it is neither None nor a number in [0, 1].
+    """
     if momentum is not None and not (
         isinstance(momentum, numbers.Real)
         or (isinstance(momentum, jax.Array) and momentum.shape == ())
@@ -215,6 +220,10 @@ def _check_update(stats: RunningStats, moments: Moments, momentum: Any) -> None:
             f"momentum must lie in [0, 1]; got momentum={momentum}. It is the weight of the old value: "
             f"0.99 moves slowly, and PyTorch's 0.1 is 0.9 here."
         )
+
+
+def _check_update(stats: RunningStats, moments: Moments, momentum: Any) -> None:
+    check_momentum(momentum)
     for name, leaf in (("var", stats.var), ("count", stats.count)):
         shapes = (stats.mean.shape,) if name == "var" else (stats.mean.shape, ())
         if leaf is not None and leaf.shape not in shapes:

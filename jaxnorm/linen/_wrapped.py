@@ -44,4 +44,5 @@ def call_with(
 
 def is_chosen(path: str, variable_filter: Iterable[str] | None) -> bool:
     """Whether the filter of a wrapper names this parameter: by a part of its path, or by being empty."""
-    return not variable_filter or any(part in path for part in variable_filter)
+    parts = (variable_filter,) if isinstance(variable_filter, str) else variable_filter
+    return not parts or any(part in path for part in parts)

@@ -19,6 +19,7 @@ def act_norm(
     bias: jax.Array,
     *,
     feature_axes: Axes = -1,
+    mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """ActNorm: an affine of each channel that can be inverted, and the logarithm of its determinant.
@@ -33,6 +34,7 @@ def act_norm(
         log_scale: of the shape of ``feature_axes``.
         bias: likewise.
         feature_axes: the axes of the channels: -1 for channels last, 1 for channels first.
+        mask: True counts. Boolean or integer, broadcastable to ``x``; a masked NaN or infinity is read as 0.
         dtype: of ``y``; None is what ``x`` and the parameters promote to.
 
     Returns:
@@ -50,7 +52,7 @@ def act_norm(
         1.0 True
     """
     given = {"log_scale": log_scale, "bias": bias}
-    o = operands(x, given, feature_axes=feature_axes, dtype=dtype)
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     wide_log_scale, wide_bias = o.parameters
     positions = size_of(o.x, complement(tuple({0, *o.features}), o.x.ndim))
     y = (o.x + wide_bias) * jnp.exp(wide_log_scale)
@@ -140,5 +142,6 @@ class ActNormRecipe(Recipe):
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Without state."""
         given = variables["log_scale"], variables["bias"]
-        y, _ = act_norm(x, *given, feature_axes=self.feature_axes, dtype=self.dtype)
+        options = {"feature_axes": self.feature_axes, "mask": call.mask, "dtype": self.dtype}
+        y, _ = act_norm(x, *given, **options)
         return y, {}

@@ -71,7 +71,8 @@ def ada_layer_norm(
 class AdaLayerNormRecipe(Recipe):
     """A layer of `ada_layer_norm`, called with the condition (examples, features of it) after x.
 
-    Scale and shift are a linear map of silu(condition), which begins at 0.
+    Scale and shift, in this order, are a linear map of silu(condition), which begins at 0. (DiT's has the
+    shift first.)
     """
 
     condition_features: int
@@ -98,11 +99,17 @@ class AdaLayerNormRecipe(Recipe):
     ) -> tuple[jax.Array, list[jax.Array]]:
         """The result, and what else the linear map has computed."""
         condition = jnp.asarray(call.condition)
+        if condition.ndim < 2 or condition.shape[-1] != self.condition_features:
+            raise ValueError(
+                f"the condition must be (examples, ..., {self.condition_features}), as condition_features "
+                f"says; got shape {condition.shape}."
+            )
         wide = arithmetic_dtype(condition, *variables.values())
         chunks = jnp.tensordot(
             jax.nn.silu(condition.astype(wide)), variables["kernel"].astype(wide), axes=1
         )
-        chunks = chunks + variables["bias"].astype(wide)[None]
+        bias = variables["bias"].astype(wide)
+        chunks = chunks + bias.reshape((1,) * (condition.ndim - 1) + bias.shape)
         scale, shift, *others = jnp.moveaxis(chunks, condition.ndim - 1, 0)
         y = ada_layer_norm(
             x,

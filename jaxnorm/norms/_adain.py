@@ -11,6 +11,7 @@ from ..core._moments import moments
 from ..core._precision import arithmetic_dtype, result_dtype
 from ._instance_norm import instance_norm
 from ._modulate import modulate
+from ._operands import root
 from ._recipe import Call, Recipe, State
 
 
@@ -73,7 +74,7 @@ def adain(
         dtype=arithmetic_dtype(x, style),
     )
     y_dtype = result_dtype(dtype, x, style)
-    std = jnp.sqrt(m.var + epsilon)
+    std = root(m.var + epsilon)
     return modulate(y, std, m.mean, feature_axes=features, dtype=y_dtype)
 
 

@@ -1,12 +1,14 @@
 """Batch norm at test time, with statistics between the running ones and the batch's own."""
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement
 from ..core._moments import moments
-from ..core._running import RunningStats, update_running_stats
+from ..core._running import RunningStats, as_arrays, update_running_stats
 from ..core._sync import AxisIndexGroups, AxisName
 from ._batch_norm import batch_norm_inference
 
@@ -68,7 +70,13 @@ def batch_norm_adapted(
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     devices = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     m = moments(x, complement(features, x.ndim), mask=mask, **devices)
-    mixed = update_running_stats(stats._replace(count=None), m, momentum=running_share)
+    if isinstance(running_share, numbers.Real) and not 0 <= float(running_share) <= 1:
+        raise ValueError(
+            f"running_share must lie in [0, 1]; got {running_share}. 1 is evaluation, 0 as in training."
+        )
+    mean, var, _ = as_arrays(stats)
+    wide = RunningStats(mean.astype(m.mean.dtype), var.astype(m.var.dtype))
+    mixed = update_running_stats(wide, m, momentum=running_share)
     return batch_norm_inference(
         x, mixed, scale, bias, feature_axes=features, epsilon=epsilon, mask=mask, dtype=dtype
     )

@@ -1,11 +1,11 @@
 """Batch norm with statistics for each domain (Chang et al., 2019, https://arxiv.org/abs/1906.03950)."""
 
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ..core._running import RunningStats, as_arrays
 from ._batch_norm import batch_norm, batch_norm_inference
@@ -20,14 +20,14 @@ def stats_of_domain(stats: RunningStats, domain: jax.Array | int) -> RunningStat
 
     Args:
         stats: of several domains: each array of shape (domains, *features).
-        domain: which: an integer, which may be traced.
+        domain: which: an integer, which may be traced. A traced one that is out of range gives NaN.
 
     Returns:
         RunningStats of the feature shape.
 
     Raises:
-        ValueError: ``stats`` are no RunningStats, or ``domain`` is no integer; the message says what must
-            hold and what to do.
+        ValueError: ``stats`` are no RunningStats, or ``domain`` is none of theirs; the message says what
+            must hold and what to do.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -35,8 +35,9 @@ def stats_of_domain(stats: RunningStats, domain: jax.Array | int) -> RunningStat
         >>> print(jn.stats_of_domain(stats, 1).mean)
         [5.]
     """
-    stats, index = as_arrays(stats), _index(domain)
-    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, 0, keepdims=False), stats)
+    stats = as_arrays(stats)
+    index = _index(domain, len(stats.mean))
+    return jax.tree.map(lambda a: a.at[index].get(mode="fill"), stats)
 
 
 def with_stats_of_domain(
@@ -46,15 +47,15 @@ def with_stats_of_domain(
 
     Args:
         stats: of several domains: each array of shape (domains, *features).
-        domain: which: an integer, which may be traced.
+        domain: which: an integer, which may be traced. A traced one that is out of range changes nothing.
         updated: what a step on that domain returned.
 
     Returns:
         RunningStats of the shapes of ``stats``; the other domains' are what they were.
 
     Raises:
-        ValueError: ``stats`` are no RunningStats, or ``domain`` is no integer; the message says what must
-            hold and what to do.
+        ValueError: ``stats`` are no RunningStats, or ``domain`` is none of theirs; the message says what
+            must hold and what to do.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -63,22 +64,25 @@ def with_stats_of_domain(
         >>> print(jn.with_stats_of_domain(stats, 1, one).mean.squeeze())
         [0. 5.]
     """
-    stats, index = as_arrays(stats), _index(domain)
+    stats = as_arrays(stats)
+    index = _index(domain, len(stats.mean))
     return jax.tree.map(
-        lambda a, new: lax.dynamic_update_index_in_dim(a, new.astype(a.dtype), index, 0),
-        stats,
-        as_arrays(updated),
+        lambda a, new: a.at[index].set(new.astype(a.dtype), mode="drop"), stats, as_arrays(updated)
     )
 
 
-def _index(domain: jax.Array | int) -> jax.Array:
+def _index(domain: jax.Array | int, domains: int) -> jax.Array:
     index = jnp.asarray(domain)
     if index.shape != () or not jnp.issubdtype(index.dtype, jnp.integer):
         raise ValueError(
             f"domain must be one integer, for the whole batch; got {index.dtype.name} of shape "
             f"{index.shape}. Make batches of one domain each."
         )
-    return index
+    if isinstance(domain, numbers.Integral) and not 0 <= domain < domains:
+        raise ValueError(
+            f"domain must lie in [0, {domains - 1}]; got {domain}. Make statistics for more domains."
+        )
+    return jnp.where(index < 0, domains, index)  # out of range, not from the end
 
 
 @dataclass(kw_only=True, eq=False)

@@ -1,5 +1,6 @@
 """Batch renormalization (Ioffe, 2017, https://arxiv.org/abs/1702.03275)."""
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -80,9 +81,14 @@ def batch_renorm(
         >>> print(jnp.allclose(y, jn.batch_norm_inference(x, stats, epsilon=1e-3), atol=1e-5))
         True
     """
+    for name, limit, least in (("rmax", rmax, 1), ("dmax", dmax, 0)):
+        if isinstance(limit, numbers.Real) and not float(limit) >= least:
+            raise ValueError(
+                f"{name} must be {least} or more; got {name}={limit}. At {least} it is batch norm."
+            )
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
-    old_mean, old_var = running_against(stats, o.x, o.features)
+    old_mean, old_var = (a.astype(o.x.dtype) for a in running_against(stats, o.x, o.features))
     reduced = complement(o.features, o.x.ndim)
     m = reduce_moments(o.x, reduced, o.mask, axis_name, axis_index_groups)
     std, old_std = jnp.sqrt(m.var + epsilon), jnp.sqrt(old_var + epsilon)
@@ -94,12 +100,14 @@ def batch_renorm(
     # The correction is one of scale and bias.
     y = normalize(o.x, m.mean, m.var, r * gain, d * gain + offset, epsilon=epsilon)
 
+    old_std = old_std.reshape(stats.var.shape)
     moved = update_running_stats(
-        stats._replace(var=old_std.reshape(stats.var.shape)), m._replace(var=std), momentum=momentum
+        stats._replace(var=old_std), m._replace(var=std), momentum=momentum
     )
-    # Rounding could leave a tiny negative where the variance is 0.
-    var = jnp.maximum(moved.var**2 - epsilon, 0)
-    return y.astype(o.dtype), moved._replace(var=var.astype(stats.var.dtype))
+    # The difference of the squares: exactly 0 where nothing moves.
+    change = (moved.var - old_std) * (moved.var + old_std)
+    var = jnp.maximum(stats.var + change.astype(stats.var.dtype), 0)
+    return y.astype(o.dtype), moved._replace(var=var)
 
 
 PAPERS_RMAX = ramp(5_000, 40_000, 1.0, 3.0)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..core._precision import arithmetic_dtype, result_dtype
 from ._batch_norm import batch_norm, batch_norm_inference
@@ -15,7 +16,7 @@ from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, 
 class ConditionalBatchNormRecipe(Affine, Tracked):
     """A layer of `batch_norm` and `modulate`, called with the labels (examples,) after x.
 
-    Every class has a row of scales and one of biases.
+    Every class has a row of scales and one of biases; a label that is no class gives NaN.
     """
 
     num_classes: int
@@ -29,10 +30,11 @@ class ConditionalBatchNormRecipe(Affine, Tracked):
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Moves the running statistics in training."""
-        labels = call.condition
+        labels = jnp.asarray(call.condition)
         stats = stats_of(variables)
         tables = affine_of(variables)
-        rows = [None if table is None else table[labels] for table in tables]
+        labels = jnp.where(labels < 0, self.num_classes, labels)  # out of range is NaN
+        rows = [None if table is None else table.at[labels].get(mode="fill") for table in tables]
         options: dict[str, Any] = {
             "feature_axes": self.feature_axes,
             "epsilon": self.epsilon,

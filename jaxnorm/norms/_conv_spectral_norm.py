@@ -83,7 +83,7 @@ def conv_spectral_norm(
     )
     sigma = (u * conv(v, wide)).sum()
     w = wide / jnp.where(sigma > 0, sigma, 1)
-    return w.astype(result_dtype(dtype, kernel)), v.astype(image.dtype)
+    return w.astype(result_dtype(dtype, kernel)), v.astype(result_dtype(None, image))
 
 
 def _singular_images(

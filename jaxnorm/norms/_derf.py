@@ -21,6 +21,7 @@ def derf(
     bias: jax.Array | None = None,
     *,
     feature_axes: Axes = -1,
+    mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Derf: squashes each value by itself, in the place of layer norm; there are no statistics.
@@ -34,6 +35,7 @@ def derf(
         scale: γ, of the shape of ``feature_axes``; None is 1.
         bias: β, likewise; None is 0.
         feature_axes: the axes along which ``scale`` and ``bias`` lie.
+        mask: True counts. Boolean or integer, broadcastable to ``x``; a masked NaN or infinity is read as 0.
         dtype: of ``y``; None is what ``x`` and the parameters promote to.
 
     Returns:
@@ -48,7 +50,9 @@ def derf(
         [-1.   -0.06  0.    0.06  1.  ]
     """
     given = {"alpha": alpha, "shift": shift, "scale": scale, "bias": bias}
-    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, scalars=("alpha", "shift"))
+    o = operands(
+        x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, scalars=("alpha", "shift")
+    )
     alpha, shift, *of_features = o.parameters
     return affine(lax.erf(alpha * o.x + shift), *of_features).astype(o.dtype)
 
@@ -73,5 +77,12 @@ class DerfRecipe(Affine):
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Without state."""
         numbers = variables["alpha"], variables["shift"]
-        options = {"feature_axes": self.feature_axes, "dtype": self.dtype}
-        return derf(x, *numbers, *affine_of(variables), **options), {}
+        y = derf(
+            x,
+            *numbers,
+            *affine_of(variables),
+            feature_axes=self.feature_axes,
+            mask=call.mask,
+            dtype=self.dtype,
+        )
+        return y, {}

@@ -20,6 +20,7 @@ def dynamic_tanh(
     bias: jax.Array | None = None,
     *,
     feature_axes: Axes = -1,
+    mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """DyT: squashes each value by itself, in the place of layer norm; there are no statistics.
@@ -32,6 +33,7 @@ def dynamic_tanh(
         scale: γ, of the shape of ``feature_axes``; None is 1.
         bias: β, likewise; None is 0.
         feature_axes: the axes along which ``scale`` and ``bias`` lie.
+        mask: True counts. Boolean or integer, broadcastable to ``x``; a masked NaN or infinity is read as 0.
         dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
@@ -46,7 +48,7 @@ def dynamic_tanh(
         [-1.   -0.05  0.    0.05  1.  ]
     """
     given = {"alpha": alpha, "scale": scale, "bias": bias}
-    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, scalars=("alpha",))
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, scalars=("alpha",))
     alpha, *of_features = o.parameters
     return affine(jnp.tanh(alpha * o.x), *of_features).astype(o.dtype)
 
@@ -72,6 +74,7 @@ class DynamicTanhRecipe(Affine):
             variables["alpha"],
             *affine_of(variables),
             feature_axes=self.feature_axes,
+            mask=call.mask,
             dtype=self.dtype,
         )
         return y, {}

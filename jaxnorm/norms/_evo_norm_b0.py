@@ -10,10 +10,11 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments
+from ..core._normalize import check_epsilon
 from ..core._pool import Moments, pool
 from ..core._running import RunningStats, running_against, update_running_stats
 from ..core._sync import AxisIndexGroups, AxisName, pool_over_devices
-from ._operands import Operands, affine, operands
+from ._operands import Operands, affine, operands, root
 from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
 
 
@@ -76,13 +77,15 @@ def evo_norm_b0(
     given = {"v": v, "scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     _, var = running_against(stats, o.x, o.features)
+    check_epsilon(epsilon)
     instances = _moments_of_instances(o)
     if training:
         m = pool_over_devices(pool(instances, 0), axis_name, axis_index_groups)
         stats, var = update_running_stats(stats, m, momentum=momentum, unbiased=unbiased), m.var
     slope, *of_features = o.parameters
-    line = slope * o.x + jnp.sqrt(instances.var + epsilon)
-    y = o.x / jnp.maximum(jnp.sqrt(var.astype(o.x.dtype) + epsilon), line)
+    line = slope * o.x + root(instances.var + epsilon)
+    divisor = jnp.maximum(root(var.astype(o.x.dtype) + epsilon), line)
+    y = o.x / jnp.where(divisor == 0, 1, divisor)
     return affine(y, *of_features).astype(o.dtype), stats
 
 

@@ -23,7 +23,7 @@ class FrozenBatchNormRecipe(Recipe):
 
     def state(self, shape: Shape) -> dict[str, jax.Array]:
         """``mean``, ``var``, ``scale`` and ``bias``."""
-        affine = {"scale": jnp.ones(shape), "bias": jnp.zeros(shape)}
+        affine = {"scale": jnp.ones(shape, jnp.float32), "bias": jnp.zeros(shape, jnp.float32)}
         return {**present(init_running_stats(shape)), **affine}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:

@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments_about_zero
-from ._operands import affine, operands
+from ..core._normalize import check_epsilon
+from ._operands import affine, operands, root
 from ._recipe import Affine, Call, State, affine_of
 
 
@@ -54,14 +55,14 @@ def global_response_norm(
         [[[ 7.5  1.5]
           [-7.5  1.5]]]
     """
+    check_epsilon(epsilon)
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)
     m = reduce_moments_about_zero(o.x, positions, o.mask, None, None)
-    squares = m.var * m.count
-    some = squares > 0  # at a channel of zeros the root has no derivative, and is given 0
-    length = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0)
-    share = length / (length.mean(o.features, keepdims=True) + epsilon)
+    length = root(m.var * m.count)
+    typical = length.mean(o.features, keepdims=True) + epsilon
+    share = length / jnp.where(typical == 0, 1, typical)
     return (o.x + affine(o.x * share, *o.parameters)).astype(o.dtype)
 
 

@@ -8,10 +8,12 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, one_axis
+from ..core._normalize import check_epsilon
+from ..core._running import check_momentum
 from ..core._sync import AxisName
 from ._operands import affine, operands
 from ._recipe import Affine, Call, Shape, State, Tracked, affine_of
-from ._whitening_of import whitening_of
+from ._whitening_of import mask_of_rows, whitening_of
 from ._whitening_stats import WhiteningStats, init_whitening
 
 
@@ -72,35 +74,40 @@ def iterative_whitening(
     )
     channel = one_axis(feature_axes, o.x.ndim, "feature_axes", "the channels")
     rows = jnp.moveaxis(o.x, channel, -1)
-    mean, matrix = (jnp.asarray(a).astype(rows.dtype) for a in stats)
+    features = rows.shape[-1]
+    if not isinstance(stats, WhiteningStats) or stats.matrix.shape != (features, features):
+        raise ValueError(
+            f"stats must be WhiteningStats for the {features} channels of x; got {stats!r}. Start from "
+            f"init_whitening({features})."
+        )
+    mean, matrix = (a.astype(rows.dtype) for a in stats)
+    check_epsilon(epsilon)
+    check_momentum(momentum)
     if momentum is None:
         raise ValueError(
             "momentum must be a number in [0, 1] here; got None. There is no plain average of whitening "
             "matrices: 0.9 is usual."
         )
     if training:
-        mean, matrix = whitening_of(rows, _counted(o.mask, channel), steps, epsilon, axis_name)
+        count, *own = whitening_of(rows, mask_of_rows(o.mask, channel), steps, epsilon, axis_name)
+        moved = (
+            momentum * old + (1 - momentum) * new
+            for old, new in zip((mean, matrix), own, strict=True)
+        )
+        # With nothing counted, everything stays as it was.
         stats = WhiteningStats(
             *(
-                (momentum * old + (1 - momentum) * new).astype(old.dtype)
-                for old, new in zip(stats, (mean, matrix), strict=True)
+                jnp.where(count > 0, new.astype(old.dtype), old)
+                for old, new in zip(stats, moved, strict=True)
             )
+        )
+        mean, matrix = (
+            jnp.where(count > 0, new, old) for new, old in zip(own, (mean, matrix), strict=True)
         )
     centered = rows - mean.reshape((1,) * (rows.ndim - 1) + mean.shape)
     whitened = jnp.matmul(centered, matrix, precision=lax.Precision.HIGHEST)
     y = affine(jnp.moveaxis(whitened, -1, channel), *o.parameters)
     return y.astype(o.dtype), stats
-
-
-def _counted(mask: jax.Array | None, channel: int) -> jax.Array | None:
-    if mask is None:
-        return None
-    if mask.shape[channel] != 1:
-        raise ValueError(
-            f"mask must be the same for all channels to whiten them; got mask of shape {mask.shape} with the "
-            f"channels along axis {channel}. Give it size 1 there."
-        )
-    return jnp.moveaxis(mask, channel, -1)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -116,6 +123,12 @@ class IterativeWhiteningRecipe(Affine, Tracked):
 
     def state(self, shape: Shape) -> dict[str, jax.Array]:
         """``mean`` and ``matrix``."""
+        if len(shape) != 1 or self.axis_index_groups is not None:
+            raise ValueError(
+                f"whitening has one axis of channels and no axis_index_groups; got features of shape {shape} "
+                f"and axis_index_groups={self.axis_index_groups}. Reshape the axes into one; let groups of "
+                f"devices have an axis name of their own."
+            )
         return init_whitening(*shape)._asdict()
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:

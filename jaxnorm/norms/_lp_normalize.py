@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes
+from ..core._normalize import check_epsilon
 from ..core._precision import result_dtype, upcast
 
 
@@ -24,13 +25,13 @@ def lp_normalize(
 
         y = x / max((Σ |x|ᵖ)^(1/p), ε)
 
-    A vector of zeros stays one, and has a finite gradient. For p = 2, `l2_normalize` does it in fewer passes.
+    A vector of zeros stays one, and has a gradient of 0. For p = 2, `l2_normalize` does it in fewer passes.
 
     Args:
         x: values of any rank and any integer or floating dtype; sums and arithmetic are in float32 or wider.
         p: 1 or more; ``math.inf`` is the largest absolute value.
         reduction_axes: the axes along which a vector lies.
-        epsilon: ε, the least to divide by; positive.
+        epsilon: ε, the least to divide by; zero or positive.
         dtype: of ``y``; None is that of ``x``.
 
     Returns:
@@ -64,5 +65,7 @@ def lp_normalize(
         total = ((size / unit) ** p).sum(axes, keepdims=True)
         length = unit * jnp.where(largest > 0, total, 1) ** (1 / p)
         length = jnp.where(largest > 0, length, 0)
-    y = wide / jnp.maximum(length, epsilon)
+    check_epsilon(epsilon)
+    some = length > 0
+    y = jnp.where(some, wide / jnp.where(some, jnp.maximum(length, epsilon), 1), 0)
     return y.astype(result_dtype(dtype, x))

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement, size_of
+from ..core._normalize import check_epsilon
 from ..core._pool import abs_square
 from ..core._precision import result_dtype, upcast
+from ._operands import root
 
 
 def magnitude_preserving(
@@ -47,8 +49,14 @@ def magnitude_preserving(
         [1. 1.]
     """
     kernel = jnp.asarray(kernel)
-    wide, root = _unit_mean_square(kernel, feature_axes, epsilon)
-    w = wide / root * jnp.asarray(gain).astype(wide.dtype)
+    wide, length = _unit_mean_square(kernel, feature_axes, epsilon)
+    gain = jnp.asarray(gain).astype(wide.dtype)
+    if jnp.broadcast_shapes(gain.shape, kernel.shape) != kernel.shape:
+        raise ValueError(
+            f"gain must broadcast to kernel; got shape {gain.shape} for a kernel of shape {kernel.shape}. "
+            f"One number is usual."
+        )
+    w = wide / length * gain
     return w.astype(result_dtype(dtype, kernel))
 
 
@@ -77,20 +85,19 @@ def forced_magnitude(
         [ 1. -1.]
     """
     kernel = jnp.asarray(kernel)
-    wide, root = _unit_mean_square(kernel, feature_axes, epsilon)
+    wide, length = _unit_mean_square(kernel, feature_axes, epsilon)
     features = canonical_axes(feature_axes, kernel.ndim, "feature_axes")
     fan_in = size_of(kernel, complement(features, kernel.ndim))
-    return (wide / root * math.sqrt(fan_in)).astype(kernel.dtype)
+    return (wide / length * math.sqrt(fan_in)).astype(kernel.dtype)
 
 
 def _unit_mean_square(
     kernel: jax.Array, feature_axes: Axes, epsilon: float
 ) -> tuple[jax.Array, jax.Array]:
     """The kernel, wide, and what divides it to length 1."""
+    check_epsilon(epsilon)
     features = canonical_axes(feature_axes, kernel.ndim, "feature_axes")
     reduced = complement(features, kernel.ndim)
     wide = upcast(kernel)
-    squares = abs_square(wide).sum(reduced, keepdims=True)
-    some = squares > 0  # at weights of zero the root has no derivative, and is given 0
-    length = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0)
+    length = root(abs_square(wide).sum(reduced, keepdims=True))
     return wide, length + epsilon * math.sqrt(size_of(kernel, reduced))

@@ -8,7 +8,7 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from ._recipe import Call, Parameter, Recipe, Shape, State
+from ._recipe import Call, Parameter, Recipe, Shape, State, check_last_axis
 from ._rms_norm import rms_norm
 
 
@@ -71,5 +71,10 @@ class QKNormRecipe(Recipe):
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
         """Without state."""
+        check_last_axis(self, x)
+        if call.mask is not None:
+            raise ValueError(
+                "mask must be None in QK norm, where no position reads another; got one. Mask the logits."
+            )
         scales = variables.get("query_scale"), variables.get("key_scale")
         return qk_norm(x, call.condition, *scales, epsilon=self.epsilon, dtype=self.dtype), {}

@@ -14,7 +14,7 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from ..core._axes import Axes
+from ..core._axes import Axes, canonical_axes
 from ..core._running import RunningStats, init_running_stats
 from ..core._sync import AxisIndexGroups, AxisName
 
@@ -62,6 +62,19 @@ class Recipe:
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
         """The result, and the new values of what changed of the state."""
         raise NotImplementedError
+
+
+def check_last_axis(recipe: Recipe, x: jax.Array) -> None:
+    """Raises what is wrong with the feature axis of a layer that has no choice.
+
+    Raises:
+        ValueError: it is not the last.
+    """
+    if canonical_axes(recipe.feature_axes, x.ndim, "feature_axes") != (x.ndim - 1,):
+        raise ValueError(
+            f"feature_axes must be the last axis in this layer; got {recipe.feature_axes!r} for x of shape "
+            f"{x.shape}. Move the features there."
+        )
 
 
 @dataclass(kw_only=True, eq=False)

@@ -101,10 +101,8 @@ def _check_fraction(
     fraction: float, x: jax.Array, reduced: tuple[int, ...], axis_name: AxisName | None
 ) -> None:
     features = x.shape[reduced[0]] if reduced else 0
-    if (
-        not isinstance(fraction, numbers.Real)
-        or not 1 <= int(features * float(fraction)) <= features
-    ):
+    in_range = isinstance(fraction, numbers.Real) and 0 < float(fraction) <= 1
+    if not in_range or int(features * float(fraction)) < 1:
         raise ValueError(
             f"fraction must lie in (0, 1], and leave a feature; got fraction={fraction!r} of {features} "
             f"features. 0.0625 is that of the paper, 1 takes all."

@@ -11,7 +11,7 @@ from jax.nn.initializers import Initializer
 from ..core._precision import arithmetic_dtype, result_dtype
 from ._instance_norm import instance_norm
 from ._modulate import modulate
-from ._recipe import Call, Parameter, Recipe, Shape, State
+from ._recipe import Call, Parameter, Recipe, Shape, State, check_last_axis
 
 LECUN_NORMAL = initializers.lecun_normal()
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -21,8 +21,8 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 class SpadeRecipe(Recipe):
     """A layer of `instance_norm` whose scale and bias are computed from a map, for every pixel.
 
-    Called with the map (N, height, width, its channels) after x (N, H, W, C); it is resized to x by its
-    nearest pixels.
+    Called with the map (N, height, width, its channels) after x (N, H, W, C); it is resized to x as
+    PyTorch's ``nearest`` does: each pixel is the one at its share of the way, rounded down.
 
         h = relu(conv(map))        y = instance_norm(x) · (1 + conv_γ(h)) + conv_β(h)
     """
@@ -51,10 +51,18 @@ class SpadeRecipe(Recipe):
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Without state."""
+        check_last_axis(self, x)
         drawn = jnp.asarray(call.condition)
+        if x.ndim != 4 or drawn.ndim != 4 or len(drawn) != len(x):
+            raise ValueError(
+                f"x and its map must be (N, height, width, channels), of the same N; got shapes {x.shape} "
+                f"and {drawn.shape}. Put the channels last."
+            )
         wide = arithmetic_dtype(x, drawn, *variables.values())
-        wanted = (*drawn.shape[:1], *x.shape[1:3], *drawn.shape[3:])
-        drawn = jax.image.resize(drawn.astype(wide), wanted, "nearest")
+        rows, columns = (
+            jnp.arange(n) * m // n for n, m in zip(x.shape[1:3], drawn.shape[1:3], strict=True)
+        )
+        drawn = drawn.astype(wide)[:, rows][:, :, columns]
 
         def convolved(a: jax.Array, name: str) -> jax.Array:
             kernel, bias = (variables[f"{name}{what}"].astype(wide) for what in ("kernel", "bias"))

@@ -103,7 +103,7 @@ def _mixed(weights: jax.Array, name: str, values: tuple[jax.Array, ...]) -> jax.
             f"{name} must be three numbers, of instance, layer and batch norm; got shape {weights.shape}. "
             f"Start from jnp.ones(3), a third of each."
         )
-    shares = jax.nn.softmax(weights).astype(values[0].dtype)
+    shares = jax.nn.softmax(weights.astype(values[0].dtype))
     return shares[0] * values[0] + shares[1] * values[1] + shares[2] * values[2]
 
 

@@ -14,8 +14,8 @@ def whitening_of(
     steps: int,
     epsilon: float,
     axis_name: AxisName | None,
-) -> tuple[jax.Array, jax.Array]:
-    """Mean and whitening matrix of the rows (..., C)."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How many are counted of the rows (..., C), their mean and their whitening matrix."""
     m = reduce_moments(rows, tuple(range(rows.ndim - 1)), counted, axis_name, None)
     centered = rows - m.mean
     centered = centered if counted is None else jnp.where(counted, centered, 0)
@@ -23,9 +23,22 @@ def whitening_of(
     products = jnp.matmul(flat.T, flat, precision=lax.Precision.HIGHEST)
     if axis_name is not None:
         products = lax.psum(products, axis_name)
-    count = jnp.maximum(m.count.reshape(-1, 1)[:1], 1)
-    covariance = products / count + epsilon * jnp.eye(rows.shape[-1], dtype=rows.dtype)
-    return m.mean.reshape(-1), inverse_root(covariance, steps)
+    count = m.count.reshape(-1)[0]
+    identity = jnp.eye(rows.shape[-1], dtype=rows.dtype)
+    covariance = products / jnp.maximum(count, 1) + epsilon * identity
+    return count, m.mean.reshape(-1), inverse_root(covariance, steps)
+
+
+def mask_of_rows(mask: jax.Array | None, channel: int) -> jax.Array | None:
+    """The mask with the channels last, of which there must be one."""
+    if mask is None:
+        return None
+    if mask.shape[channel] != 1:
+        raise ValueError(
+            f"mask must be the same for all channels to whiten them; got mask of shape {mask.shape} with the "
+            f"channels along axis {channel}. Give it size 1 there."
+        )
+    return jnp.moveaxis(mask, channel, -1)
 
 
 def inverse_root(covariance: jax.Array, steps: int) -> jax.Array:

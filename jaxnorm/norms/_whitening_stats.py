@@ -36,4 +36,4 @@ def init_whitening(features: int) -> WhiteningStats:
         >>> jn.init_whitening(3).mean.shape
         (3,)
     """
-    return WhiteningStats(jnp.zeros(features), jnp.eye(features))
+    return WhiteningStats(jnp.zeros(features, jnp.float32), jnp.eye(features, dtype=jnp.float32))

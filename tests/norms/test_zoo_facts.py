@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
+from jaxnorm import linen as jnl
 from tests.cases import draw
 
 pytestmark = pytest.mark.usefixtures("users_promotion")
@@ -225,3 +226,45 @@ def test_switchable_norm_with_all_weight_on_one_is_that_one(which: int) -> None:
     )[which]
     close(y, expected)
     close(jn.switchable_norm(x, stats, weights, weights, training=False)[0], expected)
+
+
+def test_no_epsilon_and_nothing_to_divide_by() -> None:
+    """Zeros and constant channels: finite, forward and backward."""
+    stats = jn.init_running_stats(4)
+    norms: dict[str, Any] = {
+        "adain": lambda x: jn.adain(x, 2 * x, epsilon=0.0),
+        "evo_b0": lambda x: jn.evo_norm_b0(x, stats, jnp.ones(4), training=True, epsilon=0.0)[0],
+        "evo_s0": lambda x: jn.evo_norm_s0(x, jnp.ones(4), num_groups=2, epsilon=0.0),
+        "frn": lambda x: jn.filter_response_norm(x, epsilon=0.0),
+        "grn": lambda x: jn.global_response_norm(x, epsilon=0.0),
+        "lp": lambda x: jn.lp_normalize(x, epsilon=0.0),
+        "renorm": lambda x: jn.batch_renorm(x, stats, epsilon=0.0)[0],
+    }
+    for x in (jnp.zeros((3, 2, 4)), jnp.ones((3, 2, 4)), images(0, (3, 1, 4))):
+        for name, norm in norms.items():
+            y, slope = jax.value_and_grad(
+                lambda x, norm=norm: (norm(x) * images(1, x.shape)).sum()
+            )(x)
+            assert np.isfinite(y) and np.isfinite(slope).all(), name
+
+
+def test_batch_renorm_moves_nothing_where_nothing_is_to_move() -> None:
+    """With a momentum of 1, or nothing counted, small variances come back bit by bit."""
+    x = images()
+    stats = jn.RunningStats(jnp.zeros(8), jnp.geomspace(1e-10, 1e3, 8))
+    nothing: Any = {"momentum": 1.0}, {"mask": jnp.zeros((4, 1, 1, 1), bool)}
+    for options in nothing:
+        y, same = jn.batch_renorm(x, stats, **options)
+        assert np.array_equal(same.mean, stats.mean) and np.array_equal(same.var, stats.var)
+        assert np.isfinite(y).all()
+
+
+def test_spade_reads_the_pixel_that_pytorch_reads() -> None:
+    """Of a map twice as large, every other pixel from the first."""
+    layer: Any = jnl.Spade(map_channels=1, hidden=1, kernel_size=1)
+    x, drawn = images(0, (1, 4, 4, 2)), np.arange(64.0, dtype=np.float32).reshape(1, 8, 8, 1)
+    variables = layer.init(jax.random.key(0), x, drawn)
+    params = jax.tree.map(jnp.ones_like, variables["params"])
+    y = layer.apply({"params": params}, x, drawn)
+    small = layer.apply({"params": params}, x, drawn[:, ::2, ::2])
+    assert np.array_equal(y, small)
