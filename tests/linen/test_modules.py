@@ -39,7 +39,7 @@ MODE: Fields = {"use_running_average": True}
 OWN = {
     "BatchNorm": ["unbiased", "track_running_stats", "virtual_batch_size", "activation", "save_as"],
     "LayerNorm": [],
-    "RMSNorm": ["scale_offset"],
+    "RMSNorm": ["scale_offset", "fraction"],
     "GroupNorm": ["feature_axes"],
     "InstanceNorm": ["track_running_stats", "use_running_average", "momentum", "unbiased"],
 }

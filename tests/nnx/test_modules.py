@@ -42,7 +42,7 @@ OF_FLAX = [
 OWN = {
     "BatchNorm": ["unbiased", "track_running_stats", "virtual_batch_size", "activation", "save_as"],
     "LayerNorm": [],
-    "RMSNorm": ["scale_offset"],
+    "RMSNorm": ["scale_offset", "fraction"],
     "GroupNorm": ["feature_axes"],
     "InstanceNorm": ["track_running_stats", "use_running_average", "momentum", "unbiased"],
 }
