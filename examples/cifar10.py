@@ -69,16 +69,6 @@ NormName: TypeAlias = Literal[
 ]
 WEIGHT_NORMS = get_args(NormName)[-5:]
 PARTNERS = {"weight_standardization": "group"}  # they are used together
-WITHOUT_BIAS = ("rms", "local_response", "none", "frozen_batch", "pixel", "scale")
-WITH_MOMENTUM = (
-    "batch",
-    "batch_renorm",
-    "evo_b0",
-    "ghost_batch",
-    "iterative_whitening",
-    "mean_only_batch",
-    "switchable",
-)
 WITH_ACTIVATION = ("evo_b0", "evo_s0", "filter_response")
 
 
@@ -292,16 +282,14 @@ def build_model(settings: Settings, classes: int) -> nn.Module:
     dtype = jnp.dtype(settings.dtype)
     of_weights = settings.norm in WEIGHT_NORMS
     name = settings.norm if not of_weights else PARTNERS.get(settings.norm, "none")
-    options: dict[str, Any] = {} if name == "none" else {"dtype": dtype}
-    if name in WITH_MOMENTUM:
-        options["momentum"] = settings.momentum
-    if name in ("group", "evo_s0"):
-        options["num_groups"] = 8
+    fields = {field.name for field in dataclasses.fields(jnl.get_norm(name).func)}  # type: ignore[attr-defined]
+    given = {"dtype": dtype, "momentum": settings.momentum, "num_groups": 8}
+    options = {option: value for option, value in given.items() if option in fields}
     shared: dict[str, Any] = {
         "norm": jnl.get_norm(name, **options),
         "wrap": jnl.get_norm(settings.norm) if of_weights else None,
         "activation": None if name in WITH_ACTIVATION else nn.relu,
-        "bias": name in WITHOUT_BIAS,
+        "bias": "use_bias" not in fields and name != "act",
         "place": settings.place,
         "dtype": dtype,
         "classes": classes,

@@ -220,7 +220,13 @@ ZOO: dict[str, Zoo] = {
         lambda x, **mask: jn.pixel_norm(x, epsilon=EPSILON, **mask),
         lambda x, mask=None: x / np.sqrt(_mean(x**2, -1, mask) + EPSILON),
     ),
-    "qk_norm": Zoo(
+    "qk_norm, query": Zoo(
+        lambda *args: jn.qk_norm(*args, epsilon=EPSILON)[0],
+        lambda x, key, a, b: x / np.sqrt((x**2).mean(-1, keepdims=True) + EPSILON) * a,
+        ((2, 4), _C, _C),
+        False,
+    ),
+    "qk_norm, key": Zoo(
         lambda *args: jn.qk_norm(*args, epsilon=EPSILON)[1],
         lambda x, key, a, b: key / np.sqrt((key**2).mean(-1, keepdims=True) + EPSILON) * b,
         ((2, 4), _C, _C),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..core._axes import Axes, canonical_axes, complement, size_of
+from ..core._axes import Axes, canonical_axes, complement, feature_shape, size_of
 from ..core._precision import arithmetic_dtype, result_dtype
 from ._weight_standardization import weight_standardization
 
@@ -52,7 +52,12 @@ def scaled_weight_standardization(
     kernel = jnp.asarray(kernel)
     features = canonical_axes(feature_axes, kernel.ndim, "feature_axes")
     fan_in = size_of(kernel, complement(features, kernel.ndim))
-    y_dtype = result_dtype(dtype, kernel, gain)
-    wide = arithmetic_dtype(kernel, gain)
-    w = weight_standardization(kernel, gain, feature_axes=features, epsilon=epsilon, dtype=wide)
-    return (w / math.sqrt(max(fan_in, 1))).astype(y_dtype)
+    result, wide = result_dtype(dtype, kernel, gain), arithmetic_dtype(kernel, gain)
+    one = jnp.ones(feature_shape(kernel, features)) if gain is None else jnp.asarray(gain)
+    return weight_standardization(
+        kernel,
+        one.astype(wide) / math.sqrt(max(fan_in, 1)),
+        feature_axes=features,
+        epsilon=epsilon,
+        dtype=result,
+    )

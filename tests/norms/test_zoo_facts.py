@@ -66,6 +66,8 @@ def test_adapted_is_between_training_and_evaluation(share: float) -> None:
     close(jn.batch_norm_adapted(x, stats, running_share=share), expected)
     if share == 0:
         close(jn.batch_norm_adapted(x, stats, running_share=share), jn.batch_norm(x, stats)[0])
+        unread = jn.RunningStats(stats.mean * jnp.nan, stats.var * jnp.nan)
+        assert np.isfinite(jn.batch_norm_adapted(x, unread, running_share=share)).all()
     if share == 1:
         inference = jn.batch_norm_inference(x, stats)
         close(jn.batch_norm_adapted(x, stats, running_share=share), inference)
@@ -116,7 +118,7 @@ def test_domains_keep_to_themselves() -> None:
 
 
 def test_evo_norm_b0_evaluates_as_it_trains_where_the_variance_is_the_same() -> None:
-    """Timm's law; and scaled inputs are where the line does not matter."""
+    """With the running variance at the batch's."""
     x = images()
     y, stats = jn.evo_norm_b0(x, jn.init_running_stats(8), jnp.ones(8), training=True, momentum=0.0)
     close(jn.evo_norm_b0(x, stats, jnp.ones(8), training=False)[0], y)
