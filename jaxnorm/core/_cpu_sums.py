@@ -1,10 +1,10 @@
 """How sums of an elementwise function are computed on a CPU: in one pass, vectorized, stored nowhere.
 
-XLA:CPU has three ways to compute a sum, and two of them are slow. A reduction with one result is handed to a
-library, with all that it is summed from put in memory first. A long reduction with several results is
-compiled to scalar code. A short one is unrolled, and vectorized over the axis that follows it. So every sum
-here has several results and is taken in short steps: the first folds an axis of the activation, the others
-are over what that leaves. The figures are in benchmarks/README.md.
+XLA:CPU has three ways to compute a sum. A reduction with one result is handed to a library, with all that it
+is summed from put in memory first: fast for the squares of what lies there already, slow for anything else. A
+long reduction with several results is compiled to scalar code. A short one is unrolled, and vectorized over
+the axis that follows it. So all other sums here have several results and are taken in short steps: the first
+folds an axis of the activation, the others are over what that leaves. The figures are in benchmarks/README.md.
 """
 
 import itertools
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._elementwise import Elementwise, themselves
+from ._elementwise import Elementwise, square_in_memory, themselves
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -25,6 +25,8 @@ _LONGEST = ((4, 16), (math.inf, 14))
 _LONGEST_IN_A_ROW = ((2, 32), (math.inf, 16))  # of the last axis, which stays in the cache
 # And so many at least, if there are: fewer leave half a bfloat16 activation behind in float32.
 _SHORTEST = 9
+# Elements of which XLA lets the library take the sum. Of fewer, it would be scalar code.
+_LIBRARY_TAKES = 32 * 1024
 # What the last axis must keep to vectorize over, and would best be a multiple of.
 _LANES = 8
 
@@ -33,11 +35,17 @@ def sums_on_cpu(
     *operands: jax.Array, f: Elementwise, axes: tuple[int, ...], shape: Shape
 ) -> list[jax.Array]:
     """Sums over ``axes`` of the results of ``f``, for operands that broadcast to ``shape``, of no size 0."""
+    if f is square_in_memory and axes == (len(shape) - 1,) and _for_the_library(*operands):
+        return [r.sum(axes, keepdims=True) for r in f(*operands)]
     sizes = [1 if i in axes else n for i, n in enumerate(shape)]
     axes = tuple(i for i in axes if shape[i] > 1)
     if all(shape[i] < _SHORTEST for i in axes):
         operands, axes, shape = _with_neighbours_merged(operands, axes, shape)
     return [s.reshape(sizes) for s in _sums(operands, f, axes, shape)]
+
+
+def _for_the_library(x: jax.Array) -> bool:
+    return x.dtype == jnp.float32 and x.size >= _LIBRARY_TAKES
 
 
 def _with_neighbours_merged(
@@ -95,30 +103,34 @@ def _fold_length(size: int, is_last: bool, operands: int) -> int:
     divisors = [k for k in range(shortest, longest + 1) if size % k == 0]
     if not is_last or not divisors:
         return max(divisors, default=min(longest, 16))
-    lanes = {k: size // k for k in divisors}
-    return max(divisors, key=lambda k: (not lanes[k] % (2 * _LANES), not lanes[k] % _LANES, k))
+    return max(divisors, key=lambda k: (size // k % _LANES == 0, k))
 
 
 def _fold(
     operands: Sequence[jax.Array], f: Elementwise, axis: int, length: int, shape: Shape
 ) -> Sequence[jax.Array]:
-    """Sums of every ``length`` elements along ``axis``, all results of ``f`` in one reduction."""
-    blocks = shape[axis] // length
-    # Of the last axis the parts are folded, element by element; of any other, neighbours.
-    pair, short = ((blocks, length), axis + 1)
-    if axis == len(shape) - 1:
-        pair, short = (length, blocks), axis
-    full = _resized(shape, axis, *pair)
+    """Sums of every ``length`` elements along ``axis``, all results of ``f`` in one reduction.
+
+    The order decides how fast memory is read. Of the last axis, elements are added that are as far apart as
+    a vector is long: so a row is read from its beginning to its end. Of any other, the parts are added, each
+    of which is read so.
+    """
+    left = shape[axis] // length
+    lanes = _LANES if axis == len(shape) - 1 and left % _LANES == 0 else left
+    parts = (left // lanes, length, lanes)
+    full = _resized(shape, axis, *parts)
 
     def split(a: jax.Array) -> jax.Array:
-        a = a.reshape(_resized(a.shape, axis, *((1, 1) if a.shape[axis] == 1 else pair)))
+        a = a.reshape(_resized(a.shape, axis, *((1, 1, 1) if a.shape[axis] == 1 else parts)))
         return lax.broadcast_in_dim(a, full, tuple(range(a.ndim)))
 
     results = f(*map(split, operands))
     if len(results) == 1:  # with its negative as the other
-        total, negative = _reduce((results[0], -results[0]), short)
-        return [total / 2 - negative / 2]
-    return _reduce(results, short)
+        total, negative = _reduce((results[0], -results[0]), axis + 1)
+        results = [total / 2 - negative / 2]
+    else:
+        results = _reduce(results, axis + 1)
+    return [r.reshape(_resized(shape, axis, left)) for r in results]
 
 
 def _reduce(arrays: Sequence[jax.Array], axis: int) -> Sequence[jax.Array]:

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._axes import Axes, canonical_axes, size_of
-from ._elementwise import themselves
+from ._elementwise import square_in_memory, themselves
+from ._known import as_known
 from ._pool import Blocks, Moments, abs_square, moments_from_sums, repeat_blocks, sum_blocks
 from ._precision import upcast
 from ._reduce import collect
 from ._residuals import keep, lean
-from ._sync import AxisIndexGroups, AxisName, known_sums, pool_over_devices
+from ._sync import AxisIndexGroups, AxisName, pool_over_devices
 
 
 def moments(
@@ -92,12 +93,22 @@ def reduce_moments_about_zero(
     mask: jax.Array | None,
     axis_name: AxisName | None,
     axis_index_groups: AxisIndexGroups | None,
+    *,
+    widened: bool = True,
 ) -> Moments:
-    """As `reduce_moments`, for norms that subtract nothing: mean 0, and var the mean square Σ|x|² / n."""
-    operands = (x,) if mask is None else (x, mask)
-    (squares,) = map(keep, collect(_square, *operands, axes=axes))
-    zero = jnp.zeros_like(squares, x.dtype)
-    m = moments_from_sums(zero, zero, squares, _count(x, axes, mask))
+    """As `reduce_moments`, for norms that subtract nothing: mean 0, and var the mean square Σ|x|² / n.
+
+    ``widened``: ``x`` is made of a narrower array, and lies in memory only as that.
+    """
+    if mask is not None:
+        sums = collect(_counted_square, x, mask, axes=axes)
+    else:
+        f = _square if widened or jnp.iscomplexobj(x) else square_in_memory
+        sums = collect(f, x, axes=axes)
+    (squares,) = map(keep, sums)
+    count = _count(x, axes, mask)
+    var = jnp.where(count > 0, squares / jnp.maximum(count, 1), 1)
+    m = Moments(jnp.zeros_like(squares, x.dtype), var, count)
     return pool_over_devices(m, axis_name, axis_index_groups)
 
 
@@ -112,7 +123,7 @@ def moments_as_known(
         return sums if axis_name is None else lax.psum(sums, axis_name)
 
     known = jnp.zeros_like(mean), m.count * m.var
-    total, squares = known_sums(over_devices, tuple(own), known)
+    total, squares = as_known(over_devices, tuple(own), known)
     return moments_from_sums(mean, total, squares, m.count)
 
 
@@ -211,8 +222,12 @@ def _counted_powers_about(
     return centered, abs_square(centered)
 
 
-def _square(x: jax.Array, mask: jax.Array | bool = True) -> tuple[jax.Array]:
-    return (abs_square(jnp.where(mask, x, 0)),)
+def _square(x: jax.Array) -> tuple[jax.Array]:
+    return (abs_square(x),)
+
+
+def _counted_square(x: jax.Array, mask: jax.Array) -> tuple[jax.Array]:
+    return _square(jnp.where(mask, x, 0))
 
 
 def _counted(x: jax.Array, mask: jax.Array) -> tuple[jax.Array]:

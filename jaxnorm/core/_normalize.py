@@ -10,6 +10,7 @@ from jax import lax
 
 from ._activation import spread_activated
 from ._elementwise import Elementwise
+from ._known import as_known
 from ._reduce import stored
 
 
@@ -39,8 +40,10 @@ def normalize(
     """
     check_epsilon(epsilon)
     variance = var + epsilon
-    # All values alike and no epsilon: (x - mean) is 0 and stays so.
-    gain = lax.rsqrt(jnp.where(variance == 0, 1, variance)).astype(x.dtype)
+    if not (isinstance(epsilon, numbers.Real) and epsilon > 0):
+        # All values alike and no epsilon: (x - mean) is 0 and stays so.
+        variance = jnp.where(variance == 0, 1, variance)
+    gain = lax.rsqrt(variance).astype(x.dtype)
     mean = None if mean is None else mean.astype(x.dtype)
     scale, bias = (None if a is None else a.astype(x.dtype) for a in (scale, bias))
 
@@ -65,7 +68,14 @@ def normalize(
         return finish(_normalized_then_affine, stored(mean), gain, scale, bias)
     center = stored(lax.stop_gradient(mean))
     gain = gain * scale
-    return finish(_affine, center, stored(gain), stored(bias - gain * (mean - center)))
+    offset = bias - gain * (mean - center)
+    # Its value is that of bias, but repeated over devices and batches as it is.
+    offset = as_known(_itself, offset, jnp.where(True, bias, offset))
+    return finish(_affine, center, gain, offset)
+
+
+def _itself(a: jax.Array) -> jax.Array:
+    return a
 
 
 def _scaled(x: jax.Array, *gains: jax.Array) -> tuple[jax.Array]:

@@ -1,6 +1,5 @@
 """Moments of all devices along a mapped axis, in one all-reduce."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ._known import as_known
 from ._pool import Moments, abs_square, moments_from_sums, sums_about
 from ._residuals import keep
 
@@ -42,20 +42,8 @@ def pool_over_devices(
     n = jnp.broadcast_to(m.count, m.mean.shape)
     count, shift, *sums = map(keep, lax.stop_gradient(_sums_about_their_mean(m, n, over_devices)))
 
-    total, squares = known_sums(over_devices, sums_about(shift, m, n), tuple(sums))
+    total, squares = as_known(over_devices, sums_about(shift, m, n), tuple(sums))
     return moments_from_sums(shift, total, squares, count)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def known_sums(over_devices: _OverDevices, own: _Sums, known: _Sums) -> _Sums:
-    """``known``, with the derivative of ``over_devices(own)``: the same numbers, but for rounding."""
-    del over_devices, own
-    return known
-
-
-@known_sums.defjvp
-def _(over_devices: _OverDevices, sums: tuple[_Sums, _Sums], tangents: tuple[_Sums, _Sums]) -> Any:
-    return known_sums(over_devices, *sums), over_devices(tangents[0])
 
 
 def _sums_about_their_mean(m: Moments, n: jax.Array, over_devices: _OverDevices) -> _Sums:

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments_about_zero
 from ..core._pool import Moments
+from ..core._precision import arithmetic_dtype
 from ..core._sync import AxisIndexGroups, AxisName
 from ._normalized_by import normalized_by
 
@@ -57,9 +58,12 @@ def l2_normalize(
     """
     x = jnp.asarray(x)
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
+    widened = arithmetic_dtype(x) != x.dtype
 
     def square_length(x: jax.Array, mask: jax.Array | None) -> Moments:
-        m = reduce_moments_about_zero(x, reduced, mask, axis_name, axis_index_groups)
+        m = reduce_moments_about_zero(
+            x, reduced, mask, axis_name, axis_index_groups, widened=widened
+        )
         return m._replace(var=m.var * jnp.maximum(m.count, 1))  # with nothing counted it is 1
 
     y, _ = normalized_by(

@@ -64,6 +64,7 @@ def rms_norm(
     """
     x = jnp.asarray(x)
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
+    widened = fraction != 1 or arithmetic_dtype(x) != x.dtype  # or cut off: not as it lies in memory
     if scale is not None and scale_offset:
         scale = jnp.asarray(scale)
         scale = scale.astype(arithmetic_dtype(scale)) + scale_offset  # before rounding to dtype
@@ -74,7 +75,9 @@ def rms_norm(
     def take_moments(x: jax.Array, mask: jax.Array | None) -> Moments:
         if fraction != 1:
             x, mask = _first(x, reduced[0], fraction), _first(mask, reduced[0], fraction)
-        return reduce_moments_about_zero(x, reduced, mask, axis_name, axis_index_groups)
+        return reduce_moments_about_zero(
+            x, reduced, mask, axis_name, axis_index_groups, widened=widened
+        )
 
     y, _ = normalized_by(
         take_moments,

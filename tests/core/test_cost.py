@@ -107,6 +107,8 @@ def read_by_the_library(program: jax.stages.Compiled) -> int:
 def test_cost(name: str, shape: Shape, dtype: str) -> None:
     """At most half of x in temporaries, few passes over memory, no sums of the size of x by a library.
 
+    But of the squares of a float32 x: it is in memory, and the library is faster there.
+
     Eight passes (in units of x) are the floor: x for its sums, x again and y; then x and dy for theirs, x
     and dy again and dx. Ten where parameters lie along other axes than statistics, and are summed in a pass
     of their own. float32 adds some 10 %, what is left of the first short folds. In bfloat16 that is twice
@@ -117,7 +119,8 @@ def test_cost(name: str, shape: Shape, dtype: str) -> None:
     temporaries, moved = in_units_of(program, shape, dtype)
     assert temporaries <= 0.5
     assert 8 <= moved <= (cost.of_float32 if dtype == "float32" else cost.of_bfloat16)
-    assert read_by_the_library(program) < math.prod(shape)
+    squares_in_memory = name == "rms" and dtype == "float32"
+    assert (read_by_the_library(program) >= math.prod(shape)) == squares_in_memory
 
 
 def test_the_bounds_can_fail() -> None:
