@@ -1,10 +1,11 @@
 """How sums of an elementwise function are computed on a CPU: in one pass, vectorized, stored nowhere.
 
 XLA:CPU has three ways to compute a sum. A reduction with one result is handed to a library, with all that it
-is summed from put in memory first: fast for the squares of what lies there already, slow for anything else. A
-long reduction with several results is compiled to scalar code. A short one is unrolled, and vectorized over
-the axis that follows it. So all other sums here have several results and are taken in short steps: the first
-folds an axis of the activation, the others are over what that leaves. The figures are in benchmarks/README.md.
+is summed from put in memory first: fast for the squares of what lies there already, slow for anything else.
+A long reduction with several results is compiled to scalar code. A short one is unrolled, and vectorized
+over the axis that follows it. So all other sums here have several results and are taken in short steps: the
+first folds an axis of the activation, the others are over what that leaves. The figures are in
+benchmarks/README.md.
 """
 
 import itertools

@@ -64,7 +64,8 @@ def rms_norm(
     """
     x = jnp.asarray(x)
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
-    widened = fraction != 1 or arithmetic_dtype(x) != x.dtype  # or cut off: not as it lies in memory
+    # Not as it lies in memory, if it is a part of it or upcast.
+    widened = fraction != 1 or arithmetic_dtype(x) != x.dtype
     if scale is not None and scale_offset:
         scale = jnp.asarray(scale)
         scale = scale.astype(arithmetic_dtype(scale)) + scale_offset  # before rounding to dtype
