@@ -4,13 +4,17 @@ Everything else (x - mean, its square, the float32 copy of a bfloat16 input) is 
 again than to store and read.
 """
 
+import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+
+from ._elementwise import divide, merge
 
 _F = TypeVar("_F", bound=Callable)
 _SUMS = "jaxnorm_sums"
@@ -24,5 +28,19 @@ def keep(sums: jax.Array) -> jax.Array:
 
 
 def lean(norm: _F) -> _F:
-    """``norm``, saving nothing for the backward pass but its arguments and what is marked with `keep`."""
-    return jax.checkpoint(norm, policy=jax.checkpoint_policies.save_only_these_names(_SUMS))  # type: ignore[return-value]
+    """``norm``, saving nothing for the backward pass but its arrays and what is marked with `keep`."""
+    policy = jax.checkpoint_policies.save_only_these_names(_SUMS)
+
+    @functools.wraps(norm)
+    def lean_norm(*args: Any, **options: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, options))
+        which = tuple(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+        arrays, others = divide(leaves, which)
+
+        def of_arrays(*arrays: jax.Array) -> Any:
+            args, options = jax.tree.unflatten(tree, merge(arrays, others, which))
+            return norm(*args, **options)
+
+        return jax.checkpoint(of_arrays, policy=policy)(*arrays)
+
+    return lean_norm  # type: ignore[return-value]

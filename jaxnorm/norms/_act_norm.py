@@ -9,10 +9,12 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement, size_of
 from ..core._moments import moments
+from ..core._residuals import lean
 from ._operands import operands
 from ._recipe import Call, Parameter, Recipe, Shape, State
 
 
+@lean
 def act_norm(
     x: jax.Array,
     log_scale: jax.Array,

@@ -1,7 +1,5 @@
 """Batch normalization (Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -153,6 +151,7 @@ def batch_norm(
     return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
 
 
+@lean
 def batch_norm_inference(
     x: jax.Array,
     stats: RunningStats,
@@ -205,28 +204,16 @@ def batch_norm_inference(
     residual = check_activation(activation, residual, x, scale, bias)
     y_dtype = result_dtype(dtype, x, scale, bias, residual)
 
-    @lean
-    def norm(
-        x: jax.Array,
-        residual: jax.Array | None,
-        mask: jax.Array | None,
-        mean: jax.Array,
-        var: jax.Array,
-        *affine: Any,
-    ) -> jax.Array:
-        x = upcast(x, mean, var, *affine, residual)
-        if residual is not None:
-            residual = residual.astype(x.dtype)
-        y = normalize(
-            x,
-            mean,
-            var,
-            *affine,
-            epsilon=epsilon,
-            mask=mask,
-            activation=activation,
-            residual=residual,
-        )
-        return y.astype(y_dtype)
-
-    return norm(x, residual, mask, mean, var, scale, bias)
+    x = upcast(x, mean, var, scale, bias, residual)
+    y = normalize(
+        x,
+        mean,
+        var,
+        scale,
+        bias,
+        epsilon=epsilon,
+        mask=mask,
+        activation=activation,
+        residual=None if residual is None else residual.astype(x.dtype),
+    )
+    return y.astype(y_dtype)

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from ..core._axes import Axes, complement
 from ..core._moments import reduce_moments
 from ..core._normalize import normalize
+from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
 from ..core._sync import AxisIndexGroups, AxisName
 from ._batch_norm import batch_norm_inference
@@ -24,6 +25,7 @@ Limit: TypeAlias = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A number, or a schedule: a function of the number of steps done."""
 
 
+@lean
 def batch_renorm(
     x: jax.Array,
     stats: RunningStats,

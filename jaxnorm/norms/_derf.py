@@ -9,10 +9,12 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes
+from ..core._residuals import lean
 from ._operands import affine, operands
 from ._recipe import Affine, Call, Parameter, Shape, State, affine_of
 
 
+@lean
 def derf(
     x: jax.Array,
     alpha: jax.Array | float = 0.5,

@@ -12,12 +12,14 @@ from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments
 from ..core._normalize import check_epsilon
 from ..core._pool import Moments, pool
+from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
 from ..core._sync import AxisIndexGroups, AxisName, pool_over_devices
 from ._operands import Operands, affine, operands, root
 from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
 
 
+@lean
 def evo_norm_b0(
     x: jax.Array,
     stats: RunningStats,

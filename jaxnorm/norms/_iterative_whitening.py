@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, one_axis
 from ..core._normalize import check_epsilon
+from ..core._residuals import lean
 from ..core._running import check_momentum
 from ..core._sync import AxisName
 from ._operands import affine, operands
@@ -17,6 +18,7 @@ from ._whitening_of import mask_of_rows, whitening_of
 from ._whitening_stats import WhiteningStats, init_whitening
 
 
+@lean
 def iterative_whitening(
     x: jax.Array,
     stats: WhiteningStats,

@@ -13,6 +13,7 @@ from ..core._precision import result_dtype, upcast
 from ..core._residuals import lean
 
 
+@lean
 def local_response_norm(
     x: jax.Array,
     *,
@@ -65,12 +66,8 @@ def local_response_norm(
     size = int(size)
     window[channel], padding[channel] = size, (size // 2, (size - 1) // 2)
 
-    @lean
-    def norm(x: jax.Array) -> jax.Array:
-        x = upcast(x)
-        energy = lax.reduce_window(abs_square(x), 0.0, lax.add, window, (1,) * x.ndim, padding)
-        base = k + alpha / size * energy
-        gain = jnp.where(base == 0, 1, base) ** -beta  # silence stays silent where k is 0
-        return (x * gain.astype(x.dtype)).astype(y_dtype)
-
-    return norm(x)
+    x = upcast(x)
+    energy = lax.reduce_window(abs_square(x), 0.0, lax.add, window, (1,) * x.ndim, padding)
+    base = k + alpha / size * energy
+    gain = jnp.where(base == 0, 1, base) ** -beta  # silence stays silent where k is 0
+    return (x * gain.astype(x.dtype)).astype(y_dtype)

@@ -11,8 +11,10 @@ from jax.typing import DTypeLike
 from ..core._axes import Axes, canonical_axes
 from ..core._normalize import check_epsilon
 from ..core._precision import result_dtype, upcast
+from ..core._residuals import keep, lean
 
 
+@lean
 def lp_normalize(
     x: jax.Array,
     *,
@@ -57,12 +59,12 @@ def lp_normalize(
     wide = upcast(x)
     size = jnp.abs(wide)
     # Powers of what is at most 1 neither overflow nor vanish.
-    largest = size.max(axes, keepdims=True, initial=0)
+    largest = keep(size.max(axes, keepdims=True, initial=0))
     if math.isinf(p):
         length = largest
     else:
         unit = lax.stop_gradient(jnp.where(largest > 0, largest, 1))
-        total = ((size / unit) ** p).sum(axes, keepdims=True)
+        total = keep(((size / unit) ** p).sum(axes, keepdims=True))
         length = unit * jnp.where(largest > 0, total, 1) ** (1 / p)
         length = jnp.where(largest > 0, length, 0)
     check_epsilon(epsilon)

@@ -9,12 +9,14 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, complement
 from ..core._moments import reduce_moments
+from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
 from ..core._sync import AxisIndexGroups, AxisName
 from ._operands import affine, operands
 from ._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
 
 
+@lean
 def mean_only_batch_norm(
     x: jax.Array,
     stats: RunningStats,
@@ -68,6 +70,7 @@ def mean_only_batch_norm(
     return y.astype(o.dtype), update_running_stats(stats, m, momentum=momentum)
 
 
+@lean
 def mean_only_batch_norm_inference(
     x: jax.Array,
     stats: RunningStats,

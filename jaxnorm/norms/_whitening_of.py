@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core._moments import reduce_moments
+from ..core._residuals import keep
 from ..core._sync import AxisName
 
 
@@ -23,6 +24,7 @@ def whitening_of(
     products = jnp.matmul(flat.T, flat, precision=lax.Precision.HIGHEST)
     if axis_name is not None:
         products = lax.psum(products, axis_name)
+    products = keep(products)
     count = m.count.reshape(-1)[0]
     identity = jnp.eye(rows.shape[-1], dtype=rows.dtype)
     covariance = products / jnp.maximum(count, 1) + epsilon * identity

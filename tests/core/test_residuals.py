@@ -11,6 +11,7 @@ import pytest
 from jax._src.ad_checkpoint import saved_residuals
 
 import jaxnorm as jn
+from tests.zoo import ZOO, primals
 
 SHAPE = (16, 12, 12, 8)
 
@@ -156,3 +157,17 @@ def test_the_search_for_residuals_can_fail() -> None:
     """The one-line norm keeps float32 copies of a bfloat16 x, and is caught."""
     found = large_residuals(plain, *arguments("bfloat16"))
     assert (SHAPE, jnp.dtype("float32")) in found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "name", sorted(set(ZOO) - {"modulate"})
+)  # takes parameters of the size of x
+def test_only_x_is_saved_by_any_norm(name: str, dtype: str) -> None:
+    """Of the norms that Flax lacks, too: no float32 copy, and nothing that can be computed again."""
+    shape = (3, 20, 30, 4)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), dtype)
+    parameters = [jnp.asarray(p) for p in primals(name)[1:]]
+    kept = [aval for aval, _ in saved_residuals(ZOO[name].ours, x, *parameters)]
+    large = [(a.shape, a.dtype) for a in kept if math.prod(a.shape) > x.size / 2]
+    assert large == ([(shape, x.dtype)] if name != "qk_norm, key" else [])
