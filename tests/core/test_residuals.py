@@ -168,6 +168,6 @@ def test_only_x_is_saved_by_any_norm(name: str, dtype: str) -> None:
     shape = (3, 20, 30, 4)
     x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), dtype)
     parameters = [jnp.asarray(p) for p in primals(name)[1:]]
-    kept = [aval for aval, _ in saved_residuals(ZOO[name].ours, x, *parameters)]
+    kept: list[Any] = [aval for aval, _ in saved_residuals(ZOO[name].ours, x, *parameters)]
     large = [(a.shape, a.dtype) for a in kept if math.prod(a.shape) > x.size / 2]
     assert large == ([(shape, x.dtype)] if name != "qk_norm, key" else [])
