@@ -1,20 +1,24 @@
 """How sums over an activation are best written for XLA on a CPU: as they are, and in other ways.
 
     python -m benchmarks.folds
+    python -m benchmarks.folds --norms layer rms --sizes large --no-quick
 
 Forward and backward in training; the time of each way over that of the library as it is, geometric means over
-the first shape of each size, and the most temporary memory. Prints only.
+the shapes, and the most temporary memory. Prints only.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from statistics import geometric_mean, median
 from unittest.mock import patch
 
 import jax
+import tyro
 
 from benchmarks import measure
-from benchmarks.cases import DTYPES, NORMS, SIZES, cases, draw
+from benchmarks.cases import DTYPES, NORMS, SIZES, Norm, Size, cases, draw
 from benchmarks.contestants import ours
 from benchmarks.environment import run_under
 from benchmarks.tables import markdown
@@ -27,7 +31,7 @@ AS_IT_IS = "as it is"
 
 def at_most(length: int) -> dict[str, object]:
     """Folds of so many elements, whatever is computed."""
-    limit = ((float("inf"), length),)
+    limit = ((math.inf, length),)
     return {"_LONGEST": limit, "_LONGEST_IN_A_ROW": limit}
 
 
@@ -38,6 +42,7 @@ WAYS: dict[str, dict[str, object]] = {
     "folds of 8 at most": at_most(8),
     "folds of 16 at most": at_most(16),
     "folds of 32 at most": at_most(32),
+    "rows in long steps": {"_STEP": math.inf},
     "small arrays not stored first": {"stored": lambda small, after=None: small},
 }
 
@@ -68,14 +73,26 @@ def compare(norm: Callable[[], measure.Program]) -> dict[str, tuple[float, float
     }
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    norms: tuple[Norm, ...] = NORMS
+    """Which norms."""
+    sizes: tuple[Size, ...] = SIZES
+    """Which of the shapes."""
+    quick: bool = True
+    """One shape of each size."""
+
+
+def main(options: Options) -> None:
     """Print the table in Markdown."""
     print(f"{machine_used()}; {versions_used()}\n")
     lines = []
-    for norm in NORMS:
+    for norm in options.norms:
         for dtype in DTYPES:
             found = []
-            for case in cases((norm,), SIZES, quick=True):
+            for case in cases((norm,), options.sizes, options.quick):
                 data = draw(case, dtype)
                 forward = ours(case, True)
                 found.append(compare(lambda f=forward, d=data: measure.in_jax(f, "both", d)))
@@ -88,5 +105,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    chosen = tyro.cli(
+        Options,
+        prog="python -m benchmarks.folds",
+        description=(__doc__ or "").split("\n")[0],
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
     run_under("keep")
-    main()
+    main(chosen)

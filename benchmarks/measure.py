@@ -44,7 +44,7 @@ def repeated(call: Callable[[], Any]) -> Callable[[int], Any]:
     return run
 
 
-def in_jax(forward: Forward, phase: Phase, data: Data) -> Program:
+def compiled(forward: Forward, phase: Phase, data: Data) -> jax.stages.Compiled:
     """One program for y (and dx, dscale, dbias) and the running statistics after it."""
 
     def one_way(x: Any, parameters: Any, stats: Any, dy: Any) -> Any:
@@ -56,17 +56,22 @@ def in_jax(forward: Forward, phase: Phase, data: Data) -> Program:
         dx, gradients = pull(dy)
         return [y, dx, *gradients], stats
 
+    return jax.jit(both if phase == "both" else one_way).lower(*data).compile()
+
+
+def in_jax(forward: Forward, phase: Phase, data: Data) -> Program:
+    """That program, its arguments in place, and what is counted of it."""
     arguments = jax.device_put(tuple(data))
-    compiled = jax.jit(both if phase == "both" else one_way).lower(*arguments).compile()
+    program = compiled(forward, phase, data)
     size = data.x.nbytes
-    counted = {name: n / size for name, n in compiler_counts(compiled).items()}
+    counted = {name: n / size for name, n in compiler_counts(program).items()}
     if phase == "both":
         x, parameters, stats, _ = arguments
         kept = saved_for_backward(lambda x, p: forward(x, p, stats)[0], x, parameters)
         counted["saved"] = kept / size
     return Program(
-        repeated(lambda: compiled(*arguments)),
-        lambda: [np.asarray(a, np.float64) for a in compiled(*arguments)[0]],
+        repeated(lambda: program(*arguments)),
+        lambda: [np.asarray(a, np.float64) for a in program(*arguments)[0]],
         counted,
     )
 

@@ -16,6 +16,7 @@ from benchmarks import (
     measure,
     norms,
     picture,
+    programs,
     results,
     saving,
     step_models,
@@ -295,3 +296,15 @@ def test_step_with_another_loss_is_refused() -> None:
     steps.agree("here", "bfloat16", [1.0], [1.005])
     with pytest.raises(RuntimeError, match="here: the first losses are"):
         steps.agree("here", "float32", [1.0], [1.005])
+
+
+@pytest.mark.parametrize(("norm", "by"), [("rms", ["library"]), ("layer", ["loop"] * 3)])
+def test_programs(norm: Norm, by: list[str]) -> None:
+    """One of the library for a float32 RMS norm; for layer norm loops over x: a value, its sums, y."""
+    case, size = Case(norm, (4096, 64), "large"), 4096 * 64 * 4
+    forward = contestants.ours(case, True)
+    found = programs.parts(measure.compiled(forward, "forward", draw(case, "float32")))
+    of_x = [part for part in found if part.reads >= size]
+    assert [part.by.split(",")[0] for part in of_x] == by
+    assert sum(part.writes >= size for part in of_x) == 1
+    assert programs.table(case, "float32", "forward").count("small ones") == 2  # ours, Flax's

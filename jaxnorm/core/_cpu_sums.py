@@ -30,6 +30,8 @@ _SHORTEST = 9
 _LIBRARY_TAKES = 32 * 1024
 # What the last axis must keep to vectorize over, and would best be a multiple of.
 _LANES = 8
+# How far apart the elements of a row are that are added: a vector, so that the row is read in order.
+_STEP = 8
 
 
 def sums_on_cpu(
@@ -117,7 +119,7 @@ def _fold(
     of which is read so.
     """
     left = shape[axis] // length
-    lanes = _LANES if axis == len(shape) - 1 and left % _LANES == 0 else left
+    lanes = _STEP if axis == len(shape) - 1 and left % _STEP == 0 else left
     parts = (left // lanes, length, lanes)
     full = _resized(shape, axis, *parts)
 
