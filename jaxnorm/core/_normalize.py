@@ -40,7 +40,8 @@ def normalize(
     """
     check_epsilon(epsilon)
     variance = var + epsilon
-    if not (isinstance(epsilon, numbers.Real) and epsilon > 0):
+    tiny = jnp.finfo(variance.dtype).tiny
+    if not isinstance(epsilon, numbers.Real) or float(epsilon) < tiny:
         # All values alike and no epsilon: (x - mean) is 0 and stays so.
         variance = jnp.where(variance == 0, 1, variance)
     gain = lax.rsqrt(variance).astype(x.dtype)
@@ -69,7 +70,7 @@ def normalize(
     center = stored(lax.stop_gradient(mean))
     gain = gain * scale
     offset = bias - gain * (mean - center)
-    # Its value is that of bias, but repeated over devices and batches as it is.
+    # Its value is that of bias, chosen so that it varies over batches and devices as its derivative does.
     offset = as_known(_itself, offset, jnp.where(True, bias, offset))
     return finish(_affine, center, gain, offset)
 

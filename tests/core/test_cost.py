@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import pytest
 
 import jaxnorm as jn
+from benchmarks.programs import parts
+from jaxnorm.core._cpu_sums import sums_on_cpu
 from tests.modules import loose
 
 Shape = tuple[int, ...]
@@ -130,3 +132,32 @@ def test_the_bounds_can_fail() -> None:
         program = compiled(flax_batch, 2, shape, "float32")
     assert in_units_of(program, shape, "float32")[1] > 1.4 * COSTS["batch"].of_float32
     assert read_by_the_library(program) == math.prod(shape)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_evaluation_is_one_pass(dtype: str) -> None:
+    """It reads x and writes y in one program; the mean and the root of the variance are two small ones."""
+    channels = IMAGES[0][-1:]
+    x, (mean, var, scale, bias) = (
+        jax.ShapeDtypeStruct(IMAGES[0], dtype),
+        [jax.ShapeDtypeStruct(channels, jnp.float32)] * 4,
+    )
+
+    def evaluated(x: Any, mean: Any, var: Any, *affine: Any) -> Any:
+        return jn.batch_norm_inference(x, jn.RunningStats(mean, var), *affine, dtype=x.dtype)
+
+    program = jax.jit(evaluated).lower(x, mean, var, scale, bias).compile()
+    *small, last = parts(program)
+    size = math.prod(x.shape) * x.dtype.itemsize
+    assert last.writes == size < last.reads < 1.01 * size
+    assert len(small) <= 2
+    assert sum(part.reads + part.writes for part in small) < 0.01 * size
+
+
+def test_rows_are_read_in_order() -> None:
+    """What is added of a row is a vector apart: with longer steps, memory is waited for."""
+    x = jax.ShapeDtypeStruct((64, 640), jnp.float32)
+    sums = partial(sums_on_cpu, f=lambda x: (x, x * x), axes=(1,), shape=x.shape)
+    first = next(e for e in jax.make_jaxpr(sums)(x).eqns if e.primitive.name == "reduce")
+    assert first.invars[0].aval.shape == (64, 4, 20, 8)
+    assert first.params["dimensions"] == (2,)

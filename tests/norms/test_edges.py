@@ -101,6 +101,14 @@ def test_zeros_stay(name: str, options: Any) -> None:
         np.testing.assert_allclose(y[1], 0, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", {**SUBTRACTING, **DIVIDING})
+def test_an_epsilon_that_float32_rounds_to_none(name: str) -> None:
+    """Positive, but as good as 0."""
+    y = jax.jit(of(ALL[name], epsilon=1e-42))(examples()[:2])
+    assert not y[0].any()
+    assert all_finite([y])
+
+
 @EPSILONS
 @pytest.mark.parametrize("name", ALL)
 def test_single_element(name: str, options: Any) -> None:
