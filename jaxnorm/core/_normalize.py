@@ -46,7 +46,9 @@ def normalize(
         variance = jnp.where(variance == 0, 1, variance)
     gain = lax.rsqrt(variance).astype(x.dtype)
     mean = None if mean is None else mean.astype(x.dtype)
-    scale, bias = (None if a is None else a.astype(x.dtype) for a in (scale, bias))
+    scale, bias, residual = (
+        None if a is None else a.astype(x.dtype) for a in (scale, bias, residual)
+    )
 
     def finish(f: Elementwise, *small: jax.Array) -> jax.Array:
         if mask is not None:

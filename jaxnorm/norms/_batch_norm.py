@@ -214,6 +214,6 @@ def batch_norm_inference(
         epsilon=epsilon,
         mask=mask,
         activation=activation,
-        residual=None if residual is None else residual.astype(x.dtype),
+        residual=residual,
     )
     return y.astype(y_dtype)

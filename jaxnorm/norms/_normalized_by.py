@@ -65,7 +65,7 @@ def normalized_by(
             epsilon=epsilon,
             mask=mask,
             activation=activation,
-            residual=None if residual is None else residual.astype(x.dtype),
+            residual=residual,
         )
         return y.astype(y_dtype), m
 

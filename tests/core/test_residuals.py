@@ -160,9 +160,8 @@ def test_the_search_for_residuals_can_fail() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    "name", sorted(set(ZOO) - {"modulate"})
-)  # takes parameters of the size of x
+# But modulate, whose parameters there fit no other shape.
+@pytest.mark.parametrize("name", sorted(set(ZOO) - {"modulate"}))
 def test_only_x_is_saved_by_any_norm(name: str, dtype: str) -> None:
     """Of the norms that Flax lacks, too: no float32 copy, and nothing that can be computed again."""
     shape = (3, 20, 30, 4)
