@@ -3,8 +3,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := -n auto --maxprocesses 8 --dist worksteal -q -ra --durations=15
 
-.PHONY: demo zoo test check unit conformance docs bench clean
+# Makes targets at the same time, and prints at the end how long each took.
+define timed
+times=$$(mktemp); $(MAKE) --no-print-directory -j TIMES=$$times $(addprefix timed-,$(1)); status=$$?; \
+sort -n $$times; rm $$times; exit $$status
+endef
+
+.PHONY: demo zoo test test-all quick check unit unit-all conformance mutants docs bench clean
 
 demo: $(VENV)/examples.done ## train the quick preset; the table, and where the pictures are
 	$(BIN)/python -m examples.cifar10 train
@@ -12,7 +19,18 @@ demo: $(VENV)/examples.done ## train the quick preset; the table, and where the 
 zoo: $(VENV)/examples.done ## the same CNN with every norm; the table, and where the picture is
 	$(BIN)/python -m examples.zoo
 
-test: check unit docs ## everything: style, types, tests, documentation
+test: $(VENV)/dev.done ## style, types, tests and documentation, in ten minutes on two cores
+	@$(call timed,check unit docs)
+
+test-all: $(VENV)/dev.done ## the same with every test there is, compiled as users do; before a release
+	@$(call timed,check unit-all docs)
+
+timed-%:
+	@began=$$(date +%s); $(MAKE) --no-print-directory $*; status=$$?; \
+	printf '%5d s  %s\n' $$(($$(date +%s) - began)) '$*' >> $(TIMES); exit $$status
+
+quick: $(VENV)/dev.done ## make quick FILES=tests/core: some tests at once, up to the first failure
+	$(BIN)/python -m pytest -q -x $(or $(FILES),tests/core)
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff check .
@@ -20,7 +38,13 @@ check: $(VENV)/dev.done
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n 3 -q -ra --durations=15
+	$(BIN)/python -m pytest $(PYTEST)
+
+unit-all: $(VENV)/dev.done
+	JAXNORM_TESTS=all $(BIN)/python -m pytest $(PYTEST)
+
+mutants: $(VENV)/dev.done ## one-line faults put into the package: which of them no test notices
+	$(BIN)/python -m tests.mutants
 
 conformance: $(VENV)/dev.done ## Flax's own tests of its norms with ours in their place, in all modes
 	$(BIN)/python -m tests.conformance

@@ -1,15 +1,17 @@
-"""What every test runs under: 8 CPU devices, no silent promotion."""
+"""What every test runs under: 8 CPU devices, no silent promotion. And which tests `make test` runs."""
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
-# Before jax starts, when these are fixed. Most of the suite's time is LLVM optimizing programs that run
-# once; XLA's own passes stay. Processes of their own (examples, maxima of y) compile as users' do.
+from tests.compiling import EVERYTHING, compiler_flags
+
+# Before jax starts, when these are fixed.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
+        compiler_flags(),
         os.environ.get("XLA_FLAGS", ""),
     ]
 )
@@ -27,3 +29,34 @@ def users_promotion() -> Iterator[None]:
     """The promotion of dtypes and ranks that users have."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves for `make test-all` what is marked ``thorough``, and most of what is marked ``sampled``."""
+    if EVERYTHING:
+        return
+    kept = [item for item in items if not item.get_closest_marker("thorough")]
+    sampled: dict[str, list[Any]] = {}
+    for item in kept:
+        if item.get_closest_marker("sampled"):
+            sampled.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for cases in sampled.values():
+        occurring = covering(cases)
+        kept = [item for item in kept if item not in cases or item in occurring]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def covering(cases: list[Any]) -> list[Any]:
+    """Enough of the cases of one test that each value of each of its parameters occurs.
+
+    Greedy: always the case with the most values that have not occurred.
+    """
+    values = {
+        case: {(name, id(value)) for name, value in case.callspec.params.items()} for case in cases
+    }
+    missing, chosen = set().union(*values.values()), []
+    while missing:
+        chosen.append(max(cases, key=lambda case: len(values[case] & missing)))
+        missing -= values[chosen[-1]]
+    return chosen

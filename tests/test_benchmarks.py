@@ -43,6 +43,7 @@ def small(norm: Norm) -> Case:
     return Case(norm, SHAPES[norm], "small")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_contestants_agree_with_float64(library: str, norm: Norm) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.collectives import LINKS, RESULTS, WAYS, Collective, collectives, markdown, seconds
+from tests.compiling import compiler_flags
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.thorough
 def test_counted_on_64_devices() -> None:
     """One all-reduce forward and one back under shard_map; nothing but all-reduces anywhere.
 
@@ -21,7 +23,7 @@ def test_counted_on_64_devices() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.collectives", "--channels", "16", "--here"],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=64"},
+        env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=64 {compiler_flags()}"},
         check=True,
         capture_output=True,
         text=True,

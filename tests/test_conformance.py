@@ -31,12 +31,10 @@ def flax_tests(tmp_path: Path) -> Iterator[Path]:
             pytest.skip(str(error))
 
 
-def test_flax_tests_pass(flax_tests: Path) -> None:
-    """All of them, with each of our classes in use, and none of those that it replaces.
-
-    Here in the exact mode, which replaces both; `make conformance` runs all three.
-    """
-    mode = next(mode for mode in MODES if mode.modules == ("linen", "nnx"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_flax_tests_pass(mode: Mode, flax_tests: Path) -> None:
+    """All of them, with each of our classes in use, and none of those that it replaces."""
     outcome = run(mode, flax_tests)
     assert not outcome.problems, "\n".join([outcome.output, *outcome.problems])
 

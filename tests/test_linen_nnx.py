@@ -114,6 +114,7 @@ def test_norms_of_activations(case: str) -> None:
     compare(getattr(jnl, name)(**fields), nnx_norm(jnx, name, **fields), BATCHES)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("with_nan", [False, True])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_masked(name: str, with_nan: bool) -> None:
@@ -123,6 +124,7 @@ def test_masked(name: str, with_nan: bool) -> None:
     compare(getattr(jnl, name)(**fields), nnx_norm(jnx, name, **fields), batches, MASK)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "dtypes",
     [

@@ -64,7 +64,7 @@ def both(name: str, **more: Any) -> tuple[nn.Module, Any, Any]:
     options, inputs = CASES[name]
     layer = getattr(jnl, name)(**options, **more)
     module = getattr(jnx, name)(CHANNELS, **options, **more, rngs=nnx.Rngs(0))
-    variables = layer.init(KEY, X, *inputs, use_running_average=False)
+    variables = compiled(partial(layer.init, use_running_average=False), KEY, X, *inputs)
     params = jax.tree.map(
         lambda p: p + jnp.linspace(0.1, 0.5, p.size, dtype=p.dtype).reshape(p.shape),
         variables.get("params", {}),
@@ -157,14 +157,9 @@ def test_half_precision(name: str) -> None:
     """Of bfloat16 comes what ``dtype`` says; parameters are of ``param_dtype``, and the state is float32."""
     layer, _, variables = both(name, param_dtype=jnp.float32, dtype=jnp.bfloat16)
     inputs = CASES[name][1]
+    apply = partial(layer.apply, use_running_average=False, mutable=["batch_stats"])
     with jax.numpy_dtype_promotion("standard"):
-        y, updated = layer.apply(
-            variables,
-            X.astype(jnp.bfloat16),
-            *inputs,
-            use_running_average=False,
-            mutable=["batch_stats"],
-        )
+        y, updated = compiled(apply, variables, X.astype(jnp.bfloat16), *inputs)
     assert {leaf.dtype for leaf in jax.tree.leaves(y)} == {jnp.dtype(jnp.bfloat16)}
     kept = {"steps", "count"}
     for path, leaf in flat(updated).items():

@@ -11,6 +11,7 @@ from jax import lax
 from ._activation import spread_activated
 from ._elementwise import Elementwise
 from ._known import as_known
+from ._precision import upcast
 from ._reduce import stored
 
 
@@ -39,7 +40,7 @@ def normalize(
     infinity is read as the mean: nothing must depend on it, and 0 * NaN would.
     """
     check_epsilon(epsilon)
-    variance = var + epsilon
+    variance = upcast(var) + epsilon  # running statistics may have been stored in 16 bits
     tiny = jnp.finfo(variance.dtype).tiny
     if not isinstance(epsilon, numbers.Real) or float(epsilon) < tiny:
         # All values alike and no epsilon: (x - mean) is 0 and stays so.

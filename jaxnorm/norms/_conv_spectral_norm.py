@@ -23,7 +23,7 @@ def conv_spectral_norm(
     """Spectral norm of a convolution: divided by how much it can lengthen an image, which is then 1.
 
         u = conv(v)        v = convᵀ(u)        each at length 1        (``n_steps`` times)
-        σ = ⟨u, conv(v)⟩        w = kernel / σ
+        u = conv(v) once more   σ = ⟨u, conv(v)⟩        w = kernel / σ
 
     `spectral_norm` divides by the singular value of the kernel as a matrix, which is another number: the
     convolution can lengthen an image by more, up to the root of the kernel's positions. v and u are constants

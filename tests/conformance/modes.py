@@ -9,6 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.compiling import compiler_flags
+
 ROOT = Path(__file__).parents[2]
 NAMES = (
     "BatchNorm",
@@ -131,7 +133,7 @@ def environment(tests: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # most of the time would be LLVM's
+        "XLA_FLAGS": compiler_flags(),
         "JAX_COMPILATION_CACHE_DIR": str(tests / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTEST_ADDOPTS": "",

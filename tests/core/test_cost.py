@@ -105,6 +105,7 @@ def read_by_the_library(program: jax.stages.Compiled) -> int:
     return max((sizes[name] for name in operands), default=0)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "shape", "dtype"), CASES, ids=str)
 def test_cost(name: str, shape: Shape, dtype: str) -> None:
     """At most half of x in temporaries, few passes over memory, no sums of the size of x by a library.

@@ -18,6 +18,7 @@ from matplotlib import image
 from examples import cifar10, measure, models
 from examples.data import load
 from jaxnorm import linen as jnl
+from tests.compiling import compiler_flags
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("--data", "digits", "--widths", "8", "16", "--stem-width", "8", "--batch-size", "64")
@@ -27,7 +28,7 @@ def command(*arguments: str, runs: Path) -> subprocess.Popen[str]:
     """Starts `python -m examples.cifar10` in a process of its own, as it would be by hand."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": compiler_flags(),
         "COLUMNS": "200",
         # The processes compile the same programs: once is enough.
         "JAX_COMPILATION_CACHE_DIR": str(runs / "compiled"),
@@ -94,9 +95,10 @@ def test_eval_repeats_the_measurement(trained: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     ("sign", "kill"),
     [
-        ("config.json", signal.SIGKILL),  # before any checkpoint
-        ("checkpoints/22", signal.SIGKILL),  # the first epoch's is there
-        ("metrics.jsonl", signal.SIGINT),  # Ctrl-C, in the second epoch
+        # Before any checkpoint; when that of the first epoch is there; by Ctrl-C, in the second epoch.
+        pytest.param("config.json", signal.SIGKILL, marks=pytest.mark.thorough),
+        pytest.param("checkpoints/22", signal.SIGKILL, marks=pytest.mark.thorough),
+        ("metrics.jsonl", signal.SIGINT),
     ],
 )
 def test_resume_reaches_the_same_numbers(
@@ -120,6 +122,7 @@ def test_resume_reaches_the_same_numbers(
     assert numbers(runs / name) == numbers(runs / "whole")
 
 
+@pytest.mark.thorough
 def test_two_devices_train_as_one(trained: tuple[Path, str]) -> None:
     """Data-parallel training has the statistics of the whole batch: the figures of one device."""
     runs, _ = trained
@@ -214,8 +217,17 @@ def test_the_gap_is_nothing_when_running_statistics_are_those_of_the_batch() -> 
     assert all(gap.mean > 0.01 for gap in before)
 
 
+NORMS = [
+    pytest.param(
+        norm,
+        marks=[] if norm in ("batch", "group", "spectral", "evo_s0") else pytest.mark.thorough,
+    )
+    for norm in get_args(cifar10.NormName)
+]
+
+
 @pytest.mark.usefixtures("users_promotion")
-@pytest.mark.parametrize("norm", get_args(cifar10.NormName))
+@pytest.mark.parametrize("norm", NORMS)
 def test_every_norm_trains(norm: cifar10.NormName) -> None:
     """With each --norm the network learns one batch, and evaluation mode gives finite logits."""
     settings = cifar10.Settings(norm=norm, widths=(8,), stem_width=8, lr=0.05, crop=0, flip=False)
@@ -253,7 +265,11 @@ def test_a_run_without_running_statistics(
 
 
 @pytest.mark.usefixtures("users_promotion")
-@pytest.mark.parametrize("norm", ["frozen_batch", "ghost_batch", "iterative_whitening"])
+@pytest.mark.parametrize("norm", [
+        "frozen_batch",
+        pytest.param("ghost_batch", marks=pytest.mark.thorough),
+        pytest.param("iterative_whitening", marks=pytest.mark.thorough),
+    ])
 def test_a_run_of_a_norm_with_other_state(
     norm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

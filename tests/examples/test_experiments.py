@@ -80,6 +80,7 @@ def test_shift(tmp_path: Path) -> None:
     assert changed == {name: name not in ("clean", "yellow light") for name in shift.CORRUPTIONS}
 
 
+@pytest.mark.thorough
 def test_batch_size(tmp_path: Path) -> None:
     """A line for each norm, three for batch norm, and two for eight devices."""
     arguments = ["--sizes", "8", "--norms", "batch", "group", "--images", "256", "--seeds", "1"]
@@ -103,6 +104,7 @@ def test_lr_stress(tmp_path: Path) -> None:
     assert lr_stress.breaks_at({"loss": [2.0] * 20, "rate": rates}) == np.inf
 
 
+@pytest.mark.thorough
 def test_init_and_depth(tmp_path: Path) -> None:
     """Every network at every scale and depth."""
     arguments = ["--scales", "10", "--depths", "1", "--images", "128", "--seeds", "1"]
@@ -110,6 +112,7 @@ def test_init_and_depth(tmp_path: Path) -> None:
     assert set(found["scale"]) == set(found["depth"]) == set(init_and_depth.NETWORKS)
 
 
+@pytest.mark.thorough
 def test_sequence(tmp_path: Path) -> None:
     """Padding of NaN makes no difference; the sequences are the ink, and nothing else counts."""
     found = run(sequence.Sequence, tmp_path, "--epochs", "1", "--seeds", "1", "--norms", "batch")
@@ -148,6 +151,7 @@ def test_redraw(tmp_path: Path) -> None:
     assert (tmp_path / "shift.png").exists()
 
 
+@pytest.mark.thorough
 def test_gan(tmp_path: Path) -> None:
     """Both kinds are measured; the singular value is the operator's, the distance that of Gaussians."""
     arguments = ["--steps", "2", "--seeds", "1", "--batch-size", "8"]
@@ -164,6 +168,7 @@ def test_gan(tmp_path: Path) -> None:
     np.testing.assert_allclose(gan.frechet(cloud, 2 * cloud + 1), 3 + 3, rtol=0.05)
 
 
+@pytest.mark.thorough
 def test_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line for each norm, with what its step takes."""
     arguments = ["--norms", "batch", "evo_s0", "weight", "--images", "128", "--seeds", "1"]
@@ -173,6 +178,7 @@ def test_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "held-out accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_style(tmp_path: Path) -> None:
     """The features of AdaIN have the statistics that were meant, those of instance norm 0 and 1."""
     found = run(style.Style, tmp_path, "--steps", "2", "--patch", "16", "--batch-size", "4")

@@ -15,6 +15,7 @@ import pytest
 
 from examples import cifar10, many_devices, multihost
 from examples.data import load
+from tests.compiling import compiler_flags
 
 ROOT = Path(__file__).parents[2]
 # 1,437 digits in batches of 84: the last one has 9, so that all but the first process have none of it.
@@ -26,7 +27,7 @@ def start(program: str, runs: Path, *arguments: str) -> subprocess.Popen[str]:
     """Starts `python -m examples.PROGRAM` as it would be by hand."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": compiler_flags(),
         "COLUMNS": "200",
         "JAX_COMPILATION_CACHE_DIR": str(runs / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -53,7 +54,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def test_losses_step_by_step(tmp_path: Path) -> None:
     """In each of three ways; with statistics of each device alone it is seen that they are not."""
-    arguments = ["--data", "digits", "--devices", "4", "--steps", "5", "--out", str(tmp_path)]
+    arguments = ["--data", "digits", "--devices", "4", "--steps", "3", "--out", str(tmp_path)]
     output = finish(start("many_devices", tmp_path, *arguments, "--batch-size", "64"))
     assert "4 devices, pmap" in output
     found = json.loads((tmp_path / "losses.json").read_text())
@@ -97,6 +98,7 @@ def check(runs: Path, name: str) -> None:
         np.testing.assert_allclose(mine["mean"], theirs["mean"], rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_processes_train_as_one(runs: Path) -> None:
     """Three, each with its share, of which the last batch leaves two nothing."""
     output = finish(join(runs, "3", "--local", "3", *SETTINGS))
@@ -104,6 +106,7 @@ def test_processes_train_as_one(runs: Path) -> None:
     check(runs, "3")
 
 
+@pytest.mark.thorough
 def test_a_killed_process_is_survived(runs: Path) -> None:
     """Of two: the other one ends by itself, soon and with a reason; resumed, they come to the same."""
     with socket.socket() as free:
@@ -128,6 +131,7 @@ def test_a_killed_process_is_survived(runs: Path) -> None:
     check(runs, "killed")
 
 
+@pytest.mark.thorough
 def test_a_process_that_never_joins(tmp_path: Path) -> None:
     """The one that waits says for how long, and ends."""
     with socket.socket() as free:
@@ -141,6 +145,7 @@ def test_a_process_that_never_joins(tmp_path: Path) -> None:
     assert "if one does not join, this ends in about 2 s" in output
 
 
+@pytest.mark.thorough
 def test_mistakes_are_explained(runs: Path) -> None:
     """No scheduler, or a run that is there: a line, and status 1, of all processes and soon."""
     process = join(runs, "nobody", *SETTINGS)

@@ -221,6 +221,7 @@ def test_the_statistics_of_a_call_during_init_are_used_by_the_next() -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("evaluating", [False, True], ids=["train", "eval"])
 @pytest.mark.parametrize("axis", AXES, ids=str)
 def test_answers_and_gradients_are_those_of_flax(axis: Any, evaluating: bool) -> None:
@@ -241,6 +242,7 @@ def test_answers_and_gradients_are_those_of_flax(axis: Any, evaluating: bool) ->
     assert_close(by_all(ours), by_all(theirs), 5e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16], ids=["p32", "pb16"])
 @pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16], ids=["none", "f32", "bf16"])
 @pytest.mark.parametrize("x_dtype", [*FLOATS, jnp.int32], ids=["x32", "xb16", "x16", "xint"])

@@ -96,6 +96,7 @@ def test_construction_by_position(name: str) -> None:
 # --- variables -----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_initial_variables_are_those_of_flax(name: str, param_dtype: str) -> None:
@@ -158,6 +159,7 @@ def test_only_call_is_a_method_that_flax_sees(name: str) -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "option"), OTHER_CASES)
 def test_answers_and_gradients_are_those_of_flax(name: str, option: str) -> None:
     """Outputs and the gradients of input and parameters, from variables that Flax made; masked too."""
@@ -173,6 +175,7 @@ def test_answers_and_gradients_are_those_of_flax(name: str, option: str) -> None
     assert_close(*compiled(all_of, X), tolerance=1e-4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("x_dtype", ["float32", "bfloat16", "float16", "int32"])

@@ -43,6 +43,7 @@ def test_instance_norm_has_the_variables_of_batch_norm(fields: Fields) -> None:
     assert ("count" in found["batch_stats"]) == ("momentum" in fields)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.8, None])
 def test_instance_norm_tracks_as_pytorch_does(momentum: float | None, unbiased: bool) -> None:

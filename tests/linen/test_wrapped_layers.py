@@ -52,6 +52,7 @@ def changed(name: str, variables: Any) -> Any:
 # --- layers with more than a kernel --------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_layer_with_state_noise_and_intermediates(name: str, training: bool) -> None:

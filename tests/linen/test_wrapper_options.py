@@ -46,6 +46,7 @@ def test_exact_spectral_norm() -> None:
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "layer", [lambda: nn.Dense(3), lambda: nn.Conv(3, (3,)), Bar], ids=["dense", "conv", "layers"]
 )

@@ -156,6 +156,7 @@ def test_no_variables_where_none_are_kept(name: str, fields: Fields) -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "option"), OF_FLAX)
 def test_checkpoints_of_flax_give_flax_answers(name: str, option: str) -> None:
     """Its state loads by `nnx.update`: outputs, state and gradients, masked too, and in evaluation."""
@@ -183,6 +184,7 @@ def test_checkpoints_of_flax_give_flax_answers(name: str, option: str) -> None:
     assert_close(flat(ours), flat(theirs), 1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("x_dtype", ["float32", "bfloat16", "float16", "int32"])

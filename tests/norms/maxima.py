@@ -1,6 +1,9 @@
-"""Run as a program: gradients of maxima of every norm, compiled against not, as users compile them.
+"""Gradients of maxima of norms, compiled against not compiled, as users compile them.
 
-The suite leaves LLVM's optimizations out; what is looked for here depends on them.
+    python -m tests.norms.maxima [NORM ...]
+
+A program of its own, because `make test` leaves LLVM's optimizations out, and what is looked for here
+depends on them.
 """
 
 import sys
@@ -80,12 +83,12 @@ def apart(norm: Callable[..., jax.Array], end: Any) -> float:
     return max(float(jnp.abs(a - b).max() / (jnp.abs(a).max() + 1e-9)) for a, b in pairs)
 
 
-def main() -> int:
-    """Prints what is apart; returns how many are."""
+def main(names: list[str]) -> int:
+    """Prints what is apart, of all norms unless some are named; returns how many are."""
     wrong = 0
-    for name, norm in NORMS.items():
+    for name in names or NORMS:
         for end in ENDS:
-            found = apart(norm, ENDS[end])
+            found = apart(NORMS[name], ENDS[end])
             if not found < 1e-3:
                 wrong += 1
                 print(f"{name}, {end}: {found:.1e}")
@@ -93,4 +96,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -123,6 +123,7 @@ def hessian_times(
 LAYOUTS = {"last": ((6, 5, 4, 3), -1), "first": ((5, 3, 6, 4), 1)}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("dtype", "layout", "masked"),
     [
@@ -173,6 +174,7 @@ IMAGES = Case("of an activation", (6, 5, 4, 3))
 HALF = Case("of an activation", (6, 5, 4, 3), dtype="bfloat16", param_dtype="bfloat16")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", [IMAGES, HALF], ids=lambda case: case.dtype)
 @with_and_without
 @every_activation
@@ -221,6 +223,7 @@ def test_evaluation(activation: str, adds: bool, case: Case) -> None:
         assert_close(gradients.residual, dv, 1e-4)
 
 
+@pytest.mark.sampled
 @with_and_without
 @every_activation
 def test_forward_mode_and_second_order(activation: str, adds: bool) -> None:
@@ -269,6 +272,7 @@ def loss(activation: str | None, at: Primals, residual: Any, dy: Any) -> jax.Arr
     return (y * dy).sum() + (stats.mean * stats.var).sum()
 
 
+@pytest.mark.sampled
 @with_and_without
 @every_activation
 def test_vmap_of_grad(activation: str, adds: bool) -> None:
@@ -287,6 +291,7 @@ def test_vmap_of_grad(activation: str, adds: bool) -> None:
             assert_close(got[i], np.float64(want), 1e-5)
 
 
+@pytest.mark.sampled
 @with_and_without
 @every_activation
 def test_eager(activation: str, adds: bool) -> None:
@@ -304,6 +309,7 @@ def test_eager(activation: str, adds: bool) -> None:
         assert_close(got, np.float64(want), 1e-5)
 
 
+@pytest.mark.sampled
 @with_and_without
 @every_activation
 def test_devices(activation: str, adds: bool) -> None:
@@ -337,6 +343,7 @@ def test_devices(activation: str, adds: bool) -> None:
             assert_close(np.asarray(got), np.float64(want))
 
 
+@pytest.mark.sampled
 @with_and_without
 @every_activation
 def test_is_the_norm_and_then_the_activation(activation: str, adds: bool) -> None:
@@ -468,6 +475,7 @@ def test_residual_of_a_complex_norm() -> None:
     assert_close(y, oracle_of(case).value(given.at).y + wide(given.residual))
 
 
+@pytest.mark.sampled
 @with_and_without
 @every_activation
 def test_modules(activation: str, adds: bool) -> None:

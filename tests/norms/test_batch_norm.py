@@ -189,6 +189,7 @@ def test_dtype_is_of_the_output_alone(x_dtype: str, dtype: str) -> None:
 # --- extremes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kind", ["offset", "outlier_first", "small_outlier_first", "drift"])
 @pytest.mark.parametrize("shape", [(40009, 3), (64, 28, 28, 3), (5, 40009, 3)], ids=str)
@@ -218,6 +219,7 @@ def test_variance_is_stable(shape: tuple[int, ...], kind: str, masked: bool) -> 
     np.testing.assert_allclose(spread, 1, rtol=1e-3)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("value", [0.0, 1e4, -3e-3])
 @pytest.mark.parametrize("shape", [(301, 3), (7, 12, 11, 3)], ids=str)
@@ -286,6 +288,7 @@ def test_a_counted_nan_is_not_hidden() -> None:
         assert jnp.isfinite(y[:, 1]).all() and jnp.isfinite(stats.var[1])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("momentum", [0.99, 0.0, None])
 @pytest.mark.parametrize("shape", [(0, 3), (0, 12, 12, 3), (5, 3), (5, 12, 12, 3)], ids=str)
 def test_nothing_counted(shape: tuple[int, ...], momentum: float | None) -> None:

@@ -171,6 +171,7 @@ def check(outputs: Any, gradients: Any, mask: Any, tangents: Any = None) -> None
             assert_close(got, want, 5e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "mask"),
     [
@@ -196,6 +197,7 @@ def test_derivatives_of_a_map(name: str, mask: str) -> None:
     check(outputs, gradients, m, tangents)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mask", ["unmasked", "uneven"])
 @pytest.mark.parametrize("name", ["vmap", "pmap", "shard_map", "shard_map_unchecked"])
 def test_map_of_gradients(name: str, mask: str) -> None:
@@ -298,6 +300,7 @@ def grouped(name: str, groups: Any, x: Any, mask: Any) -> Any:
     return gradient.reshape(x.shape), mean.reshape(8, 1, 3)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("name", ["vmap", "pmap", "shard_map", "shard_map_unchecked"])
 def test_groups_of_devices(name: str, groups: str) -> None:
@@ -366,6 +369,7 @@ def test_number_of_all_reduces(check_vma: bool, masked: bool) -> None:
 COMPILED = {k: MAPPED[k] for k in ("shard_map", "shard_map_unchecked")} | {"mesh": local(None)}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", [(64, 12), (16, 12, 12, 12)], ids=str)
 @pytest.mark.parametrize("name", COMPILED)

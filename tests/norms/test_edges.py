@@ -82,6 +82,7 @@ def examples() -> np.ndarray:
     return x
 
 
+@pytest.mark.sampled
 @EPSILONS
 @pytest.mark.parametrize("name", ALL)
 def test_zeros_and_constants(name: str, options: Any) -> None:
@@ -109,6 +110,7 @@ def test_an_epsilon_that_float32_rounds_to_none(name: str) -> None:
     assert all_finite([y])
 
 
+@pytest.mark.sampled
 @EPSILONS
 @pytest.mark.parametrize("name", ALL)
 def test_single_element(name: str, options: Any) -> None:
@@ -123,6 +125,7 @@ def test_single_element(name: str, options: Any) -> None:
         np.testing.assert_allclose(jax.jit(f)(x), expected, atol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6)], ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_empty(name: str, shape: tuple[int, ...]) -> None:
@@ -133,6 +136,7 @@ def test_empty(name: str, shape: tuple[int, ...]) -> None:
     assert all_finite(found)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", MASKED)
 def test_counts_of_one_and_of_none(name: str, dtype: str) -> None:

@@ -104,6 +104,7 @@ EQUAL: dict[str, tuple[Function, Function, tuple[int, ...], int]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("law", EQUAL)
 def test_one_norm_is_another(law: str, with_mask: bool) -> None:

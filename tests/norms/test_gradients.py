@@ -96,6 +96,7 @@ def test_every_choice_of_axes_with_nan_under_a_mask(name: str) -> None:
     check(AXES[name], "float32", True)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("nesting", [reverse_of_reverse, reverse_of_forward])
 @pytest.mark.parametrize("name", ["layer -1", "rms first", "group first"])
 def test_other_nestings(name: str, nesting: Any) -> None:
@@ -103,6 +104,7 @@ def test_other_nestings(name: str, nesting: Any) -> None:
     check(AXES[name], "float32", True, nesting)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", BRIEFLY)
 def test_half_precision(name: str, dtype: str) -> None:
@@ -110,6 +112,7 @@ def test_half_precision(name: str, dtype: str) -> None:
     check(AXES[name], dtype, True)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", BRIEFLY)
 def test_half_precision_throughout(name: str, dtype: str) -> None:

@@ -5,11 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def test_gradients_of_maxima_when_compiled() -> None:
+
+@pytest.mark.parametrize(
+    "norms",
+    [
+        pytest.param(["batch", "layer", "group", "evo b0"], id="some"),
+        pytest.param([], id="all", marks=pytest.mark.thorough),
+    ],
+)
+def test_gradients_of_maxima_when_compiled(norms: list[str]) -> None:
     """Compiled as users compile, they are the gradients of the same function not compiled."""
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.norms.maxima"],
+        [sys.executable, "-m", "tests.norms.maxima", *norms],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "XLA_FLAGS": ""},
         stdout=subprocess.PIPE,

@@ -46,6 +46,7 @@ def step(norm: str, dy: jax.Array, *arguments: Any) -> Any:
     return y, stats, pull(dy)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("norm", NORMS)

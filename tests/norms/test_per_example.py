@@ -23,6 +23,7 @@ def masked(norm: Norm) -> dict[str, Any]:
     return {} if norm.mask() is None else {"mask": jnp.asarray(norm.mask())}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "with_mask"),
     [(name, m) for name, norm in NORMS.items() for m in (False, True) if norm.takes_mask or not m],
@@ -70,6 +71,7 @@ def test_large_mean(name: str) -> None:
     np.testing.assert_allclose(jax.jit(norm.ours)(*at), norm.oracle(*at), atol=1e-2)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", NORMS)
 def test_half_precision(name: str, dtype: str) -> None:
@@ -164,6 +166,7 @@ def over_devices(name: str) -> Callable[..., jax.Array]:
     return of(jn.l2_normalize if name == "l2" else getattr(jn, f"{name}_norm"), **options)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("name", OVER_DEVICES)
 def test_split_over_devices(name: str, with_mask: bool) -> None:

@@ -73,6 +73,7 @@ def assert_near(got: Any, want: Any, tolerance: float) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("dtype", "mode"), [("float32", "with derivatives"), ("bfloat16", "value")]
 )
@@ -89,6 +90,7 @@ def test_value(save_as: str, activation: str | None, dtype: str, mode: str) -> N
     assert_equal(f(save_as, *at), f(None, *at))
 
 
+@pytest.mark.sampled
 @every_way
 def test_gradients(save_as: str, activation: str | None) -> None:
     """Of x, scale and bias: off by what was rounded at most."""
@@ -116,6 +118,7 @@ def test_what_is_rounded_is_seen() -> None:
             assert_near(gradients(*at, save_as=save_as), want, TOLERANCES[finer] / 4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 @pytest.mark.parametrize(
     ("save_as", "scale", "bias"),
@@ -230,6 +233,7 @@ def large_residuals(f: Any, x: Any, *others: Any) -> list[str]:
     return sorted(str(a.dtype) for a in avals if a.size >= x.size)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_way
 def test_saved(save_as: str, activation: str | None, dtype: str) -> None:
@@ -274,6 +278,7 @@ def test_saved_of_a_residual(activation: str | None, expected: list[str]) -> Non
     assert large_residuals(f, x, x[::-1], *affine) == expected
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("scale", "bias"), [(0.0, 0.5), (0.0, 0.0), (1e-4, 1.0), (1.0, 1e5), (-1.0, -1e5)]
 )
@@ -293,6 +298,7 @@ def test_an_output_that_does_not_say(activation: str | None, scale: float, bias:
     assert_near(got, want, TOLERANCES["output"])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("save_as", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("scale", "bias"), [(0.0, 0.5), (0.0, 0.0), (1e-4, 1.0), (1.0, 1e5)])
 def test_a_rounded_x_does_not_need_the_output(save_as: str, scale: float, bias: float) -> None:

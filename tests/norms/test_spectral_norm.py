@@ -72,6 +72,7 @@ def test_steps_are_those_of_the_paper(n_steps: int, dtype: str) -> None:
     assert np.all(np.diff(sigmas) > -1e-6)  # from below
 
 
+@pytest.mark.sampled
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sigma_comes_to_the_largest_singular_value(shape: tuple[int, ...], dtype: str) -> None:
@@ -159,6 +160,7 @@ def test_gradient_has_no_component_along_the_kernel(
     np.testing.assert_allclose(f(2 * w), f(w), rtol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtypes(dtype: str, state_dtype: str) -> None:

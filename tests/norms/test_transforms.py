@@ -119,6 +119,7 @@ def test_first_order(name: str, case: Case) -> None:
     assert_close(got, curved_gradient(x, case), 1e-4)
 
 
+@pytest.mark.sampled
 @over(SECOND_ORDER, ("jvp_of_grad", "grad_of_grad"))
 def test_second_order(name: str, case: Case) -> None:
     """Hessian-vector products of every nesting are differences of the oracle's gradient."""
@@ -156,6 +157,7 @@ def stacked(case: Case, copies: int) -> Primals:
     return Primals(*(a[None] + abs(n) for a, n in zip(at, noise, strict=True)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shared", ["nothing", "params", "stats", "mask_only"])
 @both
 def test_vmap_of_models(case: Case, shared: str) -> None:

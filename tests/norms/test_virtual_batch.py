@@ -26,6 +26,7 @@ def by_hand(x: Any, mask: Any, size: int) -> tuple[Any, jn.RunningStats]:
     return jnp.concatenate(y), jn.batch_norm(x, STATS, mask=mask, momentum=0.0, unbiased=True)[1]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("size", [1, 4, 8, 32])
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_over_a_mesh(axis_type: AxisType, size: int) -> None:

@@ -92,6 +92,7 @@ def test_masked(name: str) -> None:
         assert np.isfinite(np.asarray(grads[i])).all()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @over_zoo
 def test_half_precision(name: str, dtype: str) -> None:

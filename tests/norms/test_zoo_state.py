@@ -84,6 +84,7 @@ def test_after_three_steps(name: str) -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(halved)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("masked", [False, True])
 @over_steps
 def test_shards_are_one(name: str, masked: bool) -> None:
@@ -106,6 +107,7 @@ def test_shards_are_one(name: str, masked: bool) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("masked", [False, True])
 @over_steps
 def test_devices_are_one(name: str, masked: bool) -> None:

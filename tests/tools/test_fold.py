@@ -180,6 +180,7 @@ def test_dtype_of_an_nnx_norm(system: str, users_promotion: None) -> None:
     assert folded.difference < 0.02 * float(abs(model(x)).max())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "options",
     [{"use_scale": False}, {"use_bias": False}, {"epsilon": 0.5}, {"momentum": 0.5}, {"axis": 3}],
@@ -203,6 +204,7 @@ def test_count_goes_with_the_norm() -> None:
     assert list(tools.fold(model, x, variables=variables).variables) == ["params"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "gelu", None])
 @pytest.mark.parametrize("adds", [False, True])
 def test_activation_and_residual_stay(activation: str | None, adds: bool) -> None:
@@ -308,6 +310,7 @@ def test_mlp_that_is_jitted() -> None:
         np.testing.assert_allclose(folded.model(x), expected, atol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("norm", [jnl.BatchNorm, nn.BatchNorm])
 @pytest.mark.parametrize(
     "network", [CNN(widths=(8, 8), stem_width=4), ResNet20()], ids=["CNN", "ResNet20"]

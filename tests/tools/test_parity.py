@@ -68,6 +68,7 @@ def test_ours_passes() -> None:
     tools.assert_parity(of_nnx, state, batch())
 
 
+@pytest.mark.thorough
 def test_virtual_batches_pass() -> None:
     """Of one example to all of them: where they lie makes no difference."""
 

@@ -1,0 +1,136 @@
+"""How every public function is called in tests: small arguments for each of its parameters, by name."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxnorm as jn
+from tests import reference
+from tests.cases import draw
+from tests.oracle import wide
+
+SHAPE = (4, 4, 2, 4)  # the channels last or, with feature_axes=1, second
+FEATURES = SHAPE[-1]
+ELSEWHERE = {
+    "init_running_stats": "tests/core/test_running.py",
+    "init_spectral_norm": "tests/norms/test_spectral_norm.py",  # it is random
+}
+"""Functions whose options are tested there."""
+DEVICE_OPTIONS = ("axis_name", "axis_index_groups")  # tests/norms/test_pooling.py
+
+_RNG = np.random.default_rng(7)
+
+
+def _normal(*shape: int, mean: float = 0.0, std: float = 1.0) -> Any:
+    return draw(_RNG, shape, "float32", mean, std)
+
+
+def _positive(*shape: int) -> Any:
+    return np.abs(_normal(*shape)) + np.float32(0.5)
+
+
+def pattern(shape: tuple[int, ...]) -> np.ndarray:
+    """A mask that leaves two of any three neighbours along every axis."""
+    return np.indices(shape).sum(0) % 3 != 0
+
+
+X = _normal(*SHAPE, mean=0.5, std=1.5)
+MASK = pattern(SHAPE)
+STATS = jn.RunningStats(
+    *(jnp.array(a, jnp.float32) for a in ([0.3, -0.2, 1.0, -3.0], [1.0, 2.0, 4.0, 0.1]))
+)
+INPUTS: dict[str, Any] = {
+    "x": X,
+    "y": X,
+    "style": _normal(4, 4, 5, 4, mean=1.0, std=2.0),
+    "query": _normal(3, 2, FEATURES),
+    "key": _normal(5, 2, FEATURES),
+    "kernel": _normal(3, 4, 2, 4, mean=0.4),
+    "image": _normal(1, 5, 4, 2),
+    "stats": STATS,
+    "state": jn.SpectralState(jnp.asarray(_normal(1, 4)), jnp.float32(1)),
+    "moments": jn.Moments(
+        *(jnp.array(a, jnp.float32) for a in ([1, 2, -1, 0], [3, 2, 1, 1], [1, 2, 9, 0]))
+    ),
+    "reduction_axes": (0, 1, 2),
+    "alpha": np.float32(0.8),
+    "shift": np.float32(0.3),
+    "training": True,
+    "running_share": 0.25,
+    "size": 3,
+    **{name: _positive(FEATURES) for name in ("scale", "gain", "v", "query_scale", "key_scale")},
+    **{name: _normal(FEATURES) for name in ("bias", "log_scale", "threshold")},
+    **{name: _normal(3) for name in ("mean_weights", "var_weights")},
+}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "ada_layer_norm": {"scale": _normal(4, FEATURES), "shift": _normal(4, FEATURES)},
+    "conv_spectral_norm": {"kernel": _normal(3, 3, 2, 3)},
+    "evo_norm_s0": {"num_groups": 2},
+    "group_norm": {"num_groups": 2},
+    "iterative_whitening": {
+        "stats": jn.WhiteningStats(
+            jnp.asarray(_normal(FEATURES)), jnp.asarray(_normal(FEATURES, FEATURES))
+        )
+    },
+    "magnitude_preserving": {"gain": np.float32(3.0)},
+    "modulate": {"scale": _normal(4, FEATURES), "bias": _normal(4, FEATURES)},
+    "scale_norm": {"scale": np.float32(3.0)},
+}
+"""What these need instead."""
+# Whose parameters of these names are options, like epsilon, and not inputs.
+_OPTIONS_THERE = {
+    ("lp_normalize", "reduction_axes"),
+    ("local_response_norm", "alpha"),
+    *((name, "reduction_axes") for name in ("layer_norm", "rms_norm", "group_norm")),
+    *((name, "reduction_axes") for name in ("l2_normalize", "scale_norm")),
+}
+
+
+def parameters(name: str) -> dict[str, inspect.Parameter]:
+    """Of a public function."""
+    return dict(inspect.signature(getattr(jn, name)).parameters)
+
+
+def functions(*having: str) -> list[str]:
+    """The public functions, or those with all of these parameters."""
+    names = (name for name in sorted(vars(jn)) if inspect.isfunction(getattr(jn, name)))
+    return [name for name in names if set(having) <= parameters(name).keys()]
+
+
+def options(name: str) -> list[str]:
+    """Of a function: every parameter that has a default or is given by keyword only."""
+    return [
+        p.name
+        for p in parameters(name).values()
+        if p.default is not p.empty or p.kind is p.KEYWORD_ONLY
+    ]
+
+
+def arguments(name: str) -> dict[str, Any]:
+    """All the inputs of a function, by name; its other options have their defaults."""
+    found = {}
+    for parameter in parameters(name):
+        if parameter in ARGUMENTS.get(name, {}):
+            found[parameter] = ARGUMENTS[name][parameter]
+        elif parameter in INPUTS and (name, parameter) not in _OPTIONS_THERE:
+            found[parameter] = INPUTS[parameter]
+    return found
+
+
+def expected(name: str, given: dict[str, Any]) -> tuple[Any, ...]:
+    """What the reference returns, in float64."""
+    formula: Callable[..., Any] = getattr(reference, name)
+    known = {k: v for k, v in given.items() if k not in ("dtype", *DEVICE_OPTIONS)}
+    return tuple(np.asarray(leaf) for leaf in formula(**jax.tree.map(_widened, known)))
+
+
+def _widened(leaf: Any) -> Any:
+    """Arrays of numbers as float64; masks and options as they are."""
+    if isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return wide(leaf) if floating else np.asarray(leaf)
+    return leaf

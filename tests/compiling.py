@@ -1,0 +1,26 @@
+"""How the tests compile: quickly in `make test`, as users do in `make test-all`."""
+
+import os
+from importlib.metadata import version
+
+EVERYTHING = os.environ.get("JAXNORM_TESTS") == "all"
+"""Whether this is `make test-all`."""
+
+
+def compiler_flags() -> str:
+    """XLA_FLAGS of the tests, and of the processes that they start.
+
+    Most of the time of a test goes into compiling programs that run once. `make test` leaves out LLVM's
+    optimizations and generates code without MLIR where XLA still can; XLA's own passes all run. Tests
+    of what a compiler does with a program compile as users do, and so does `make test-all`.
+    """
+    if EVERYTHING:
+        return ""
+    flags = [
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+    if version("jaxlib").startswith("0.10."):  # later ones have no other way than MLIR
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    return " ".join(flags)

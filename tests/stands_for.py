@@ -1,0 +1,554 @@
+"""What each module class computes: a function of `jaxnorm`, or arithmetic written out; and fields to try.
+
+`ROWS` says for each class, of Linen and NNX alike, which public function it calls with its variables and its
+fields. Where a module has arithmetic of its own (a projection, a table, a convolution), that is written here
+in plain jax.
+"""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jaxnorm as jn
+from jaxnorm import linen as jnl, nnx as jnx
+from tests.modules import Fields, _words, features_of, normal
+
+SYSTEMS: dict[str, Any] = {"linen": jnl, "nnx": jnx}
+CLASSES = sorted(
+    {n for system in SYSTEMS.values() for n, o in vars(system).items() if inspect.isclass(o)}
+)
+
+BF16 = jnp.bfloat16
+X = normal((4, 4, 2, 8))
+MASK = (jnp.arange(X.size) % 3 != 1).reshape(X.shape)
+POSITIONS = (jnp.arange(32) % 3 != 1).reshape(4, 4, 2, 1)
+Variables: TypeAlias = dict[str, Any]
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+# --- what a module is asked for, and what it stands for --------------------------------------------
+
+
+class Asked(NamedTuple):
+    """A call of a module: all that its answer depends on."""
+
+    x: Any
+    after: tuple[Any, ...]
+    variables: Variables
+    fields: Fields  # all of them, those at their defaults too
+    training: bool
+    mask: Any = None
+
+    def options(self, function: Callable[..., Any]) -> Fields:
+        """The keyword arguments of ``function`` that the module has fields for; and the call's own."""
+        known = {**self.fields, "mask": self.mask, "training": self.training}
+        if "axis" in known:
+            known["feature_axes"] = known["axis"]
+        return {n: known[n] for n in inspect.signature(function).parameters if n in known}
+
+    def named(self, *names: str) -> list[Any]:
+        """These variables, None for what the module does not have."""
+        return [self.variables.get(name) for name in names]
+
+    @property
+    def stats(self) -> Any:
+        """The running statistics among the variables."""
+        mean, var, count, matrix = self.named("mean", "var", "count", "matrix")
+        if matrix is not None:
+            return jn.WhiteningStats(mean, matrix)
+        return jn.RunningStats(mean, var, count)
+
+
+Answer: TypeAlias = tuple[Any, Variables]
+"""The output, and the variables that changed."""
+Reference: TypeAlias = Callable[[Asked], Answer]
+
+
+def kept(stats: Any) -> Variables:
+    """Statistics as variables."""
+    return {name: value for name, value in stats._asdict().items() if value is not None}
+
+
+def plain(function: Callable[..., Any], *names: str) -> Reference:
+    """A function without state, of x, what comes after it, and these variables."""
+    return lambda a: (
+        function(a.x, *a.after, *a.named(*names), **a.options(function)),
+        {},
+    )
+
+
+def tracking(function: Callable[..., Any], *names: str) -> Reference:
+    """A function of x, running statistics and these variables, which is told whether it trains."""
+
+    def answer(a: Asked) -> Answer:
+        y, stats = function(a.x, a.stats, *a.named(*names), **a.options(function))
+        return y, kept(stats) if a.training else {}
+
+    return answer
+
+
+def modes(train: Callable[..., Any], evaluate: Callable[..., Any], *names: str) -> Reference:
+    """A function for training, which moves the running statistics, and another for evaluation."""
+
+    def answer(a: Asked) -> Answer:
+        if a.training:
+            return tracking(train, *names)(a)
+        return evaluate(a.x, a.stats, *a.named(*names), **a.options(evaluate)), {}
+
+    return answer
+
+
+batch_norm = modes(jn.batch_norm, jn.batch_norm_inference, "scale", "bias")
+
+
+def maybe_untracked(a: Asked) -> Answer:
+    """Batch norm; without running statistics, always with those of the batch."""
+    if a.fields["track_running_stats"]:
+        return batch_norm(a)
+    options = a.options(jn.batch_norm) | {"momentum": 0.99}
+    fresh = jn.init_running_stats(X.shape[-1])
+    return jn.batch_norm(a.x, fresh, *a.named("scale", "bias"), **options)[0], {}
+
+
+def instance_norm(a: Asked) -> Answer:
+    """With running statistics or without."""
+    if not a.fields["track_running_stats"]:
+        return plain(jn.instance_norm, "scale", "bias")(a)
+    return modes(jn.tracked_instance_norm, jn.batch_norm_inference, "scale", "bias")(a)
+
+
+def batch_renorm(a: Asked) -> Answer:
+    """Limits are numbers, or functions of the steps, which are counted."""
+    steps = a.variables["steps"]
+    limits = {n: a.fields[n] for n in ("rmax", "dmax")}
+    limits = {n: limit(steps) if callable(limit) else limit for n, limit in limits.items()}
+    a = a._replace(fields=a.fields | limits)
+    y, updated = modes(jn.batch_renorm, jn.batch_norm_inference, "scale", "bias")(a)
+    return y, {**updated, "steps": steps + 1} if a.training else {}
+
+
+def act_norm(a: Asked) -> Answer:
+    """Without the log-determinant."""
+    return jn.act_norm(a.x, *a.named("log_scale", "bias"), **a.options(jn.act_norm))[0], {}
+
+
+def scale_norm(a: Asked) -> Answer:
+    """The features are what is reduced."""
+    options = a.options(jn.scale_norm) | {"reduction_axes": a.fields["feature_axes"]}
+    return jn.scale_norm(a.x, a.variables["scale"], **options), {}
+
+
+# --- arithmetic of their own, in plain jax ---------------------------------------------------------
+
+
+def wide(a: Any) -> Any:
+    """In float32."""
+    return None if a is None else jnp.asarray(a, jnp.float32)
+
+
+def narrowed(a: Asked, *results: Any) -> Any:
+    """In the ``dtype`` that was asked for."""
+    dtype = a.fields["dtype"] or jnp.float32
+    rounded = tuple(y.astype(dtype) for y in results)
+    return rounded if len(rounded) > 1 else rounded[0]
+
+
+def over(a: Asked, per_example: Any) -> Any:
+    """(examples, *features), or (1, *features), against x: size 1 along the other axes."""
+    axes = a.fields["feature_axes"]
+    features = {i % X.ndim for i in ((axes,) if isinstance(axes, int) else axes)}
+    sizes = [n if i in features else 1 for i, n in enumerate(a.x.shape)]
+    return per_example.reshape(len(per_example), *sizes[1:])
+
+
+def standardized(a: Asked, reduced: tuple[int, ...], x: Any = None) -> Any:
+    """(x - μ) / sqrt(σ² + ε) over what is counted; what is masked and not a number is read as μ."""
+    x = a.x if x is None else x
+    counted = jnp.ones(x.shape, bool) if a.mask is None else jnp.broadcast_to(a.mask, x.shape)
+    mean = jnp.mean(x, reduced, keepdims=True, where=counted)
+    var = jnp.mean((x - mean) ** 2, reduced, keepdims=True, where=counted)
+    x = jnp.where(counted | jnp.isfinite(x), x, mean)
+    return (x - mean) / jnp.sqrt(var + a.fields["epsilon"])
+
+
+def ada_layer_norm(a: Asked) -> Answer:
+    """Layer norm · (1 + s) + b, where (s, b) = silu(c) @ kernel + bias; Zero has a gate as well."""
+    (c,), kernel, bias = a.after, wide(a.variables["kernel"]), wide(a.variables["bias"])
+    axes = a.fields["feature_axes"]
+    chunks = jnp.einsum("nc,ck...->nk...", c / (1 + jnp.exp(-c)), kernel) + bias[None]
+    scale, shift, *gates = (over(a, chunks[:, i]) for i in range(kernel.shape[1]))
+    y = standardized(a, (axes,) if isinstance(axes, int) else axes) * (1 + scale) + shift
+    return narrowed(a, y, *(jnp.broadcast_to(gate, y.shape) for gate in gates)), {}
+
+
+def convolved(x: Any, kernel: Any, bias: Any) -> Any:
+    """A convolution of stride 1 that keeps the size, as the sum over its window."""
+    (rows, columns), (h, w) = kernel.shape[:2], x.shape[1:3]
+    padded = jnp.pad(x, [(0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)])
+    window = [(i, j) for i in range(rows) for j in range(columns)]
+    y = sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i, j in window)
+    return y + bias.reshape(1, 1, 1, -1)
+
+
+def spade(a: Asked) -> Answer:
+    """Instance norm · (1 + scale) + bias, both convolved from a map of (8, 1) that is resized to (4, 2)."""
+    names = ("kernel", "bias", "affine_kernel", "affine_bias")
+    kernel, bias, affine_kernel, affine_bias = map(wide, a.named(*names))
+    drawn = jnp.repeat(a.after[0][:, ::2], 2, 2)
+    hidden = jnp.maximum(convolved(drawn, kernel, bias), 0)
+    affine = convolved(hidden, affine_kernel, affine_bias)
+    features = a.x.shape[-1]
+    y = standardized(a, (1, 2)) * (1 + affine[..., :features]) + affine[..., features:]
+    return narrowed(a, y), {}
+
+
+def qk_norm(a: Asked) -> Answer:
+    """X / sqrt(mean x² + ε) · scale, of queries and of keys."""
+
+    def normalized(x: Any, scale: Any) -> Any:
+        y = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + a.fields["epsilon"])
+        return y if scale is None else y * scale.reshape(1, 1, 1, -1)
+
+    query_scale, key_scale = map(wide, a.named("query_scale", "key_scale"))
+    return narrowed(a, normalized(a.x, query_scale), normalized(a.after[0], key_scale)), {}
+
+
+def conditional_batch_norm(a: Asked) -> Answer:
+    """Batch norm without an affine; then the rows of the tables that the labels name."""
+    (labels,), (scale, bias) = a.after, map(wide, a.named("scale", "bias"))
+    bare = {n: v for n, v in a.variables.items() if n not in ("scale", "bias")}
+    y, updated = batch_norm(a._replace(variables=bare, fields=a.fields | {"dtype": None}))
+    y = y if scale is None else y * over(a, scale[labels])
+    y = y if bias is None else y + over(a, bias[labels])
+    return narrowed(a, y), updated
+
+
+def domain_batch_norm(a: Asked) -> Answer:
+    """Batch norm with one row of the statistics, which is put back."""
+    (domain,), tables = a.after, kept(a.stats)
+    rows = {name: table[domain] for name, table in tables.items()}
+    y, updated = batch_norm(a._replace(variables=a.variables | rows))
+    return y, {n: jnp.asarray(tables[n]).at[domain].set(new) for n, new in updated.items()}
+
+
+def frozen_batch_norm(a: Asked) -> Answer:
+    """A fixed affine, in training as well; what is masked and not a number is read as the mean."""
+    mean, var, scale, bias = (over(a, p[None]) for p in a.named("mean", "var", "scale", "bias"))
+    x = a.x if a.mask is None else jnp.where(a.mask | jnp.isfinite(a.x), a.x, mean)
+    return narrowed(a, (x - mean) / jnp.sqrt(var + a.fields["epsilon"]) * scale + bias), {}
+
+
+# --- weights ---------------------------------------------------------------------------------------
+
+
+def dense(weight_of: Callable[[Asked, str], Answer]) -> Reference:
+    """X @ kernel + bias, with other weights in the place of those that are chosen."""
+
+    def answer(a: Asked) -> Answer:
+        chosen = a.fields.get("variable_filter", {"kernel"})
+        weights, updated = {n: a.variables[n] for n in ("kernel", "bias")}, {}
+        for name in chosen:
+            weights[name], more = weight_of(a, name)
+            updated |= more
+        return a.x @ wide(weights["kernel"]) + wide(weights["bias"]).reshape(1, 1, 1, -1), updated
+
+    return answer
+
+
+def of_weight(function: Callable[..., Any], *names: str) -> Reference:
+    """A function of a weight, and of these variables that lie under its name."""
+
+    def weight_of(a: Asked, name: str) -> Answer:
+        options = a.options(function)
+        if options.get("feature_axes", 0) is None:
+            options["feature_axes"] = ()
+        under = a.named(*(f"{name}/{n}" for n in names))
+        return function(a.variables[name], *under, **options), {}
+
+    return dense(weight_of)
+
+
+def spectral_norm(a: Asked, name: str) -> Answer:
+    """The state is stored in training."""
+    weight = a.variables[name]
+    if a.fields["n_steps"] == 0:
+        return weight, {}
+    state = jn.SpectralState(*a.named(f"{name}/u", f"{name}/sigma"))
+    weight, updated = jn.spectral_norm(weight, state, **a.options(jn.spectral_norm))
+    moved = {f"{name}/{n}": value for n, value in updated._asdict().items()}
+    return weight, moved if a.training else {}
+
+
+def magnitude_preserving(a: Asked, name: str) -> Answer:
+    """Each output at length 1: EDM2's ``normalize``, and 1/√fan-in."""
+    w = a.variables[name]
+    fan_in = w.size // w.shape[-1]
+    square = jnp.sum(w**2, tuple(range(w.ndim - 1)), keepdims=True)
+    return w / (1e-4 + jnp.sqrt(square / fan_in)) / np.float32(fan_in) ** 0.5, {}
+
+
+def scaled_weight_standardization(a: Asked, name: str) -> Answer:
+    """Each output with mean 0 and length 1."""
+    w = a.variables[name]
+    inputs, fan_in = tuple(range(w.ndim - 1)), w.size // w.shape[-1]
+    centered = w - w.mean(inputs, keepdims=True)
+    var = jnp.mean(centered**2, inputs, keepdims=True)
+    return centered / jnp.sqrt(fan_in * (var + 1e-6)), {}
+
+
+def function_of_weight(a: Asked, name: str) -> Answer:
+    """What was given."""
+    return a.fields["function"](a.variables[name]), {}
+
+
+def unless_given(default: Callable[..., Any], arithmetic: Callable[..., Answer]) -> Any:
+    """The arithmetic of a wrapper's own function, where it was not given another."""
+    return lambda a, name: (arithmetic if a.fields["function"] is default else function_of_weight)(
+        a, name
+    )
+
+
+# --- the table -------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """What a class stands for."""
+
+    reference: Reference
+    base: Mapping[str, Any] = NONE
+    """The fields of every comparison, if there are any."""
+    values: Mapping[str, tuple[Any, ...]] = NONE
+    """The values of fields that `VALUES` lacks, or that are others here."""
+    after: Callable[[Fields, int], tuple[Any, ...]] = lambda fields, examples: ()
+    """What it is called with after x."""
+    split: int = 0
+    """The axis of x that devices divide: what ``axis_name`` puts together again."""
+    tolerance: float = 1e-6
+    mask: Any = MASK
+
+
+def start(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+    """An initializer with which no parameter is at its default."""
+    del key
+    return jnp.asarray(np.linspace(0.75, 2, math.prod(shape)).reshape(shape), dtype)
+
+
+# A field means the same in every class.
+VALUES: dict[str, tuple[Any, ...]] = {
+    "epsilon": (0.5,),
+    "momentum": (0.5, None),
+    "unbiased": (True,),
+    "feature_axes": (1, (1, 3)),
+    "axis": (1, (1, 3)),
+    "reduction_axes": ((2, 3),),
+    "dtype": (BF16,),
+    "param_dtype": (BF16,),
+    "use_running_average": (True,),
+    "use_fast_variance": (False,),
+    "force_float32_reductions": (False,),
+    "num_groups": (4,),
+    "group_size": (2,),
+    "track_running_stats": (False,),
+    "virtual_batch_size": (2,),
+    "activation": ("relu", "gelu"),
+    "promote_dtype": (lambda values, dtype: tuple(None if v is None else 2 * v for v in values),),
+    **{f"use_{what}": (False,) for what in ("scale", "bias", "threshold", "gain")},
+    **{
+        f"{what}_init": (start,)
+        for what in ("scale", "bias", "v", "alpha", "shift", "threshold", "kernel", "gain")
+    },
+}
+ONE_AXIS: dict[str, tuple[Any, ...]] = {"feature_axes": (1,)}
+OF_WEIGHTS: dict[str, tuple[Any, ...]] = {
+    "feature_axes": (0,),
+    "variable_filter": ({"bias"}, {"kernel", "bias"}),
+}
+ROWS: dict[str, Row] = {
+    "ActNorm": Row(act_norm),
+    "AdaIN": Row(
+        plain(jn.adain), values=ONE_AXIS, after=lambda _, n: (normal((n, 4, 5, 8), seed=5),)
+    ),
+    "AdaLayerNorm": Row(
+        ada_layer_norm,
+        {"condition_features": 5},
+        {"condition_features": (3,)},
+        lambda fields, n: (normal((n, fields["condition_features"]), seed=4),),
+        tolerance=1e-5,
+    ),
+    "AdaLayerNormZero": Row(
+        ada_layer_norm,
+        {"condition_features": 5},
+        {"condition_features": (3,)},
+        lambda fields, n: (normal((n, fields["condition_features"]), seed=4),),
+        tolerance=1e-5,
+    ),
+    "BatchNorm": Row(maybe_untracked),
+    "BatchRenorm": Row(
+        batch_renorm,
+        values={
+            "rmax": (1.5, lambda steps: 1 + steps.astype(jnp.float32) / 8),
+            "dmax": (0.25, lambda steps: steps.astype(jnp.float32) / 16),
+        },
+    ),
+    "ConditionalBatchNorm": Row(
+        conditional_batch_norm,
+        {"num_classes": 3},
+        {"num_classes": (5,)},
+        lambda fields, n: (jnp.arange(n) * 2 % fields["num_classes"],),
+        tolerance=1e-5,
+    ),
+    "Derf": Row(plain(jn.derf, "alpha", "shift", "scale", "bias")),
+    "DomainBatchNorm": Row(
+        domain_batch_norm,
+        {"num_domains": 2},
+        {"num_domains": (3,)},
+        lambda fields, n: (jnp.int32(fields["num_domains"] - 1),),
+    ),
+    "DynamicTanh": Row(plain(jn.dynamic_tanh, "alpha", "scale", "bias")),
+    "EvoNormB0": Row(tracking(jn.evo_norm_b0, "v", "scale", "bias")),
+    "EvoNormS0": Row(
+        plain(jn.evo_norm_s0, "v", "scale", "bias"), {"num_groups": 2}, ONE_AXIS, split=1
+    ),
+    "FilterResponseNorm": Row(
+        plain(jn.filter_response_norm, "scale", "bias", "threshold"), split=1
+    ),
+    "FrozenBatchNorm": Row(frozen_batch_norm, tolerance=1e-5),
+    "GhostBatchNorm": Row(
+        maybe_untracked, {"virtual_batch_size": 2}, {"virtual_batch_size": (1, None)}
+    ),
+    "GlobalResponseNorm": Row(plain(jn.global_response_norm, "scale", "bias")),
+    "GroupNorm": Row(plain(jn.group_norm, "scale", "bias"), {"num_groups": 2}, ONE_AXIS, split=1),
+    "InstanceNorm": Row(instance_norm, {"track_running_stats": True}, split=1),
+    "IterativeWhitening": Row(
+        tracking(jn.iterative_whitening, "scale", "bias"),
+        values={**ONE_AXIS, "momentum": (0.5,), "steps": (3,)},
+        mask=POSITIONS,
+    ),
+    "LayerNorm": Row(plain(jn.layer_norm, "scale", "bias"), split=-1),
+    "LocalResponseNorm": Row(
+        plain(jn.local_response_norm),
+        values={**ONE_AXIS, "size": (3,), "alpha": (0.5,), "beta": (2.0,), "k": (1.5,)},
+    ),
+    "MagnitudePreserving": Row(
+        dense(unless_given(jn.magnitude_preserving, magnitude_preserving)),
+        values={**OF_WEIGHTS, "function": (jn.weight_norm,)},
+        tolerance=1e-5,
+    ),
+    "MeanOnlyBatchNorm": Row(
+        modes(jn.mean_only_batch_norm, jn.mean_only_batch_norm_inference, "bias")
+    ),
+    "PixelNorm": Row(plain(jn.pixel_norm), split=-1),
+    "QKNorm": Row(qk_norm, after=lambda _, n: (normal((n, 3, 5, 8), seed=5),), tolerance=1e-5),
+    "RMSNorm": Row(
+        plain(jn.rms_norm, "scale"),
+        values={"scale_offset": (1.0,), "fraction": (0.5,)},
+        split=-1,
+    ),
+    "Reparameterized": Row(
+        dense(function_of_weight),
+        {"function": jnp.tanh},
+        {"function": (jnp.sinh,), **OF_WEIGHTS},
+    ),
+    "ScaleNorm": Row(scale_norm, split=-1),
+    "ScaledWeightStandardization": Row(
+        dense(unless_given(jn.scaled_weight_standardization, scaled_weight_standardization)),
+        values={**OF_WEIGHTS, "function": (jn.weight_norm,)},
+        tolerance=1e-5,
+    ),
+    "Spade": Row(
+        spade,
+        {"map_channels": 3, "hidden": 4},
+        {"map_channels": (6,), "hidden": (5,), "kernel_size": (1,)},
+        lambda fields, n: (normal((n, 8, 1, fields["map_channels"]), seed=6),),
+        tolerance=1e-4,
+    ),
+    "SpectralNorm": Row(
+        dense(spectral_norm), values={"n_steps": (3, None, 0), "update_stats": (False,)}
+    ),
+    "SwitchableNorm": Row(
+        tracking(jn.switchable_norm, "mean_weights", "var_weights", "scale", "bias")
+    ),
+    "WeightNorm": Row(
+        of_weight(jn.weight_norm, "scale"), values={**OF_WEIGHTS, "feature_axes": (0, None)}
+    ),
+    "WeightStandardization": Row(
+        of_weight(jn.weight_standardization, "gain"), {"use_gain": True}, OF_WEIGHTS
+    ),
+}
+
+
+# --- modules and their variables -------------------------------------------------------------------
+
+
+def fields_of(system: str, name: str) -> dict[str, Any]:
+    """The fields of a class with their defaults; `inspect.Parameter.empty` where there is none."""
+    cls = getattr(SYSTEMS[system], name)
+    if system == "nnx":
+        parameters = inspect.signature(cls.__init__).parameters
+        return {n: p.default for n, p in parameters.items() if n != "self"}
+    found = {}
+    for field in dataclasses.fields(cls):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        missing = default is dataclasses.MISSING
+        found[field.name] = inspect.Parameter.empty if missing else default
+    return found
+
+
+def systems_with(name: str, *fields: str) -> list[str]:
+    """The systems whose class has these fields."""
+    return [system for system in SYSTEMS if set(fields) <= set(fields_of(system, name))]
+
+
+def is_wrapper(name: str) -> bool:
+    """Whether a class wraps a layer."""
+    return "layer_instance" in fields_of("linen", name)
+
+
+def has_modes(name: str) -> bool:
+    """Whether training and evaluation differ."""
+    return name == "SpectralNorm" or "use_running_average" in fields_of("linen", name)
+
+
+def made(system: str, name: str, fields: Fields) -> Any:
+    """A module; a wrapper is one of a dense layer."""
+    cls, rngs = getattr(SYSTEMS[system], name), nnx.Rngs(0)
+    if "variable_filter" in fields and system == "nnx":
+        fields = fields | {
+            "variable_filter": tuple(map(nnx.PathContains, fields["variable_filter"]))
+        }
+    if is_wrapper(name):
+        layer = nn.Dense(3) if system == "linen" else nnx.Linear(X.shape[-1], 3, rngs=rngs)
+        return cls(layer, **fields) if system == "linen" else cls(layer, **fields, rngs=rngs)
+    if system == "linen":
+        return cls(**fields)
+    return cls(
+        features_of("BatchNorm" if "axis" in fields else name, X, **fields), **fields, rngs=rngs
+    )
+
+
+def variables_of(module: nnx.Module) -> dict[str, nnx.Variable]:
+    """The variables of an NNX module by name."""
+    state = nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState)))
+    return {"/".join(_words(path)): variable for path, variable in state}
+
+
+def by_name(tree: Any) -> Variables:
+    """Linen variables by the name of their like in NNX."""
+    leaves = jax.tree.leaves_with_path(dict(tree))
+    return {"/".join(_words(tuple(key.key for key in path))): value for path, value in leaves}
+
+
+def after_of(name: str, fields: Fields, examples: int) -> tuple[Any, ...]:
+    """What the module is called with after x."""
+    return ROWS[name].after({**fields_of("linen", name), **fields}, examples)

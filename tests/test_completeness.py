@@ -1,0 +1,143 @@
+"""No norm is left out: functions, classes, names, oracles, cases and pages, held against each other.
+
+What is in one set and not in another fails by name, unless it stands here with the reason.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jaxnorm as jn
+from jaxnorm.linen._get_norm import _NORMS as LINEN
+from jaxnorm.nnx._get_norm import _NORMS as NNX
+from tests import family
+from tests.modules import OPTIONS
+from tests.norms.test_zoo_state import STEPS
+from tests.stands_for import CLASSES, ROWS, SYSTEMS, fields_of, is_wrapper
+from tests.test_get_norm import NAMES
+from tests.test_linen_nnx import MORE, WRAPPED
+from tests.test_zoo_modules import CASES, STATE
+from tests.zoo import ZOO
+
+ROOT = Path(jn.__file__).parents[1]
+PAGES = ("README.md", "docs/norms.md", "docs/zoo.md")
+REGISTERED: tuple[dict[str, Any], ...] = (LINEN, NNX)  # pyright: ignore[reportAssignmentType]
+FUNCTIONS = {name for name, thing in vars(jn).items() if inspect.isfunction(thing)}
+# Public functions that normalize nothing by themselves.
+HELPERS = {
+    "combine": "of moments",
+    "init_act_norm": "of parameters",
+    "init_running_stats": "of state",
+    "init_spectral_norm": "of state",
+    "init_whitening": "of state",
+    "moments": "of statistics",
+    "pool": "of moments",
+    "stats_of_domain": "of state",
+    "update_running_stats": "of state",
+    "with_stats_of_domain": "of state",
+}
+NORMS = FUNCTIONS - HELPERS.keys()
+# Norms whose oracle is neither in tests.zoo nor in tests.family: where they are held against NumPy.
+ORACLES = {
+    "act_norm_inverse": "tests/norms/test_zoo_facts.py",
+    "batch_norm": "tests/norms/test_batch_norm.py",
+    "batch_norm_adapted": "tests/norms/test_zoo_facts.py",
+    "batch_norm_inference": "tests/norms/test_batch_norm.py",
+    "conv_spectral_norm": "tests/norms/test_weights.py",
+    "forced_magnitude": "tests/norms/test_weights.py",
+    "local_response_norm": "tests/norms/test_local_response.py",
+    "magnitude_preserving": "tests/norms/test_weights.py",
+    "mean_only_batch_norm_inference": "tests/norms/test_zoo_facts.py",
+    "scaled_weight_standardization": "tests/norms/test_weights.py",
+    "spectral_norm": "tests/norms/test_spectral_norm.py",
+    "tracked_instance_norm": "tests/norms/test_tracked_instance.py",
+}
+# Running statistics that tests/norms/test_zoo_state.py need not follow.
+STATES = {
+    "batch_norm": "tests/norms/test_batch_norm.py",
+    "tracked_instance_norm": "tests/norms/test_tracked_instance.py",
+}
+# Twins that `tests.stands_for` holds against the function, each by itself, and nothing else does.
+BY_THEMSELVES = {"MagnitudePreserving", "Reparameterized", "ScaledWeightStandardization"}
+# Norms that no table of the pages has: the row of another leads to them, by way of the reference.
+IN_THE_REFERENCE = {
+    "act_norm_inverse": "act_norm",
+    "mean_only_batch_norm_inference": "mean_only_batch_norm",
+}
+# Classes that get_norm does not name: a model would not know what to call them with.
+UNNAMED = {
+    "AdaIN": "a style",
+    "AdaLayerNorm": "a condition",
+    "AdaLayerNormZero": "a condition, and returns a gate",
+    "ConditionalBatchNorm": "labels",
+    "DomainBatchNorm": "a domain",
+    "QKNorm": "queries and keys",
+    "Reparameterized": "a function",
+    "Spade": "a map",
+}
+
+
+def function_of(norm: family.Norm) -> str:
+    """The name of what a norm of tests.family calls."""
+    return inspect.getclosurevars(norm.ours).nonlocals.get("norm", norm.ours).__name__
+
+
+def left_out(wanted: Iterable[str], found: Iterable[str], but: Iterable[str] = ()) -> list[str]:
+    """What is wanted and not found, unless it is excused; and what is excused for nothing."""
+    wanted, found, but = set(wanted), set(found), set(but)
+    return sorted((wanted - found) ^ but)
+
+
+def test_every_norm_has_an_oracle() -> None:
+    """In float64, of the function."""
+    found = {re.split("[, ]", key)[0] for key in ZOO}
+    found |= {function_of(norm) for norm in (*family.NORMS.values(), *family.AXES.values())}
+    assert left_out(NORMS, found, ORACLES) == [] and left_out(found, NORMS) == []
+    for name, path in ORACLES.items():
+        assert re.search(rf"\bjn\.{name}\b", (ROOT / path).read_text()), f"{name} in {path}"
+
+
+def test_running_statistics_are_followed() -> None:
+    """Of functions that move those that they are given, and of the zoo's classes that keep some."""
+    parameters = {n: inspect.signature(getattr(jn, n)).parameters for n in NORMS}
+    moving = {n for n, known in parameters.items() if {"stats", "momentum"} <= set(known)}
+    followed = {n for n in moving for step in STEPS if n.startswith(step)}
+    assert left_out(moving, followed, STATES) == [] and len(followed) == len(STEPS)
+    tracked = {n for n in CASES if "momentum" in fields_of("linen", n)}
+    assert left_out(STATE, tracked, {"FrozenBatchNorm"}) == [] and left_out(tracked, STATE) == []
+
+
+def test_every_class_has_cases() -> None:
+    """Against its function, and Linen against NNX."""
+    assert left_out(CLASSES, ROWS) == [] and left_out(ROWS, CLASSES) == []
+    options = {*OPTIONS, *(name for name, _ in MORE.values())}
+    wrappers = {name for name, _, _ in WRAPPED.values()}
+    assert left_out(CLASSES, options | wrappers | CASES.keys(), BY_THEMSELVES) == []
+    assert left_out(wrappers | BY_THEMSELVES, filter(is_wrapper, CLASSES)) == []
+
+
+def test_every_class_has_a_name() -> None:
+    """The same in both systems, each with a case of its own in test_get_norm.py."""
+    linen, nnx = ({n: c.__name__ for n, c in norms.items()} for norms in REGISTERED)
+    assert linen == nnx and linen.keys() == NAMES.keys()
+    assert left_out(CLASSES, linen.values(), UNNAMED) == []
+    assert left_out(linen.values(), CLASSES, {"NoNorm"}) == []
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_everything_is_documented(system: str) -> None:
+    """In the reference, in a table of the pages and, with its name, in the docstring of `get_norm`."""
+    reference = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference.md").read_text(), re.M)
+    assert left_out({f"jaxnorm.{n}" for n in FUNCTIONS}, reference) == []
+    assert left_out({f"jaxnorm.{system}.{n}" for n in CLASSES}, reference) == []
+    pages = "".join((ROOT / page).read_text() for page in PAGES)
+    words = re.findall(r"`([\w.]+)", pages)
+    assert left_out(NORMS, words, IN_THE_REFERENCE) == [] and left_out(CLASSES, words) == []
+    names = re.findall(r"``(\w+)``", inspect.getdoc(SYSTEMS[system].get_norm) or "")
+    assert left_out(NAMES, names) == []
+    measured = re.findall(r"^\| (\w+) \| [\d.]+%", (ROOT / "docs/zoo.md").read_text(), re.M)
+    assert left_out(NAMES, measured) == [] and left_out(measured, NAMES) == []

@@ -1,0 +1,286 @@
+"""Defaults: those of the papers, of Flax and of PyTorch, as the docstrings and notes document them.
+
+What Flax's classes have too is held against Flax in tests/linen and tests/nnx. This is every number and
+choice of the functions, and what the modules have of their own; and the values that variables begin at.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm as jn
+from tests.modules import KEY, Fields, compiled, loose, normal
+from tests.stands_for import (
+    CLASSES,
+    ROWS,
+    SYSTEMS,
+    X,
+    after_of,
+    by_name,
+    fields_of,
+    is_wrapper,
+    made,
+    variables_of,
+)
+
+# The same wherever they occur: channels last, biased statistics, everything there is.
+EVERYWHERE: Fields = {
+    "axis": -1,
+    "feature_axes": -1,
+    "reduction_axes": -1,
+    "unbiased": False,
+    "use_scale": True,
+    "use_bias": True,
+    "use_fast_variance": True,  # Flax's; ignored
+    "force_float32_reductions": True,  # Flax's
+}
+FUNCTIONS: dict[str, Fields] = {
+    "act_norm": {},
+    "act_norm_inverse": {},
+    "ada_layer_norm": {"epsilon": 1e-6},  # DiT
+    "adain": {"epsilon": 1e-5},  # pytorch-AdaIN
+    "batch_norm": {"epsilon": 1e-5, "momentum": 0.99},  # Flax
+    "batch_norm_adapted": {"epsilon": 1e-5},
+    "batch_norm_inference": {"epsilon": 1e-5},
+    "batch_renorm": {"epsilon": 1e-3, "momentum": 0.99, "rmax": 3.0, "dmax": 5.0},  # paper, Keras
+    "combine": {},
+    "conv_spectral_norm": {"n_steps": 1, "padding": "SAME", "strides": (1, 1)},
+    "derf": {"alpha": 0.5, "shift": 0.0},  # paper
+    "dynamic_tanh": {"alpha": 0.5},  # paper
+    "evo_norm_b0": {"epsilon": 1e-3, "momentum": 0.9},  # timm, whose momentum is 0.1
+    "evo_norm_s0": {"epsilon": 1e-5, "num_groups": 32},  # paper, timm
+    "filter_response_norm": {"epsilon": 1e-6},  # paper
+    "forced_magnitude": {"epsilon": 1e-4},  # EDM2
+    "global_response_norm": {"epsilon": 1e-6},  # ConvNeXt V2
+    "group_norm": {"epsilon": 1e-6, "num_groups": 32},  # Flax
+    "init_act_norm": {"epsilon": 1e-6},  # Glow
+    "init_running_stats": {"cumulative": False},
+    "init_spectral_norm": {},
+    "init_whitening": {},
+    "instance_norm": {"epsilon": 1e-6},  # Flax
+    "iterative_whitening": {"epsilon": 1e-5, "momentum": 0.9, "steps": 5},  # paper: momentum 0.1
+    "l2_normalize": {"epsilon": 1e-12},  # Flax's helper
+    "layer_norm": {"epsilon": 1e-6},  # Flax
+    "local_response_norm": {"alpha": 1e-4, "beta": 0.75, "k": 1.0},  # PyTorch
+    "lp_normalize": {"epsilon": 1e-12, "p": 2.0},  # PyTorch
+    "magnitude_preserving": {"epsilon": 1e-4, "gain": 1.0},  # EDM2
+    "mean_only_batch_norm": {"momentum": 0.99},
+    "mean_only_batch_norm_inference": {},
+    "modulate": {"scale_offset": 0.0},
+    "moments": {},
+    "pixel_norm": {"epsilon": 1e-8},  # paper
+    "pool": {},
+    "qk_norm": {"epsilon": 1e-6},
+    "rms_norm": {"epsilon": 1e-6, "scale_offset": 0.0, "fraction": 1.0},  # Flax
+    "scale_norm": {"epsilon": 1e-10, "scale": 1.0},  # the square of the paper's 1e-5
+    "scaled_weight_standardization": {"epsilon": 1e-6},  # timm
+    "spectral_norm": {"epsilon": 1e-12, "n_steps": 1},  # paper, Flax
+    "stats_of_domain": {},
+    "switchable_norm": {"epsilon": 1e-5, "momentum": 0.9},  # the authors'
+    "tracked_instance_norm": {"epsilon": 1e-6, "momentum": 0.99},
+    "update_running_stats": {"momentum": 0.99},
+    "weight_norm": {"epsilon": 1e-12},  # Flax
+    "weight_standardization": {"epsilon": 1e-10},  # big_vision
+    "with_stats_of_domain": {},
+}
+# The function whose defaults a class has.
+OF_CLASS = {
+    "ActNorm": "act_norm",
+    "AdaIN": "adain",
+    "AdaLayerNorm": "ada_layer_norm",
+    "AdaLayerNormZero": "ada_layer_norm",
+    "BatchNorm": "batch_norm",
+    "BatchRenorm": "batch_renorm",
+    "ConditionalBatchNorm": "batch_norm",
+    "Derf": "derf",
+    "DomainBatchNorm": "batch_norm",
+    "DynamicTanh": "dynamic_tanh",
+    "EvoNormB0": "evo_norm_b0",
+    "EvoNormS0": "evo_norm_s0",
+    "FilterResponseNorm": "filter_response_norm",
+    "FrozenBatchNorm": "batch_norm_inference",
+    "GhostBatchNorm": "batch_norm",
+    "GlobalResponseNorm": "global_response_norm",
+    "GroupNorm": "group_norm",
+    "InstanceNorm": "tracked_instance_norm",
+    "IterativeWhitening": "iterative_whitening",
+    "LayerNorm": "layer_norm",
+    "LocalResponseNorm": "local_response_norm",
+    "MagnitudePreserving": "magnitude_preserving",
+    "MeanOnlyBatchNorm": "mean_only_batch_norm",
+    "PixelNorm": "pixel_norm",
+    "QKNorm": "qk_norm",
+    "RMSNorm": "rms_norm",
+    "Reparameterized": "",
+    "ScaleNorm": "scale_norm",
+    "ScaledWeightStandardization": "scaled_weight_standardization",
+    "Spade": "instance_norm",
+    "SpectralNorm": "spectral_norm",
+    "SwitchableNorm": "switchable_norm",
+    "WeightNorm": "weight_norm",
+    "WeightStandardization": "weight_standardization",
+}
+# What a class has beyond its function, or otherwise, and why.
+OWN: dict[str, Fields] = {
+    "BatchNorm": {"track_running_stats": True},
+    "FilterResponseNorm": {"use_threshold": True},  # the paper's unit
+    "GhostBatchNorm": {"track_running_stats": True, "virtual_batch_size": 32},  # the usual size
+    "InstanceNorm": {"track_running_stats": False},  # PyTorch
+    "LocalResponseNorm": {"size": 5},  # AlexNet; the function must be told
+    "Spade": {"epsilon": 1e-5, "hidden": 128, "kernel_size": 3},  # the authors'
+    "SpectralNorm": {
+        "collection_name": "batch_stats",
+        "error_on_non_matrix": False,
+        "update_stats": True,
+    },  # Flax
+    "WeightStandardization": {"use_gain": False},  # the paper has none
+}
+# Flax's NNX modules train unless they are told otherwise; all others must be told.
+TRAINS = {("nnx", name) for name in ("BatchNorm", "GhostBatchNorm", "InstanceNorm")}
+
+
+def choices(parameters: dict[str, Any]) -> Fields:
+    """Of defaults, the numbers and the words."""
+    return {n: d for n, d in parameters.items() if isinstance(d, bool | int | float | str | tuple)}
+
+
+@pytest.mark.parametrize("name", sorted(n for n, o in vars(jn).items() if inspect.isfunction(o)))
+def test_function(name: str) -> None:
+    """All numbers and choices of a public function."""
+    assert name in FUNCTIONS, f"the defaults of {name} are not in the table"
+    parameters = inspect.signature(getattr(jn, name)).parameters
+    found = choices({n: p.default for n, p in parameters.items()})
+    usual = {n: EVERYWHERE[n] for n in found.keys() & EVERYWHERE.keys() - FUNCTIONS[name].keys()}
+    assert found == usual | FUNCTIONS[name]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_class(system: str, name: str) -> None:
+    """A class has the defaults of its function."""
+    assert name in OF_CLASS, f"{name} is not in the table"
+    documented = EVERYWHERE | FUNCTIONS.get(OF_CLASS[name], {}) | OWN.get(name, {})
+    known = fields_of(system, name)
+    if (system, name) in TRAINS:
+        documented["use_running_average"] = False
+    found = choices(known)
+    assert found == {n: documented.get(n, "not in the table") for n in found}
+    for field in ("dtype", "axis_name", "axis_index_groups", "group_size", "virtual_batch_size"):
+        assert known.get(field) is None or field in found
+    assert known.get("param_dtype", jnp.float32) is jnp.float32
+
+
+# --- what variables begin at -----------------------------------------------------------------------
+
+BEGIN: dict[str, float] = {
+    **dict.fromkeys(("scale", "v", "query_scale", "key_scale", "var", "sigma"), 1.0),
+    **dict.fromkeys(("mean_weights", "var_weights"), 1.0),
+    **dict.fromkeys(("bias", "shift", "threshold", "log_scale", "mean", "steps"), 0.0),
+    **dict.fromkeys(("affine_kernel", "affine_bias"), 0.0),
+    "alpha": 0.5,
+}
+BEGIN_OWN: dict[str, Any] = {
+    "AdaLayerNorm kernel": 0.0,
+    "AdaLayerNormZero kernel": 0.0,
+    "GlobalResponseNorm scale": 0.0,  # begins as the identity
+    "IterativeWhitening matrix": np.eye(X.shape[-1]),
+    "ScaleNorm scale": math.sqrt(X.shape[-1]),  # the root of the number of features
+}
+RANDOM = {"Spade kernel"}  # Lecun's: variance of 1 / fan-in
+
+
+def test_variables_begin_as_the_papers_say() -> None:
+    """Of every class but wrappers, whose scales begin at 1, in both systems."""
+    names = [name for name in CLASSES if not is_wrapper(name)]
+
+    def run(x: jax.Array) -> Any:
+        found: dict[str, Any] = {}
+        for name in names:
+            fields = dict(ROWS[name].base)
+            after = after_of(name, fields, len(x))
+            layer, module = (made(system, name, fields) for system in SYSTEMS)
+            found[name] = {
+                "linen": by_name(layer.init(KEY, x, *after, use_running_average=False)),
+                "nnx": {n: variable[...] for n, variable in variables_of(module).items()},
+            }
+        return found
+
+    for name, systems in compiled(run, X).items():
+        for system, variables in systems.items():
+            for variable, value in variables.items():
+                key = f"{name} {variable}"
+                if key in RANDOM:
+                    assert 0.5 < np.std(value) * math.sqrt(math.prod(value.shape[:-1])) < 2
+                    continue
+                begin = BEGIN_OWN.get(key, BEGIN.get(variable))
+                assert begin is not None, f"{system}: where {key} begins is not in the table"
+                np.testing.assert_allclose(value, np.broadcast_to(begin, value.shape), rtol=1e-6)
+
+
+def test_wrappers_begin_at_one() -> None:
+    """Scales, gains and singular values; the direction is random, of length 1."""
+
+    def run(x: jax.Array) -> Any:
+        found = {}
+        for name in ("WeightNorm", "WeightStandardization", "SpectralNorm"):
+            fields = dict(ROWS[name].base)
+            layer, module = (made(system, name, fields) for system in SYSTEMS)
+            found[name] = [
+                by_name(layer.init(KEY, x, use_running_average=False)),
+                {n: variable[...] for n, variable in variables_of(module).items()},
+            ]
+        return found
+
+    with loose():
+        found = compiled(run, normal(X.shape))
+    for variables in (v for both in found.values() for v in both):
+        own = {n.split("/")[1]: a for n, a in variables.items() if "/" in n}
+        assert own
+        for name, value in own.items():
+            found_here = np.linalg.norm(value) if name == "u" else value
+            np.testing.assert_allclose(found_here, np.ones(np.shape(found_here)), rtol=1e-6)
+
+
+# --- what a default does ---------------------------------------------------------------------------
+
+SIGNS = np.where(np.indices((2, 4, 4, 4)).sum(0) % 2, -1.0, 1.0).astype(np.float32)
+SHOWN: dict[str, tuple[Callable[[Any], Any], int]] = {
+    "batch_norm": (lambda x: jn.batch_norm(x, jn.init_running_stats(4))[0], 1),
+    "batch_renorm": (
+        lambda x: jn.batch_renorm(x, jn.init_running_stats(4), rmax=1.0, dmax=0.0)[0],
+        1,
+    ),
+    "layer_norm": (jn.layer_norm, 1),
+    "rms_norm": (jn.rms_norm, 1),
+    "pixel_norm": (jn.pixel_norm, 1),
+    "instance_norm": (jn.instance_norm, 1),
+    "group_norm": (lambda x: jn.group_norm(x, num_groups=2), 1),
+    "evo_norm_s0": (lambda x: jn.evo_norm_s0(x, None, num_groups=2), 1),
+    "filter_response_norm": (jn.filter_response_norm, 1),
+    "qk_norm": (lambda x: jn.qk_norm(x, x)[1], 1),
+    "weight_standardization": (jn.weight_standardization, 1),
+    "l2_normalize": (jn.l2_normalize, 4),
+    "scale_norm": (jn.scale_norm, 4),
+    "weight_norm": (jn.weight_norm, 32),
+}
+
+
+def test_epsilon_is_seen_in_what_is_as_small() -> None:
+    """Values of a mean square (or square length, of so many) of ε come out at 1/√2 of their unit size."""
+    epsilons = {name: FUNCTIONS[name]["epsilon"] for name in SHOWN}
+
+    def run(signs: jax.Array) -> Any:
+        return {
+            name: f(signs * np.float32(math.sqrt(epsilons[name] / n)))
+            for name, (f, n) in SHOWN.items()
+        }
+
+    for name, y in compiled(run, jnp.asarray(SIGNS)).items():
+        expected = SIGNS / math.sqrt(2 * SHOWN[name][1])
+        np.testing.assert_allclose(y, expected, rtol=1e-4, err_msg=name)
