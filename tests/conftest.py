@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.compiling import EVERYTHING, compiler_flags
+from tests.selecting import covering
 
 # Before jax starts, when these are fixed.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -45,18 +46,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in kept if item not in cases or item in occurring]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
-
-
-def covering(cases: list[Any]) -> list[Any]:
-    """Enough of the cases of one test that each value of each of its parameters occurs.
-
-    Greedy: always the case with the most values that have not occurred.
-    """
-    values = {
-        case: {(name, id(value)) for name, value in case.callspec.params.items()} for case in cases
-    }
-    missing, chosen = set().union(*values.values()), []
-    while missing:
-        chosen.append(max(cases, key=lambda case: len(values[case] & missing)))
-        missing -= values[chosen[-1]]
-    return chosen

@@ -155,11 +155,10 @@ def wide(a: Any) -> Any:
     return None if a is None else jnp.asarray(a, jnp.float32)
 
 
-def narrowed(a: Asked, *results: Any) -> Any:
+def narrowed(a: Asked, y: Any, *more: Any) -> Any:
     """In the ``dtype`` that was asked for."""
     dtype = a.fields["dtype"] or jnp.float32
-    rounded = tuple(y.astype(dtype) for y in results)
-    return rounded if len(rounded) > 1 else rounded[0]
+    return (y.astype(dtype), *(b.astype(dtype) for b in more)) if more else y.astype(dtype)
 
 
 def over(a: Asked, per_example: Any) -> Any:
@@ -347,8 +346,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "epsilon": (0.5,),
     "momentum": (0.5, None),
     "unbiased": (True,),
-    "feature_axes": (1, (1, 3)),
-    "axis": (1, (1, 3)),
+    "feature_axes": ((1, 3),),
+    "axis": ((1, 3),),
     "reduction_axes": ((2, 3),),
     "dtype": (BF16,),
     "param_dtype": (BF16,),
@@ -359,7 +358,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "group_size": (2,),
     "track_running_stats": (False,),
     "virtual_batch_size": (2,),
-    "activation": ("relu", "gelu"),
+    "activation": ("gelu",),
     "promote_dtype": (lambda values, dtype: tuple(None if v is None else 2 * v for v in values),),
     **{f"use_{what}": (False,) for what in ("scale", "bias", "threshold", "gain")},
     **{

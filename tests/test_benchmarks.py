@@ -262,6 +262,7 @@ def test_step(modules: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps.table(found).splitlines()[-1].startswith("| 16 x dense, BatchNorm | float32 |")
 
 
+@pytest.mark.thorough
 def test_saving(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row has the gradients of Flax's, and a line."""
     monkeypatch.setattr(saving, "ROWS", 256)
@@ -274,6 +275,7 @@ def test_saving(monkeypatch: pytest.MonkeyPatch) -> None:
         saving.measured(1)
 
 
+@pytest.mark.thorough
 def test_folding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A row for each network, without a root after folding; the picture is drawn."""
     small = partial(folding.CNN, widths=(4,), depth=1, stem_width=4)

@@ -23,7 +23,10 @@ def test_counted_on_64_devices() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.collectives", "--channels", "16", "--here"],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=64 {compiler_flags()}"},
+        env={
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count=64 {compiler_flags()}",
+        },
         check=True,
         capture_output=True,
         text=True,

@@ -15,6 +15,7 @@ from jaxnorm import linen as jnl, nnx as jnx
 from jaxnorm.linen._get_norm import _NORMS as LINEN
 from jaxnorm.nnx._get_norm import _NORMS as NNX
 from tests.modules import KEY, Fields, called, compiled, flat, load, moved, normal
+from tests.selecting import thorough_but
 
 ACTIVATIONS: dict[str, Fields] = {
     "batch": {"momentum": 0.5},
@@ -50,6 +51,7 @@ WEIGHTS: dict[str, Fields] = {
 NAMES = {**ACTIVATIONS, **WEIGHTS}
 WITH_MOMENTUM = {"instance", *(n for n, fields in ACTIVATIONS.items() if "momentum" in fields)}
 KEEPING = {"spectral"} | WITH_MOMENTUM
+ONE_OF_A_KIND = ("batch", "layer", "evo_b0", "spectral", "scaled_weight_standardization")
 # What no model can take without giving more than x; what is given a function.
 NOT_BY_NAME = {
     "AdaIN",
@@ -104,7 +106,7 @@ def test_the_names_are_those_of_the_table() -> None:
     assert {c.__name__ for c in LINEN.values()} == (classes - NOT_BY_NAME) | {"NoNorm"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thorough_but(NAMES, *ONE_OF_A_KIND))
 def test_a_linen_model_takes_it(name: str) -> None:
     """A step of training lowers the loss and moves state where there is one; evaluation moves none."""
     model = Linen(jnl.get_norm(name, **NAMES[name]), name in WEIGHTS)
@@ -140,7 +142,7 @@ def test_a_linen_model_takes_it(name: str) -> None:
     assert all(np.any(g != 0) for n, g in flat(grads).items() if not n.endswith("bias"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thorough_but(NAMES, *ONE_OF_A_KIND))
 def test_an_nnx_model_takes_it(name: str) -> None:
     """From the same variables, the answers of the Linen model, in training and evaluation."""
     norms = jnl.get_norm(name, **NAMES[name]), jnx.get_norm(name, **NAMES[name])

@@ -37,6 +37,7 @@ from tests.modules import (
     normal,
     ramp,
 )
+from tests.selecting import thorough_but
 
 # What Flax's NNX classes do not have, or have wrong.
 MORE: dict[str, tuple[str, Fields]] = {
@@ -106,7 +107,7 @@ def compare(layer: nn.Module, module: Any, batches: list[jax.Array], mask: Any =
         assert found.keys() == expected.keys() and moved(expected, found) == set()
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", thorough_but(ALL, *HALF))
 def test_norms_of_activations(case: str) -> None:
     """With every option."""
     name, fields = ALL[case]
@@ -200,7 +201,9 @@ WRAPPED: dict[str, tuple[str, str, Fields]] = {
 }
 
 
-@pytest.mark.parametrize("case", WRAPPED)
+@pytest.mark.parametrize(
+    "case", thorough_but(WRAPPED, *(f"{name}, dense" for name in WEIGHTS), "SpectralNorm, half")
+)
 def test_norms_of_weights(case: str) -> None:
     """Around a matrix and a convolution, with every option."""
     name, kind, fields = WRAPPED[case]

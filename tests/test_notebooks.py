@@ -9,27 +9,25 @@ import nbformat
 import pytest
 
 from tests.compiling import compiler_flags
+from tests.selecting import thorough_but
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(
-            path, id=path.stem, marks=[] if path is NOTEBOOKS[0] else pytest.mark.thorough
-        )
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.parametrize("path", thorough_but(NOTEBOOKS, NOTEBOOKS[0]), ids=lambda path: path.stem)
 def test_runs(path: Path) -> None:
     """In a process of its own, as it is run by hand; JAXNORM_QUICK makes it small."""
     run = (
         "import sys, nbformat, nbclient; "
         "nbclient.NotebookClient(nbformat.read(sys.argv[1], 4), timeout=300).execute()"
     )
-    environment = {**os.environ, "JAXNORM_QUICK": "1", "XLA_FLAGS": compiler_flags(), "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "JAXNORM_QUICK": "1",
+        "XLA_FLAGS": compiler_flags(),
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(
         [sys.executable, "-c", run, str(path)],
         capture_output=True,

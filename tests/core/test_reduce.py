@@ -106,6 +106,7 @@ def operands_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> list[jax.Array
         return [jnp.asarray(draw(rng, s, "float64", 0.5)) for s in (shape, small, other)]
 
 
+@pytest.mark.sampled
 @shapes
 @pytest.mark.parametrize("f", [affine, moved])
 @pytest.mark.parametrize("summed", [False, True])

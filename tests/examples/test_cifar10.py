@@ -19,6 +19,7 @@ from examples import cifar10, measure, models
 from examples.data import load
 from jaxnorm import linen as jnl
 from tests.compiling import compiler_flags
+from tests.selecting import thorough_but
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("--data", "digits", "--widths", "8", "16", "--stem-width", "8", "--batch-size", "64")
@@ -217,17 +218,10 @@ def test_the_gap_is_nothing_when_running_statistics_are_those_of_the_batch() -> 
     assert all(gap.mean > 0.01 for gap in before)
 
 
-NORMS = [
-    pytest.param(
-        norm,
-        marks=[] if norm in ("batch", "group", "spectral", "evo_s0") else pytest.mark.thorough,
-    )
-    for norm in get_args(cifar10.NormName)
-]
-
-
 @pytest.mark.usefixtures("users_promotion")
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "norm", thorough_but(get_args(cifar10.NormName), "batch", "spectral", "evo_s0")
+)
 def test_every_norm_trains(norm: cifar10.NormName) -> None:
     """With each --norm the network learns one batch, and evaluation mode gives finite logits."""
     settings = cifar10.Settings(norm=norm, widths=(8,), stem_width=8, lr=0.05, crop=0, flip=False)
@@ -265,11 +259,9 @@ def test_a_run_without_running_statistics(
 
 
 @pytest.mark.usefixtures("users_promotion")
-@pytest.mark.parametrize("norm", [
-        "frozen_batch",
-        pytest.param("ghost_batch", marks=pytest.mark.thorough),
-        pytest.param("iterative_whitening", marks=pytest.mark.thorough),
-    ])
+@pytest.mark.parametrize(
+    "norm", thorough_but(["frozen_batch", "ghost_batch", "iterative_whitening"], "frozen_batch")
+)
 def test_a_run_of_a_norm_with_other_state(
     norm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

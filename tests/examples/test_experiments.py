@@ -46,6 +46,7 @@ def run(kind: type[Experiment], out: Path, *arguments: str) -> Any:
     return json.loads((out / f"{kind.name}.json").read_text())["found"]
 
 
+@pytest.mark.thorough
 def test_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It looks, averages, swaps; the running statistics of a new network are far off."""
     arguments = ["--epochs", "2", "--looks", "5", "--recalibration", "64", "--parts", "1", "4"]

@@ -15,7 +15,6 @@ import pytest
 
 from examples import cifar10, many_devices, multihost
 from examples.data import load
-from tests.compiling import compiler_flags
 
 ROOT = Path(__file__).parents[2]
 # 1,437 digits in batches of 84: the last one has 9, so that all but the first process have none of it.
@@ -27,7 +26,7 @@ def start(program: str, runs: Path, *arguments: str) -> subprocess.Popen[str]:
     """Starts `python -m examples.PROGRAM` as it would be by hand."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": compiler_flags(),
+        "XLA_FLAGS": "",  # else gradients of maxima differ (tests/norms/maxima.py)
         "COLUMNS": "200",
         "JAX_COMPILATION_CACHE_DIR": str(runs / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -52,9 +51,10 @@ def finish(process: subprocess.Popen[str]) -> str:
 # --- devices of one process ----------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_losses_step_by_step(tmp_path: Path) -> None:
     """In each of three ways; with statistics of each device alone it is seen that they are not."""
-    arguments = ["--data", "digits", "--devices", "4", "--steps", "3", "--out", str(tmp_path)]
+    arguments = ["--data", "digits", "--devices", "4", "--steps", "5", "--out", str(tmp_path)]
     output = finish(start("many_devices", tmp_path, *arguments, "--batch-size", "64"))
     assert "4 devices, pmap" in output
     found = json.loads((tmp_path / "losses.json").read_text())

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import jaxnorm as jn
 from tests.cases import EPSILON, MOMENTUM, Case, draw
 from tests.oracle import BatchNorm, Outputs, Primals, assert_close
+from tests.selecting import thorough_but
 
 MAPS = ("vmap", "pmap", "shard_map", "shard_map_unchecked", "mesh")
 
@@ -141,7 +142,7 @@ def check(split: Split) -> None:
             assert_close(variances[device], want.var)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", thorough_but(range(4), 0, 1))
 def test_any_split(seed: int) -> None:
     """Device counts 1 to 8, splits, masks, dtypes, groups, virtual batches, transforms."""
 

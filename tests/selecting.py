@@ -1,0 +1,28 @@
+"""Which cases of a test `make test` runs; `make test-all` runs them all."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def thorough_but(cases: Iterable[Any], *quick: Any) -> list[Any]:
+    """``cases`` to parametrize a test with, all ``thorough`` but those in ``quick``."""
+    return [
+        pytest.param(case, marks=[] if case in quick else pytest.mark.thorough) for case in cases
+    ]
+
+
+def covering(cases: list[Any]) -> list[Any]:
+    """Enough of the cases of one ``sampled`` test that each value of each of its parameters occurs.
+
+    Greedy: always the case with the most values that have not occurred.
+    """
+    values = {
+        case: {(name, id(value)) for name, value in case.callspec.params.items()} for case in cases
+    }
+    missing, chosen = set().union(*values.values()), []
+    while missing:
+        chosen.append(max(cases, key=lambda case: len(values[case] & missing)))
+        missing -= values[chosen[-1]]
+    return chosen
