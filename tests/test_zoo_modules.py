@@ -12,6 +12,7 @@ from flax import nnx
 
 from jaxnorm import linen as jnl, nnx as jnx
 from tests.modules import KEY, QUICK, X, assert_equal, called, compiled, flat, load, moved, normal
+from tests.selecting import thorough_but
 
 CHANNELS = X.shape[-1]
 LABELS = jnp.array([2, 0, 2])
@@ -80,7 +81,7 @@ def loss_of(y: Any) -> Any:
     return sum((leaf * normal(leaf.shape, leaf.dtype, seed=2)).sum() for leaf in leaves)
 
 
-@over_cases
+@pytest.mark.parametrize("name", thorough_but(CASES, *STATE))
 def test_three_steps_and_an_evaluation(name: str) -> None:
     """Outputs, gradients, parameters and state, bit by bit; evaluation leaves the state."""
     layer, module, variables = both(name)

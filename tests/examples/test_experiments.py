@@ -92,6 +92,7 @@ def test_batch_size(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_lr_stress(tmp_path: Path) -> None:
     """Without a norm, a learning rate of 1,000 breaks it; the place is where the loss leaves for good."""
     arguments = ["--steps", "40", "--seeds", "1", "--high", "1000"]

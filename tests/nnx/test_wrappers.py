@@ -20,6 +20,7 @@ from tests.modules import (
     own,
 )
 from tests.nnx.models import Bar, Make, conv, forward, linear, wrapper_of
+from tests.selecting import thorough_but
 
 X = normal((5, 6))
 
@@ -91,7 +92,7 @@ def test_attributes_are_those_of_flax(name: str) -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", thorough_but(CASES, *list(CASES)[::3]))
 def test_checkpoints_of_flax_give_flax_answers(case: str) -> None:
     """Its state as a plain dict: outputs, state and gradients are Flax's, in training and evaluation."""
     ours, theirs = build(jnx, case, 1), build(nnx, case)

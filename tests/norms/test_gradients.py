@@ -10,6 +10,7 @@ import pytest
 from tests.cases import draw
 from tests.family import AXES, Norm
 from tests.oracle import assert_close, gradient, hessian_times, slope
+from tests.selecting import thorough_but
 
 # One of each norm, for what does not depend on the axes.
 BRIEFLY = ("layer -1", "rms first", "instance last", "group first", "l2 -1", "weight last")
@@ -90,7 +91,9 @@ def test_every_choice_of_axes(name: str) -> None:
     check(AXES[name], "float32", False)
 
 
-@pytest.mark.parametrize("name", [name for name, norm in AXES.items() if norm.takes_mask])
+@pytest.mark.parametrize(
+    "name", thorough_but((n for n, norm in AXES.items() if norm.takes_mask), *BRIEFLY)
+)
 def test_every_choice_of_axes_with_nan_under_a_mask(name: str) -> None:
     """The same where some are masked, and NaN is among those."""
     check(AXES[name], "float32", True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.selecting import thorough_but
 from tests.zoo import ZOO, mask_of, primals
 
 MASKED = [name for name, zoo in ZOO.items() if zoo.takes_mask]
@@ -119,7 +120,13 @@ def test_vmap(name: str) -> None:
         np.testing.assert_allclose(batched[i, j], alone, rtol=1e-5, atol=1e-5)
 
 
-@over_zoo
+# In `make test`, one of each way of being differentiated: batch, example, iteration, clipped, no statistics.
+@pytest.mark.parametrize(
+    "name",
+    thorough_but(
+        ZOO, "adain", "batch_renorm", "derf", "evo_norm_b0", "iterative_whitening", "scale_norm"
+    ),
+)
 def test_forward_mode_is_reverse_mode(name: str) -> None:
     """⟨u, J v⟩ = ⟨Jᵀ u, v⟩, and once more for the gradient of the squares of the gradient."""
     args = primals(name)

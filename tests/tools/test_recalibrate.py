@@ -61,6 +61,7 @@ def test_evaluation_is_training_on_the_population(name: str) -> None:
         assert after.arrays[path].dtype == array.dtype
 
 
+@pytest.mark.thorough
 def test_nineteen_norms_on_one_batch() -> None:
     """Of ResNet-20: the statistics that training takes with no momentum."""
     subject = linen(ResNet20(partial(jnl.BatchNorm, momentum=0.0)), IMAGES)
