@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ from flax import nnx
 
 Fields: TypeAlias = dict[str, Any]
 KEY = jax.random.key(7)
-QUICK: Any = {"xla_backend_optimization_level": 0}
 _PLACES = {"params", "batch_stats", "layer_instance"}
 _PLURALS = {"scales": "scale", "gains": "gain"}
 ACTIVATIONS = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
@@ -77,7 +77,7 @@ def ramp(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> ja
 
 def compiled(f: Callable[..., Any], *args: Any) -> Any:
     """``f(*args)`` in one program: far quicker to compile than its operations one by one."""
-    return jax.jit(f, compiler_options=QUICK)(*args)
+    return jax.jit(f)(*args)
 
 
 def called(module: Any, f: Callable[..., Any], *args: Any) -> Any:
@@ -92,7 +92,7 @@ def called(module: Any, f: Callable[..., Any], *args: Any) -> Any:
     return out
 
 
-@partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+@partial(jax.jit, static_argnums=(0, 1))
 def _pure(graph: Any, f: Callable[..., Any], state: Any, *args: Any) -> Any:
     module = nnx.merge(graph, state)
     out = f(module, *args)
@@ -169,13 +169,8 @@ def _is_number(leaf: Any) -> bool:
 
 def assert_close(ours: Any, theirs: Any, tolerance: float = 2e-5) -> None:
     """Trees of the same structure, shapes, dtypes and (nearly) values."""
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        wide = complex if jnp.iscomplexobj(a) else float
-        np.testing.assert_allclose(
-            np.asarray(a, wide), np.asarray(b, wide), rtol=tolerance, atol=tolerance
-        )
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
+    chex.assert_trees_all_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:

@@ -19,7 +19,6 @@ from tests.modules import (
     KEY,
     MASK,
     OPTIONS,
-    QUICK,
     WEIGHTS,
     Fields,
     X,
@@ -99,7 +98,7 @@ def compare(layer: nn.Module, module: Any, batches: list[jax.Array], mask: Any =
     init = partial(layer.init, use_running_average=False)
     variables = compiled(lambda key: init(key, batches[0]), KEY)
     load(module, flat(variables))
-    step = jax.jit(partial(linen_step, layer), compiler_options=QUICK)
+    step = jax.jit(partial(linen_step, layer))
     for x in batches:
         y, variables, evaluated = step(variables, x, masked)
         assert_equal((y, evaluated), called(module, nnx_step, x, masked))
@@ -260,7 +259,7 @@ def test_a_model_of_all() -> None:
     layer, module = Linen(), Nnx(nnx.Rngs(0))
     variables = compiled(lambda key: layer.init(key, X, False), KEY)
     load(module, renamed(flat(variables)))
-    step = jax.jit(partial(linen_step, layer), compiler_options=QUICK)
+    step = jax.jit(partial(linen_step, layer))
     for x in BATCHES:
         y, variables, evaluated = step(variables, x, {})
         assert_close(called(module, nnx_step, x, {}), (y, evaluated), 1e-4)

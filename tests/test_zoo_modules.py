@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxnorm import linen as jnl, nnx as jnx
-from tests.modules import KEY, QUICK, X, assert_equal, called, compiled, flat, load, moved, normal
+from tests.modules import KEY, X, assert_equal, called, compiled, flat, load, moved, normal
 from tests.selecting import thorough_but
 
 CHANNELS = X.shape[-1]
@@ -87,7 +87,7 @@ def test_three_steps_and_an_evaluation(name: str) -> None:
     layer, module, variables = both(name)
     inputs = CASES[name][1]
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @partial(jax.jit)
     def step(variables: Any, x: Any) -> Any:
         def loss(params: Any) -> Any:
             given = {**variables, "params": params}

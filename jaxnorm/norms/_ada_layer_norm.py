@@ -60,7 +60,6 @@ def ada_layer_norm(
     y = layer_norm(
         x,
         reduction_axes=feature_axes,
-        feature_axes=feature_axes,
         epsilon=epsilon,
         mask=mask,
         dtype=arithmetic_dtype(x, scale, shift),

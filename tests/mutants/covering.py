@@ -64,8 +64,14 @@ class Measured:
         for first, last in mutation.reached_at:
             found = {i for line in range(first, last + 1) for i in lines.get(str(line), [])}
             if found:
+                found |= self._looking() if mutation.at_import else set()
                 return self._in_order([tests[i] for i in found], mutation)
         return []
+
+    def _looking(self) -> set[int]:
+        """The quick tests that run nothing of the package: of signatures, say. Others may start a process."""
+        running = {i for lines in self.reached.values() for found in lines.values() for i in found}
+        return {i for i, t in enumerate(self.seconds.values()) if t < 1 and i not in running}
 
     def _in_order(self, tests: Iterable[str], mutation: Mutation) -> list[str]:
         layer = "/".join(["tests", *Path(mutation.path).parts[1:2], ""])

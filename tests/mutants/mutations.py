@@ -64,12 +64,15 @@ class Mutation:
         edits: the change; the file keeps its number of lines.
         reached_at: the tests that reach any of the first of these lines should notice. If there are no
             such tests, those of the second, and so on.
+        at_import: whether the line runs when the file is imported, as a default does. Then a test may
+            notice that runs nothing of the package, and only looks at it.
     """
 
     path: str
     line: int
     edits: tuple[Edit, ...]
     reached_at: tuple[Lines, ...]
+    at_import: bool
 
     def apply(self, source: str) -> str:
         """The file with the change."""
@@ -177,7 +180,7 @@ class _Finder(ast.NodeVisitor):
         edits = tuple(sorted(edits))
         line = self.raw[: edits[0][0]].count(b"\n") + 1
         reached_at = (self.statement or (line, line),) if self.in_function else self.scopes
-        self.found.append(Mutation(self.path, line, edits, reached_at))
+        self.found.append(Mutation(self.path, line, edits, reached_at, not self.in_function))
 
     def changes(self, node: ast.AST) -> Iterator[list[Edit]]:
         """The changes of a node itself."""

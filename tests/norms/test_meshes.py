@@ -78,3 +78,22 @@ def test_a_mesh_changes_nothing(norm: str, spec: str, kind: AxisType) -> None:
         assert_close(np.asarray(ours), np.float64(want), 2e-5)
     communication = set(re.findall(rf" ({COLLECTIVES})(?:-start)?\(", compiled.as_text() or ""))
     assert communication <= {"all-reduce"}
+
+
+def test_every_axis_is_split() -> None:
+    """Rows over one explicit axis of a mesh, channels over the other."""
+    rng = np.random.default_rng(1)
+    x, dy = (draw(rng, (16, 8), "float32") for _ in range(2))
+    scale, bias = (draw(rng, (8,), "float32") for _ in range(2))
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+
+    def run(put: Callable[..., jax.Array]) -> Any:
+        stats = jax.tree.map(lambda a: put(a, "b"), jn.init_running_stats(8))
+        split = put(dy, "a", "b"), put(x, "a", "b"), put(scale, "b"), put(bias, "b")
+        return jax.jit(step, static_argnums=0)("batch", *split, stats, None)
+
+    want = run(lambda a, *spec: jnp.asarray(a))
+    with jax.set_mesh(mesh):
+        got = run(lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec))))
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert_close(np.asarray(ours), np.float64(theirs), 2e-5)

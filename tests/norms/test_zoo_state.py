@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +83,21 @@ def test_after_three_steps(name: str) -> None:
         np.testing.assert_allclose(ours, book, rtol=2e-5, atol=2e-5)
     halved = run(start(name), jnp.asarray(np.stack(batches), jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(halved)} == {jnp.dtype(jnp.float32)}
+
+
+@over_steps
+def test_state_that_comes_back_is_not_traced_again(name: str) -> None:
+    """Its dtypes, shapes and weak types are those of the state that went in."""
+    chex.clear_trace_counter()  # which knows functions by their names
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(x: Any, stats: Any) -> Any:
+        return STEPS[name](x, stats)
+
+    stats = start(name)
+    for seed in range(3):
+        _, stats = step(batch(seed), stats)
 
 
 @pytest.mark.sampled

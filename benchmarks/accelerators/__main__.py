@@ -1,0 +1,207 @@
+"""Programs of jaxnorm and of Flax, compiled side by side for TPUs and GPUs that are not there.
+
+    python -m benchmarks.accelerators tpu [--quick] [--targets v5e v6e] [--parts norms blocks steps sync]
+    python -m benchmarks.accelerators gpu --targets h100 b200 --write
+
+Nothing runs on a device: the figures are the compiler's account of its own program. Each platform's
+compiler needs an environment of its own: `make accelerators` makes both.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import tyro
+
+from . import targets  # before jax starts
+
+import jax  # isort: skip
+from jax.sharding import NamedSharding, PartitionSpec
+
+from benchmarks.tables import markdown
+from examples.environment import versions_used
+
+from . import hlo, programs
+from .programs import LIBRARIES, NORMS, Library, Program
+
+Part: TypeAlias = Literal["norms", "blocks", "steps", "sync"]
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compiled."""
+
+    platform: tyro.conf.Positional[Literal["tpu", "gpu"]]
+    """Whose compiler."""
+    targets: tuple[str, ...] = ()
+    """Devices [unset: v5e and v6e, or h100 and b200]."""
+    parts: tuple[Part, ...] = ("norms", "blocks", "steps", "sync")
+    """Norms alone, norms between layers, training steps, statistics over many chips."""
+    norms: tuple[str, ...] = NORMS
+    """Which norms, alone."""
+    dtypes: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
+    """Of x."""
+    quick: bool = False
+    """One shape of each norm, and one dtype of each block."""
+    full: bool = False
+    """Training steps at full depth."""
+    write: bool = False
+    """Keep the figures in benchmarks/results."""
+    dump: Path | None = None
+    """A folder for the text of every compiled program."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a compiler says of its program."""
+
+    cycles: int | None
+    kernels: int
+    moved: float
+    temporaries: int
+    collectives: list[hlo.Collective]
+
+
+def compiled(target: str, f: Any, arguments: Any) -> jax.stages.Compiled:
+    """A program for one device of a target."""
+    whole = NamedSharding(targets.mesh(target), PartitionSpec())
+    shaped = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), arguments
+    )
+    return jax.jit(f, out_shardings=whole).lower(*shaped).compile()
+
+
+def account(program: jax.stages.Compiled) -> Account:
+    """Of a compiled program."""
+    kernels, collectives = hlo.run_in_order(program.as_text() or "")
+    memory: Any = program.memory_analysis()
+    return Account(
+        sum(k.cycles for k in kernels) or None,
+        len(kernels),
+        sum(k.read + k.written for k in kernels),
+        memory.temp_size_in_bytes,
+        collectives,
+    )
+
+
+def chosen(options: Options) -> Iterator[Program]:
+    """The programs for one device."""
+    if "norms" in options.parts:
+        yield from programs.norms(options.norms, options.dtypes, quick=options.quick)
+    if "blocks" in options.parts:
+        yield from programs.blocks(options.dtypes, quick=options.quick)
+    if "steps" in options.parts:
+        yield from programs.steps(options.dtypes, full=options.full)
+
+
+def measured(options: Options) -> Iterator[dict[str, Any]]:
+    """A row for each program and target, with the account of each library."""
+    for target in options.targets:
+        for program in chosen(options):
+            accounts: dict[Library, Account] = {}
+            for library in LIBRARIES:
+                executable = compiled(target, *program.of(library))
+                accounts[library] = account(executable)
+                if options.dump:
+                    options.dump.mkdir(parents=True, exist_ok=True)
+                    name = f"{target} {program.name} {program.dtype} {program.phase} {library}.hlo"
+                    (options.dump / name.replace("/", "-")).write_text(executable.as_text() or "")
+            yield {
+                "target": target,
+                "program": program.name,
+                "dtype": program.dtype,
+                "phase": program.phase,
+                "unit": program.unit,
+                "floor": program.floor,
+                **{library: asdict(found) for library, found in accounts.items()},
+            }
+
+
+def line(row: dict[str, Any]) -> list[str]:
+    """A row of the table: ours over Flax's, and in brackets ours."""
+    ours, flax = row["jaxnorm"], row["Flax"]
+    unit = row["unit"]
+
+    def ratio(what: str) -> str:
+        return f"{ours[what] / max(flax[what], 1):.2f}" if ours[what] is not None else ""
+
+    floor = "" if row["floor"] is None else str(row["floor"])
+    return [
+        row["target"],
+        row["program"],
+        row["dtype"],
+        row["phase"],
+        ratio("cycles"),
+        f"{ratio('kernels')} ({ours['kernels']})",
+        f"{ratio('moved')} ({ours['moved'] / unit:.1f} N)",
+        floor,
+        f"{ours['temporaries'] / unit:.1f} / {flax['temporaries'] / unit:.1f}",
+    ]
+
+
+HEADER = [
+    "target",
+    "program",
+    "dtype",
+    "phase",
+    "cycles",
+    "kernels",
+    "bytes moved",
+    "floor, N",
+    "temporaries, N, ours / Flax's",
+]
+
+
+def means(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    """Geometric means of the ratios over the shapes of a norm, by target, dtype and phase."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = (row["target"], row["program"].split(" (")[0], row["dtype"], row["phase"])
+        groups.setdefault(key, []).append(row)
+    for key, of_key in groups.items():
+        cells = []
+        for what in ("cycles", "kernels", "moved"):
+            ratios = [
+                r["jaxnorm"][what] / max(r["Flax"][what], 1) for r in of_key if r["jaxnorm"][what]
+            ]
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
+            cells.append("" if mean is None else f"{mean:.2f}")
+        yield [*key, *cells]
+
+
+def main(options: Options) -> int:
+    """Compiles, prints the tables, and keeps the figures if they are to be kept."""
+    if problem := targets.missing(options.platform):
+        print(problem, file=sys.stderr)
+        return 1
+    default = ("v5e", "v6e") if options.platform == "tpu" else ("h100", "b200")
+    options = Options(**{**vars(options), "targets": options.targets or default})
+    rows = []
+    for row in measured(options):
+        rows.append(row)
+        print(" | ".join(line(row)), flush=True)
+    print(f"\n{versions_used()}; ours over Flax Linen's, by the compiler's account\n")
+    print(markdown(HEADER, map(line, rows)))
+    print(markdown([*HEADER[:7]], means(rows)))
+    if options.write:
+        path = RESULTS / f"{options.platform}-jax{jax.__version__}.json"
+        path.write_text(json.dumps({"versions": versions_used(), "rows": rows}, indent=1) + "\n")
+        print(f"\nThe raw figures are in {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(
+        main(
+            tyro.cli(
+                Annotated[Options, tyro.conf.OmitArgPrefixes],
+                prog="python -m benchmarks.accelerators",
+                description=(__doc__ or "").split("\n")[0],
+            )
+        )
+    )
