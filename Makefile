@@ -11,7 +11,7 @@ times=$$(mktemp); $(MAKE) --no-print-directory -j TIMES=$$times $(addprefix time
 sort -n $$times; rm $$times; exit $$status
 endef
 
-.PHONY: demo zoo test test-all quick check unit unit-all conformance mutants docs bench clean
+.PHONY: accelerators demo zoo test test-all quick check unit unit-all conformance mutants docs bench clean
 
 demo: $(VENV)/examples.done ## train the quick preset; the table, and where the pictures are
 	$(BIN)/python -m examples.cifar10 train
@@ -63,8 +63,14 @@ bench: $(VENV)/bench.done ## every norm against its peers, then whole training s
 	$(BIN)/python -m benchmarks.saving --readme
 	$(BIN)/python -m benchmarks.folding --readme
 
+accelerators: ## every norm beside Flax's, compiled for TPUs and GPUs that are not there
+	$(MAKE) .venv-tpu/tpu.done VENV=.venv-tpu
+	$(MAKE) .venv-gpu/gpu.done VENV=.venv-gpu
+	.venv-tpu/bin/python -m benchmarks.accelerators tpu --write
+	.venv-gpu/bin/python -m benchmarks.accelerators gpu --write
+
 clean:
-	rm -rf $(VENV) build dist site
+	rm -rf $(VENV) .venv-tpu .venv-gpu build dist site
 
 $(VENV)/%.done: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'

@@ -1,6 +1,6 @@
 """Programs of jaxnorm and of Flax, compiled side by side for TPUs and GPUs that are not there.
 
-    python -m benchmarks.accelerators tpu [--quick] [--targets v5e v6e] [--parts norms blocks steps sync]
+    python -m benchmarks.accelerators tpu [--quick] [--targets v5e v6e] [--parts norms blocks steps]
     python -m benchmarks.accelerators gpu --targets h100 b200 --write
 
 Nothing runs on a device: the figures are the compiler's account of its own program. Each platform's
@@ -28,7 +28,7 @@ from examples.environment import versions_used
 from . import hlo, programs
 from .programs import LIBRARIES, NORMS, Library, Program
 
-Part: TypeAlias = Literal["norms", "blocks", "steps", "sync"]
+Part: TypeAlias = Literal["norms", "blocks", "steps"]
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -40,8 +40,8 @@ class Options:
     """Whose compiler."""
     targets: tuple[str, ...] = ()
     """Devices [unset: v5e and v6e, or h100 and b200]."""
-    parts: tuple[Part, ...] = ("norms", "blocks", "steps", "sync")
-    """Norms alone, norms between layers, training steps, statistics over many chips."""
+    parts: tuple[Part, ...] = ("norms", "blocks", "steps")
+    """Norms alone, norms between layers, training steps."""
     norms: tuple[str, ...] = NORMS
     """Which norms, alone."""
     dtypes: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
@@ -52,6 +52,8 @@ class Options:
     """Training steps at full depth."""
     write: bool = False
     """Keep the figures in benchmarks/results."""
+    out: Path | None = None
+    """A file for the figures."""
     dump: Path | None = None
     """A folder for the text of every compiled program."""
 
@@ -188,8 +190,10 @@ def main(options: Options) -> int:
     print(f"\n{versions_used()}; ours over Flax Linen's, by the compiler's account\n")
     print(markdown(HEADER, map(line, rows)))
     print(markdown([*HEADER[:7]], means(rows)))
+    path = options.out
     if options.write:
         path = RESULTS / f"{options.platform}-jax{jax.__version__}.json"
+    if path:
         path.write_text(json.dumps({"versions": versions_used(), "rows": rows}, indent=1) + "\n")
         print(f"\nThe raw figures are in {path}")
     return 0

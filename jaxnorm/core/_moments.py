@@ -1,11 +1,13 @@
 """Moments of an activation, taken in one pass."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ._axes import Axes, canonical_axes, size_of
-from ._elementwise import square_in_memory, themselves
+from ._elementwise import Elementwise, square_in_memory
 from ._known import as_known
 from ._pool import Blocks, Moments, abs_square, moments_from_sums, repeat_blocks, sum_blocks
 from ._precision import upcast
@@ -54,7 +56,7 @@ def moments(
 
     @lean
     def measured(x: jax.Array, mask: jax.Array | None) -> Moments:
-        m = reduce_moments(upcast(x), axes, mask, axis_name, axis_index_groups)
+        m = reduce_moments(upcast(x), axes, mask, axis_name, axis_index_groups, narrow=x)
         return m._replace(count=jnp.broadcast_to(m.count, m.mean.shape))
 
     return measured(x, mask)
@@ -67,13 +69,18 @@ def reduce_moments(
     axis_name: AxisName | None,
     axis_index_groups: AxisIndexGroups | None,
     blocks: Blocks | None = None,
+    *,
+    narrow: jax.Array | None = None,
 ) -> Moments:
     """`moments` of a wide enough ``x``, with ``axes`` and ``mask`` in order.
+
+    ``narrow`` is ``x`` as it lies in memory, if that is known. A few elements are read of that: a compiler
+    that is to slice what it has widened may store all of it in float32 first.
 
     One pass over ``x`` (two with a mask), and sums of small arrays within ``blocks`` and over the devices.
     """
     count = _count(x, axes, mask)
-    shift = own = lax.stop_gradient(_a_value_near_the_mean(x, axes, mask, count, blocks))
+    shift = own = lax.stop_gradient(_a_value_near_the_mean(x, axes, mask, count, blocks, narrow))
     if blocks is not None:
         shift = repeat_blocks(shift, blocks, x)
     if mask is None:
@@ -177,6 +184,7 @@ def _a_value_near_the_mean(
     mask: jax.Array | None,
     count: jax.Array,
     blocks: Blocks | None,
+    narrow: jax.Array | None,
 ) -> jax.Array:
     """The mean with a mask, the mean of a few elements without; of each block if there are any.
 
@@ -184,14 +192,25 @@ def _a_value_near_the_mean(
     values, the mean of n/512 is off by at most sqrt(512) σ, whatever they are.
     """
     if mask is None:
-        x = _a_few(x, axes)
-        count, sums = _count(x, axes, None), collect(themselves, x, axes=axes)
-    else:  # any few elements may be padding, so this takes a pass of its own
-        sums = collect(_counted, x, mask, axes=axes)
+        few = _a_few(x if narrow is None else narrow, axes).astype(x.dtype)
+        n = size_of(few, axes) * (1 if blocks is None else x.shape[blocks.axis] // blocks.number)
+        # Divided before it is summed: what is read with x is then the sum, and nothing is made of that.
+        sums = collect(_share_of(max(n, 1)), few, axes=axes)
+        return (sums if blocks is None else sum_blocks(sums, blocks))[0]
+    # Any few elements may be padding, so this takes a pass of its own.
+    sums = collect(_counted, x, mask, axes=axes)
     if blocks is not None:
         count, sums = _count_of_blocks(count, x, blocks), sum_blocks(sums, blocks)
-    total = sums[0] if mask is None else keep(sums[0])
+    total = keep(sums[0])
     return total / jnp.maximum(count, 1).astype(total.dtype)
+
+
+@functools.cache
+def _share_of(n: int) -> Elementwise:
+    def share(x: jax.Array) -> tuple[jax.Array]:
+        return (x * (1 / n),)
+
+    return share
 
 
 def _a_few(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -12,7 +12,7 @@ from ._activation import spread_activated
 from ._elementwise import Elementwise
 from ._known import as_known
 from ._precision import upcast
-from ._reduce import stored
+from ._stored import stored
 
 
 def normalize(

@@ -10,8 +10,8 @@ over the axes along which the operand was repeated. So the gradient of a norm re
 as often as a gradient written by hand, and everything else (forward mode, higher orders, batching, device
 axes) follows from these few rules.
 
-How the sums are best computed depends on the platform. That choice is made in `_lower_on_cpu`, and nowhere
-else.
+How the sums are best computed depends on the platform. That choice is made in the lowerings at the end, and
+nowhere else.
 """
 
 import functools
@@ -37,6 +37,7 @@ from ._elementwise import (
     tangent_of,
     without_unread,
 )
+from ._stored import stored
 
 
 def collect(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
@@ -51,21 +52,6 @@ def collect(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list
 def spread(f: Elementwise, *operands: jax.Array) -> list[jax.Array]:
     """The results of ``f``, in the shape that the operands have together."""
     return collect(f, *operands, axes=())
-
-
-def stored(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
-    """``small``, computed once and read wherever something is spread with it; ``after`` that, if it is given.
-
-    A compiler computes y again in every loop that needs it, and what is small inside that loop: slow, and
-    not exact, since a product and a sum may be contracted in one loop and not in another. The last bit of y
-    then depends on the loop: the gradient of a maximum of y, which looks for the element that equals it,
-    finds none. XLA does not compute a division twice; so this divides by a one that it does not recognize.
-    """
-    if jnp.iscomplexobj(small):
-        return lax.complex(stored(small.real, after), stored(small.imag, after))
-    anything = small if after is None else after
-    one = jnp.where((anything == anything) | (anything != anything), 1, 2)
-    return small / one.astype(small.dtype)
 
 
 def _equally_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
@@ -146,7 +132,7 @@ def _transpose(
 
 def _after_one_of(others: Iterable[jax.Array], a: jax.Array) -> jax.Array:
     """``a``, computed after one of the ``others`` that is like it, if there is one."""
-    alike = (b for b in others if b.shape == a.shape and b.dtype == a.dtype)
+    alike = (b for b in others if jax.typeof(b) == jax.typeof(a))
     return next((stored(a, b) for b in alike), a)
 
 
@@ -207,28 +193,48 @@ def _repeated(a: jax.Array, shape: Shape, partitions: tuple[Any, ...]) -> jax.Ar
     return lax.broadcast_in_dim(a, shape, tuple(range(a.ndim)), out_sharding=sharding)
 
 
-def _lower_on_cpu(
-    context: Any,
-    *operands: Any,
-    f: Elementwise,
-    axes: tuple[int, ...],
-    shape: Shape,
-    partitions: Any,
-) -> Any:
-    # Sums on a CPU split an axis, which a partitioner may only manage by gathering it. So they are for
-    # programs of one device, and for the part of one device under shard_map and pmap.
+def _in_one_reduction(
+    *operands: jax.Array, f: Elementwise, axes: tuple[int, ...], shape: Shape
+) -> list[jax.Array]:
+    """All sums by one reduction: XLA:GPU reads what they are of once, and adds up the parts in one kernel."""
+    results = f(*(_repeated(a, shape, (None,) * len(shape)) for a in operands))
+    zeros = tuple(jnp.zeros((), r.dtype) for r in results)
+    sums = lax.reduce(tuple(results), zeros, lambda a, b: tuple(map(jnp.add, a, b)), axes)
+    return [jnp.expand_dims(s, axes) for s in sums]
+
+
+def _is_partitioned(context: Any) -> bool:
+    """Whether the compiler is to split the program over devices, and not shard_map or pmap."""
     place = context.module_context.axis_context
     if isinstance(place, mlir.SPMDAxisContext):
-        partitioned = set(place.manual_axes) != set(place.mesh.axis_names)
-    else:
-        partitioned = getattr(place, "num_devices", 1) != 1
-    if partitioned or not any(shape[i] > 1 for i in axes) or 0 in shape:
-        compute = functools.partial(_plain, partitions=partitions)
-    else:
-        compute = sums_on_cpu
-    compute = functools.partial(compute, f=f, axes=axes, shape=shape)
-    return mlir.lower_fun(compute, multiple_results=True)(context, *operands)
+        return set(place.manual_axes) != set(place.mesh.axis_names)
+    return getattr(place, "num_devices", 1) != 1
+
+
+# XLA has no partitioning of its own for either of these: it may gather what they sum.
+
+
+def _lower_on_cpu(context: Any, *operands: Any, axes: Any, shape: Shape, **params: Any) -> Any:
+    is_sum = any(shape[i] > 1 for i in axes) and 0 not in shape
+    compute = sums_on_cpu if is_sum and not _is_partitioned(context) else None
+    return _lower(compute, context, *operands, axes=axes, shape=shape, **params)
+
+
+def _lower_on_gpu(context: Any, *operands: Any, axes: Any, **params: Any) -> Any:
+    several = len(context.avals_out) > 1 and len(axes) > 0
+    compute = _in_one_reduction if several and not _is_partitioned(context) else None
+    return _lower(compute, context, *operands, axes=axes, **params)
+
+
+def _lower(compute: Any, context: Any, *operands: Any, partitions: Any, **params: Any) -> Any:
+    """By ``compute``, or by `_plain` if it is None."""
+    if compute is None:
+        compute, params = _plain, {**params, "partitions": partitions}
+    function = functools.partial(compute, **params)
+    return mlir.lower_fun(function, multiple_results=True)(context, *operands)
 
 
 mlir.register_lowering(_map_sum, mlir.lower_fun(_plain, multiple_results=True))
 mlir.register_lowering(_map_sum, _lower_on_cpu, platform="cpu")
+for _platform in ("cuda", "rocm"):
+    mlir.register_lowering(_map_sum, _lower_on_gpu, platform=_platform)

@@ -41,6 +41,7 @@ def lean(norm: _F) -> _F:
             args, options = jax.tree.unflatten(tree, merge(arrays, others, which))
             return norm(*args, **options)
 
-        return jax.checkpoint(of_arrays, policy=policy)(*arrays)
+        # No barrier: it would also hold the cotangent back, which a compiler is to make in the same loop.
+        return jax.checkpoint(of_arrays, policy=policy, prevent_cse=False)(*arrays)
 
     return lean_norm  # type: ignore[return-value]

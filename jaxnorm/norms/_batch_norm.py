@@ -129,9 +129,9 @@ def batch_norm(
         )
         return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
 
-    def take_moments(x: jax.Array, mask: jax.Array | None) -> Moments:
+    def take_moments(x: jax.Array, mask: jax.Array | None, narrow: jax.Array) -> Moments:
         if virtual_batch_size is None:
-            return reduce_moments(x, reduced, mask, axis_name, axis_index_groups)
+            return reduce_moments(x, reduced, mask, axis_name, axis_index_groups, narrow=narrow)
         return moments_of_virtual_batches(x, reduced, mask, virtual_batch_size, axis_name)
 
     y, m = normalized_by(

@@ -92,7 +92,7 @@ def batch_renorm(
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     old_mean, old_var = (a.astype(o.x.dtype) for a in running_against(stats, o.x, o.features))
     reduced = complement(o.features, o.x.ndim)
-    m = reduce_moments(o.x, reduced, o.mask, axis_name, axis_index_groups)
+    m = reduce_moments(o.x, reduced, o.mask, axis_name, axis_index_groups, narrow=o.narrow)
     std, old_std = jnp.sqrt(m.var + epsilon), jnp.sqrt(old_var + epsilon)
     r = lax.stop_gradient(jnp.clip(std / old_std, 1 / rmax, rmax))
     d = lax.stop_gradient(jnp.clip((m.mean - old_mean) / old_std, -dmax, dmax))

@@ -94,7 +94,7 @@ def evo_norm_b0(
 def _moments_of_instances(o: Operands) -> Moments:
     """Of each channel of each example, however the positions are masked."""
     positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)
-    return reduce_moments(o.x, positions, o.mask, None, None)
+    return reduce_moments(o.x, positions, o.mask, None, None, narrow=o.narrow)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -73,7 +73,7 @@ def evo_norm_s0(
     moments = moments_of_groups(
         o.x, channel, num_groups, group_size, None, axis_name, axis_index_groups
     )
-    m = moments(o.x, o.mask)
+    m = moments(o.x, o.mask, o.narrow)
     slope, *affine = o.parameters
     swish = o.x if slope is None else o.x * jax.nn.sigmoid(slope * o.x)
     return normalize(swish, None, m.var, *affine, epsilon=epsilon).astype(o.dtype)

@@ -105,9 +105,9 @@ def moments_of_groups(
     positions = tuple(i for i in reduced if i != channel)
     blocks = Blocks(channel, groups)
 
-    def take_moments(x: jax.Array, mask: jax.Array | None) -> Moments:
+    def take_moments(x: jax.Array, mask: jax.Array | None, narrow: jax.Array) -> Moments:
         # Sums of each channel, then of each group: only small arrays are grouped, never x.
-        m = reduce_moments(x, positions, mask, axis_name, axis_index_groups, blocks)
+        m = reduce_moments(x, positions, mask, axis_name, axis_index_groups, blocks, narrow=narrow)
         return repeat_blocks(m, blocks, x)
 
     return take_moments

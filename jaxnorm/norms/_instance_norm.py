@@ -134,7 +134,7 @@ def _by_instance(
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     reduced = complement(axes_of_instances(x, features), x.ndim)
     return normalized_by(
-        lambda x, mask: reduce_moments(x, reduced, mask, *devices),
+        lambda x, mask, narrow: reduce_moments(x, reduced, mask, *devices, narrow=narrow),
         x,
         scale,
         bias,

@@ -60,7 +60,7 @@ def l2_normalize(
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
     widened = arithmetic_dtype(x) != x.dtype
 
-    def square_length(x: jax.Array, mask: jax.Array | None) -> Moments:
+    def square_length(x: jax.Array, mask: jax.Array | None, _: jax.Array) -> Moments:
         m = reduce_moments_about_zero(
             x, reduced, mask, axis_name, axis_index_groups, widened=widened
         )

@@ -59,7 +59,9 @@ def layer_norm(
     x = jnp.asarray(x)
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
     y, _ = normalized_by(
-        lambda x, mask: reduce_moments(x, reduced, mask, axis_name, axis_index_groups),
+        lambda x, mask, narrow: reduce_moments(
+            x, reduced, mask, axis_name, axis_index_groups, narrow=narrow
+        ),
         x,
         scale,
         bias,

@@ -65,7 +65,7 @@ def mean_only_batch_norm(
     o = operands(x, {"bias": bias}, feature_axes=feature_axes, dtype=dtype, mask=mask)
     running_against(stats, o.x, o.features)
     reduced = complement(o.features, o.x.ndim)
-    m = reduce_moments(o.x, reduced, o.mask, axis_name, axis_index_groups)
+    m = reduce_moments(o.x, reduced, o.mask, axis_name, axis_index_groups, narrow=o.narrow)
     y = affine(o.x - m.mean.astype(o.x.dtype), None, *o.parameters)
     return y.astype(o.dtype), update_running_stats(stats, m, momentum=momentum)
 

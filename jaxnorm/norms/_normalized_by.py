@@ -14,7 +14,8 @@ from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import lean
 
-TakeMoments: TypeAlias = Callable[[jax.Array, jax.Array | None], Moments]
+# Of x in float32 or wider, the mask as booleans of the rank of x, and x as it lies in memory.
+TakeMoments: TypeAlias = Callable[[jax.Array, jax.Array | None, jax.Array], Moments]
 
 
 def normalized_by(
@@ -31,13 +32,10 @@ def normalized_by(
     activation: str | None = None,
     residual: jax.Array | None = None,
 ) -> tuple[jax.Array, Moments]:
-    """``x`` normalized with the moments that ``take_moments(x, mask)`` takes of it, and these.
+    """``x`` normalized with the moments that ``take_moments`` takes of it, and these.
 
-    With ``about_zero``, no mean is subtracted. To the result ``residual`` is added, then the ``activation``
-    is applied.
-
-    That is handed ``x`` in float32 or wider, and the mask as booleans of the rank of ``x``. For the
-    backward pass, ``x`` is saved in its own dtype.
+    With ``about_zero``, no mean is subtracted. ``residual`` is added to the result, and then ``activation``
+    is applied. The backward pass saves ``x`` in its own dtype.
     """
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     scale, bias = against(scale, x, features, "scale"), against(bias, x, features, "bias")
@@ -53,8 +51,8 @@ def normalized_by(
         mask: jax.Array | None,
         residual: jax.Array | None,
     ) -> tuple[jax.Array, Moments]:
-        x = upcast(x)
-        m = take_moments(x, mask)
+        narrow, x = x, upcast(x)
+        m = take_moments(x, mask, narrow)
         x = upcast(x, scale, bias, residual)
         y = normalize(
             x,

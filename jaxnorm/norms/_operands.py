@@ -17,6 +17,8 @@ class Operands(NamedTuple):
 
     x: jax.Array
     """Where it is masked and not finite it is 0: nothing must depend on that."""
+    narrow: jax.Array
+    """``x`` as it lies in memory."""
     features: tuple[int, ...]
     parameters: tuple[Any, ...]
     """None where none was given."""
@@ -48,11 +50,11 @@ def operands(
     trained = [p for p in placed.values() if p is not None]
     wide, counted = arithmetic_dtype(x, *trained), mask_against(mask, x)
     result = result_dtype(dtype, x, *trained)
-    x = x.astype(wide)
+    narrow, x = x, x.astype(wide)
     if counted is not None:
         x = jnp.where(counted | jnp.isfinite(x), x, 0)
     widened = (None if p is None else p.astype(wide) for p in placed.values())
-    return Operands(x, features, tuple(widened), counted, result)
+    return Operands(x, narrow, features, tuple(widened), counted, result)
 
 
 def affine(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:

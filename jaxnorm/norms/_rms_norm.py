@@ -73,7 +73,7 @@ def rms_norm(
     if fraction != 1:
         _check_fraction(fraction, x, reduced, axis_name)
 
-    def take_moments(x: jax.Array, mask: jax.Array | None) -> Moments:
+    def take_moments(x: jax.Array, mask: jax.Array | None, _: jax.Array) -> Moments:
         if fraction != 1:
             x, mask = _first(x, reduced[0], fraction), _first(mask, reduced[0], fraction)
         return reduce_moments_about_zero(

@@ -81,7 +81,7 @@ def switchable_norm(
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     mean, var = (a.astype(o.x.dtype) for a in running_against(stats, o.x, o.features))
     positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)
-    of_instances = reduce_moments(o.x, positions, o.mask, None, None)
+    of_instances = reduce_moments(o.x, positions, o.mask, None, None, narrow=o.narrow)
     of_layer = pool(of_instances, o.features)
     if training:
         of_batch = pool_over_devices(pool(of_instances, 0), axis_name, axis_index_groups)

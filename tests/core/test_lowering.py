@@ -1,0 +1,63 @@
+"""What norms are lowered to on platforms that the tests do not run on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+import jaxnorm as jn
+
+SHAPE = (4, 6, 6, 8)
+NORMS: dict[str, Callable[..., jax.Array]] = {
+    "batch": lambda x, s, b: jn.batch_norm(x, jn.init_running_stats(8), s, b)[0],
+    "layer": jn.layer_norm,
+    "rms": lambda x, s, b: jn.rms_norm(x, s),
+    "group": lambda x, s, b: jn.group_norm(x, s, b, num_groups=2),
+}
+
+
+def lowered(norm: str, platform: str, dtype: Any = jnp.bfloat16) -> str:
+    """The StableHLO of a norm and its gradients."""
+
+    def step(x: Any, scale: Any, bias: Any, dy: Any) -> Any:
+        y, pull = jax.vjp(NORMS[norm], x, scale, bias)
+        return y, pull(dy.astype(y.dtype))
+
+    x, parameter = jax.ShapeDtypeStruct(SHAPE, dtype), jax.ShapeDtypeStruct((8,), jnp.float32)
+    exported = export.export(jax.jit(step), platforms=[platform])(x, parameter, parameter, x)
+    return exported.mlir_module()
+
+
+def reductions(text: str) -> list[int]:
+    """How many arrays each reduction sums."""
+    lines = [line for line in text.splitlines() if "stablehlo.reduce(" in line]
+    return [line.count(" init: ") for line in lines]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_sums_of_each_platform(norm: str, platform: str) -> None:
+    """A GPU takes several sums in one reduction, a TPU one by one; neither splits an axis, as a CPU does."""
+    text = lowered(norm, platform)
+    most = 1 if platform == "tpu" or norm == "rms" else 2
+    assert max(reductions(text)) == most
+    split = [line for line in text.splitlines() if "stablehlo.reshape" in line and "4x6x6" in line]
+    assert not [line for line in split if line.count("x") > 20]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_only_what_is_narrow_is_sliced(norm: str, platform: str) -> None:
+    """A slice of x is taken before it is widened: a compiler would store all of it in float32 instead."""
+    slices = [line for line in lowered(norm, platform).splitlines() if "stablehlo.slice" in line]
+    assert bool(slices) == (norm != "rms")
+    assert not [line for line in slices if "xf32>" in line]
+
+
+def test_small_arrays_are_stored_on_a_cpu_alone() -> None:
+    """There, by a division; elsewhere each would be a kernel of its own."""
+    counts = [lowered("batch", p).count("stablehlo.divide") for p in ("cpu", "cuda", "tpu")]
+    assert counts[0] > counts[1] == counts[2]

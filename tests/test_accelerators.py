@@ -1,0 +1,87 @@
+"""What norms cost on a TPU and a GPU, by their compilers' account; and how that account is read."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.accelerators import hlo
+
+ROOT = Path(__file__).parents[1]
+TEXT = """HloModule jit_f
+
+%sliced_and_whole (p.0: bf16[8,128], p.1: f32[128]) -> f32[128] {
+  %p.0 = bf16[8,128]{1,0} parameter(0)
+  %p.1 = f32[128]{0} parameter(1)
+  %s = bf16[1,128]{1,0} slice(%p.0), slice={[0:1], [0:128]}
+  %c = f32[1,128]{1,0} convert(%s)
+  %b = f32[128]{0} bitcast(%c)
+  ROOT %a = f32[128]{0} add(%b, %p.1)
+}
+
+%body (t: (s32[], f32[128])) -> (s32[], f32[128]) {
+  %t = (s32[], f32[128]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %v = f32[128]{0} get-tuple-element(%t), index=1
+  %n = f32[128]{0} negate(%v), backend_config={"estimated_cycles":"10"}
+  ROOT %r = (s32[], f32[128]{0}) tuple(%i, %n)
+}
+
+%near (q: f32[128]) -> f32[128] {
+  ROOT %q = f32[128]{0} parameter(0)
+}
+
+%far (q.1: f32[128]) -> f32[128] {
+  %q.1 = f32[128]{0} parameter(0)
+  ROOT %e = f32[128]{0} exponential(%q.1)
+}
+
+ENTRY %main (x: bf16[8,128], y: f32[128], p: pred[]) -> f32[128] {
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %y = f32[128]{0} parameter(1)
+  %p = pred[] parameter(2)
+  %f = f32[128]{0} fusion(%x, %y), calls=%sliced_and_whole, backend_config={"estimated_cycles":"7"}
+  %z = s32[] constant(0)
+  %w = (s32[], f32[128]{0}) tuple(%z, %f)
+  %l = (s32[], f32[128]{0}) while(%w), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %g = f32[128]{0} get-tuple-element(%l), index=1
+  %k = f32[128]{0} conditional(%p, %g, %g), true_computation=%far, false_computation=%near
+  %h = (f32[128]{0}, f32[]) all-reduce(%k, %s), to_apply=%sum
+  ROOT %o = f32[128]{0} get-tuple-element(%h), index=0
+}
+"""
+
+
+def test_an_account_of_a_program() -> None:
+    """Slices count as slices, loops as often as they run, conditionals by what is meant to run."""
+    kernels, collectives = hlo.run_in_order(TEXT)
+    assert [kernel.op for kernel in kernels] == ["fusion", "negate", "negate", "negate"]
+    assert kernels[0].read == 128 * 2 + 128 * 4
+    assert kernels[0].written == 128 * 4
+    assert sum(kernel.cycles for kernel in kernels) == 7 + 3 * 10
+    assert collectives == [hlo.Collective("all-reduce", 128 * 4 + 4)]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("platform", "target"), [("tpu", "v5e"), ("gpu", "h100")])
+def test_norms_cost_what_those_of_flax_cost(platform: str, target: str, tmp_path: Path) -> None:
+    """Nothing like a float32 copy of x is stored, and no pass over x is added."""
+    python = ROOT / f".venv-{platform}" / "bin" / "python"
+    if not python.exists():
+        pytest.skip(
+            f"`make accelerators` makes the environment with the {platform.upper()} compiler"
+        )
+    figures = tmp_path / "figures.json"
+    arguments = [platform, "--targets", target, "--parts", "norms", "--quick", "--out", figures]
+    subprocess.run([python, "-m", "benchmarks.accelerators", *arguments], cwd=ROOT, check=True)
+    rows = json.loads(figures.read_text())["rows"]
+    assert len(rows) == 2 * (5 * 2 + 1)
+    for row in rows:
+        ours, flax = row["jaxnorm"], row["Flax"]
+        assert ours["temporaries"] <= flax["temporaries"] + 0.01 * row["unit"], row
+        assert ours["moved"] <= 1.02 * flax["moved"], row
+        if row["phase"] == "both":
+            assert platform == "tpu" or ours["kernels"] <= flax["kernels"], row
+        if platform == "tpu":
+            assert ours["cycles"] <= 1.08 * flax["cycles"], row
