@@ -33,7 +33,7 @@ SHAPES = {
     "InstanceNorm": IMAGES,
 }
 # What must be read and written, in sizes of x: rows stay on the chip, other statistics take a pass.
-FLOORS = {
+FLOORS: dict[str, dict[Phase, int]] = {
     "BatchNorm": {"evaluation": 2, "forward": 3, "both": 8},
     "LayerNorm": {"forward": 2, "both": 5},
     "RMSNorm": {"forward": 2, "both": 5},
