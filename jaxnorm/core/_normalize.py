@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._activation import spread_activated
+from ._cpu_hints import stored
 from ._elementwise import Elementwise
 from ._known import as_known
 from ._precision import upcast
-from ._stored import stored
 
 
 def normalize(

@@ -25,6 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ._cpu_hints import stored
 from ._cpu_sums import Shape, sums_on_cpu
 from ._elementwise import (
     Elementwise,
@@ -37,7 +38,6 @@ from ._elementwise import (
     tangent_of,
     without_unread,
 )
-from ._stored import stored
 
 
 def collect(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:

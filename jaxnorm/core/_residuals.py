@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from ._cpu_hints import read_apart
 from ._elementwise import divide, merge
 
 _F = TypeVar("_F", bound=Callable)
@@ -38,6 +39,7 @@ def lean(norm: _F) -> _F:
         arrays, others = divide(leaves, which)
 
         def of_arrays(*arrays: jax.Array) -> Any:
+            arrays = tuple(map(read_apart, arrays))
             args, options = jax.tree.unflatten(tree, merge(arrays, others, which))
             return norm(*args, **options)
 
