@@ -44,7 +44,7 @@ unit-all: $(VENV)/dev.done
 	JAXNORM_TESTS=all $(BIN)/python -m pytest $(PYTEST)
 
 mutants: $(VENV)/dev.done ## one-line faults put into the package: which of them no test notices
-	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.mutants --most 100
 
 conformance: $(VENV)/dev.done ## Flax's own tests of its norms with ours in their place, in all modes
 	$(BIN)/python -m tests.conformance
