@@ -1,6 +1,6 @@
 """Programs of jaxnorm and of Flax, compiled side by side for TPUs and GPUs that are not there.
 
-    python -m benchmarks.accelerators tpu [--quick] [--targets v5e v6e] [--parts norms blocks steps]
+    python -m benchmarks.accelerators tpu [--quick] [--targets v5e v6e] [--parts norms sync]
     python -m benchmarks.accelerators gpu --targets h100 b200 --write
 
 Nothing runs on a device: the figures are the compiler's account of its own program. Each platform's
@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -26,9 +26,10 @@ from benchmarks.tables import markdown
 from examples.environment import versions_used
 
 from . import hlo, programs
-from .programs import LIBRARIES, NORMS, Library, Program
+from .programs import AXIS, LIBRARIES, NORMS, Library, Program
 
-Part: TypeAlias = Literal["norms", "blocks", "steps"]
+Part: TypeAlias = Literal["norms", "sync", "blocks", "steps"]
+PARTS: tuple[Part, ...] = ("norms", "sync", "blocks", "steps")
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -40,8 +41,8 @@ class Options:
     """Whose compiler."""
     targets: tuple[str, ...] = ()
     """Devices [unset: v5e and v6e, or h100 and b200]."""
-    parts: tuple[Part, ...] = ("norms", "blocks", "steps")
-    """Norms alone, norms between layers, training steps."""
+    parts: tuple[Part, ...] = PARTS
+    """Norms alone, batch norm over devices, norms between layers, training steps."""
     norms: tuple[str, ...] = NORMS
     """Which norms, alone."""
     dtypes: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
@@ -68,14 +69,34 @@ class Account:
     temporaries: int
     collectives: list[hlo.Collective]
 
+    def as_dict(self) -> dict[str, Any]:
+        """For a file."""
+        return {**vars(self), "collectives": [c._asdict() for c in self.collectives]}
 
-def compiled(target: str, f: Any, arguments: Any) -> jax.stages.Compiled:
-    """A program for one device of a target."""
-    whole = NamedSharding(targets.mesh(target), PartitionSpec())
-    shaped = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), arguments
-    )
-    return jax.jit(f, out_shardings=whole).lower(*shaped).compile()
+
+def compiled(target: str, program: Program, library: Library) -> jax.stages.Compiled:
+    """A program for the devices of a target, which hold the examples in equal parts."""
+    f, arguments = program.of(library)
+    mesh, whole, split = targets.mesh(target, program.chips), PartitionSpec(), PartitionSpec(AXIS)
+    # Parameters and statistics, then what has examples; y, then the gradients of both, then statistics.
+    inputs = tuple(whole if i < 2 else split for i in range(len(arguments)))
+    results: Any = whole
+    if program.chips > 1:
+        results = (split, whole) if program.phase == "forward" else (split, (whole, split), whole)
+    if program.mapped:
+        f = jax.shard_map(f, mesh=mesh, in_specs=inputs, out_specs=results)
+
+    def on_mesh(specs: Any) -> Any:
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+    def shaped(argument: Any, spec: PartitionSpec) -> Any:
+        where = on_mesh(spec)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), argument
+        )
+
+    abstract = map(shaped, arguments, inputs)
+    return jax.jit(f, out_shardings=on_mesh(results)).lower(*abstract).compile()
 
 
 def account(program: jax.stages.Compiled) -> Account:
@@ -91,10 +112,12 @@ def account(program: jax.stages.Compiled) -> Account:
     )
 
 
-def chosen(options: Options) -> Iterator[Program]:
-    """The programs for one device."""
+def chosen(options: Options, target: str) -> Iterator[Program]:
+    """The programs for a target."""
     if "norms" in options.parts:
         yield from programs.norms(options.norms, options.dtypes, quick=options.quick)
+    if "sync" in options.parts:
+        yield from programs.sync(targets.counts(target, quick=options.quick))
     if "blocks" in options.parts:
         yield from programs.blocks(options.dtypes, quick=options.quick)
     if "steps" in options.parts:
@@ -104,10 +127,10 @@ def chosen(options: Options) -> Iterator[Program]:
 def measured(options: Options) -> Iterator[dict[str, Any]]:
     """A row for each program and target, with the account of each library."""
     for target in options.targets:
-        for program in chosen(options):
+        for program in chosen(options, target):
             accounts: dict[Library, Account] = {}
             for library in LIBRARIES:
-                executable = compiled(target, *program.of(library))
+                executable = compiled(target, program, library)
                 accounts[library] = account(executable)
                 if options.dump:
                     options.dump.mkdir(parents=True, exist_ok=True)
@@ -120,7 +143,7 @@ def measured(options: Options) -> Iterator[dict[str, Any]]:
                 "phase": program.phase,
                 "unit": program.unit,
                 "floor": program.floor,
-                **{library: asdict(found) for library, found in accounts.items()},
+                **{library: found.as_dict() for library, found in accounts.items()},
             }
 
 
@@ -143,7 +166,16 @@ def line(row: dict[str, Any]) -> list[str]:
         f"{ratio('moved')} ({ours['moved'] / unit:.1f} N)",
         floor,
         f"{ours['temporaries'] / unit:.1f} / {flax['temporaries'] / unit:.1f}",
+        f"{collectives(ours)} / {collectives(flax)}",
     ]
+
+
+def collectives(found: dict[str, Any]) -> str:
+    """How many, of how many bytes together."""
+    of = found["collectives"]
+    total = sum(c["bytes"] for c in of)
+    kinds = sorted({c["op"] for c in of})
+    return f"{len(of)} {', '.join(kinds)}, {total / 1024:.1f} KiB" if of else "none"
 
 
 HEADER = [
@@ -156,6 +188,7 @@ HEADER = [
     "bytes moved",
     "floor, N",
     "temporaries, N, ours / Flax's",
+    "collectives, ours / Flax's",
 ]
 
 

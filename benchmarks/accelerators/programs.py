@@ -3,6 +3,7 @@
 Each program is written once, and takes the norms of Flax Linen or of jaxnorm; all else in it is Flax's.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,6 +21,7 @@ Library: TypeAlias = Literal["Flax", "jaxnorm"]
 LIBRARIES: dict[Library, ModuleType] = {"Flax": nn, "jaxnorm": jnl}
 Phase: TypeAlias = Literal["evaluation", "forward", "both"]
 PHASES: tuple[Phase, ...] = ("evaluation", "forward", "both")
+AXIS = "batch"  # of the devices
 NORMS = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
 
 CONVOLUTIONS = ((128, 56, 56, 256), (256, 7, 7, 2048))
@@ -51,6 +53,8 @@ class Program(NamedTuple):
     of: Callable[[Library], tuple[Callable[..., Any], tuple[Any, ...]]]
     unit: int  # bytes
     floor: int | None = None
+    chips: int = 1
+    mapped: bool = False  # over the chips by shard_map, and not by the compiler
 
 
 def layer(library: Library, name: str, dtype: Any, *, train: bool = True, **more: Any) -> nn.Module:
@@ -69,7 +73,7 @@ def steps_of(model: nn.Module, phase: Phase, *shaped: Any) -> tuple[Callable[...
     Between forward and backward stands a barrier, as if the rest of a network stood there: or else a
     compiler would compute y again in the sums of the backward pass.
     """
-    variables = jax.eval_shape(model.init, jax.random.key(0), *shaped)
+    y, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *shaped)
     params, state = (
         variables.get("params", {}),
         {k: v for k, v in variables.items() if k != "params"},
@@ -89,7 +93,6 @@ def steps_of(model: nn.Module, phase: Phase, *shaped: Any) -> tuple[Callable[...
         y, dy = lax.optimization_barrier((y, dy))
         return y, pull(dy), updated
 
-    y = jax.eval_shape(forward, params, state, *shaped)[0]
     return both, (params, state, y, *shaped)
 
 
@@ -112,6 +115,24 @@ def norms(names: tuple[str, ...], dtypes: tuple[str, ...], *, quick: bool) -> It
 
                     unit = math.prod(shape) * x.dtype.itemsize
                     yield Program(f"{name} {shape}", dtype, phase, of, unit, floor)
+
+
+# --- norms over many devices ---------------------------------------------------------------------
+
+
+def sync(counts: tuple[int, ...]) -> Iterator[Program]:
+    """Batch norm whose statistics are those of all devices, each of which holds part of the batch."""
+    for chips, mapped in itertools.product(counts, (False, True)):
+        x = jax.ShapeDtypeStruct((64 * chips, 28, 28, 256), jnp.bfloat16)
+        for phase in ("forward", "both"):
+
+            def of(library: Library, x: Any = x, phase: Any = phase, mapped: bool = mapped) -> Any:
+                axis: dict[str, Any] = {"axis_name": AXIS} if mapped else {}
+                return steps_of(layer(library, "BatchNorm", x.dtype, **axis), phase, x)
+
+            name = f"BatchNorm, {chips} devices, {'shard_map' if mapped else 'jit'}"
+            unit = math.prod(x.shape) // chips * x.dtype.itemsize
+            yield Program(name, x.dtype.name, phase, of, unit, None, chips, mapped)
 
 
 # --- norms between other layers ------------------------------------------------------------------

@@ -134,6 +134,12 @@ def devices(target: str, count: int = 1) -> list[Any]:
     return list(topology.devices)[:count]
 
 
+def counts(target: str, *, quick: bool) -> tuple[int, ...]:
+    """How many devices of a target there can be here, one alone left out."""
+    several = tuple(TPU_SLICES) if target in ("v5e", "v6e") else (4 if target in TPUS else 8,)
+    return several[:1] if quick else several
+
+
 def mesh(target: str, count: int = 1) -> Mesh:
     """A mesh with one axis, "batch"."""
     return jax.sharding.Mesh(np.array(devices(target, count)), ("batch",))

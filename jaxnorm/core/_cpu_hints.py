@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.typing import DTypeLike
 
 
 def stored(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
@@ -23,13 +24,28 @@ def stored(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
     return _stored.bind(small, *(() if after is None else (after,)))
 
 
+def stored_as(dtype: DTypeLike, small: jax.Array) -> jax.Array:
+    """``small`` in ``dtype``, and `stored` if that converts it: else every loop would do so for itself."""
+    return small if small.dtype == dtype else stored(small.astype(dtype))
+
+
 def read_apart(x: jax.Array) -> jax.Array:
     """``x``, read in the backward pass by loops of their own, even if a forward loop reads it too.
 
-    XLA:CPU merges loops that read the same array, and vectorizes what comes of it worse. Only x is held
-    apart, and not its cotangent: a TPU and a GPU are to make that in the loop that sums it.
+    XLA:CPU merges loops that read the same array, and vectorizes what comes of it worse. Where nothing is
+    differentiated there is no backward pass, and a norm may be merged with what makes x.
     """
     return _apart.bind(x)
+
+
+def returned(y: jax.Array) -> jax.Array:
+    """``y``, whose cotangent is made by loops of their own, before the backward pass reads it.
+
+    The cotangent of a maximum of y depends on y, which XLA:CPU computes again where it makes that: in a
+    loop of the backward pass not to the same last bit, and the maximum would be nowhere. A TPU and a GPU are
+    to make a cotangent where they sum it.
+    """
+    return _returned.bind(y)
 
 
 def _divided_by_one(small: jax.Array, *after: jax.Array) -> jax.Array:
@@ -38,29 +54,49 @@ def _divided_by_one(small: jax.Array, *after: jax.Array) -> jax.Array:
     return small / jnp.where((anything == anything) | (anything != anything), 1, 2)
 
 
-def _identity(name: str, on_cpu: Callable[..., jax.Array], *, of_tangents: bool) -> Primitive:
-    """The first of some operands, the others being hints; ``of_tangents``: its tangents likewise."""
+def _itself(a: jax.Array, *_: jax.Array) -> jax.Array:
+    return a
+
+
+def _identity(
+    name: str,
+    on_cpu: Callable[..., jax.Array],
+    *,
+    differentiated: Primitive | None = None,
+    of_tangents: bool = False,
+    transposed: Primitive | None = None,
+) -> Primitive:
+    """The first of some operands, the others being hints.
+
+    Where it is differentiated, its value is that of the primitive ``differentiated``, if one is given. With
+    ``of_tangents`` its tangent is the same again, and its cotangent that of ``transposed``, or the same.
+    """
     primitive = Primitive(name)
 
-    def again(a: Any) -> Any:
-        return a if isinstance(a, ad.Zero) or not of_tangents else primitive.bind(a)
+    def differentiate(primals: Any, tangents: Any) -> Any:
+        value = (differentiated or primitive).bind(*primals)
+        return value, linear(primitive, tangents[0])
+
+    def linear(primitive: Primitive, a: Any) -> Any:
+        return primitive.bind(a) if of_tangents and not isinstance(a, ad.Zero) else a
 
     def batch(args: Any, dims: Any) -> Any:
         hints = [a for a, d in zip(args[1:], dims[1:], strict=True) if d == dims[0]]
         return primitive.bind(args[0], *hints), dims[0]
 
-    primitive.def_impl(lambda a, *hints: a)
-    primitive.def_abstract_eval(lambda a, *hints: a)
-    ad.primitive_jvps[primitive] = lambda primals, tangents: (
-        primitive.bind(*primals),
-        again(tangents[0]),
-    )
-    ad.primitive_transposes[primitive] = lambda cotangent, a: [again(cotangent)]
+    primitive.def_impl(_itself)
+    primitive.def_abstract_eval(_itself)
+    ad.primitive_jvps[primitive] = differentiate
+    ad.primitive_transposes[primitive] = lambda cotangent, _: [
+        linear(transposed or primitive, cotangent)
+    ]
     batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, lambda context, a, *hints: [a])
+    mlir.register_lowering(primitive, mlir.lower_fun(_itself, False))
     mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, False), platform="cpu")
     return primitive
 
 
+_held = _identity("norm_held", lax.optimization_barrier)
+_apart = _identity("norm_read_apart", _itself, differentiated=_held)
+_returned = _identity("norm_returned", _itself, of_tangents=True, transposed=_held)
 _stored = _identity("norm_stored", _divided_by_one, of_tangents=True)
-_apart = _identity("norm_read_apart", lax.optimization_barrier, of_tangents=False)

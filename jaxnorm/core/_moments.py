@@ -1,19 +1,20 @@
 """Moments of an activation, taken in one pass."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._axes import Axes, canonical_axes, size_of
-from ._elementwise import Elementwise, square_in_memory
+from ._all_reduce import AxisIndexGroups, AxisName, names_of
+from ._axes import Axes, canonical_axes
+from ._central_sums import central_sums
+from ._elementwise import square_in_memory
 from ._known import as_known
-from ._pool import Blocks, Moments, abs_square, moments_from_sums, repeat_blocks, sum_blocks
+from ._pool import Blocks, Moments, abs_square, moments_from_sums
 from ._precision import upcast
 from ._reduce import collect
 from ._residuals import keep, lean
-from ._sync import AxisIndexGroups, AxisName, pool_over_devices
+from ._shift import about, count
+from ._sync import pool_over_devices
 
 
 def moments(
@@ -71,26 +72,16 @@ def reduce_moments(
     blocks: Blocks | None = None,
     *,
     narrow: jax.Array | None = None,
+    guess: jax.Array | None = None,
 ) -> Moments:
     """`moments` of a wide enough ``x``, with ``axes`` and ``mask`` in order.
 
-    ``narrow`` is ``x`` as it lies in memory, if that is known. A few elements are read of that: a compiler
-    that is to slice what it has widened may store all of it in float32 first.
+    ``narrow`` is ``x`` as it lies in memory, if that is known; ``guess`` is where the mean may be.
 
     One pass over ``x`` (two with a mask), and sums of small arrays within ``blocks`` and over the devices.
     """
-    count = _count(x, axes, mask)
-    shift = own = lax.stop_gradient(_a_value_near_the_mean(x, axes, mask, count, blocks, narrow))
-    if blocks is not None:
-        shift = repeat_blocks(shift, blocks, x)
-    if mask is None:
-        sums = collect(_powers_about, x, shift, axes=axes)
-    else:
-        sums = collect(_counted_powers_about, x, shift, mask, axes=axes)
-    if blocks is not None:
-        count, sums = _count_of_blocks(count, x, blocks), sum_blocks(sums, blocks)
-    total, squares = map(keep, sums)
-    m = moments_from_sums(own, total, squares, count)
+    sums = central_sums(x, axes, narrow=narrow, mask=mask, guess=guess, blocks=blocks)
+    m = moments_from_sums(*sums, count(x, mask, axes, blocks))
     return pool_over_devices(m, axis_name, axis_index_groups)
 
 
@@ -113,9 +104,9 @@ def reduce_moments_about_zero(
         f = _square if widened or jnp.iscomplexobj(x) else square_in_memory
         sums = collect(f, x, axes=axes)
     (squares,) = map(keep, sums)
-    count = _count(x, axes, mask)
-    var = jnp.where(count > 0, squares / jnp.maximum(count, 1), 1)
-    m = Moments(jnp.zeros_like(squares, x.dtype), var, count)
+    n = count(x, mask, axes)
+    var = jnp.where(n > 0, squares / jnp.maximum(n, 1), 1)
+    m = Moments(jnp.zeros_like(squares, x.dtype), var, n)
     return pool_over_devices(m, axis_name, axis_index_groups)
 
 
@@ -124,13 +115,9 @@ def moments_as_known(
 ) -> Moments:
     """``m``, which are the moments of ``x``, with the derivative that they have there."""
     mean = lax.stop_gradient(m.mean)
-    own = collect(_powers_about, x, mean, axes=axes)
-
-    def over_devices(sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        return sums if axis_name is None else lax.psum(sums, axis_name)
-
+    own = about(mean, x, None, axes, None)
     known = jnp.zeros_like(mean), m.count * m.var
-    total, squares = as_known(over_devices, tuple(own), known)
+    total, squares = as_known(own, known, names_of(axis_name))
     return moments_from_sums(mean, total, squares, m.count)
 
 
@@ -160,94 +147,9 @@ def mask_against(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
     return mask.astype(bool).reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
 
 
-def _count(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
-    dtype = x.real.dtype
-    if mask is None:
-        return jnp.full((1,) * x.ndim, size_of(x, axes), dtype)
-    counted = mask.sum(axes, keepdims=True, dtype=dtype)
-    repeats = size_of(
-        x, tuple(i for i in axes if mask.shape[i] == 1)
-    )  # where the mask is broadcast
-    return counted * repeats
-
-
-def _count_of_blocks(count: jax.Array, x: jax.Array, blocks: Blocks) -> jax.Array:
-    axis, number = blocks
-    if count.shape[axis] == 1:
-        return count * (x.shape[axis] // number)
-    return sum_blocks([count], blocks)[0]
-
-
-def _a_value_near_the_mean(
-    x: jax.Array,
-    axes: tuple[int, ...],
-    mask: jax.Array | None,
-    count: jax.Array,
-    blocks: Blocks | None,
-    narrow: jax.Array | None,
-) -> jax.Array:
-    """The mean with a mask, the mean of a few elements without; of each block if there are any.
-
-    One element would do but for outliers: a shift that is off by d costs d²/σ² of the precision. Of n
-    values, the mean of n/512 is off by at most sqrt(512) σ, whatever they are.
-    """
-    if mask is None:
-        few = _a_few(x if narrow is None else narrow, axes).astype(x.dtype)
-        n = size_of(few, axes) * (1 if blocks is None else x.shape[blocks.axis] // blocks.number)
-        # Divided before it is summed: what is read with x is then the sum, and nothing is made of that.
-        sums = collect(_share_of(max(n, 1)), few, axes=axes)
-        return (sums if blocks is None else sum_blocks(sums, blocks))[0]
-    # Any few elements may be padding, so this takes a pass of its own.
-    sums = collect(_counted, x, mask, axes=axes)
-    if blocks is not None:
-        count, sums = _count_of_blocks(count, x, blocks), sum_blocks(sums, blocks)
-    total = keep(sums[0])
-    return total / jnp.maximum(count, 1).astype(total.dtype)
-
-
-@functools.cache
-def _share_of(n: int) -> Elementwise:
-    def share(x: jax.Array) -> tuple[jax.Array]:
-        return (x * (1 / n),)
-
-    return share
-
-
-def _a_few(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """A part of ``x`` that has an element of 512 along ``axes``, and at least one."""
-    # A mesh may split the first of the axes, and a slice of that would move between devices. So it is kept
-    # whole where the others have enough to choose from.
-    rest = axes[1:]
-    sliced = rest if size_of(x, rest) >= 16 else axes
-    few, wanted = x, max(1, -(-size_of(x, sliced) // 512))
-    split = jax.typeof(x).sharding.spec  # by a mesh with explicit axes, which takes no slice there
-    for axis in reversed(sliced):
-        if split[axis] is not None:
-            continue
-        length = min(x.shape[axis], wanted)
-        few = lax.slice_in_dim(few, 0, length, axis=axis)
-        wanted = -(-wanted // max(length, 1))
-    return few
-
-
-def _powers_about(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return x - shift, abs_square(x - shift)
-
-
-def _counted_powers_about(
-    x: jax.Array, shift: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    centered = jnp.where(mask, x - shift, 0)
-    return centered, abs_square(centered)
-
-
 def _square(x: jax.Array) -> tuple[jax.Array]:
     return (abs_square(x),)
 
 
 def _counted_square(x: jax.Array, mask: jax.Array) -> tuple[jax.Array]:
     return _square(jnp.where(mask, x, 0))
-
-
-def _counted(x: jax.Array, mask: jax.Array) -> tuple[jax.Array]:
-    return (jnp.where(mask, x, 0),)

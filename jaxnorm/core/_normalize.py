@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._activation import spread_activated
-from ._cpu_hints import stored
+from ._cpu_hints import stored, stored_as
 from ._elementwise import Elementwise
 from ._known import as_known
 from ._precision import upcast
@@ -47,9 +47,8 @@ def normalize(
         variance = jnp.where(variance == 0, 1, variance)
     gain = lax.rsqrt(variance).astype(x.dtype)
     mean = None if mean is None else mean.astype(x.dtype)
-    scale, bias, residual = (
-        None if a is None else a.astype(x.dtype) for a in (scale, bias, residual)
-    )
+    scale, bias = (None if a is None else stored_as(x.dtype, a) for a in (scale, bias))
+    residual = None if residual is None else residual.astype(x.dtype)
 
     def finish(f: Elementwise, *small: jax.Array) -> jax.Array:
         if mask is not None:
@@ -74,12 +73,8 @@ def normalize(
     gain = gain * scale
     offset = bias - gain * (mean - center)
     # Its value is that of bias, chosen so that it varies over batches and devices as its derivative does.
-    offset = as_known(_itself, offset, jnp.where(True, bias, offset))
+    (offset,) = as_known([offset], [jnp.where(True, bias, offset)])
     return finish(_affine, center, gain, offset)
-
-
-def _itself(a: jax.Array) -> jax.Array:
-    return a
 
 
 def _scaled(x: jax.Array, *gains: jax.Array) -> tuple[jax.Array]:

@@ -119,7 +119,7 @@ def sum_blocks(values: Sequence[jax.Array], blocks: Blocks) -> list[jax.Array]:
     axis, number = blocks
 
     def split(a: jax.Array) -> jax.Array:
-        a = _whole_blocks(a, axis, number)
+        a = _partitioned(a, axis, partition_of_blocks(jax.typeof(a), blocks))
         before, (size, *after) = a.shape[:axis], a.shape[axis:]
         return a.reshape(*before, number, size // number, *after)
 
@@ -141,13 +141,12 @@ def repeat_blocks(values: _Arrays, blocks: Blocks, like: jax.Array) -> _Arrays:
     return jax.tree.map(repeated, values)
 
 
-def _whole_blocks(leaf: jax.Array, axis: int, blocks: int) -> jax.Array:
-    """``leaf``, put together along ``axis`` if a mesh with explicit axes splits blocks there."""
-    sharding = jax.typeof(leaf).sharding
-    names = sharding.spec[axis]
-    names = names if isinstance(names, tuple) else (names,)
-    parts = math.prod(sharding.mesh.shape[name] for name in names if name is not None)
-    return leaf if blocks % parts == 0 else _partitioned(leaf, axis, None)
+def partition_of_blocks(aval: Any, blocks: Blocks) -> Any:
+    """How a mesh with explicit axes splits the blocks of an array: as it does the axis, or not at all."""
+    names, mesh = aval.sharding.spec[blocks.axis], aval.sharding.mesh
+    several = names if isinstance(names, tuple) else (names,)
+    parts = math.prod(mesh.shape[name] for name in several if name is not None)
+    return names if blocks.number % parts == 0 else None
 
 
 def _partitioned(leaf: jax.Array, axis: int, partition: Any) -> jax.Array:

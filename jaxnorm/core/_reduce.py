@@ -15,7 +15,7 @@ nowhere else.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -42,10 +42,14 @@ from ._elementwise import (
 
 def collect(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
     """Sums over ``axes`` of the results of ``f``. All operands have one rank, and broadcast."""
-    operands = _equally_varying(operands)
+    operands = equally_varying(operands)
     shape = jnp.broadcast_shapes(*(a.shape for a in operands))
     return _map_sum.bind(
-        *operands, f=f, axes=axes, shape=shape, partitions=_partitions(operands, shape)
+        *operands,
+        f=f,
+        axes=axes,
+        shape=shape,
+        partitions=partitions(map(jax.typeof, operands), shape),
     )
 
 
@@ -54,7 +58,7 @@ def spread(f: Elementwise, *operands: jax.Array) -> list[jax.Array]:
     return collect(f, *operands, axes=())
 
 
-def _equally_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+def equally_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     """All as varying over the devices that one of them varies over, under shard_map.
 
     Said of each operand, so that the transpose sums small arrays over the devices. jax would say it of
@@ -68,9 +72,9 @@ def _equally_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     )
 
 
-def _partitions(operands: Sequence[jax.Array], shape: Shape) -> tuple[Any, ...]:
-    """How a mesh with explicit axes splits each axis of the operands together."""
-    avals = [jax.typeof(a) for a in operands]
+def partitions(avals: Iterable[Any], shape: Shape) -> tuple[Any, ...]:
+    """How a mesh with explicit axes splits each axis of arrays of these types together."""
+    avals = tuple(avals)
     return tuple(
         next((p for a in avals if a.shape[i] == n and (p := a.sharding.spec[i]) is not None), None)
         for i, n in enumerate(shape)
@@ -81,7 +85,16 @@ def _partitions(operands: Sequence[jax.Array], shape: Shape) -> tuple[Any, ...]:
 
 _map_sum = Primitive("norm_map_sum")
 _map_sum.multiple_results = True
-_map_sum.def_impl(jax.jit(_map_sum.bind, static_argnames=("f", "axes", "shape", "partitions")))
+
+
+def runs_as(primitive: Primitive, plain: Callable[..., Any], *static: str) -> None:
+    """Outside of jit, ``primitive`` runs as a program of its own; where jit is disabled, as ``plain``."""
+    compiled = jax.jit(primitive.bind, static_argnames=static)
+
+    def run(*operands: jax.Array, **params: Any) -> Any:
+        return (plain if jax.config.jax_disable_jit else compiled)(*operands, **params)  # pyright: ignore[reportAttributeAccessIssue]
+
+    primitive.def_impl(run)
 
 
 @_map_sum.def_abstract_eval
@@ -234,6 +247,7 @@ def _lower(compute: Any, context: Any, *operands: Any, partitions: Any, **params
     return mlir.lower_fun(function, multiple_results=True)(context, *operands)
 
 
+runs_as(_map_sum, _plain, "f", "axes", "shape", "partitions")
 mlir.register_lowering(_map_sum, mlir.lower_fun(_plain, multiple_results=True))
 mlir.register_lowering(_map_sum, _lower_on_cpu, platform="cpu")
 for _platform in ("cuda", "rocm"):

@@ -1,22 +1,26 @@
-"""Moments of all devices along a mapped axis, in one all-reduce."""
+"""Moments of all devices along mapped axes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from ._all_reduce import (
+    AxisIndexGroups,
+    AxisName,
+    check_bound,
+    group_of_device,
+    names_of,
+    sum_over_devices,
+)
 from ._known import as_known
 from ._pool import Moments, abs_square, moments_from_sums, sums_about
 from ._residuals import keep
 
-AxisName: TypeAlias = str | Sequence[str]
-AxisIndexGroups: TypeAlias = Sequence[Sequence[int]]
-
-_Sums = tuple[jax.Array, ...]
-_OverDevices: TypeAlias = Callable[[_Sums], _Sums]
+_Arrays: TypeAlias = list[jax.Array]
+_Sum: TypeAlias = Callable[[Sequence[jax.Array]], _Arrays]
 
 
 def pool_over_devices(
@@ -24,10 +28,9 @@ def pool_over_devices(
 ) -> Moments:
     """`pool` along the mapped axes ``axis_name``: weighted by count, so shards may differ or be empty.
 
-    One all-reduce forward, of three float64 numbers for each statistic, however many devices there are.
-    Sums about zero are exact enough in float64 for any mean that float32 values can have, so that devices
-    need not agree on a shift first. The derivative is that of the sums about the pooled mean: one
-    all-reduce more, of two float32 numbers, in forward or in reverse mode.
+    One all-reduce forward, of a few numbers for each statistic, however many devices there are. The
+    derivative is that of the sums about the pooled mean: one all-reduce more, of two numbers, in forward or
+    in reverse mode.
     """
     if axis_name is None:
         if axis_index_groups is not None:
@@ -36,23 +39,47 @@ def pool_over_devices(
                 f"{axis_index_groups} and axis_name=None. Name the mapped axis, or leave the groups out."
             )
         return m
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    names = names_of(axis_name)
     check_bound(names)
-    over_devices = _over_devices(names, axis_index_groups)
-    n = jnp.broadcast_to(m.count, m.mean.shape)
-    count, shift, *sums = map(keep, lax.stop_gradient(_sums_about_their_mean(m, n, over_devices)))
+    m = m._replace(count=jnp.broadcast_to(m.count, m.mean.shape))
+    if axis_index_groups is None:
+        return _pooled(m, names)
+    # A row for each group, of which each device fills its own: this works under every transform.
+    own = group_of_device(axis_index_groups, names)
+    mine = jnp.arange(len(axis_index_groups), dtype=own.dtype) == own
+    mean, var, count = (jnp.where(mine.reshape(-1, *[1] * a.ndim), a[None], 0) for a in m)
+    return Moments(*(a[own] for a in _pooled(Moments(mean, var, count), names)))
 
-    total, squares = as_known(over_devices, sums_about(shift, m, n), tuple(sums))
+
+def _pooled(m: Moments, names: tuple[str, ...]) -> Moments:
+    still, several = lax.stop_gradient(m), _several_groups(names)
+
+    def in_float32(m: Moments) -> _Arrays:
+        return (_about_their_mean if several else _about_zero_if_near)(m, names)
+
+    if m.var.dtype == jnp.float64:
+        found = _about_their_mean(still, names)
+    else:
+        found = lax.platform_dependent(
+            still, tpu=in_float32, default=lambda m: _in_float64(m, names)
+        )
+    count, shift, *sums = map(keep, found)
+    total, squares = as_known(sums_about(shift, m, m.count), sums, names)
     return moments_from_sums(shift, total, squares, count)
 
 
-def _sums_about_their_mean(m: Moments, n: jax.Array, over_devices: _OverDevices) -> _Sums:
-    """Count of all devices, their mean s as rounded, Σ(x - s), which the rounding leaves, and Σ|x - s|²."""
+# --- the sums of all devices: their count, a shift, Σ(x - shift), and Σ|x - shift|² ---------------------
+
+
+def _in_float64(m: Moments, names: tuple[str, ...]) -> _Arrays:
+    """Of float32 values: sums about zero are exact enough in float64 whatever their mean."""
     with jax.enable_x64(True):
         wide = jnp.complex128 if jnp.iscomplexobj(m.mean) else jnp.float64
-        mean, var, n = m.mean.astype(wide), m.var.astype(jnp.float64), n.astype(jnp.float64)
-        count, total, squares = over_devices(
-            (n, n.astype(wide) * mean, n * (var + abs_square(mean)))
+        mean, var, n = (
+            a.astype(t) for a, t in zip(m, (wide, jnp.float64, jnp.float64), strict=True)
+        )
+        count, total, squares = sum_over_devices(
+            (n, n.astype(wide) * mean, n * (var + abs_square(mean))), names
         )
         shift = (total / jnp.maximum(count, 1).astype(wide)).astype(m.mean.dtype)
         s = shift.astype(wide)
@@ -60,67 +87,45 @@ def _sums_about_their_mean(m: Moments, n: jax.Array, over_devices: _OverDevices)
         about = total - count.astype(wide) * s
         squares = squares - 2 * (s.conj() * about).real - count * abs_square(s)
         real = m.var.dtype
-        return count.astype(real), shift, about.astype(m.mean.dtype), squares.astype(real)
+        return [count.astype(real), shift, about.astype(m.mean.dtype), squares.astype(real)]
 
 
-def _over_devices(names: tuple[str, ...], groups: AxisIndexGroups | None) -> _OverDevices:
-    """Sums over the devices along ``names``, or over those of this device's group."""
-    if groups is None:
-        return lambda values: lax.psum(values, names)
-    group_of = _group_of(groups, lax.axis_size(names))
-
-    def summed(values: _Sums) -> _Sums:
-        # A row for each group, of which each device fills its own: this works under every transform.
-        own = jnp.asarray(group_of)[lax.axis_index(names)]
-        mine = jnp.arange(len(groups), dtype=own.dtype) == own
-        rows = (jnp.where(mine.reshape(-1, *[1] * a.ndim), a[None], 0) for a in values)
-        return tuple(a[own] for a in lax.psum(tuple(rows), names))
-
-    return summed
+def _about_their_mean(m: Moments, names: tuple[str, ...]) -> _Arrays:
+    """By two all-reduces, the second of sums about the mean that the first found."""
+    count, total = sum_over_devices((m.count, m.count.astype(m.mean.dtype) * m.mean), names)
+    shift = total / jnp.maximum(count, 1).astype(total.dtype)
+    return [count, shift, *sum_over_devices(sums_about(shift, m, m.count), names)]
 
 
-def is_bound(name: str) -> bool:
-    """Whether ``name`` is a mapped axis here."""
-    try:
-        lax.axis_size(name)
-    except NameError:
-        return False
-    return True
+_FAR = (
+    1000  # |mean|² / var from which sums about zero in float32 are not exact enough: to 1000 · 2⁻²⁴
+)
 
 
-def check_bound(names: tuple[str, ...]) -> None:
-    """Raises a ValueError if one of ``names`` is no mapped axis here."""
-    unbound = [name for name in names if not is_bound(name)]
-    if unbound:
-        bound = ", ".join(map(repr, _bound_names())) or "none"
-        raise ValueError(
-            f"axis_name must name axes of vmap, pmap or shard_map around the call; got {unbound}, and "
-            f"bound here: {bound}. Name one of these. Under jit, over a mesh or not, statistics are those "
-            f"of the whole batch without a name: leave axis_name out."
-        )
+def _about_zero_if_near(m: Moments, names: tuple[str, ...]) -> _Arrays:
+    """Sums about zero, and again, about the mean, where a device is far from zero: for a TPU.
 
-
-def _bound_names() -> tuple[str, ...]:
-    try:  # jax has no public way to ask; this only makes a message better
-        from jax._src.core import get_axis_env
-
-        return tuple(map(str, get_axis_env().axis_sizes))
-    except (ImportError, AttributeError):
-        return ()
-
-
-def _group_of(groups: AxisIndexGroups, size: int) -> Any:
-    """The number of the group of each device.
-
-    Raises:
-        ValueError: the groups are not a partition of the devices.
+    It has no float64: XLA makes two float32 of one, and of their all-reduce a gather that grows with the
+    devices. If no device is far, all together are not. How many are far is an exact sum: all go one way.
     """
-    devices = [device for group in groups for device in group]
-    if sorted(devices) != list(range(size)):
-        raise ValueError(
-            f"axis_index_groups must have each device of axis_name once, 0 to {size - 1}; got {groups}."
-        )
-    group_of = np.zeros(size, np.int32)
-    for i, group in enumerate(groups):
-        group_of[list(group)] = i
-    return group_of
+    square = abs_square(m.mean)
+    far = (m.count > 0) & (square != 0) & ~(square < _FAR * m.var)
+    zero = jnp.zeros_like(m.mean)
+    count, total, squares, devices = sum_over_devices(
+        (m.count, *sums_about(zero, m, m.count), far.astype(m.var.dtype)), names
+    )
+    n = jnp.maximum(count, 1)
+    shift = total / n.astype(total.dtype)
+    about_mean = jnp.maximum(squares - n * abs_square(shift), 0)
+    sums = lax.cond(
+        jnp.any(devices > 0),
+        lambda: sum_over_devices(sums_about(shift, m, m.count), names),
+        lambda: [jnp.zeros_like(shift), about_mean],
+    )
+    return [count, shift, *sums]
+
+
+def _several_groups(names: tuple[str, ...]) -> bool:
+    """Whether devices that do not pool run one program: these would not go one way."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(mesh.shape[axis] > 1 for axis in mesh.manual_axes if axis not in names)

@@ -11,9 +11,9 @@ from flax.nnx.nn import initializers
 from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes, feature_shape
 from ..core._running import untracked_stats
-from ..core._sync import AxisIndexGroups, AxisName
 from ..norms._batch_norm import batch_norm, batch_norm_inference
 from ._variables import (
     Features,

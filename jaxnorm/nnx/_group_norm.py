@@ -10,8 +10,8 @@ from flax.nnx.nn import initializers
 from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
-from ..core._sync import AxisIndexGroups, AxisName
 from ..norms._group_norm import group_norm, grouping
 from ._variables import parameter, promote_dtype, promoted
 

@@ -10,8 +10,8 @@ from flax.nnx.nn import initializers
 from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
-from ..core._sync import AxisIndexGroups, AxisName
 from ..norms._batch_norm import batch_norm_inference
 from ..norms._instance_norm import instance_norm, tracked_instance_norm
 from ._variables import (

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._activation import check_activation
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, against, canonical_axes, complement
 from ..core._moments import mask_against, reduce_moments
 from ..core._normalize import normalize
@@ -12,7 +13,6 @@ from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
-from ..core._sync import AxisIndexGroups, AxisName
 from ._normalized_by import normalized_by
 from ._saved import SaveAs, check_save_as, normalized_saving
 from ._virtual_batch import (
@@ -101,7 +101,7 @@ def batch_norm(
     """
     x = jnp.asarray(x)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    running_against(stats, x, features)
+    guess, _ = running_against(stats, x, features)
     reduced = complement(features, x.ndim)
     if virtual_batch_size is not None:
         check_virtual_batch_size(virtual_batch_size, features, axis_index_groups)
@@ -131,7 +131,9 @@ def batch_norm(
 
     def take_moments(x: jax.Array, mask: jax.Array | None, narrow: jax.Array) -> Moments:
         if virtual_batch_size is None:
-            return reduce_moments(x, reduced, mask, axis_name, axis_index_groups, narrow=narrow)
+            return reduce_moments(
+                x, reduced, mask, axis_name, axis_index_groups, narrow=narrow, guess=guess
+            )
         return moments_of_virtual_batches(x, reduced, mask, virtual_batch_size, axis_name)
 
     y, m = normalized_by(

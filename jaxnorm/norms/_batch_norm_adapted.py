@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes, complement
 from ..core._moments import moments
 from ..core._running import RunningStats, as_arrays, update_running_stats
-from ..core._sync import AxisIndexGroups, AxisName
 from ._batch_norm import batch_norm_inference
 
 

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, complement
+from ..core._cpu_hints import stored
 from ..core._moments import reduce_moments
 from ..core._normalize import normalize
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
-from ..core._sync import AxisIndexGroups, AxisName
 from ._batch_norm import batch_norm_inference
 from ._operands import operands
 from ._ramp import ramp
@@ -100,7 +101,8 @@ def batch_renorm(
         default if p is None else p for p, default in zip(o.parameters, (1, 0), strict=True)
     )
     # The correction is one of scale and bias.
-    y = normalize(o.x, m.mean, m.var, r * gain, d * gain + offset, epsilon=epsilon)
+    corrected = stored(r * gain), stored(d * gain + offset)
+    y = normalize(o.x, m.mean, m.var, *corrected, epsilon=epsilon)
 
     old_std = old_std.reshape(stats.var.shape)
     moved = update_running_stats(

@@ -7,10 +7,10 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, one_axis
 from ..core._normalize import normalize
 from ..core._residuals import lean
-from ..core._sync import AxisIndexGroups, AxisName
 from ._group_norm import moments_of_groups
 from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes, one_axis
 from ..core._moments import reduce_moments
 from ..core._pool import Blocks, Moments, repeat_blocks
-from ..core._sync import AxisIndexGroups, AxisName
 from ._normalized_by import TakeMoments, normalized_by
 
 

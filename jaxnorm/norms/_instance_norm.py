@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, axes_of_instances, canonical_axes, complement
 from ..core._moments import reduce_moments
 from ..core._pool import Moments, without_bias
 from ..core._running import RunningStats, running_against, update_running_stats
-from ..core._sync import AxisIndexGroups, AxisName
 from ._normalized_by import normalized_by
 
 

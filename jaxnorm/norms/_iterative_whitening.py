@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisName
 from ..core._axes import Axes, one_axis
 from ..core._normalize import check_epsilon
 from ..core._residuals import lean
 from ..core._running import check_momentum
-from ..core._sync import AxisName
 from ._operands import affine, operands
 from ._recipe import Affine, Call, Shape, State, Tracked, affine_of
 from ._whitening_of import mask_of_rows, whitening_of

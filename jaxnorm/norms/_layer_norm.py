@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments
-from ..core._sync import AxisIndexGroups, AxisName
 from ._normalized_by import normalized_by
 
 

@@ -7,11 +7,11 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, complement
 from ..core._moments import reduce_moments
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
-from ..core._sync import AxisIndexGroups, AxisName
 from ._operands import affine, operands
 from ._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
 

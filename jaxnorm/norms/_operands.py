@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, against, canonical_axes
+from ..core._cpu_hints import stored_as
 from ..core._moments import mask_against
 from ..core._precision import arithmetic_dtype, result_dtype
 
@@ -53,7 +54,7 @@ def operands(
     narrow, x = x, x.astype(wide)
     if counted is not None:
         x = jnp.where(counted | jnp.isfinite(x), x, 0)
-    widened = (None if p is None else p.astype(wide) for p in placed.values())
+    widened = (None if p is None else stored_as(wide, p) for p in placed.values())
     return Operands(x, narrow, features, tuple(widened), counted, result)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
-from ..core._sync import AxisIndexGroups, AxisName
 from ._recipe import Call, Shared, State
 from ._rms_norm import rms_norm
 

@@ -14,9 +14,9 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes
 from ..core._running import RunningStats, init_running_stats
-from ..core._sync import AxisIndexGroups, AxisName
 
 Shape = tuple[int, ...]
 State = Mapping[str, jax.Array]

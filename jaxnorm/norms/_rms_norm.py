@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments_about_zero
 from ..core._pool import Moments
 from ..core._precision import arithmetic_dtype
-from ..core._sync import AxisIndexGroups, AxisName
 from ._normalized_by import normalized_by
 
 

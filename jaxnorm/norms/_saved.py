@@ -13,13 +13,14 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._activation import check_activation, inverse
+from ..core._all_reduce import AxisName
 from ..core._axes import against, complement
+from ..core._known import as_known
 from ..core._moments import moments_as_known, reduce_moments
 from ..core._normalize import normalize
 from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import keep, lean
-from ..core._sync import AxisName
 
 SaveAs: TypeAlias = Literal["output"] | DTypeLike
 
@@ -44,41 +45,44 @@ def normalized_saving(
     check_activation(activation, None, x, scale, bias)
     y_dtype = result_dtype(dtype, x, scale, bias)
 
-    def finish(x: jax.Array, m: Moments, *affine: jax.Array | None) -> tuple[jax.Array, Moments]:
+    @lean
+    def norm(x: jax.Array, *affine: jax.Array | None) -> tuple[jax.Array, Moments]:
+        still = lax.stop_gradient(upcast(x))
+        m = Moments(*map(keep, reduce_moments(still, reduced, None, axis_name, None)))
+        y, again = both(x, m, *lax.stop_gradient(affine))
+        # The values are those of x, their derivatives those that the same path has at what is made again.
+        of_again = moments_as_known(m, again, reduced, axis_name)
+        leaves = (finish(again, of_again, *affine), *of_again)
+        y, *m = as_known(leaves, (y, *m))
+        return y, Moments(*m)
+
+    def finish(x: jax.Array, m: Moments, *affine: jax.Array | None) -> jax.Array:
         x = upcast(x, *affine)
         y = normalize(x, m.mean, m.var, *affine, epsilon=epsilon, activation=activation)
-        return y.astype(y_dtype), m
+        return y.astype(y_dtype)
 
-    def of_x(x: jax.Array, *affine: jax.Array | None) -> tuple[jax.Array, Moments]:
-        x = upcast(x)
-        return finish(x, reduce_moments(x, reduced, None, axis_name, None), *affine)
+    @jax.custom_jvp
+    def both(x: jax.Array, m: Moments, *affine: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """The output, and x: made of what is saved, where it is differentiated."""
+        return finish(x, m, *affine), upcast(x)
 
-    norm = jax.custom_jvp(of_x)
-
-    @norm.defjvp
+    @both.defjvp
     def _(primals: Any, tangents: Any) -> Any:
-        x, *affine = primals
-        y, m = of_x(*primals)
-        m = Moments(*map(keep, m))
+        x, m, *affine = primals
+        y = finish(*primals)
         variance = m.var + epsilon
         std = jnp.sqrt(jnp.where(variance == 0, 1, variance))  # all values alike: (x - mean) is 0
         # Without the barrier XLA would make what is saved of x again, and keep x.
         if save_as == "output":
-            y = keep(lax.optimization_barrier(y))
-            normalized = _normalized_of_output(y, *affine, activation=activation)
+            y = lax.optimization_barrier(y)
+            normalized = _normalized_of_output(keep(y), *affine, activation=activation)
         else:
             normalized = _rounded((upcast(x) - m.mean) / std, *affine, dtype=save_as)
             normalized = upcast(keep(lax.optimization_barrier(normalized)), std)
-        again = normalized * std + m.mean
+        again = (normalized * std + m.mean).astype(upcast(x).dtype)
+        return (y, again), (jnp.zeros_like(y), tangents[0].astype(again.dtype))
 
-        def of_saved(x: jax.Array, *affine: jax.Array | None) -> tuple[jax.Array, Moments]:
-            return finish(x, moments_as_known(m, x, reduced, axis_name), *affine)
-
-        direction, *directions = tangents
-        along = (direction.astype(again.dtype), *directions)
-        return (y, m), jax.jvp(of_saved, (again, *affine), along)[1]
-
-    return lean(norm)(x, scale, bias)
+    return norm(x, scale, bias)
 
 
 def _normalized_of_output(

@@ -9,8 +9,8 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
-from ..core._sync import AxisIndexGroups, AxisName
 from ._l2_normalize import l2_normalize
 from ._recipe import Call, Parameter, Shape, Shared, State
 

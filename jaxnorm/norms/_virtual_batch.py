@@ -9,9 +9,10 @@ import numbers
 import jax
 from jax import lax
 
+from ..core._all_reduce import AxisIndexGroups, AxisName, check_bound
 from ..core._moments import reduce_moments
 from ..core._pool import Blocks, Moments, pool, repeat_blocks
-from ..core._sync import AxisIndexGroups, AxisName, check_bound, pool_over_devices
+from ..core._sync import pool_over_devices
 
 
 def moments_of_virtual_batches(

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core._all_reduce import AxisName
 from ..core._moments import reduce_moments
 from ..core._residuals import keep
-from ..core._sync import AxisName
 
 
 def whitening_of(

@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ..core._all_reduce import AxisIndexGroups, AxisName, is_bound
 from ..core._axes import canonical_axes, complement
 from ..core._moments import moments
 from ..core._pool import Moments, combine
 from ..core._running import RunningStats, init_running_stats, update_running_stats
-from ..core._sync import AxisIndexGroups, AxisName, is_bound
 from ._models import Model, Run, Stats
 from ._watch import LayerCall
 

@@ -5,10 +5,11 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from ..core._all_reduce import AxisName
 from ..core._axes import one_axis
 from ..core._pool import Moments, pool
 from ..core._precision import upcast
-from ..core._sync import AxisName, pool_over_devices
+from ..core._sync import pool_over_devices
 
 _Tree = TypeVar("_Tree")
 

@@ -6,6 +6,7 @@ A program of its own, because `make test` leaves LLVM's optimizations out, and w
 depends on them.
 """
 
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import jaxnorm as jn
 
 RNG = np.random.default_rng(0)
-SHAPE = (12, 2, 2, 16)  # which failed before
+CASES = ((jnp.float32, (12, 2, 2, 16)), (jnp.float64, (84, 4, 4, 8)))  # which failed before
 ENDS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu, max": lambda y: jax.nn.relu(y).max((1, 2)),
     "max": lambda y: y.max((1, 2)),
@@ -30,9 +31,9 @@ def fresh(x: Any) -> jn.RunningStats:
     return jn.init_running_stats(x.shape[-1])
 
 
-def modulation(s: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+def modulation(x: Any, s: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A scale and a shift of each example."""
-    examples = jnp.arange(SHAPE[0], dtype=s.dtype)[:, None]
+    examples = jnp.arange(len(x), dtype=s.dtype)[:, None]
     return jnp.sin(examples) * s, jnp.cos(examples) * b
 
 
@@ -46,7 +47,7 @@ NORMS: dict[str, Callable[..., jax.Array]] = {
     "group": lambda x, s, b: jn.group_norm(x, s, b, num_groups=2),
     "instance": lambda x, s, b: jn.instance_norm(x, s, b),
     "act": lambda x, s, b: jn.act_norm(x, s, b)[0],
-    "ada layer": lambda x, s, b: jn.ada_layer_norm(x, *modulation(s, b)),
+    "ada layer": lambda x, s, b: jn.ada_layer_norm(x, *modulation(x, s, b)),
     "adain": lambda x, s, b: jn.adain(x, x[::-1] * s + b),
     "adapted": lambda x, s, b: jn.batch_norm_adapted(x, fresh(x), s, b, running_share=0.5),
     "batch renorm": lambda x, s, b: jn.batch_renorm(x, fresh(x), s, b)[0],
@@ -58,7 +59,7 @@ NORMS: dict[str, Callable[..., jax.Array]] = {
     "filter response, tlu": lambda x, s, b: jn.filter_response_norm(x, s, b, b),
     "global response": lambda x, s, b: jn.global_response_norm(x, s, b),
     "mean only": lambda x, s, b: jn.mean_only_batch_norm(x, fresh(x), b)[0],
-    "modulate": lambda x, s, b: jn.modulate(x, *modulation(s, b)),
+    "modulate": lambda x, s, b: jn.modulate(x, *modulation(x, s, b)),
     "scale": lambda x, s, b: jn.scale_norm(x, s[0]),
     "switchable": lambda x, s, b: jn.switchable_norm(
         x, fresh(x), s[:3], b[:3], s, b, training=True
@@ -69,11 +70,14 @@ NORMS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def apart(norm: Callable[..., jax.Array], end: Any) -> float:
-    """How far the compiled gradient is from the other, relative to its largest entry."""
-    x = jnp.asarray(RNG.normal(3, 2, size=SHAPE), jnp.float32)
-    scale, bias = (jnp.asarray(RNG.normal(mean, 0.5, SHAPE[-1]), jnp.float32) for mean in (1, 0))
-    w = jnp.asarray(RNG.normal(size=jax.eval_shape(end, x).shape), jnp.float32)
+def apart(norm: Callable[..., jax.Array], end: Any, dtype: Any, shape: Any) -> float:
+    """How far the compiled gradient is from the other, relative to its largest entry.
+
+    Parameters are float32: for an x of another ``dtype`` they are converted.
+    """
+    x = jnp.asarray(RNG.normal(3, 2, size=shape), dtype)
+    scale, bias = (jnp.asarray(RNG.normal(mean, 0.5, shape[-1]), jnp.float32) for mean in (1, 0))
+    w = jnp.asarray(RNG.normal(size=jax.eval_shape(end, x).shape), dtype)
 
     def loss(x: Any, scale: Any, bias: Any) -> Any:
         return (end(norm(x, scale, bias)) * w).sum()
@@ -86,12 +90,12 @@ def apart(norm: Callable[..., jax.Array], end: Any) -> float:
 def main(names: list[str]) -> int:
     """Prints what is apart, of all norms unless some are named; returns how many are."""
     wrong = 0
-    for name in names or NORMS:
-        for end in ENDS:
-            found = apart(NORMS[name], ENDS[end])
-            if not found < 1e-3:
-                wrong += 1
-                print(f"{name}, {end}: {found:.1e}")
+    for (dtype, shape), name, end in itertools.product(CASES, names or NORMS, ENDS):
+        with jax.enable_x64(dtype == jnp.float64):
+            found = apart(NORMS[name], ENDS[end], dtype, shape)
+        if not found < 1e-3:
+            wrong += 1
+            print(f"{name}, {end}, {dtype.__name__}: {found:.1e}")
     return wrong
 
 

@@ -157,6 +157,30 @@ def stacked(case: Case, copies: int) -> Primals:
     return Primals(*(a[None] + abs(n) for a, n in zip(at, noise, strict=True)))
 
 
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: jn.batch_norm(x, jn.init_running_stats(4), mask=x[..., :1] > 0)[0],
+        lambda x: jn.layer_norm(x, jnp.ones(4)),
+        lambda x: jax.vmap(jn.rms_norm)(x),
+        lambda x: jn.group_norm(x, num_groups=2),
+    ],
+    ids=["batch", "layer", "rms", "group"],
+)
+def test_without_jit(norm: Any) -> None:
+    """Where jit is disabled everywhere, values and gradients are the same."""
+
+    def gradient(x: Any) -> Any:
+        y, pull = jax.vjp(norm, x)
+        return y, *pull(jnp.cos(y))
+
+    x = jnp.asarray(np.random.default_rng(0).normal(1, 2, (3, 5, 4)), jnp.float32)
+    with jax.disable_jit():
+        found = gradient(x)
+    for got, want in zip(found, jax.jit(gradient)(x), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 @pytest.mark.sampled
 @pytest.mark.parametrize("shared", ["nothing", "params", "stats", "mask_only"])
 @both

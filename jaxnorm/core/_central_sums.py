@@ -1,0 +1,203 @@
+"""Sums about a value near the mean, of one array on one device.
+
+    shift         a value near the mean, a constant
+    total         Σ(x - shift)
+    squares       Σ|x - shift|²
+
+Moments follow from them whatever the shift (`_pool`), and each compiler wants another one. So this is a
+primitive: a program says what is summed, and the lowerings at the end say about what.
+
+Its derivative is that of sums about a constant: d total = Σ dx, d squares = 2 Σ Re (x - shift)* dx.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
+
+from ._axes import size_of
+from ._elementwise import Which, divide, merge, tangent_of
+from ._exact_sums import exact_sums, most_elements
+from ._pool import Blocks, abs_square, partition_of_blocks, repeat_blocks, sum_blocks
+from ._precision import real_dtype
+from ._reduce import collect, equally_varying, partitions, runs_as
+from ._residuals import keep
+from ._shift import about, about_a_few, count, mean_of, powers_about
+
+
+def central_sums(
+    x: jax.Array,
+    axes: tuple[int, ...],
+    *,
+    narrow: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    guess: jax.Array | None = None,
+    blocks: Blocks | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The shift, Σ(x - shift) and Σ|x - shift|² over ``axes``, which stay with size 1.
+
+    ``narrow`` is ``x`` as it lies in memory, if it was widened. ``guess`` is where the mean may be, in the
+    shape of the results. With ``blocks``, sums are those of each block, and so is the shift.
+    """
+    still = lax.stop_gradient((x if narrow is None else narrow, mask, guess))
+    operands = (x, *still)
+    given = tuple(a is not None for a in operands)
+    operands = equally_varying(divide(operands, given)[0])
+    shift, total, squares = _central_sums.bind(
+        *operands, axes=axes, blocks=blocks, given=given, differentiated=False
+    )
+    return shift, total, squares
+
+
+# --- the primitive ---------------------------------------------------------------------------------
+
+_central_sums = Primitive("norm_central_sums")
+_central_sums.multiple_results = True
+
+
+@_central_sums.def_abstract_eval
+def _(
+    x: Any, *others: Any, axes: tuple[int, ...], blocks: Blocks | None, given: Which, **_: Any
+) -> list[Any]:
+    counted = (others[1],) if given[2] else ()
+    spec = [None if i in axes else p for i, p in enumerate(partitions((x, *counted), x.shape))]
+    sizes = [1 if i in axes else n for i, n in enumerate(x.shape)]
+    if blocks is not None:
+        spec[blocks.axis] = partition_of_blocks(x, blocks)
+        sizes[blocks.axis] = blocks.number
+    sharding = x.sharding.update(spec=PartitionSpec(*spec))
+    sums = x.update(shape=tuple(sizes), sharding=sharding, weak_type=False)
+    return [sums, sums, sums.update(dtype=real_dtype(x.dtype))]
+
+
+def _differentiate(primals: Any, tangents: Any, *, given: Which, **params: Any) -> Any:
+    params["differentiated"] = True
+    sums = [keep(s) for s in _central_sums.bind(*primals, given=given, **params)]
+    x, _, mask, _ = merge(primals, [None] * 4, given)
+    axes, blocks, shift = params["axes"], params["blocks"], sums[0]
+    none = [ad.Zero(jax.typeof(s).to_tangent_aval()) for s in sums]
+    if isinstance(tangents[0], ad.Zero):
+        return sums, none
+    if blocks is not None:
+        shift = repeat_blocks(shift, blocks, x)
+    f, counted = powers_about(mask)
+    derivative = tangent_of(f, (True, False, *(False for _ in counted)))
+    along = collect(derivative, x, shift, *counted, tangents[0], axes=axes)
+    return sums, [none[0], *(along if blocks is None else sum_blocks(along, blocks))]
+
+
+def _batch(
+    args: Any,
+    dims: Any,
+    *,
+    axes: tuple[int, ...],
+    blocks: Blocks | None,
+    given: Which,
+    **params: Any,
+) -> Any:
+    operands, at = merge(args, [None] * 4, given), merge(dims, [None] * 4, given)
+    if not any(d is not None for d in at[:3]):  # another guess makes no other sums
+        given = (*given[:3], False)
+        args = divide(operands, given)[0]
+        sums = _central_sums.bind(*args, axes=axes, blocks=blocks, given=given, **params)
+        return sums, [None] * len(sums)
+
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+
+    def at_front(i: int) -> jax.Array:
+        broadcast = at[i] is None and i > 1  # not x, which the results have the shape of
+        return operands[i][None] if broadcast else batching.bdim_at_front(operands[i], at[i], size)
+
+    sums = _central_sums.bind(
+        *(at_front(i) for i, is_given in enumerate(given) if is_given),
+        axes=tuple(i + 1 for i in axes),
+        blocks=None if blocks is None else Blocks(blocks.axis + 1, blocks.number),
+        given=given,
+        **params,
+    )
+    return sums, [0] * len(sums)
+
+
+ad.primitive_jvps[_central_sums] = _differentiate
+batching.primitive_batchers[_central_sums] = _batch
+
+
+# --- what it compiles to ---------------------------------------------------------------------------
+
+
+def _about_a_few(*operands: jax.Array, given: Which, axes: Any, blocks: Any, **_: Any) -> Any:
+    x, narrow, mask, _ = merge(operands, [None] * 4, given)
+    return about_a_few(x, narrow, mask, axes, blocks)
+
+
+def _on_gpu(*operands: jax.Array, given: Which, differentiated: bool, **params: Any) -> Any:
+    """Of rows of which backward needs nothing: two passes, in one kernel with what reads the row after.
+
+    XLA:GPU keeps a row in a thread block and reads it again there, if the row has one sum after the other. So
+    what the rounding of the mean leaves is taken for 0, as any two passes take it.
+    """
+    x, _, mask, _ = merge(operands, [None] * 4, given)
+    axes, blocks = params["axes"], params["blocks"]
+    rows = blocks is None and axes == tuple(range(x.ndim - len(axes), x.ndim)) != ()
+    if differentiated or not rows:
+        return _about_a_few(*operands, given=given, **params)
+    mean, _, squares = _two_passes(x, mask, axes)
+    return [mean, jnp.zeros_like(mean), squares]
+
+
+def _on_tpu(*operands: jax.Array, given: Which, axes: Any, blocks: Any, **_: Any) -> Any:
+    """Sums that are read of nothing but x, which XLA:TPU takes in the convolution or matmul that makes x."""
+    x, narrow, mask, guess = merge(operands, [None] * 4, given)
+    if x.dtype == jnp.float32 and guess is not None and blocks is None:
+        return _about_guess(x, narrow, mask, guess, axes)
+    dtype = narrow.dtype if narrow.dtype in (jnp.bfloat16, jnp.float16) else x.dtype
+    if 1 < size_of(x, axes) <= most_elements(dtype):
+        sums = exact_sums(x, dtype, mask, count(x, mask, axes), axes)
+        return sums if blocks is None else _of_blocks(sums, x, count(x, mask, axes), blocks)
+    return about_a_few(x, narrow, mask, axes, blocks)
+
+
+def _about_guess(
+    x: jax.Array,
+    narrow: jax.Array,
+    mask: jax.Array | None,
+    guess: jax.Array,
+    axes: tuple[int, ...],
+) -> Any:
+    """About the guess; and again, about the mean, if a guess is further from it than the values are."""
+    guess = jnp.where(jnp.isfinite(guess), guess, 0).astype(x.dtype)
+    total, squares = about(guess, x, mask, axes, None)
+    n = jnp.maximum(count(x, mask, axes), 1)
+    distance = abs_square(total / n)
+    near = jnp.all(distance <= squares / n - distance)
+    sums = [jnp.broadcast_to(guess, total.shape), total, squares]
+    # It widens x again: a branch that takes what is wide would have it stored.
+    return lax.cond(near, lambda: sums, lambda: _two_passes(narrow.astype(x.dtype), mask, axes))
+
+
+def _two_passes(x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...]) -> list[jax.Array]:
+    mean = mean_of(x, mask, axes)
+    return [mean, *about(mean, x, mask, axes, None)]
+
+
+def _of_blocks(
+    sums: list[jax.Array], x: jax.Array, n: jax.Array, blocks: Blocks
+) -> list[jax.Array]:
+    """The sums about the mean of each block, given those of each neighbour about its own mean."""
+    means, total, squares = sums
+    weighted, of_block = sum_blocks([n * means, jnp.broadcast_to(n, means.shape)], blocks)
+    shift = weighted / jnp.maximum(of_block, 1)
+    offset = means - repeat_blocks(shift, blocks, x)
+    about_shift = total + n * offset, squares + 2 * offset * total + n * abs_square(offset)
+    return [shift, *sum_blocks(about_shift, blocks)]
+
+
+runs_as(_central_sums, _about_a_few, "axes", "blocks", "given", "differentiated")
+mlir.register_lowering(_central_sums, mlir.lower_fun(_about_a_few))
+mlir.register_lowering(_central_sums, mlir.lower_fun(_on_tpu), platform="tpu")
+for _platform in ("cuda", "rocm"):
+    mlir.register_lowering(_central_sums, mlir.lower_fun(_on_gpu), platform=_platform)

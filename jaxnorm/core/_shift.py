@@ -1,0 +1,132 @@
+"""Sums about the mean of a few elements, which are read first: any shift near the mean will do (`_pool`)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._axes import size_of
+from ._elementwise import Elementwise, themselves
+from ._pool import Blocks, abs_square, repeat_blocks, sum_blocks
+from ._reduce import collect
+
+
+def about_a_few(
+    x: jax.Array,
+    narrow: jax.Array,
+    mask: jax.Array | None,
+    axes: tuple[int, ...],
+    blocks: Blocks | None,
+) -> list[jax.Array]:
+    """The shift, Σ(x - shift) and Σ|x - shift|² over ``axes``, and within each block if there are any.
+
+    One pass over ``x``, two with a mask. ``narrow`` is ``x`` as it lies in memory. A few elements are read of
+    that: a compiler that is to slice what it has widened may store all of it in float32 first.
+    """
+    # With a mask any few elements may be padding: the mean takes a pass of its own.
+    masked = mask is not None
+    shift = mean_of(x, mask, axes, blocks) if masked else _mean_of_a_few(narrow, x, axes, blocks)
+    return [shift, *about(shift, x, mask, axes, blocks)]
+
+
+def about(
+    shift: jax.Array,
+    x: jax.Array,
+    mask: jax.Array | None,
+    axes: tuple[int, ...],
+    blocks: Blocks | None,
+) -> list[jax.Array]:
+    """Σ(x - shift) and Σ|x - shift|² over ``axes``, and within each block, of which each has its shift."""
+    if blocks is not None:
+        shift = repeat_blocks(shift, blocks, x)
+    f, counted = powers_about(mask)
+    sums = collect(f, x, shift, *counted, axes=axes)
+    return sums if blocks is None else sum_blocks(sums, blocks)
+
+
+def mean_of(
+    x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...], blocks: Blocks | None = None
+) -> jax.Array:
+    """The mean, as near as one pass finds it."""
+    sums = (
+        collect(themselves, x, axes=axes) if mask is None else collect(_counted, x, mask, axes=axes)
+    )
+    total = (sums if blocks is None else sum_blocks(sums, blocks))[0]
+    return total / jnp.maximum(count(x, mask, axes, blocks), 1).astype(total.dtype)
+
+
+def powers_about(mask: jax.Array | None) -> tuple[Elementwise, tuple[jax.Array, ...]]:
+    """The function of x and a shift that is summed, and what else it is a function of."""
+    return (_powers_about, ()) if mask is None else (_counted_powers_about, (mask,))
+
+
+def count(
+    x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...], blocks: Blocks | None = None
+) -> jax.Array:
+    """How many elements each sum is of."""
+    dtype = x.real.dtype
+    in_block = 1 if blocks is None else x.shape[blocks.axis] // blocks.number
+    if mask is None:
+        return jnp.full((1,) * x.ndim, size_of(x, axes) * in_block, dtype)
+    counted = mask.sum(axes, keepdims=True, dtype=dtype)
+    # Where the mask is broadcast.
+    counted = counted * size_of(x, tuple(i for i in axes if mask.shape[i] == 1))
+    if blocks is None or counted.shape[blocks.axis] == 1:
+        return counted * in_block
+    return sum_blocks([counted], blocks)[0]
+
+
+def _mean_of_a_few(
+    narrow: jax.Array, x: jax.Array, axes: tuple[int, ...], blocks: Blocks | None
+) -> jax.Array:
+    """The mean of a few elements, of each block if there are any.
+
+    One element would do but for outliers: a shift that is off by d costs d²/σ² of the precision. Of n
+    values, the mean of n/512 is off by at most sqrt(512) σ, whatever they are.
+    """
+    few = _a_few(narrow, axes).astype(x.dtype)
+    n = size_of(few, axes) * (1 if blocks is None else x.shape[blocks.axis] // blocks.number)
+    # Divided before it is summed: what is read with x is then the sum, and nothing is made of that.
+    sums = collect(_share_of(max(n, 1)), few, axes=axes)
+    return (sums if blocks is None else sum_blocks(sums, blocks))[0]
+
+
+def _a_few(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """A part of ``x`` that has an element of 512 along ``axes``, and at least one."""
+    # A mesh may split the first of the axes, and a slice of that would move between devices. So it is kept
+    # whole where the others have enough to choose from.
+    rest = axes[1:]
+    sliced = rest if size_of(x, rest) >= 16 else axes
+    few, wanted = x, max(1, -(-size_of(x, sliced) // 512))
+    split = jax.typeof(x).sharding.spec  # by a mesh with explicit axes, which takes no slice there
+    for axis in reversed(sliced):
+        if split[axis] is not None:
+            continue
+        length = min(x.shape[axis], wanted)
+        few = lax.slice_in_dim(few, 0, length, axis=axis)
+        wanted = -(-wanted // max(length, 1))
+    return few
+
+
+@functools.cache
+def _share_of(n: int) -> Elementwise:
+    def share(x: jax.Array) -> tuple[jax.Array]:
+        return (x * (1 / n),)
+
+    return share
+
+
+def _powers_about(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x - shift, abs_square(x - shift)
+
+
+def _counted_powers_about(
+    x: jax.Array, shift: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    centered = jnp.where(mask, x - shift, 0)
+    return centered, abs_square(centered)
+
+
+def _counted(x: jax.Array, mask: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(mask, x, 0),)

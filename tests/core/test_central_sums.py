@@ -1,0 +1,187 @@
+"""The sums of every platform, run here: moments follow from any of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from jaxnorm.core import _central_sums, _exact_sums
+from jaxnorm.core._pool import Blocks, Moments, moments_from_sums
+from jaxnorm.core._shift import count
+from tests import oracle
+
+LOWERINGS: dict[str, Callable[..., Any]] = {
+    "default": _central_sums._about_a_few,
+    "gpu": _central_sums._on_gpu,
+    "tpu": _central_sums._on_tpu,
+}
+SHAPE = (4, 6, 5, 8)
+
+
+def moments_by(
+    platform: str,
+    narrow: Any,
+    axes: tuple[int, ...],
+    *,
+    mask: Any = None,
+    guess: Any = None,
+    blocks: Blocks | None = None,
+) -> Moments:
+    """Moments from the sums that a platform takes."""
+    given = (True, True, mask is not None, guess is not None)
+    others = [jnp.asarray(a) for a in (mask, guess) if a is not None]
+
+    @jax.jit
+    def taken(narrow: jax.Array, *others: jax.Array) -> Moments:
+        x = narrow.astype(jnp.float32)
+        shift, total, squares = LOWERINGS[platform](
+            x, narrow, *others, given=given, axes=axes, blocks=blocks, differentiated=False
+        )
+        return moments_from_sums(
+            shift, total, squares, count(x, others[0] if given[2] else None, axes, blocks)
+        )
+
+    return taken(jnp.asarray(narrow), *others)
+
+
+def drawn(dtype: Any, mean: float = 3.0, shape: tuple[int, ...] = SHAPE) -> jax.Array:
+    """Values of standard deviation 1, each feature about a mean of its own."""
+    rng = np.random.default_rng(0)
+    means = mean * (1 + np.arange(shape[-1]) / shape[-1])
+    return jnp.asarray(rng.normal(size=shape) + means, dtype)
+
+
+def assert_moments(got: Moments, want: oracle.Moments, tolerance: float = 1e-5) -> None:
+    """Means to a share of the standard deviation, variances to one of themselves."""
+    assert np.all(np.abs(got.mean - want.mean) <= tolerance * np.sqrt(want.var) + 1e-6 * want.mean)
+    np.testing.assert_allclose(got.var, want.var, rtol=tolerance)
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("axes", [(3,), (0, 1, 2), (1, 2), ()], ids=str)
+@pytest.mark.parametrize("platform", LOWERINGS)
+def test_moments(platform: str, axes: tuple[int, ...], dtype: str, masked: bool) -> None:
+    """Whatever the shift, of all values or of those that count, with NaN among those that do not."""
+    x = drawn(dtype)
+    mask = np.random.default_rng(1).random((4, 6, 5, 1)) < 0.7 if masked else None
+    if mask is not None:
+        x = jnp.where(mask, x, jnp.nan)
+    got = moments_by(platform, x, axes, mask=mask)
+    want = oracle.moments(np.where(True if mask is None else mask, x, 0), axes, mask)
+    assert_moments(got, want)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("platform", LOWERINGS)
+def test_moments_of_blocks(platform: str, masked: bool) -> None:
+    """Neighbours share theirs, also where their means differ, or where one counts nothing."""
+    x, blocks = drawn("float32", mean=50.0), Blocks(3, 2)
+    mask = None
+    if masked:
+        mask = np.random.default_rng(1).random(SHAPE) < 0.7
+        mask[:, :, :, 2] = False
+        mask[0] = False
+    got = moments_by(platform, x, (1, 2), mask=mask, blocks=blocks)
+    split = (4, 6, 5, 2, 4)
+    want = oracle.moments(
+        x.reshape(split), (1, 2, 4), None if mask is None else mask.reshape(split)
+    )
+    assert_moments(got, oracle.Moments(*(np.squeeze(a, 4) for a in want)))
+
+
+GUESSES = {
+    "near": 1.0,
+    "far": 0.0,
+    "nan": np.nan,
+    "infinite": np.inf,
+}
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("guess", GUESSES)
+def test_moments_about_a_guess(guess: str, masked: bool) -> None:
+    """The mean is 1e4 standard deviations from zero: a guess that is not near it costs no precision."""
+    x = drawn("float32", mean=1e4)
+    mask = np.random.default_rng(1).random((4, 6, 5, 1)) < 0.7 if masked else None
+    means = GUESSES[guess] * np.mean(np.asarray(x, np.float64), (0, 1, 2), keepdims=True)
+    got = moments_by("tpu", x, (0, 1, 2), mask=mask, guess=means.astype(np.float32))
+    assert_moments(got, oracle.moments(x, (0, 1, 2), mask), 2e-3)
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("guess", [None, 0.0, 7.0])
+@pytest.mark.parametrize("platform", LOWERINGS)
+@pytest.mark.parametrize("value", [0.0, 0.1, 7.0, -3e4])
+def test_variance_of_a_constant(platform: str, guess: float | None, value: float) -> None:
+    """None, to the rounding of the mean."""
+    x = jnp.full((999, 3), value)
+    got = moments_by(platform, x, (0,), guess=None if guess is None else jnp.full((1, 3), guess))
+    assert np.all(got.var <= (2e-7 * value) ** 2)
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("elements", [16, 100, 4096])
+@pytest.mark.parametrize(
+    ("dtype", "mean", "tolerance"),
+    [
+        ("float32", 0.0, 1e-6),
+        ("float32", 1e2, 1e-6),
+        ("float32", 1e4, 1e-5),
+        ("bfloat16", 0.0, 1e-6),
+        ("bfloat16", 100.0, 1e-6),
+        ("float16", 0.0, 1e-6),
+        ("float16", 100.0, 1e-6),
+    ],
+)
+def test_exact_sums(dtype: str, mean: float, tolerance: float, elements: int) -> None:
+    """Of plain sums, the variance keeps what a difference of rounded ones loses."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(50, elements)) + mean, dtype)
+    assert elements <= _exact_sums.most_elements(jnp.dtype(dtype))
+    got = moments_by("tpu", x, (1,))
+    want = oracle.moments(x, 1)
+    np.testing.assert_allclose(got.var, want.var, rtol=tolerance)
+    if dtype == "float32" and mean > 0:
+        plain = np.square(x).mean(1) - np.square(np.mean(x, 1))
+        off = np.abs(plain / np.squeeze(want.var) - 1).max()
+        assert off > 10 * tolerance, "plain sums would do here"
+
+
+def test_the_derivative_does_not_depend_on_the_platform() -> None:
+    """It is that of sums about whatever shift the value has: for each platform, one program of its own."""
+
+    def both(x: Any) -> Any:
+        sums, pull = jax.vjp(lambda x: _central_sums.central_sums(x, (0,))[1:], x)
+        return sums, pull(sums)
+
+    exported = export.export(jax.jit(both), platforms=["cpu", "cuda", "tpu"])(
+        jax.ShapeDtypeStruct((64, 8), jnp.float32)
+    )
+    x = drawn("float32", shape=(64, 8))
+    (total, squares), (got,) = exported.call(x)
+    shift = np.mean(np.asarray(x, np.float64), 0, keepdims=True) - total / 64
+    np.testing.assert_allclose(got, total + 2 * (x - shift) * squares, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "mapped", [(0, 0, 0), (None, 0, None), (None, None, 0), (0, None, 0)], ids=str
+)
+def test_vmap(mapped: tuple[int | None, ...]) -> None:
+    """Of whatever is mapped: values, mask or guess."""
+    x, mask = drawn("float32", shape=(3, 7, 8)), np.random.default_rng(1).random((3, 7, 8)) < 0.7
+    operands = x, jnp.asarray(mask), jnp.zeros((3, 1, 8))
+    given = [a if d == 0 else a[0] for a, d in zip(operands, mapped, strict=True)]
+
+    def taken(x: jax.Array, mask: jax.Array, guess: jax.Array) -> Moments:
+        shift, total, squares = _central_sums.central_sums(x, (0,), mask=mask, guess=guess)
+        return moments_from_sums(shift, total, squares, count(x, mask, (0,)))
+
+    got = jax.jit(jax.vmap(taken, mapped))(*given)
+    for i, mean in enumerate(got.mean):
+        x_i, mask_i, _ = (a[i] if d == 0 else a for a, d in zip(given, mapped, strict=True))
+        np.testing.assert_allclose(mean, oracle.moments(x_i, 0, mask_i).mean, rtol=1e-5)
