@@ -24,7 +24,7 @@ from ._elementwise import Which, divide, merge, tangent_of
 from ._exact_sums import exact_sums, most_elements
 from ._pool import Blocks, abs_square, partition_of_blocks, repeat_blocks, sum_blocks
 from ._precision import real_dtype
-from ._reduce import collect, equally_varying, partitions, runs_as
+from ._reduce import collect, equally_varying, lowered_by, partitions, runs_as
 from ._residuals import keep
 from ._shift import about, about_a_few, count, mean_of, powers_about
 
@@ -197,7 +197,12 @@ def _of_blocks(
 
 
 runs_as(_central_sums, _about_a_few, "axes", "blocks", "given", "differentiated")
-mlir.register_lowering(_central_sums, mlir.lower_fun(_about_a_few))
-mlir.register_lowering(_central_sums, mlir.lower_fun(_on_tpu), platform="tpu")
-for _platform in ("cuda", "rocm"):
-    mlir.register_lowering(_central_sums, mlir.lower_fun(_on_gpu), platform=_platform)
+_LOWERINGS = {None: _about_a_few, "tpu": _on_tpu, "cuda": _on_gpu, "rocm": _on_gpu}
+for _platform, _compute in _LOWERINGS.items():
+    mlir.register_lowering(
+        _central_sums,
+        lambda context, *operands, compute=_compute, **params: lowered_by(compute, **params)(
+            context, *operands
+        ),
+        platform=_platform,
+    )

@@ -60,7 +60,7 @@ def _itself(a: jax.Array, *_: jax.Array) -> jax.Array:
 
 def _identity(
     name: str,
-    on_cpu: Callable[..., jax.Array],
+    on_cpu: Callable[..., jax.Array] | None,
     *,
     differentiated: Primitive | None = None,
     of_tangents: bool = False,
@@ -91,12 +91,13 @@ def _identity(
         linear(transposed or primitive, cotangent)
     ]
     batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, mlir.lower_fun(_itself, False))
-    mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, False), platform="cpu")
+    mlir.register_lowering(primitive, lambda context, a, *hints: [a])
+    if on_cpu is not None:
+        mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, False), platform="cpu")
     return primitive
 
 
 _held = _identity("norm_held", lax.optimization_barrier)
-_apart = _identity("norm_read_apart", _itself, differentiated=_held)
-_returned = _identity("norm_returned", _itself, of_tangents=True, transposed=_held)
+_apart = _identity("norm_read_apart", None, differentiated=_held)
+_returned = _identity("norm_returned", None, of_tangents=True, transposed=_held)
 _stored = _identity("norm_stored", _divided_by_one, of_tangents=True)

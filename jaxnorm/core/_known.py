@@ -50,4 +50,4 @@ def _batch(axis: Any, args: Any, dims: Any, *, names: tuple[str, ...]) -> Any:
 
 ad.primitive_jvps[_known] = _differentiate
 batching.fancy_primitive_batchers[_known] = _batch
-mlir.register_lowering(_known, mlir.lower_fun(_the_known))
+mlir.register_lowering(_known, lambda context, *values, names: _the_known(*values, names=names))

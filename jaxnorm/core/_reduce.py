@@ -243,12 +243,32 @@ def _lower(compute: Any, context: Any, *operands: Any, partitions: Any, **params
     """By ``compute``, or by `_plain` if it is None."""
     if compute is None:
         compute, params = _plain, {**params, "partitions": partitions}
+    return lowered_by(compute, **params)(context, *operands)
+
+
+@functools.cache
+def lowered_by(compute: Callable[..., Any], **params: Any) -> Callable[..., Any]:
+    """The lowering by a function with these parameters, which is traced once.
+
+    It is one function of the program, however often it is called; on a GPU it is written out, because XLA:GPU
+    looks for rows that fit into one kernel before it does that itself.
+    """
     function = functools.partial(compute, **params)
-    return mlir.lower_fun(function, multiple_results=True)(context, *operands)
+    called, written_out = (
+        mlir.lower_fun(jax.jit(function, inline=inline), multiple_results=True)
+        for inline in (False, True)
+    )
+
+    def lower(context: Any, *operands: Any) -> Any:
+        platforms = context.platforms or context.module_context.platforms
+        on_gpu = {"cuda", "rocm"} & set(platforms)
+        return (written_out if on_gpu else called)(context, *operands)
+
+    return lower
 
 
 runs_as(_map_sum, _plain, "f", "axes", "shape", "partitions")
-mlir.register_lowering(_map_sum, mlir.lower_fun(_plain, multiple_results=True))
+mlir.register_lowering(_map_sum, functools.partial(_lower, None))
 mlir.register_lowering(_map_sum, _lower_on_cpu, platform="cpu")
 for _platform in ("cuda", "rocm"):
     mlir.register_lowering(_map_sum, _lower_on_gpu, platform=_platform)
