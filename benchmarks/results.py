@@ -12,6 +12,7 @@ from examples.page import with_section
 HERE = Path(__file__).parent
 RESULTS, README, PICTURES = HERE / "results", HERE / "README.md", HERE.parent / "docs" / "images"
 PROJECT_README = HERE.parent / "README.md"
+COSTS_PAGE = HERE.parent / "docs" / "what-a-norm-costs.md"
 
 
 def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from benchmarks import (
     steps,
     tables,
 )
+from benchmarks.accelerators import tables as accelerators
 from benchmarks.cases import DTYPES, IN_ROWS, NORMS, Case, Dtype, Norm, Phase, draw
 from benchmarks.contestants import DIFFERENCES, FLAX, LIBRARIES, MODULES, OURS, Forward, installed
 from benchmarks.truth import check, truth
@@ -232,12 +233,14 @@ def test_readme_section() -> None:
         ("steps", steps.section, results.README),
         ("saving", saving.section, results.README),
         ("folding", folding.section, results.README),
+        ("accelerators", accelerators.section, results.README),
+        ("accelerators", accelerators.summary_section, results.COSTS_PAGE),
     ],
 )
 def test_readme_has_the_stored_figures(
     what: str, section: Callable[[Any], str], path: Path
 ) -> None:
-    """The tables of both README.md are those of benchmarks/results."""
+    """The tables of the pages are those of benchmarks/results."""
     readme = path.read_text()
     assert section(results.stored(what)) in readme
     assert with_section(readme, what, section(results.stored(what))) == readme

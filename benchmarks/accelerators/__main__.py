@@ -8,9 +8,8 @@ compiler needs an environment of its own: `make accelerators` makes both.
 """
 
 import json
-import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -22,15 +21,14 @@ from . import targets  # before jax starts
 import jax  # isort: skip
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.tables import markdown
+from benchmarks import results
 from examples.environment import versions_used
 
-from . import hlo, programs
+from . import hlo, programs, tables
 from .programs import AXIS, LIBRARIES, NORMS, Library, Program
 
 Part: TypeAlias = Literal["norms", "sync", "blocks", "steps"]
 PARTS: tuple[Part, ...] = ("norms", "sync", "blocks", "steps")
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Options:
     full: bool = False
     """Training steps at full depth."""
     write: bool = False
-    """Keep the figures in benchmarks/results."""
+    """Keep the figures in benchmarks/results, and their tables in README.md and the documentation."""
     out: Path | None = None
     """A file for the figures."""
     dump: Path | None = None
@@ -147,68 +145,6 @@ def measured(options: Options) -> Iterator[dict[str, Any]]:
             }
 
 
-def line(row: dict[str, Any]) -> list[str]:
-    """A row of the table: ours over Flax's, and in brackets ours."""
-    ours, flax = row["jaxnorm"], row["Flax"]
-    unit = row["unit"]
-
-    def ratio(what: str) -> str:
-        return f"{ours[what] / max(flax[what], 1):.2f}" if ours[what] is not None else ""
-
-    floor = "" if row["floor"] is None else str(row["floor"])
-    return [
-        row["target"],
-        row["program"],
-        row["dtype"],
-        row["phase"],
-        ratio("cycles"),
-        f"{ratio('kernels')} ({ours['kernels']})",
-        f"{ratio('moved')} ({ours['moved'] / unit:.1f} N)",
-        floor,
-        f"{ours['temporaries'] / unit:.1f} / {flax['temporaries'] / unit:.1f}",
-        f"{collectives(ours)} / {collectives(flax)}",
-    ]
-
-
-def collectives(found: dict[str, Any]) -> str:
-    """How many, of how many bytes together."""
-    of = found["collectives"]
-    total = sum(c["bytes"] for c in of)
-    kinds = sorted({c["op"] for c in of})
-    return f"{len(of)} {', '.join(kinds)}, {total / 1024:.1f} KiB" if of else "none"
-
-
-HEADER = [
-    "target",
-    "program",
-    "dtype",
-    "phase",
-    "cycles",
-    "kernels",
-    "bytes moved",
-    "floor, N",
-    "temporaries, N, ours / Flax's",
-    "collectives, ours / Flax's",
-]
-
-
-def means(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
-    """Geometric means of the ratios over the shapes of a norm, by target, dtype and phase."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        key = (row["target"], row["program"].split(" (")[0], row["dtype"], row["phase"])
-        groups.setdefault(key, []).append(row)
-    for key, of_key in groups.items():
-        cells = []
-        for what in ("cycles", "kernels", "moved"):
-            ratios = [
-                r["jaxnorm"][what] / max(r["Flax"][what], 1) for r in of_key if r["jaxnorm"][what]
-            ]
-            mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
-            cells.append("" if mean is None else f"{mean:.2f}")
-        yield [*key, *cells]
-
-
 def main(options: Options) -> int:
     """Compiles, prints the tables, and keeps the figures if they are to be kept."""
     if problem := targets.missing(options.platform):
@@ -219,16 +155,19 @@ def main(options: Options) -> int:
     rows = []
     for row in measured(options):
         rows.append(row)
-        print(" | ".join(line(row)), flush=True)
-    print(f"\n{versions_used()}; ours over Flax Linen's, by the compiler's account\n")
-    print(markdown(HEADER, map(line, rows)))
-    print(markdown([*HEADER[:7]], means(rows)))
+        print(" | ".join(tables.line(row)), flush=True)
+    found = {"versions": versions_used(), "rows": rows}
+    print("\nOurs over Flax Linen's, by the compiler's account:\n")
+    print(tables.details(found), tables.summary(found), sep="\n\n")
     path = options.out
     if options.write:
-        path = RESULTS / f"{options.platform}-jax{jax.__version__}.json"
+        path = results.RESULTS / f"accelerators-{options.platform}-jax{jax.__version__}.json"
     if path:
-        path.write_text(json.dumps({"versions": versions_used(), "rows": rows}, indent=1) + "\n")
+        path.write_text(json.dumps(found, indent=1) + "\n")
         print(f"\nThe raw figures are in {path}")
+    if options.write:
+        results.into_readme("accelerators", tables.section)
+        results.into_readme("accelerators", tables.summary_section, results.COSTS_PAGE)
     return 0
 
 

@@ -22,9 +22,10 @@ from jax.sharding import PartitionSpec
 from ._axes import size_of
 from ._elementwise import Which, divide, merge, tangent_of
 from ._exact_sums import exact_sums, most_elements
+from ._lowering import lowered_by, runs_as
 from ._pool import Blocks, abs_square, partition_of_blocks, repeat_blocks, sum_blocks
 from ._precision import real_dtype
-from ._reduce import collect, equally_varying, lowered_by, partitions, runs_as
+from ._reduce import collect, equally_varying, partitions
 from ._residuals import keep
 from ._shift import about, about_a_few, count, mean_of, powers_about
 
@@ -173,7 +174,9 @@ def _about_guess(
     total, squares = about(guess, x, mask, axes, None)
     n = jnp.maximum(count(x, mask, axes), 1)
     distance = abs_square(total / n)
-    near = jnp.all(distance <= squares / n - distance)
+    # Or than float32 tells values from each other, where all are alike: a running mean stops that far away.
+    least = abs_square(guess * 2**-18)
+    near = jnp.all(distance <= jnp.maximum(squares / n - distance, least))
     sums = [jnp.broadcast_to(guess, total.shape), total, squares]
     # It widens x again: a branch that takes what is wide would have it stored.
     return lax.cond(near, lambda: sums, lambda: _two_passes(narrow.astype(x.dtype), mask, axes))

@@ -15,7 +15,7 @@ nowhere else.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ from ._elementwise import (
     tangent_of,
     without_unread,
 )
+from ._lowering import is_partitioned, lowered_by, runs_as
 
 
 def collect(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
@@ -85,16 +86,6 @@ def partitions(avals: Iterable[Any], shape: Shape) -> tuple[Any, ...]:
 
 _map_sum = Primitive("norm_map_sum")
 _map_sum.multiple_results = True
-
-
-def runs_as(primitive: Primitive, plain: Callable[..., Any], *static: str) -> None:
-    """Outside of jit, ``primitive`` runs as a program of its own; where jit is disabled, as ``plain``."""
-    compiled = jax.jit(primitive.bind, static_argnames=static)
-
-    def run(*operands: jax.Array, **params: Any) -> Any:
-        return (plain if jax.config.jax_disable_jit else compiled)(*operands, **params)  # pyright: ignore[reportAttributeAccessIssue]
-
-    primitive.def_impl(run)
 
 
 @_map_sum.def_abstract_eval
@@ -216,26 +207,18 @@ def _in_one_reduction(
     return [jnp.expand_dims(s, axes) for s in sums]
 
 
-def _is_partitioned(context: Any) -> bool:
-    """Whether the compiler is to split the program over devices, and not shard_map or pmap."""
-    place = context.module_context.axis_context
-    if isinstance(place, mlir.SPMDAxisContext):
-        return set(place.manual_axes) != set(place.mesh.axis_names)
-    return getattr(place, "num_devices", 1) != 1
-
-
 # XLA has no partitioning of its own for either of these: it may gather what they sum.
 
 
 def _lower_on_cpu(context: Any, *operands: Any, axes: Any, shape: Shape, **params: Any) -> Any:
     is_sum = any(shape[i] > 1 for i in axes) and 0 not in shape
-    compute = sums_on_cpu if is_sum and not _is_partitioned(context) else None
+    compute = sums_on_cpu if is_sum and not is_partitioned(context) else None
     return _lower(compute, context, *operands, axes=axes, shape=shape, **params)
 
 
 def _lower_on_gpu(context: Any, *operands: Any, axes: Any, **params: Any) -> Any:
     several = len(context.avals_out) > 1 and len(axes) > 0
-    compute = _in_one_reduction if several and not _is_partitioned(context) else None
+    compute = _in_one_reduction if several and not is_partitioned(context) else None
     return _lower(compute, context, *operands, axes=axes, **params)
 
 
@@ -244,27 +227,6 @@ def _lower(compute: Any, context: Any, *operands: Any, partitions: Any, **params
     if compute is None:
         compute, params = _plain, {**params, "partitions": partitions}
     return lowered_by(compute, **params)(context, *operands)
-
-
-@functools.cache
-def lowered_by(compute: Callable[..., Any], **params: Any) -> Callable[..., Any]:
-    """The lowering by a function with these parameters, which is traced once.
-
-    It is one function of the program, however often it is called; on a GPU it is written out, because XLA:GPU
-    looks for rows that fit into one kernel before it does that itself.
-    """
-    function = functools.partial(compute, **params)
-    called, written_out = (
-        mlir.lower_fun(jax.jit(function, inline=inline), multiple_results=True)
-        for inline in (False, True)
-    )
-
-    def lower(context: Any, *operands: Any) -> Any:
-        platforms = context.platforms or context.module_context.platforms
-        on_gpu = {"cuda", "rocm"} & set(platforms)
-        return (written_out if on_gpu else called)(context, *operands)
-
-    return lower
 
 
 runs_as(_map_sum, _plain, "f", "axes", "shape", "partitions")
