@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks import results
 from examples.environment import versions_used
 
-from . import hlo, programs, tables
+from . import hlo, models, programs, tables
 from .programs import AXIS, LIBRARIES, NORMS, Library, Program
 
 Part: TypeAlias = Literal["norms", "sync", "blocks", "steps"]
@@ -114,12 +114,14 @@ def chosen(options: Options, target: str) -> Iterator[Program]:
     """The programs for a target."""
     if "norms" in options.parts:
         yield from programs.norms(options.norms, options.dtypes, quick=options.quick)
+        if "BatchNorm" in options.norms:
+            yield from programs.activated(options.dtypes, quick=options.quick)
     if "sync" in options.parts:
         yield from programs.sync(targets.counts(target, quick=options.quick))
     if "blocks" in options.parts:
-        yield from programs.blocks(options.dtypes, quick=options.quick)
+        yield from models.blocks(options.dtypes, quick=options.quick)
     if "steps" in options.parts:
-        yield from programs.steps(options.dtypes, full=options.full)
+        yield from models.steps(options.dtypes, full=options.full)
 
 
 def measured(options: Options) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.parametrize(
     "norms",
     [
-        pytest.param(["batch", "layer", "evo b0"], id="some"),
+        pytest.param(["batch", "batch renorm"], id="some"),
         pytest.param([], id="all", marks=pytest.mark.thorough),
     ],
 )
