@@ -156,7 +156,7 @@ class UNetBlock(nn.Module):
 STEPS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "ResNet-50": (ResNet, (64, 224, 224, 3)),
     'ResNet-50, activation="relu"': (partial(ResNet, fused=True), (64, 224, 224, 3)),
-    "ViT-S": (Transformer, (128, 197, 384)),
+    "ViT-S": (Transformer, (64, 256, 384)),
     "GPT, RMSNorm": (partial(Transformer, norm="RMSNorm"), (8, 1024, 384)),
     "U-Net": (UNetBlock, (16, 64, 64, 320)),
 }

@@ -1,6 +1,5 @@
 """Moments of all devices along mapped axes."""
 
-from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import jax
@@ -20,7 +19,6 @@ from ._pool import Moments, abs_square, moments_from_sums, sums_about
 from ._residuals import keep
 
 _Arrays: TypeAlias = list[jax.Array]
-_Sum: TypeAlias = Callable[[Sequence[jax.Array]], _Arrays]
 
 
 def pool_over_devices(
@@ -97,9 +95,7 @@ def _about_their_mean(m: Moments, names: tuple[str, ...]) -> _Arrays:
     return [count, shift, *sum_over_devices(sums_about(shift, m, m.count), names)]
 
 
-_FAR = (
-    1000  # |mean|² / var from which sums about zero in float32 are not exact enough: to 1000 · 2⁻²⁴
-)
+_FAR = 1000  # |mean|² / var, up to which float32 sums about zero are exact to 1000 · 2⁻²⁴
 
 
 def _about_zero_if_near(m: Moments, names: tuple[str, ...]) -> _Arrays:

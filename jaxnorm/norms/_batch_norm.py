@@ -134,7 +134,7 @@ def batch_norm(
             return reduce_moments(
                 x, reduced, mask, axis_name, axis_index_groups, narrow=narrow, guess=guess
             )
-        return moments_of_virtual_batches(x, reduced, mask, virtual_batch_size, axis_name)
+        return moments_of_virtual_batches(x, reduced, mask, virtual_batch_size, axis_name, narrow)
 
     y, m = normalized_by(
         take_moments,

@@ -48,7 +48,8 @@ def normalized_saving(
     @lean
     def norm(x: jax.Array, *affine: jax.Array | None) -> tuple[jax.Array, Moments]:
         still = lax.stop_gradient(upcast(x))
-        m = Moments(*map(keep, reduce_moments(still, reduced, None, axis_name, None)))
+        m = reduce_moments(still, reduced, None, axis_name, None, narrow=x)
+        m = Moments(*map(keep, m))
         y, again = both(x, m, *lax.stop_gradient(affine))
         # The values are those of x, their derivatives those that the same path has at what is made again.
         of_again = moments_as_known(m, again, reduced, axis_name)

@@ -21,15 +21,18 @@ def moments_of_virtual_batches(
     mask: jax.Array | None,
     size: int,
     axis_name: AxisName | None,
+    narrow: jax.Array,
 ) -> Moments:
     """Moments of the virtual batch of each example: of size 1 along the examples if all share one."""
     groups = _groups_of_devices(len(x), size, axis_name)
     if size >= len(x):
-        return reduce_moments(x, reduced, mask, axis_name if groups else None, groups)
+        names = axis_name if groups else None
+        return reduce_moments(x, reduced, mask, names, groups, narrow=narrow)
     # Sums of each example, then of each virtual batch: only small arrays are grouped, never x.
     blocks = Blocks(0, len(x) // size)
     positions = tuple(axis for axis in reduced if axis != 0)
-    return repeat_blocks(reduce_moments(x, positions, mask, None, None, blocks), blocks, x)
+    m = reduce_moments(x, positions, mask, None, None, blocks, narrow=narrow)
+    return repeat_blocks(m, blocks, x)
 
 
 def moments_of_all(m: Moments, examples: int, size: int, axis_name: AxisName | None) -> Moments:
