@@ -5,9 +5,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from benchmarks.accelerators import hlo
+from benchmarks.accelerators import hlo, programs, tables, timed
 
 ROOT = Path(__file__).parents[1]
 TEXT = """HloModule jit_f
@@ -62,6 +64,26 @@ def test_an_account_of_a_program() -> None:
     assert kernels[0].written == 128 * 4
     assert sum(kernel.cycles for kernel in kernels) == 7 + 3 * 10
     assert collectives == [hlo.Collective("all-reduce", 128 * 4 + 4)]
+
+
+def test_programs_are_timed_in_turns() -> None:
+    """On whatever device is there; the table has a column more."""
+    x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+
+    def of(library: programs.Library) -> Any:
+        return programs.steps_of(programs.layer(library, "BatchNorm", x.dtype), "both", x)
+
+    program = programs.Program("BatchNorm (8, 16)", "float32", "both", of, 512)
+    taken = timed.seconds(program, rounds=2)
+    assert min(taken.values()) > 0
+    account = {"cycles": None, "kernels": 2, "moved": 9, "temporaries": 0, "collectives": []}
+    row = {
+        **{"target": "cpu", "program": program.name, "dtype": "float32", "phase": "both"},
+        **{"unit": 512, "floor": None, "jaxnorm": account, "Flax": account},
+    }
+    for seconds in (None, taken):
+        table = tables.details({"versions": "", "rows": [{**row, "seconds": seconds}]})
+        assert ("time, on a device" in table) == (seconds is not None)
 
 
 def accounts(platform: str, target: str, folder: Path, *parts: str) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks import results
 from examples.environment import versions_used
 
-from . import hlo, models, programs, tables
+from . import hlo, models, programs, tables, timed
 from .programs import AXIS, LIBRARIES, NORMS, Library, Program
 
 Part: TypeAlias = Literal["norms", "sync", "blocks", "steps"]
@@ -49,6 +49,8 @@ class Options:
     """One shape of each norm, and one dtype of each block."""
     full: bool = False
     """Training steps at full depth."""
+    run: bool = False
+    """Time them too, on the device that is there; JAX_PLATFORMS names it."""
     write: bool = False
     """Keep the figures in benchmarks/results, and their tables in README.md and the documentation."""
     out: Path | None = None
@@ -144,6 +146,7 @@ def measured(options: Options) -> Iterator[dict[str, Any]]:
                 "unit": program.unit,
                 "floor": program.floor,
                 **{library: found.as_dict() for library, found in accounts.items()},
+                "seconds": timed.seconds(program) if options.run and program.chips == 1 else None,
             }
 
 
@@ -151,6 +154,9 @@ def main(options: Options) -> int:
     """Compiles, prints the tables, and keeps the figures if they are to be kept."""
     if problem := targets.missing(options.platform):
         print(problem, file=sys.stderr)
+        return 1
+    if options.run and jax.default_backend() == "cpu":
+        print("--run needs a device: JAX_PLATFORMS=cuda or JAX_PLATFORMS=tpu", file=sys.stderr)
         return 1
     default = ("v5e", "v6e") if options.platform == "tpu" else ("h100", "b200")
     options = Options(**{**vars(options), "targets": options.targets or default})

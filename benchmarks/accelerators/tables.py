@@ -60,7 +60,17 @@ def collectives(account: Row) -> str:
 
 def details(found: dict[str, Any]) -> str:
     """Every program on every target."""
-    return f"{found['versions']}\n\n{markdown(HEADER, map(line, found['rows']))}"
+    rows, header, lines = found["rows"], HEADER, [line(row) for row in found["rows"]]
+    if any(row["seconds"] for row in rows):
+        header = [*header, "time, on a device"]
+        lines = [[*cells, time_of(row)] for cells, row in zip(lines, rows, strict=True)]
+    return f"{found['versions']}\n\n{markdown(header, lines)}"
+
+
+def time_of(row: Row) -> str:
+    """Ours over Flax's, where the program was run."""
+    seconds = row["seconds"]
+    return f"{seconds['jaxnorm'] / seconds['Flax']:.2f}" if seconds else ""
 
 
 def lines_of(rows: Sequence[Row]) -> Iterator[list[str]]:

@@ -9,7 +9,7 @@ import re
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TPU: there is no chip to ask about or to lock.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
