@@ -129,9 +129,9 @@ def test_a_guess_of_a_constant_need_not_be_exact() -> None:
     """A running mean comes to rest some roundings away; sums about it do, and are not taken again."""
     x, guess = jnp.full((99, 2), 7.0), jnp.full((1, 2), 7.0 * (1 + 2.0**-20))
     operands = {"given": (True, True, False, True), "axes": (0,), "blocks": None}
-    shift, *sums = _central_sums._on_tpu(x, x, guess, differentiated=False, **operands)
+    shift, total, squares = _central_sums._on_tpu(x, x, guess, differentiated=False, **operands)
     np.testing.assert_array_equal(shift, guess)
-    m = moments_from_sums(shift, *sums, count(x, None, (0,)))
+    m = moments_from_sums(shift, total, squares, count(x, None, (0,)))
     assert np.all(m.var <= 1e-12)
     np.testing.assert_allclose(m.mean, 7, rtol=1e-7)
 
