@@ -95,6 +95,16 @@ def test_moments_of_blocks(platform: str, masked: bool) -> None:
     assert_moments(got, oracle.Moments(*(np.squeeze(a, 4) for a in want)))
 
 
+@pytest.mark.parametrize("platform", LOWERINGS)
+def test_moments_of_blocks_of_close_neighbours(platform: str) -> None:
+    """Far from zero, what the rounding of a neighbour's mean leaves is not forgotten."""
+    rng = np.random.default_rng(0)
+    x = np.asarray(rng.normal(size=SHAPE) + 1e4 + np.arange(SHAPE[-1]), np.float32)
+    got = moments_by(platform, x, (1, 2), blocks=Blocks(3, 2))
+    want = oracle.moments(x.reshape(4, 6, 5, 2, 4), (1, 2, 4))
+    np.testing.assert_allclose(got.var, np.squeeze(want.var, 4), rtol=2e-5)
+
+
 GUESSES = {
     "near": 1.0,
     "far": 0.0,
@@ -196,3 +206,15 @@ def test_vmap(mapped: tuple[int | None, ...]) -> None:
     for i, mean in enumerate(got.mean):
         x_i, mask_i, _ = (a[i] if d == 0 else a for a, d in zip(given, mapped, strict=True))
         np.testing.assert_allclose(mean, oracle.moments(x_i, 0, mask_i).mean, rtol=1e-5)
+
+
+def test_another_guess_makes_no_other_sums() -> None:
+    """Of one x about several guesses, as in an ensemble, they are taken once, and x is not repeated."""
+
+    def taken(guess: jax.Array) -> Any:
+        return _central_sums.central_sums(x, (0,), guess=guess)
+
+    x = drawn("float32", shape=(7, 8))
+    text = str(jax.make_jaxpr(jax.vmap(taken))(jnp.zeros((3, 1, 8))))
+    assert "norm_central_sums" in text
+    assert "3,7,8" not in text
