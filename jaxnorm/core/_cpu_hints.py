@@ -38,16 +38,6 @@ def read_apart(x: jax.Array) -> jax.Array:
     return _apart.bind(x)
 
 
-def returned(y: jax.Array) -> jax.Array:
-    """``y``, whose cotangent is made by loops of their own, before the backward pass reads it.
-
-    The cotangent of a maximum of y depends on y, which XLA:CPU computes again where it makes that: in a
-    loop of the backward pass not to the same last bit, and the maximum would be nowhere. A TPU and a GPU are
-    to make a cotangent where they sum it.
-    """
-    return _returned.bind(y)
-
-
 def _divided_by_one(small: jax.Array, *after: jax.Array) -> jax.Array:
     """XLA does not compute a division twice; so this divides by a one that it does not recognize."""
     anything = after[0] if after else small
@@ -64,21 +54,19 @@ def _identity(
     *,
     differentiated: Primitive | None = None,
     of_tangents: bool = False,
-    transposed: Primitive | None = None,
 ) -> Primitive:
     """The first of some operands, the others being hints.
 
     Where it is differentiated, its value is that of the primitive ``differentiated``, if one is given. With
-    ``of_tangents`` its tangent is the same again, and its cotangent that of ``transposed``, or the same.
+    ``of_tangents`` it is the same again of tangents and cotangents.
     """
     primitive = Primitive(name)
 
-    def differentiate(primals: Any, tangents: Any) -> Any:
-        value = (differentiated or primitive).bind(*primals)
-        return value, linear(primitive, tangents[0])
-
-    def linear(primitive: Primitive, a: Any) -> Any:
+    def again(a: Any) -> Any:
         return primitive.bind(a) if of_tangents and not isinstance(a, ad.Zero) else a
+
+    def differentiate(primals: Any, tangents: Any) -> Any:
+        return (differentiated or primitive).bind(*primals), again(tangents[0])
 
     def batch(args: Any, dims: Any) -> Any:
         hints = [a for a, d in zip(args[1:], dims[1:], strict=True) if d == dims[0]]
@@ -87,9 +75,7 @@ def _identity(
     primitive.def_impl(_itself)
     primitive.def_abstract_eval(_itself)
     ad.primitive_jvps[primitive] = differentiate
-    ad.primitive_transposes[primitive] = lambda cotangent, _: [
-        linear(transposed or primitive, cotangent)
-    ]
+    ad.primitive_transposes[primitive] = lambda cotangent, _: [again(cotangent)]
     batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, lambda context, a, *hints: [a])
     if on_cpu is not None:
@@ -99,5 +85,4 @@ def _identity(
 
 _held = _identity("norm_held", lax.optimization_barrier)
 _apart = _identity("norm_read_apart", None, differentiated=_held)
-_returned = _identity("norm_returned", None, of_tangents=True, transposed=_held)
 _stored = _identity("norm_stored", _divided_by_one, of_tangents=True)

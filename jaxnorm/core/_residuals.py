@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from ._cpu_hints import read_apart, returned
+from ._cpu_hints import read_apart
 from ._elementwise import divide, merge
 
 _F = TypeVar("_F", bound=Callable)
@@ -41,7 +41,7 @@ def lean(norm: _F) -> _F:
         def of_arrays(*arrays: jax.Array) -> Any:
             arrays = tuple(map(read_apart, arrays))
             args, options = jax.tree.unflatten(tree, merge(arrays, others, which))
-            return jax.tree.map(returned, norm(*args, **options))
+            return norm(*args, **options)
 
         # No barrier: it would also hold the cotangent back, which a compiler is to make in the same loop.
         return jax.checkpoint(of_arrays, policy=policy, prevent_cse=False)(*arrays)

@@ -105,7 +105,7 @@ def _about_zero_if_near(m: Moments, names: tuple[str, ...]) -> _Arrays:
     devices. If no device is far, all together are not. How many are far is an exact sum: all go one way.
     """
     square = abs_square(m.mean)
-    far = (m.count > 0) & (square != 0) & ~(square < _FAR * m.var)
+    far = (square != 0) & ~(square < _FAR * m.var)  # the mean of nothing is 0
     zero = jnp.zeros_like(m.mean)
     count, total, squares, devices = sum_over_devices(
         (m.count, *sums_about(zero, m, m.count), far.astype(m.var.dtype)), names

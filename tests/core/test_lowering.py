@@ -67,3 +67,11 @@ def test_small_arrays_are_stored_on_a_cpu_alone() -> None:
     """There, by a division; elsewhere each would be a kernel of its own."""
     counts = [lowered("rms", p).count("stablehlo.divide") for p in ("cpu", "cuda", "tpu")]
     assert counts[0] > counts[1] == counts[2]
+
+
+def test_x_is_read_apart_on_a_cpu_where_it_is_differentiated() -> None:
+    """A barrier there, before the loops of the backward pass; none in a forward pass, or elsewhere."""
+    assert "optimization_barrier" in lowered("batch", "cpu")
+    assert "optimization_barrier" not in lowered("batch", "cuda") + lowered("batch", "tpu")
+    forward = jax.jit(lambda x: NORMS["batch"](x, jnp.ones(8), jnp.ones(8)))
+    assert "optimization_barrier" not in forward.lower(jnp.ones(SHAPE)).as_text()
