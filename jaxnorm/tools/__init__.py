@@ -2,7 +2,8 @@
 
 from ._accumulate import Accumulated as Accumulated, accumulate as accumulate
 from ._convert import convert as convert
-from ._examine import Examination as Examination, LayerHealth as LayerHealth, examine as examine
+from ._examination import Examination as Examination, LayerHealth as LayerHealth
+from ._examine import examine as examine
 from ._fold import Folded as Folded, fold as fold
 from ._freeze import freeze as freeze, unfreeze as unfreeze
 from ._masks import decay_mask as decay_mask, norm_mask as norm_mask

@@ -16,7 +16,8 @@ from ._gather import (
     nothing_gathered,
     pooled,
 )
-from ._models import Stats, model_of
+from ._model import Stats
+from ._models import model_of
 from ._watch import LayerCall
 
 

@@ -11,7 +11,8 @@ from ._affine import affine_of, into_layer_after, into_layer_before
 from ._folded import Dtypes, without_norms
 from ._follow import Flow, follow, n_features
 from ._gather import find_batch_norms
-from ._models import BATCH_NORMS, Run, as_it_is, model_of
+from ._model import Run
+from ._models import BATCH_NORMS, as_it_is, model_of
 from ._pairs import CONVS, LAYERS, Pair, axes_from_the_end, pair_of
 from ._watch import LayerCall, Where, check_meant
 

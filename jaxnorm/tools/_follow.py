@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
-from ._models import Model, Run
+from ._model import Model, Run
 from ._watch import LayerCall
 
 _MARK = "jaxnorm.fold"

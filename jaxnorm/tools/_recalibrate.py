@@ -19,7 +19,8 @@ from ._gather import (
     nothing_gathered,
     pooled,
 )
-from ._models import Run, Stats, as_it_is, model_of
+from ._model import Run, Stats
+from ._models import as_it_is, model_of
 from ._watch import Where, check_meant
 
 Step: TypeAlias = Callable[[Any, Stats, Any], tuple[Stats, jax.Array]]

@@ -1,10 +1,8 @@
 """Another norm in the place of every batch norm of a model."""
 
 import dataclasses
-import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,7 +10,9 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from .. import linen as jnl, nnx as jnx
-from ._models import model_of, names_of
+from ._model import names_of
+from ._models import model_of
+from ._replacement import Constructor, Replacement
 from ._substitute import answering
 from ._watch import (
     LINEN_BATCH_NORMS,
@@ -21,15 +21,6 @@ from ._watch import (
     Where,
     check_meant,
     is_meant,
-)
-
-Constructor: TypeAlias = Callable[..., Any]
-
-# What means the same in every norm. Devices and momenta do only between batch norms.
-_CARRIED = ("epsilon", "dtype", "param_dtype", "use_bias", "use_scale", "bias_init", "scale_init")
-_CARRIED_BY_BATCH_NORM = (
-    *("axis", "momentum", "axis_name", "axis_index_groups", "unbiased", "use_running_average"),
-    *("track_running_stats", "virtual_batch_size", "activation", "save_as"),
 )
 
 
@@ -80,10 +71,10 @@ def swap(
     subject = model_of(model, variables)
     paths = check_meant(where, subject.paths(), "batch norm")
     if isinstance(model, nn.Module):
-        linen_norm = _Norm.of(jnl.get_norm, norm, options, nn.Module)
+        linen_norm = Replacement.of(jnl.get_norm, norm, options, nn.Module)
         swapped = answering(model, LINEN_BATCH_NORMS, _Swapped(linen_norm, where))
         return swapped, subject.as_given(_carried_variables(subject.state, paths, linen_norm))
-    nnx_norm = _Norm.of(jnx.get_norm, norm, options, nnx.Module)
+    nnx_norm = Replacement.of(jnx.get_norm, norm, options, nnx.Module)
 
     def replaced(path: tuple[Any, ...], node: Any) -> Any:
         name = "/".join(map(str, path))
@@ -101,119 +92,10 @@ def swap(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Norm:
-    """A norm to be made, in the place of batch norms."""
-
-    constructor: Constructor
-    options: tuple[tuple[str, Any], ...]
-
-    @classmethod
-    def of(
-        cls,
-        get_norm: Constructor,
-        name: str | Constructor,
-        options: Mapping[str, Any],
-        system: type,
-    ) -> "_Norm":
-        """By name or constructor; with ``options`` that it knows.
-
-        Raises:
-            ValueError: it makes no norm of activations of this module system.
-        """
-        norm: Any = get_norm(name, **options) if isinstance(name, str) else name
-        while isinstance(norm, functools.partial):
-            norm, options = norm.func, {**norm.keywords, **options}
-        made = cls(norm, tuple(sorted(options.items())))
-        if (
-            not isinstance(norm, type)
-            or not issubclass(norm, system)
-            or made.knows("layer_instance")
-        ):
-            raise ValueError(
-                f"norm must be the name of a norm of activations or the class of one, in "
-                f"flax.{system.__module__.split('.')[1]} as the model is; got {name!r}. Give its "
-                f"arguments as options, as in norm=GroupNorm, num_groups=8."
-            )
-        inspect.signature(norm.__init__).bind_partial(norm, **options)
-        return made
-
-    def knows(self, name: str) -> bool:
-        """Whether it has such an argument."""
-        return name in self._arguments
-
-    @property
-    def _arguments(self) -> Mapping[str, inspect.Parameter]:
-        init: Any = self.constructor.__init__  # NNX's classes themselves have no signature
-        return inspect.signature(init).parameters
-
-    @property
-    def is_batch_norm(self) -> bool:
-        """Whether running statistics carry over."""
-        kinds = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
-        return isinstance(self.constructor, type) and issubclass(self.constructor, kinds)
-
-    def holds(self, variable: str) -> bool:
-        """Whether it has a scale, a bias, or running statistics."""
-        options = dict(self.options)
-        if variable in ("scale", "bias"):
-            flag = f"use_{variable}"
-            return self.knows(flag) and options.get(flag, True)
-        counting = variable != "count" or options.get("momentum") is None
-        return self.is_batch_norm and options.get("track_running_stats", True) and counting
-
-    def cast(self, variable: str, array: Any) -> Any:
-        """What it holds, in the dtype that the options ask for."""
-        dtype = dict(self.options).get("param_dtype")
-        return array.astype(dtype) if dtype and variable in ("scale", "bias") else array
-
-    @property
-    def begins_to_count(self) -> bool:
-        """Whether the options ask for the plain average of all batches from now on."""
-        return self.holds("count") and dict(self.options).get("momentum", 0) is None
-
-    def like(self, layer: Any, path: str, *args: Any, **more: Any) -> Any:
-        """The norm with what carries over from the batch norm ``layer``.
-
-        Raises:
-            ValueError: it cannot do what that does.
-        """
-        names = (*_CARRIED, *_CARRIED_BY_BATCH_NORM) if self.is_batch_norm else _CARRIED
-        carried = {n: getattr(layer, n) for n in names if self.knows(n) and hasattr(layer, n)}
-        if not self.is_batch_norm:
-            for name in ("feature_axes", "reduction_axes"):
-                # The last axis is that of the features; None, all but that of examples.
-                if (
-                    self.knows("feature_axes")
-                    and self.knows(name)
-                    and self._arguments[name].default == -1
-                ):
-                    carried[name] = layer.axis
-        self._check(layer, path)
-        return self.constructor(*args, **{**carried, **dict(self.options), **more})
-
-    def _check(self, layer: Any, path: str) -> None:
-        lost = [
-            n for n in ("activation", "save_as") if getattr(layer, n, None) and not self.knows(n)
-        ]
-        if lost:
-            raise ValueError(
-                f"what takes the place of a batch norm must do all that it does; got {path!r} with "
-                f"{lost[0]}={getattr(layer, lost[0])!r}, which {self.constructor.__name__} has not. Write it "
-                f"after the norm in the model, or leave this layer out with where."
-            )
-        if layer.axis not in (-1, (-1,)) and not (self.knows("feature_axes") or self.is_batch_norm):
-            raise ValueError(
-                f"{self.constructor.__name__} takes the last axis for that of the features; got {path!r} "
-                f"with axis={layer.axis}. Move the features to the end in the model, or leave this layer out "
-                f"with where."
-            )
-
-
-@dataclasses.dataclass(frozen=True)
 class _Swapped:
     """What a Linen model calls in the place of its batch norms."""
 
-    norm: _Norm
+    norm: Replacement
     where: Where | None
 
     def __call__(self, call: LayerCall) -> Any:
@@ -228,7 +110,7 @@ class _Swapped:
         return norm(x, **{name: value for name, value in given.items() if name in takes})
 
 
-def _carried_variables(variables: Any, paths: list[str], norm: _Norm) -> Any:
+def _carried_variables(variables: Any, paths: list[str], norm: Replacement) -> Any:
     """``variables`` with what the norms at ``paths`` hold, and nothing else of the batch norms there."""
     layers = set(map(names_of, paths))
 

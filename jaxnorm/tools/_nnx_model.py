@@ -1,0 +1,85 @@
+"""An NNX model, as the tools see it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from ..core._running import RunningStats
+from ._model import Kinds, Run, Stats
+from ._watch import NNX_BATCH_NORMS, Answer, answered_first_by, new_number, traced_for, watched
+
+
+class NnxModel:
+    """A `Model`."""
+
+    def __init__(self, model: nnx.Module, kinds: Kinds) -> None:
+        self._model = model
+        self._graph, self.state = nnx.split(watched(model, kinds))
+
+    def paths(self) -> list[str]:
+        layers = _layers(nnx.merge(self._graph, self.state))
+        return [path for path, layer in layers.items() if getattr(layer, "var", None) is not None]
+
+    def stats(self, path: str) -> dict[str, jax.Array]:
+        return self._held(path, RunningStats._fields)
+
+    def params(self, path: str) -> dict[str, jax.Array]:
+        return self._held(path, ("scale", "bias"))
+
+    def _held(self, path: str, names: Sequence[str]) -> dict[str, jax.Array]:
+        layer = _layers(nnx.merge(self._graph, self.state))[path]
+        held = {name: getattr(layer, name, None) for name in names}
+        return {name: variable[...] for name, variable in held.items() if variable is not None}
+
+    def run(
+        self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
+    ) -> tuple[Any, Stats, Any]:
+        # Of copies: the variables of the state are the caller's.
+        model = nnx.merge(self._graph, state, copy=True)
+        layers = _layers(model)
+        for path, arrays in stats.items():
+            for name, array in arrays.items():
+                setattr(layers[path], name, nnx.BatchStat(array))
+        with answered_first_by(answer), traced_for(new_number()):
+            output = run(model, batch)
+        of_layers = {
+            path: {name: getattr(layers[path], name)[...] for name in arrays}
+            for path, arrays in stats.items()
+        }
+        before = dict(nnx.to_flat_state(state))
+        after = [(at, leaf) for at, leaf in nnx.to_flat_state(nnx.state(model)) if at in before]
+        return output, of_layers, nnx.from_flat_state(after)
+
+    def split(self, state: Any) -> tuple[Any, Any]:
+        params, rest = nnx.split_state(state, nnx.Param, ...)
+        return params, rest
+
+    def join(self, params: Any, rest: Any) -> Any:
+        return nnx.merge_state(params, rest)
+
+    def returned(self, stats: Stats) -> Any:
+        model = nnx.clone(self._model)
+        _write(_layers(watched(model, NNX_BATCH_NORMS)), stats)  # of the same variables
+        return model
+
+    def as_given(self, collections: Any) -> Any:
+        return collections
+
+    def with_stats(self, state: Any, stats: Stats) -> Any:
+        model = nnx.merge(self._graph, state, copy=True)
+        _write(_layers(model), stats)
+        return nnx.state(model)
+
+
+def _write(layers: Mapping[str, Any], stats: Stats) -> None:
+    for path, arrays in stats.items():
+        for name, array in arrays.items():
+            getattr(layers[path], name)[...] = array
+
+
+def _layers(model: nnx.Module) -> dict[str, Any]:
+    """The watched layers by their path."""
+    nodes = (node for _, node in nnx.iter_graph(model) if hasattr(node, "watched_path"))
+    return {node.watched_path: node for node in nodes}

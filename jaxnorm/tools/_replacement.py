@@ -1,0 +1,127 @@
+"""A norm that is to stand in the place of batch norms, with what carries over from each."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from ._watch import LINEN_BATCH_NORMS, NNX_BATCH_NORMS
+
+Constructor: TypeAlias = Callable[..., Any]
+
+# What means the same in every norm. Devices and momenta do only between batch norms.
+_CARRIED = ("epsilon", "dtype", "param_dtype", "use_bias", "use_scale", "bias_init", "scale_init")
+_CARRIED_BY_BATCH_NORM = (
+    *("axis", "momentum", "axis_name", "axis_index_groups", "unbiased", "use_running_average"),
+    *("track_running_stats", "virtual_batch_size", "activation", "save_as"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Replacement:
+    """A norm to be made, in the place of batch norms."""
+
+    constructor: Constructor
+    options: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(
+        cls,
+        get_norm: Constructor,
+        name: str | Constructor,
+        options: Mapping[str, Any],
+        system: type,
+    ) -> "Replacement":
+        """By name or constructor; with ``options`` that it knows.
+
+        Raises:
+            ValueError: it makes no norm of activations of this module system.
+        """
+        norm: Any = get_norm(name, **options) if isinstance(name, str) else name
+        while isinstance(norm, functools.partial):
+            norm, options = norm.func, {**norm.keywords, **options}
+        made = cls(norm, tuple(sorted(options.items())))
+        if (
+            not isinstance(norm, type)
+            or not issubclass(norm, system)
+            or made.knows("layer_instance")
+        ):
+            raise ValueError(
+                f"norm must be the name of a norm of activations or the class of one, in "
+                f"flax.{system.__module__.split('.')[1]} as the model is; got {name!r}. Give its "
+                f"arguments as options, as in norm=GroupNorm, num_groups=8."
+            )
+        inspect.signature(norm.__init__).bind_partial(norm, **options)
+        return made
+
+    def knows(self, name: str) -> bool:
+        """Whether it has such an argument."""
+        return name in self._arguments
+
+    @property
+    def _arguments(self) -> Mapping[str, inspect.Parameter]:
+        init: Any = self.constructor.__init__  # NNX's classes themselves have no signature
+        return inspect.signature(init).parameters
+
+    @property
+    def is_batch_norm(self) -> bool:
+        """Whether running statistics carry over."""
+        kinds = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
+        return isinstance(self.constructor, type) and issubclass(self.constructor, kinds)
+
+    def holds(self, variable: str) -> bool:
+        """Whether it has a scale, a bias, or running statistics."""
+        options = dict(self.options)
+        if variable in ("scale", "bias"):
+            flag = f"use_{variable}"
+            return self.knows(flag) and options.get(flag, True)
+        counting = variable != "count" or options.get("momentum") is None
+        return self.is_batch_norm and options.get("track_running_stats", True) and counting
+
+    def cast(self, variable: str, array: Any) -> Any:
+        """What it holds, in the dtype that the options ask for."""
+        dtype = dict(self.options).get("param_dtype")
+        return array.astype(dtype) if dtype and variable in ("scale", "bias") else array
+
+    @property
+    def begins_to_count(self) -> bool:
+        """Whether the options ask for the plain average of all batches from now on."""
+        return self.holds("count") and dict(self.options).get("momentum", 0) is None
+
+    def like(self, layer: Any, path: str, *args: Any, **more: Any) -> Any:
+        """The norm with what carries over from the batch norm ``layer``.
+
+        Raises:
+            ValueError: it cannot do what that does.
+        """
+        names = (*_CARRIED, *_CARRIED_BY_BATCH_NORM) if self.is_batch_norm else _CARRIED
+        carried = {n: getattr(layer, n) for n in names if self.knows(n) and hasattr(layer, n)}
+        if not self.is_batch_norm:
+            for name in ("feature_axes", "reduction_axes"):
+                # The last axis is that of the features; None, all but that of examples.
+                if (
+                    self.knows("feature_axes")
+                    and self.knows(name)
+                    and self._arguments[name].default == -1
+                ):
+                    carried[name] = layer.axis
+        self._check(layer, path)
+        return self.constructor(*args, **{**carried, **dict(self.options), **more})
+
+    def _check(self, layer: Any, path: str) -> None:
+        lost = [
+            n for n in ("activation", "save_as") if getattr(layer, n, None) and not self.knows(n)
+        ]
+        if lost:
+            raise ValueError(
+                f"what takes the place of a batch norm must do all that it does; got {path!r} with "
+                f"{lost[0]}={getattr(layer, lost[0])!r}, which {self.constructor.__name__} has not. Write it "
+                f"after the norm in the model, or leave this layer out with where."
+            )
+        if layer.axis not in (-1, (-1,)) and not (self.knows("feature_axes") or self.is_batch_norm):
+            raise ValueError(
+                f"{self.constructor.__name__} takes the last axis for that of the features; got {path!r} "
+                f"with axis={layer.axis}. Move the features to the end in the model, or leave this layer out "
+                f"with where."
+            )
