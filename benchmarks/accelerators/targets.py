@@ -43,6 +43,18 @@ class Gpu(NamedTuple):
     clock: float
 
 
+_HOPPER = Gpu(
+    "NVIDIA H100 80GB HBM3",
+    "major: 9 feature_extension: ACCELERATED_FEATURES",
+    cores=132,
+    fpus_per_core=128,
+    shared_memory_per_core=228 * 1024,
+    shared_memory_per_block=227 * 1024,
+    bandwidth=3_352_000_000_000,
+    cache=50 * 2**20,
+    memory=80 * 10**9,
+    clock=1.98,
+)
 GPUS = {
     "a100": Gpu(
         "NVIDIA A100-SXM4-80GB",
@@ -56,63 +68,33 @@ GPUS = {
         memory=80 * 10**9,
         clock=1.41,
     ),
-    "h100": Gpu(
-        "NVIDIA H100 80GB HBM3",
-        "major: 9 feature_extension: ACCELERATED_FEATURES",
-        cores=132,
-        fpus_per_core=128,
-        shared_memory_per_core=228 * 1024,
-        shared_memory_per_block=227 * 1024,
-        bandwidth=3_352_000_000_000,
-        cache=50 * 2**20,
-        memory=80 * 10**9,
-        clock=1.98,
-    ),
-    "h200": Gpu(
-        "NVIDIA H200",
-        "major: 9 feature_extension: ACCELERATED_FEATURES",
-        cores=132,
-        fpus_per_core=128,
-        shared_memory_per_core=228 * 1024,
-        shared_memory_per_block=227 * 1024,
-        bandwidth=4_800_000_000_000,
-        cache=50 * 2**20,
-        memory=141 * 10**9,
-        clock=1.98,
-    ),
-    "b200": Gpu(
-        "NVIDIA B200",
-        "major: 10 feature_extension: ACCELERATED_FEATURES",
+    "h100": _HOPPER,
+    "h200": _HOPPER._replace(name="NVIDIA H200", bandwidth=4_800_000_000_000, memory=141 * 10**9),
+    "b200": _HOPPER._replace(
+        name="NVIDIA B200",
+        capability="major: 10 feature_extension: ACCELERATED_FEATURES",
         cores=148,
-        fpus_per_core=128,
-        shared_memory_per_core=228 * 1024,
-        shared_memory_per_block=227 * 1024,
         bandwidth=7_672_000_000_000,
         cache=126 * 2**20,
         memory=180 * 10**9,
         clock=1.965,
     ),
 }
-NEEDED = {
-    "tpu": (
-        "libtpu",
-        "make accelerators-tpu, or pip install '.[tpu]' in an environment of its own",
-    ),
-    "gpu": (
-        "jax_plugins.xla_cuda12",
-        "make accelerators-gpu, or pip install '.[gpu]' in an environment of its own",
-    ),
-}
+NEEDED = {"tpu": "libtpu", "gpu": "jax_plugins.xla_cuda12"}
 
 
 def missing(platform: str) -> str | None:
     """What must be installed to compile for a platform; None if it is there."""
-    module, remedy = NEEDED[platform]
     try:
-        found = find_spec(module) is not None
+        found = find_spec(NEEDED[platform]) is not None
     except ModuleNotFoundError:
         found = False
-    return None if found else f"the compiler for a {platform.upper()} is not installed: {remedy}"
+    if found:
+        return None
+    return (
+        f"the compiler for a {platform.upper()} is not installed: make accelerators, "
+        f"or pip install '.[{platform}]' in an environment of its own"
+    )
 
 
 @functools.cache
