@@ -72,8 +72,7 @@ def normalize(
     center = stored(lax.stop_gradient(mean))
     gain = gain * scale
     offset = bias - gain * (mean - center)
-    # Its value is that of bias, chosen so that it varies over batches and devices as its derivative does.
-    (offset,) = as_known([offset], [jnp.where(True, bias, offset)])
+    (offset,) = as_known([offset], [bias])
     return finish(_affine, center, gain, offset)
 
 

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
 from ._axes import Axes, canonical_axes
 from ._elementwise import themselves
+from ._known import as_known
 from ._reduce import collect
 
 _Arrays = TypeVar("_Arrays")
@@ -47,14 +49,17 @@ def moments_from_sums(
     shift: jax.Array, total: jax.Array, squares: jax.Array, count: jax.Array
 ) -> Moments:
     """Moments of ``count`` values x, given Σ(x - shift) and Σ|x - shift|²."""
-    safe_count = jnp.maximum(count, 1)
-    offset = total / safe_count.astype(total.dtype)
-    var = squares / safe_count - abs_square(offset)
+    known = isinstance(count, np.ndarray)
+    n = max(count.item(), 1) if known else jnp.maximum(count, 1)
+    offset = total / (n if known else n.astype(total.dtype))
+    var = squares / n - abs_square(offset)
     # Rounding can leave a tiny negative: clip the value, but keep its derivative.
-    var = var + lax.stop_gradient(jnp.maximum(var, 0) - var)
-    counted = count > 0
-    mean = jnp.where(counted, shift + offset, 0)
-    return Moments(mean, jnp.where(counted, var, 1), count)
+    (var,) = as_known([var], [jnp.maximum(lax.stop_gradient(var), 0)])
+    mean = shift + offset
+    if not (known and count.item() > 0):
+        counted = count > 0
+        mean, var = jnp.where(counted, mean, 0), jnp.where(counted, var, 1)
+    return Moments(mean, var, count)
 
 
 def abs_square(x: jax.Array) -> jax.Array:

@@ -37,13 +37,21 @@ def lean(norm: _F) -> _F:
         leaves, tree = jax.tree.flatten((args, options))
         which = tuple(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
         arrays, others = divide(leaves, which)
+        known = []
 
         def of_arrays(*arrays: jax.Array) -> Any:
-            arrays = tuple(map(read_apart, arrays))
-            args, options = jax.tree.unflatten(tree, merge(arrays, others, which))
-            return norm(*args, **options)
+            shape = arrays[0].shape
+            apart = tuple(read_apart(a) if a.shape == shape else a for a in arrays)
+            args, options = jax.tree.unflatten(tree, merge(apart, others, which))
+            results, tree_of_results = jax.tree.flatten(norm(*args, **options))
+            is_known = tuple(isinstance(r, np.ndarray) for r in results)
+            of_numpy, computed = divide(results, is_known)
+            known[:] = of_numpy, is_known, tree_of_results
+            return computed
 
         # No barrier: it would also hold the cotangent back, which a compiler is to make in the same loop.
-        return jax.checkpoint(of_arrays, policy=policy, prevent_cse=False)(*arrays)
+        computed = jax.checkpoint(of_arrays, policy=policy, prevent_cse=False)(*arrays)
+        of_numpy, is_known, tree_of_results = known
+        return jax.tree.unflatten(tree_of_results, merge(of_numpy, computed, is_known))
 
     return lean_norm  # type: ignore[return-value]

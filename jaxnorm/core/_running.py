@@ -1,11 +1,13 @@
 """Running statistics: what evaluation normalizes with, moved a little by every training batch."""
 
+import functools
 import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -106,36 +108,43 @@ def update_running_stats(
         RunningStats(mean=Array([0.5], dtype=float32), var=Array([1.5], dtype=float32), count=None)
     """
     stats = as_arrays(stats)
-    moments = Moments(*map(jnp.asarray, moments))
+    known = isinstance(moments.count, np.ndarray)
+    moments = Moments(*(a if known and a is moments.count else jnp.asarray(a) for a in moments))
     _check_update(stats, moments, momentum)
     shape = stats.mean.shape
-    n = jnp.broadcast_to(moments.count, moments.mean.shape)
-    # Added to zeros of it, the count lies on the devices of a mesh as the variance does.
-    n = (n + jnp.zeros_like(moments.var, n.dtype)).reshape(shape)
-    mean, var = moments.mean.reshape(shape), moments.var.reshape(shape)
+    mean, var, n = moments.mean.reshape(shape), moments.var.reshape(shape), moments.count
+    everywhere = isinstance(n, np.ndarray) and bool(np.all(n > 0))
+    if not everywhere:
+        # Added to zeros of it, the count lies on the devices of a mesh as the variance does.
+        n = jnp.broadcast_to(n, moments.mean.shape)
+        n = (n + jnp.zeros_like(moments.var, n.dtype)).reshape(shape)
     if unbiased:
-        var = without_bias(var, n)
+        var = without_bias(var, n.reshape(-1)[0] if everywhere else n)
     old_weight = _batches_share(stats) if momentum is None else momentum
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:
         dtype = arithmetic_dtype(old, new)
-        weight = jnp.asarray(old_weight).astype(dtype)
-        # A weight of 0 forgets and one of 1 ignores, even a NaN, which 0 * NaN would not.
-        kept = jnp.where(weight == 0, 0, weight * old.astype(dtype))
-        mixed = kept + jnp.where(weight == 1, 0, (1 - weight) * new.astype(dtype))
-        return jnp.where(n > 0, mixed.astype(old.dtype), old)
+        mixed = _mixed(old_weight, old.astype(dtype), new.astype(dtype)).astype(old.dtype)
+        return mixed if everywhere else jnp.where(n > 0, mixed, old)
 
-    return RunningStats(
-        moved(stats.mean, mean), moved(stats.var, var), _counted(stats.count, n > 0)
-    )
+    batches = stats.count
+    if batches is not None:  # in which it was counted; one number for all features stays one number
+        counted = True if everywhere else n > 0 if batches.shape == n.shape else (n > 0).any()
+        batches = batches + jnp.asarray(counted, batches.dtype)
+    return RunningStats(moved(stats.mean, mean), moved(stats.var, var), batches)
 
 
-def _counted(batches: jax.Array | None, counted: jax.Array) -> jax.Array | None:
-    """One batch more, where it counted; one number for all features stays one number."""
-    if batches is None:
-        return None
-    counted = counted if batches.shape == counted.shape else counted.any()
-    return batches + counted.astype(batches.dtype)
+def _mixed(weight: float | jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    """weight · old + (1 - weight) · new.
+
+    A weight of 0 forgets and one of 1 ignores, even a NaN, which 0 * NaN would not.
+    """
+    if isinstance(weight, numbers.Real):
+        parts = (float(w) * a for w, a in ((weight, old), (1 - weight, new)) if w != 0)
+        return functools.reduce(jnp.add, parts)
+    weight = weight.astype(old.dtype)
+    kept = jnp.where(weight == 0, 0, weight * old)
+    return kept + jnp.where(weight == 1, 0, (1 - weight) * new)
 
 
 def _batches_share(stats: RunningStats) -> jax.Array:

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ._axes import size_of
@@ -64,11 +65,12 @@ def powers_about(mask: jax.Array | None) -> tuple[Elementwise, tuple[jax.Array, 
 def count(
     x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...], blocks: Blocks | None = None
 ) -> jax.Array:
-    """How many elements each sum is of."""
+    """How many elements each sum is of: one number, of NumPy, where shapes alone say so."""
     dtype = x.real.dtype
     in_block = 1 if blocks is None else x.shape[blocks.axis] // blocks.number
     if mask is None:
-        return jnp.full((1,) * x.ndim, size_of(x, axes) * in_block, dtype)
+        n = size_of(x, axes) * in_block  # not an int if a shape is symbolic
+        return (np if isinstance(n, int) else jnp).full((1,) * x.ndim, n, dtype)  # pyright: ignore[reportReturnType]
     counted = mask.sum(axes, keepdims=True, dtype=dtype)
     # Where the mask is broadcast.
     counted = counted * size_of(x, tuple(i for i in axes if mask.shape[i] == 1))
