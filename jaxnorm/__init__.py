@@ -5,6 +5,7 @@ The same as Flax modules is in `jaxnorm.linen` and `jaxnorm.nnx`. This package i
 
 from .core._moments import moments as moments
 from .core._pool import Moments as Moments, combine as combine, pool as pool
+from .core._portable import portable as portable
 from .core._running import (
     RunningStats as RunningStats,
     init_running_stats as init_running_stats,

@@ -20,10 +20,11 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
 from ._axes import size_of
-from ._elementwise import Which, divide, merge, tangent_of
+from ._elementwise import Which, divide, merge, some_of, tangent_of
 from ._exact_sums import exact_sums, most_elements
 from ._lowering import lowered_by, runs_as
 from ._pool import Blocks, abs_square, partition_of_blocks, repeat_blocks, sum_blocks
+from ._portable import is_portable
 from ._precision import real_dtype
 from ._reduce import collect, equally_varying, partitions
 from ._residuals import keep
@@ -44,6 +45,8 @@ def central_sums(
     ``narrow`` is ``x`` as it lies in memory, if it was widened. ``guess`` is where the mean may be, in the
     shape of the results. With ``blocks``, sums are those of each block, and so is the shift.
     """
+    if is_portable():
+        return _by_the_textbook(x, axes, mask, blocks)
     still = lax.stop_gradient((x if narrow is None else narrow, mask, guess))
     operands = (x, *still)
     given = tuple(a is not None for a in operands)
@@ -52,6 +55,18 @@ def central_sums(
         *operands, axes=axes, blocks=blocks, given=given, differentiated=False
     )
     return shift, total, squares
+
+
+def _by_the_textbook(
+    x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None, blocks: Blocks | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """About the mean, which is differentiated as any other value is."""
+    mean = mean_of(x, mask, axes, blocks)
+    f, counted = powers_about(mask)
+    center = mean if blocks is None else repeat_blocks(mean, blocks, x)
+    sums = collect(some_of(f, (1,)), x, center, *counted, axes=axes)
+    (squares,) = sums if blocks is None else sum_blocks(sums, blocks)
+    return mean, jnp.zeros_like(mean), squares
 
 
 # --- the primitive ---------------------------------------------------------------------------------

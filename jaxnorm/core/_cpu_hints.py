@@ -10,6 +10,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.typing import DTypeLike
 
+from ._portable import is_portable
+
 
 def stored(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
     """``small``, computed once and read wherever something is spread with it; ``after`` that, if it is given.
@@ -19,6 +21,8 @@ def stored(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
     depends on the loop: the gradient of a maximum of y, which looks for the element that equals it, finds
     none. On other platforms a store is a kernel of its own.
     """
+    if is_portable():
+        return small
     if jnp.iscomplexobj(small):
         return lax.complex(stored(small.real, after), stored(small.imag, after))
     return _stored.bind(small, *(() if after is None else (after,)))
@@ -35,7 +39,7 @@ def read_apart(x: jax.Array) -> jax.Array:
     XLA:CPU merges loops that read the same array, and vectorizes what comes of it worse. Where nothing is
     differentiated there is no backward pass, and a norm may be merged with what makes x.
     """
-    return _apart.bind(x)
+    return x if is_portable() else _apart.bind(x)
 
 
 def _divided_by_one(small: jax.Array, *after: jax.Array) -> jax.Array:

@@ -57,10 +57,12 @@ def cotangent_of(f: Elementwise, linear: Which, given: Which, dtypes: Dtypes) ->
 
     def cotangent(*arrays: jax.Array) -> Sequence[jax.Array]:
         others, cotangents = arrays[:others_of], arrays[others_of:]
-        anywhere = [jnp.zeros_like(arrays[-1], dtype) for dtype in dtypes]  # f being linear
-        results, pull_back = jax.vjp(lambda *a: tuple(f(*merge(a, others, linear))), *anywhere)
-        zeros = [jnp.zeros_like(r) for r in divide(results, given)[1]]
-        return pull_back(tuple(merge(cotangents, zeros, given)))
+        linear_in = [jax.ShapeDtypeStruct(arrays[-1].shape, dtype) for dtype in dtypes]
+
+        def of_linear(*a: jax.Array) -> Sequence[jax.Array]:
+            return divide(f(*merge(a, others, linear)), given)[0]
+
+        return jax.linear_transpose(of_linear, *linear_in)(cotangents)
 
     return cotangent
 

@@ -9,6 +9,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from ._all_reduce import sum_over_devices
+from ._portable import is_portable
 
 
 def as_known(
@@ -18,6 +19,8 @@ def as_known(
 
     The two are the same numbers, but for rounding.
     """
+    if is_portable():
+        return sum_over_devices(own, names)
     if not names:  # a value lies on the devices as its derivative does
         known = [
             k if jax.typeof(k) == jax.typeof(o) else jnp.where(True, k, o)

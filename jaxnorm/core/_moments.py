@@ -9,14 +9,16 @@ from ._axes import Axes, canonical_axes
 from ._central_sums import central_sums
 from ._elementwise import square_in_memory
 from ._known import as_known
-from ._pool import Blocks, Moments, abs_square, moments_from_sums
+from ._pool import Blocks, Moments, abs_square, moments_from_sums, per_count, where_counted
 from ._precision import upcast
 from ._reduce import collect
 from ._residuals import keep, lean
 from ._shift import about, count
+from ._staged import staged
 from ._sync import pool_over_devices
 
 
+@staged
 def moments(
     x: jax.Array,
     reduction_axes: Axes,
@@ -105,7 +107,7 @@ def reduce_moments_about_zero(
         sums = collect(f, x, axes=axes)
     (squares,) = map(keep, sums)
     n = count(x, mask, axes)
-    var = jnp.where(n > 0, squares / jnp.maximum(n, 1), 1)
+    var = where_counted(per_count(squares, n), n, 1)
     m = Moments(jnp.zeros_like(squares, x.dtype), var, n)
     return pool_over_devices(m, axis_name, axis_index_groups)
 

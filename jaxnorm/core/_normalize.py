@@ -77,28 +77,28 @@ def normalize(
 
 
 def _scaled(x: jax.Array, *gains: jax.Array) -> tuple[jax.Array]:
-    return (functools.reduce(jnp.multiply, gains, x),)
+    return (functools.reduce(lax.mul, gains, x),)
 
 
 def _scaled_and_shifted(x: jax.Array, *gains_and_bias: jax.Array) -> tuple[jax.Array]:
     *gains, bias = gains_and_bias
-    return (_scaled(x, *gains)[0] + bias,)
+    return (lax.add(_scaled(x, *gains)[0], bias),)
 
 
 def _normalized(x: jax.Array, mean: jax.Array, gain: jax.Array) -> tuple[jax.Array]:
-    return ((x - mean) * gain,)
+    return (lax.mul(lax.sub(x, mean), gain),)
 
 
 def _normalized_then_affine(
     x: jax.Array, mean: jax.Array, gain: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array]:
-    return ((x - mean) * gain * scale + bias,)
+    return (lax.add(lax.mul(lax.mul(lax.sub(x, mean), gain), scale), bias),)
 
 
 def _affine(
     x: jax.Array, center: jax.Array, gain: jax.Array, offset: jax.Array
 ) -> tuple[jax.Array]:
-    return ((x - center) * gain + offset,)
+    return (lax.add(lax.mul(lax.sub(x, center), gain), offset),)
 
 
 @functools.cache

@@ -49,22 +49,32 @@ def moments_from_sums(
     shift: jax.Array, total: jax.Array, squares: jax.Array, count: jax.Array
 ) -> Moments:
     """Moments of ``count`` values x, given Σ(x - shift) and Σ|x - shift|²."""
-    known = isinstance(count, np.ndarray)
-    n = max(count.item(), 1) if known else jnp.maximum(count, 1)
-    offset = total / (n if known else n.astype(total.dtype))
-    var = squares / n - abs_square(offset)
+    offset = per_count(total, count)
+    var = per_count(squares, count) - abs_square(offset)
     # Rounding can leave a tiny negative: clip the value, but keep its derivative.
     (var,) = as_known([var], [jnp.maximum(lax.stop_gradient(var), 0)])
-    mean = shift + offset
-    if not (known and count.item() > 0):
-        counted = count > 0
-        mean, var = jnp.where(counted, mean, 0), jnp.where(counted, var, 1)
-    return Moments(mean, var, count)
+    return Moments(where_counted(shift + offset, count, 0), where_counted(var, count, 1), count)
+
+
+def per_count(total: jax.Array, count: jax.Array | np.ndarray) -> jax.Array:
+    """``total`` / ``count``; where nothing was counted, the total as it is."""
+    if isinstance(count, np.ndarray):  # one number, known while tracing
+        return total / max(count.item(), 1)
+    return total / jnp.maximum(count, 1).astype(total.dtype)
+
+
+def where_counted(value: jax.Array, count: jax.Array | np.ndarray, otherwise: float) -> jax.Array:
+    """``value``, and ``otherwise`` where nothing was counted."""
+    if isinstance(count, np.ndarray) and count.item() > 0:
+        return value
+    return jnp.where(count > 0, value, otherwise)
 
 
 def abs_square(x: jax.Array) -> jax.Array:
     """|x|², real, with a derivative at 0."""
-    return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2
+    if jnp.iscomplexobj(x):
+        return lax.add(lax.square(lax.real(x)), lax.square(lax.imag(x)))
+    return lax.square(x)
 
 
 def without_bias(var: jax.Array, count: jax.Array) -> jax.Array:
@@ -103,10 +113,8 @@ def pool(m: Moments, axes: Axes) -> Moments:
     # What counted nothing may say anything, even NaN.
     m = Moments(jnp.where(n > 0, m.mean, 0), jnp.where(n > 0, m.var, 0), n)
     count = n.sum(axes, keepdims=True)
-    shift = lax.stop_gradient(
-        (n.astype(m.mean.dtype) * m.mean).sum(axes, keepdims=True)
-        / jnp.maximum(count, 1).astype(m.mean.dtype)
-    )
+    total = (n.astype(m.mean.dtype) * m.mean).sum(axes, keepdims=True)
+    shift = lax.stop_gradient(per_count(total, count))
     total, squares = (s.sum(axes, keepdims=True) for s in sums_about(shift, m, n))
     pooled = moments_from_sums(shift, total, squares, count)
     return pooled._replace(count=jnp.broadcast_to(count, pooled.mean.shape))

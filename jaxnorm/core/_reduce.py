@@ -39,13 +39,15 @@ from ._elementwise import (
     without_unread,
 )
 from ._lowering import is_partitioned, lowered_by, runs_as
+from ._portable import is_portable
 
 
 def collect(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
     """Sums over ``axes`` of the results of ``f``. All operands have one rank, and broadcast."""
     operands = equally_varying(operands)
     shape = jnp.broadcast_shapes(*(a.shape for a in operands))
-    return _map_sum.bind(
+    sum_of = _plain if is_portable() else _map_sum.bind
+    return sum_of(
         *operands,
         f=f,
         axes=axes,

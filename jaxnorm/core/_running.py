@@ -135,14 +135,14 @@ def update_running_stats(
 
 
 def _mixed(weight: float | jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    """weight · old + (1 - weight) · new.
+    """The sum weight · old + (1 - weight) · new.
 
     A weight of 0 forgets and one of 1 ignores, even a NaN, which 0 * NaN would not.
     """
     if isinstance(weight, numbers.Real):
         parts = (float(w) * a for w, a in ((weight, old), (1 - weight, new)) if w != 0)
         return functools.reduce(jnp.add, parts)
-    weight = weight.astype(old.dtype)
+    weight = jnp.asarray(weight).astype(old.dtype)
     kept = jnp.where(weight == 0, 0, weight * old)
     return kept + jnp.where(weight == 1, 0, (1 - weight) * new)
 

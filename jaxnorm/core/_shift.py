@@ -9,7 +9,7 @@ from jax import lax
 
 from ._axes import size_of
 from ._elementwise import Elementwise, themselves
-from ._pool import Blocks, abs_square, repeat_blocks, sum_blocks
+from ._pool import Blocks, abs_square, per_count, repeat_blocks, sum_blocks
 from ._reduce import collect
 
 
@@ -54,7 +54,7 @@ def mean_of(
         collect(themselves, x, axes=axes) if mask is None else collect(_counted, x, mask, axes=axes)
     )
     total = (sums if blocks is None else sum_blocks(sums, blocks))[0]
-    return total / jnp.maximum(count(x, mask, axes, blocks), 1).astype(total.dtype)
+    return per_count(total, count(x, mask, axes, blocks))
 
 
 def powers_about(mask: jax.Array | None) -> tuple[Elementwise, tuple[jax.Array, ...]]:
@@ -120,7 +120,8 @@ def _share_of(n: int) -> Elementwise:
 
 
 def _powers_about(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return x - shift, abs_square(x - shift)
+    centered = lax.sub(x, shift)
+    return centered, abs_square(centered)
 
 
 def _counted_powers_about(

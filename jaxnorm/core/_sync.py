@@ -15,7 +15,7 @@ from ._all_reduce import (
     sum_over_devices,
 )
 from ._known import as_known
-from ._pool import Moments, abs_square, moments_from_sums, sums_about
+from ._pool import Moments, abs_square, moments_from_sums, per_count, sums_about
 from ._residuals import keep
 
 _Arrays: TypeAlias = list[jax.Array]
@@ -91,7 +91,7 @@ def _in_float64(m: Moments, names: tuple[str, ...]) -> _Arrays:
 def _about_their_mean(m: Moments, names: tuple[str, ...]) -> _Arrays:
     """By two all-reduces, the second of sums about the mean that the first found."""
     count, total = sum_over_devices((m.count, m.count.astype(m.mean.dtype) * m.mean), names)
-    shift = total / jnp.maximum(count, 1).astype(total.dtype)
+    shift = per_count(total, count)
     return [count, shift, *sum_over_devices(sums_about(shift, m, m.count), names)]
 
 

@@ -41,12 +41,14 @@ class RunningVariables:
             dtype = promoted_dtype(jnp.dtype(dtype), jnp.complex64)
         # Evaluation reads no count, so a checkpoint need not have one.
         counting = module.momentum is None and (module.is_initializing() or not evaluating)
-        fresh = init_running_stats(shape, dtype, cumulative=counting)
+        names = ("mean", "var", "count") if counting else ("mean", "var")
+
+        def fresh(name: str) -> jax.Array:
+            return getattr(init_running_stats(shape, dtype, cumulative=counting), name)
+
         self._keeping = module.is_initializing()
         self._variables = {
-            name: module.variable("batch_stats", name, lambda value: value, value)
-            for name, value in fresh._asdict().items()
-            if value is not None
+            name: module.variable("batch_stats", name, fresh, name) for name in names
         }
 
     def read(self) -> RunningStats:

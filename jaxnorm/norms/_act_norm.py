@@ -9,12 +9,14 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement, size_of
 from ..core._moments import moments
-from ..core._residuals import lean
+from ..core._residuals import lean_where_differentiated
+from ..core._staged import staged
 from ._operands import operands
 from ._recipe import Call, Parameter, Recipe, Shape, State
 
 
-@lean
+@staged
+@lean_where_differentiated
 def act_norm(
     x: jax.Array,
     log_scale: jax.Array,
@@ -61,6 +63,7 @@ def act_norm(
     return y.astype(o.dtype), positions * wide_log_scale.sum()
 
 
+@staged
 def act_norm_inverse(
     y: jax.Array,
     log_scale: jax.Array,

@@ -12,11 +12,13 @@ from jax.typing import DTypeLike
 from ..core._axes import Axes
 from ..core._precision import arithmetic_dtype, result_dtype
 from ..core._residuals import lean
+from ..core._staged import staged
 from ._layer_norm import layer_norm
 from ._modulate import modulate
 from ._recipe import Call, Parameter, Recipe, Shape, State
 
 
+@staged
 @lean
 def ada_layer_norm(
     x: jax.Array,

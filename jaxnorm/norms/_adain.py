@@ -10,12 +10,14 @@ from ..core._axes import Axes, axes_of_instances, canonical_axes, complement
 from ..core._moments import moments
 from ..core._precision import arithmetic_dtype, result_dtype
 from ..core._residuals import lean
+from ..core._staged import staged
 from ._instance_norm import instance_norm
 from ._modulate import modulate
 from ._operands import root
 from ._recipe import Call, Recipe, State
 
 
+@staged
 @lean
 def adain(
     x: jax.Array,

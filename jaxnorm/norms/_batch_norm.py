@@ -11,8 +11,9 @@ from ..core._moments import mask_against, reduce_moments
 from ..core._normalize import normalize
 from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
-from ..core._residuals import lean
+from ..core._residuals import lean_where_differentiated
 from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._staged import staged
 from ._normalized_by import normalized_by
 from ._saved import SaveAs, check_save_as, normalized_saving
 from ._virtual_batch import (
@@ -22,6 +23,7 @@ from ._virtual_batch import (
 )
 
 
+@staged
 def batch_norm(
     x: jax.Array,
     stats: RunningStats,
@@ -153,7 +155,8 @@ def batch_norm(
     return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
 
 
-@lean
+@staged
+@lean_where_differentiated
 def batch_norm_inference(
     x: jax.Array,
     stats: RunningStats,

@@ -10,9 +10,11 @@ from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes, complement
 from ..core._moments import moments
 from ..core._running import RunningStats, as_arrays, update_running_stats
+from ..core._staged import staged
 from ._batch_norm import batch_norm_inference
 
 
+@staged
 def batch_norm_adapted(
     x: jax.Array,
     stats: RunningStats,

@@ -17,6 +17,7 @@ from ..core._moments import reduce_moments
 from ..core._normalize import normalize
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._staged import staged
 from ._batch_norm import batch_norm_inference
 from ._operands import operands
 from ._ramp import ramp
@@ -26,6 +27,7 @@ Limit: TypeAlias = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A number, or a schedule: a function of the number of steps done."""
 
 
+@staged
 @lean
 def batch_renorm(
     x: jax.Array,

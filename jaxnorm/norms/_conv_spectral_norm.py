@@ -9,8 +9,10 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._precision import result_dtype, upcast
+from ..core._staged import staged
 
 
+@staged
 def conv_spectral_norm(
     kernel: jax.Array,
     image: jax.Array,

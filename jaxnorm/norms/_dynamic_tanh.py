@@ -9,12 +9,14 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes
-from ..core._residuals import lean
+from ..core._residuals import lean_where_differentiated
+from ..core._staged import staged
 from ._operands import affine, operands
 from ._recipe import Affine, Call, Parameter, Shape, State, affine_of
 
 
-@lean
+@staged
+@lean_where_differentiated
 def dynamic_tanh(
     x: jax.Array,
     alpha: jax.Array | float = 0.5,

@@ -15,11 +15,13 @@ from ..core._normalize import check_epsilon
 from ..core._pool import Moments, pool
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._staged import staged
 from ..core._sync import pool_over_devices
 from ._operands import Operands, affine, operands, root
 from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
 
 
+@staged
 @lean
 def evo_norm_b0(
     x: jax.Array,

@@ -11,11 +11,13 @@ from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, one_axis
 from ..core._normalize import normalize
 from ..core._residuals import lean
+from ..core._staged import staged
 from ._group_norm import moments_of_groups
 from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
 
 
+@staged
 @lean
 def evo_norm_s0(
     x: jax.Array,

@@ -13,10 +13,12 @@ from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments_about_zero
 from ..core._normalize import normalize
 from ..core._residuals import lean
+from ..core._staged import staged
 from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
 
 
+@staged
 @lean
 def filter_response_norm(
     x: jax.Array,

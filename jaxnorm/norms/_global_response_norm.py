@@ -12,10 +12,12 @@ from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments_about_zero
 from ..core._normalize import check_epsilon
 from ..core._residuals import lean
+from ..core._staged import staged
 from ._operands import affine, operands, root
 from ._recipe import Affine, Call, State, affine_of
 
 
+@staged
 @lean
 def global_response_norm(
     x: jax.Array,

@@ -8,9 +8,11 @@ from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes, one_axis
 from ..core._moments import reduce_moments
 from ..core._pool import Blocks, Moments, repeat_blocks
+from ..core._staged import staged
 from ._normalized_by import TakeMoments, normalized_by
 
 
+@staged
 def group_norm(
     x: jax.Array,
     scale: jax.Array | None = None,

@@ -12,12 +12,14 @@ from ..core._axes import Axes, one_axis
 from ..core._normalize import check_epsilon
 from ..core._residuals import lean
 from ..core._running import check_momentum
+from ..core._staged import staged
 from ._operands import affine, operands
 from ._recipe import Affine, Call, Shape, State, Tracked, affine_of
 from ._whitening_of import mask_of_rows, whitening_of
 from ._whitening_stats import WhiteningStats, init_whitening
 
 
+@staged
 @lean
 def iterative_whitening(
     x: jax.Array,

@@ -9,9 +9,11 @@ from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments_about_zero
 from ..core._pool import Moments
 from ..core._precision import arithmetic_dtype
+from ..core._staged import staged
 from ._normalized_by import normalized_by
 
 
+@staged
 def l2_normalize(
     x: jax.Array,
     scale: jax.Array | None = None,

@@ -7,9 +7,11 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments
+from ..core._staged import staged
 from ._normalized_by import normalized_by
 
 
+@staged
 def layer_norm(
     x: jax.Array,
     scale: jax.Array | None = None,

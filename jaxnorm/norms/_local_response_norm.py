@@ -11,8 +11,10 @@ from ..core._axes import Axes, one_axis
 from ..core._pool import abs_square
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import lean
+from ..core._staged import staged
 
 
+@staged
 @lean
 def local_response_norm(
     x: jax.Array,

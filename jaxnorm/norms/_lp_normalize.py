@@ -12,8 +12,10 @@ from ..core._axes import Axes, canonical_axes
 from ..core._normalize import check_epsilon
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import keep, lean
+from ..core._staged import staged
 
 
+@staged
 @lean
 def lp_normalize(
     x: jax.Array,

@@ -10,9 +10,11 @@ from ..core._axes import Axes, canonical_axes, complement, size_of
 from ..core._normalize import check_epsilon
 from ..core._pool import abs_square
 from ..core._precision import result_dtype, upcast
+from ..core._staged import staged
 from ._operands import root
 
 
+@staged
 def magnitude_preserving(
     kernel: jax.Array,
     gain: jax.Array | float = 1.0,
@@ -60,6 +62,7 @@ def magnitude_preserving(
     return w.astype(result_dtype(dtype, kernel))
 
 
+@staged
 def forced_magnitude(
     kernel: jax.Array, *, feature_axes: Axes = -1, epsilon: float = 1e-4
 ) -> jax.Array:

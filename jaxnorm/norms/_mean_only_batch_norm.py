@@ -10,12 +10,14 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, complement
 from ..core._moments import reduce_moments
-from ..core._residuals import lean
+from ..core._residuals import lean, lean_where_differentiated
 from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._staged import staged
 from ._operands import affine, operands
 from ._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
 
 
+@staged
 @lean
 def mean_only_batch_norm(
     x: jax.Array,
@@ -70,7 +72,8 @@ def mean_only_batch_norm(
     return y.astype(o.dtype), update_running_stats(stats, m, momentum=momentum)
 
 
-@lean
+@staged
+@lean_where_differentiated
 def mean_only_batch_norm_inference(
     x: jax.Array,
     stats: RunningStats,

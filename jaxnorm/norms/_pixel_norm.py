@@ -7,10 +7,12 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
+from ..core._staged import staged
 from ._recipe import Call, Shared, State
 from ._rms_norm import rms_norm
 
 
+@staged
 def pixel_norm(
     x: jax.Array,
     *,

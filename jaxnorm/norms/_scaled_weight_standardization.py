@@ -8,9 +8,11 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement, feature_shape, size_of
 from ..core._precision import arithmetic_dtype, result_dtype
+from ..core._staged import staged
 from ._weight_standardization import weight_standardization
 
 
+@staged
 def scaled_weight_standardization(
     kernel: jax.Array,
     gain: jax.Array | None = None,

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._precision import promoted_dtype, result_dtype, upcast
+from ..core._staged import staged
 from ._l2_normalize import l2_normalize
 
 
@@ -59,6 +60,7 @@ def init_spectral_norm(
     return SpectralState(l2_normalize(u), jnp.ones((), u.real.dtype))
 
 
+@staged
 def spectral_norm(
     kernel: jax.Array,
     state: SpectralState,

@@ -14,11 +14,13 @@ from ..core._normalize import normalize
 from ..core._pool import pool
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._staged import staged
 from ..core._sync import pool_over_devices
 from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
 
 
+@staged
 @lean
 def switchable_norm(
     x: jax.Array,

@@ -9,9 +9,11 @@ from jax.typing import DTypeLike
 from ..core._axes import Axes, canonical_axes, complement
 from ..core._pool import abs_square
 from ..core._precision import upcast
+from ..core._staged import staged
 from ._l2_normalize import l2_normalize
 
 
+@staged
 def weight_norm(
     kernel: jax.Array,
     scale: jax.Array | None = None,

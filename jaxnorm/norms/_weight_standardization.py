@@ -5,9 +5,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement
+from ..core._staged import staged
 from ._layer_norm import layer_norm
 
 
+@staged
 def weight_standardization(
     kernel: jax.Array,
     gain: jax.Array | None = None,
