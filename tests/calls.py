@@ -96,9 +96,9 @@ def parameters(name: str) -> dict[str, inspect.Parameter]:
 
 
 def functions(*having: str) -> list[str]:
-    """The public functions, or those with all of these parameters."""
+    """The public functions of arrays, or those with all of these parameters."""
     names = (name for name in sorted(vars(jn)) if inspect.isfunction(getattr(jn, name)))
-    return [name for name in names if set(having) <= parameters(name).keys()]
+    return [name for name in names if {*having} <= parameters(name).keys() != set()]
 
 
 def options(name: str) -> list[str]:

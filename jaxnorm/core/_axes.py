@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,11 @@ def axes_of_instances(x: jax.Array, features: tuple[int, ...]) -> tuple[int, ...
 def feature_shape(x: jax.Array, feature_axes: Axes, name: str = "feature_axes") -> tuple[int, ...]:
     """The shape of a parameter that lies along ``feature_axes`` of ``x``."""
     return tuple(x.shape[i] for i in canonical_axes(feature_axes, x.ndim, name))
+
+
+def is_static(shape: Sequence[Any]) -> bool:
+    """Whether all sizes are numbers, and not symbols of a program that is exported for any size."""
+    return all(isinstance(n, int) for n in shape)
 
 
 def size_of(x: jax.Array, axes: tuple[int, ...]) -> int:

@@ -19,7 +19,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
-from ._axes import size_of
+from ._axes import is_static, size_of
 from ._elementwise import Which, divide, merge, some_of, tangent_of
 from ._exact_sums import exact_sums, most_elements
 from ._lowering import lowered_by, runs_as
@@ -171,7 +171,7 @@ def _on_tpu(*operands: jax.Array, given: Which, axes: Any, blocks: Any, **_: Any
     if x.dtype == jnp.float32 and guess is not None and blocks is None:
         return _about_guess(x, narrow, mask, guess, axes)
     dtype = narrow.dtype if narrow.dtype in (jnp.bfloat16, jnp.float16) else x.dtype
-    if 1 < size_of(x, axes) <= most_elements(dtype):
+    if is_static(x.shape) and 1 < size_of(x, axes) <= most_elements(dtype):
         sums = exact_sums(x, dtype, mask, count(x, mask, axes), axes)
         return sums if blocks is None else _of_blocks(sums, x, count(x, mask, axes), blocks)
     return about_a_few(x, narrow, mask, axes, blocks)

@@ -57,7 +57,7 @@ def cotangent_of(f: Elementwise, linear: Which, given: Which, dtypes: Dtypes) ->
 
     def cotangent(*arrays: jax.Array) -> Sequence[jax.Array]:
         others, cotangents = arrays[:others_of], arrays[others_of:]
-        linear_in = [jax.ShapeDtypeStruct(arrays[-1].shape, dtype) for dtype in dtypes]
+        linear_in = [jnp.zeros_like(arrays[-1], dtype) for dtype in dtypes]
 
         def of_linear(*a: jax.Array) -> Sequence[jax.Array]:
             return divide(f(*merge(a, others, linear)), given)[0]

@@ -23,10 +23,12 @@ from ._axes import Axes, canonical_axes
 from ._elementwise import themselves
 from ._known import as_known
 from ._reduce import collect
+from ._serialized import serialized
 
 _Arrays = TypeVar("_Arrays")
 
 
+@serialized
 class Moments(NamedTuple):
     """Mean, variance and number of the values that one statistic stands for.
 

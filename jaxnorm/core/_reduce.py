@@ -25,6 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ._axes import is_static
 from ._cpu_hints import stored
 from ._cpu_sums import Shape, sums_on_cpu
 from ._elementwise import (
@@ -213,7 +214,7 @@ def _in_one_reduction(
 
 
 def _lower_on_cpu(context: Any, *operands: Any, axes: Any, shape: Shape, **params: Any) -> Any:
-    is_sum = any(shape[i] > 1 for i in axes) and 0 not in shape
+    is_sum = is_static(shape) and any(shape[i] > 1 for i in axes) and 0 not in shape
     compute = sums_on_cpu if is_sum and not is_partitioned(context) else None
     return _lower(compute, context, *operands, axes=axes, shape=shape, **params)
 

@@ -14,8 +14,10 @@ from jax.typing import DTypeLike
 from ._axes import against
 from ._pool import Moments, without_bias
 from ._precision import arithmetic_dtype, real_dtype
+from ._serialized import serialized
 
 
+@serialized
 class RunningStats(NamedTuple):
     """Running mean and variance, each of the feature shape.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._axes import size_of
+from ._axes import is_static, size_of
 from ._elementwise import Elementwise, themselves
 from ._pool import Blocks, abs_square, per_count, repeat_blocks, sum_blocks
 from ._reduce import collect
@@ -22,12 +22,16 @@ def about_a_few(
 ) -> list[jax.Array]:
     """The shift, Σ(x - shift) and Σ|x - shift|² over ``axes``, and within each block if there are any.
 
-    One pass over ``x``, two with a mask. ``narrow`` is ``x`` as it lies in memory. A few elements are read of
-    that: a compiler that is to slice what it has widened may store all of it in float32 first.
+    One pass over ``x``; two with a mask, or of a symbolic shape. ``narrow`` is ``x`` as it lies in memory. A
+    few elements are read of that: a compiler that is to slice what it has widened may store all of it in
+    float32 first.
     """
-    # With a mask any few elements may be padding: the mean takes a pass of its own.
-    masked = mask is not None
-    shift = mean_of(x, mask, axes, blocks) if masked else _mean_of_a_few(narrow, x, axes, blocks)
+    # With a mask any few elements may be padding, and of a symbolic shape no number of them is known to be
+    # enough: the mean takes a pass of its own.
+    any_are_known = mask is None and is_static(x.shape)
+    shift = (
+        _mean_of_a_few(narrow, x, axes, blocks) if any_are_known else mean_of(x, mask, axes, blocks)
+    )
     return [shift, *about(shift, x, mask, axes, blocks)]
 
 

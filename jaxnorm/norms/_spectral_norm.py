@@ -10,10 +10,12 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._precision import promoted_dtype, result_dtype, upcast
+from ..core._serialized import serialized
 from ..core._staged import staged
 from ._l2_normalize import l2_normalize
 
 
+@serialized
 class SpectralState(NamedTuple):
     """What the power iteration remembers of a kernel from step to step.
 

@@ -5,7 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core._serialized import serialized
 
+
+@serialized
 class WhiteningStats(NamedTuple):
     """Running mean (C,) and running whitening matrix (C, C).
 

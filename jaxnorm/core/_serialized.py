@@ -1,0 +1,13 @@
+"""State that exported programs take and return."""
+
+from typing import TypeVar
+
+from jax import export
+
+_State = TypeVar("_State", bound=type)
+
+
+def serialized(state: _State) -> _State:
+    """A NamedTuple which `jax.export` serializes as part of a program, under its public name."""
+    export.register_namedtuple_serialization(state, serialized_name=f"jaxnorm.{state.__name__}")
+    return state

@@ -1,0 +1,83 @@
+"""Programs exported for any size: symbolic shapes, on all platforms, there and back."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jaxnorm as jn
+from tests.calls import FEATURES, INPUTS, SHAPE, arguments, functions
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Their parameters lie along the batch as well, or x has one shape with something else.
+PER_EXAMPLE = ("ada_layer_norm", "adain", "modulate")
+NORMS = [name for name in functions("x") if name not in PER_EXAMPLE]
+ROUND_TRIPS = ("batch_norm", "batch_norm_inference", "layer_norm", "rms_norm", "group_norm")
+RNG = np.random.default_rng(3)
+
+
+def exported(name: str, dims: str) -> tuple[export.Exported, Any]:
+    """A norm and the gradient of its input, for x of symbolic ``dims``; and the function itself."""
+    rest = {k: v for k, v in arguments(name).items() if k not in ("x", "residual")}
+
+    def step(x: Any) -> Any:
+        y, pull = jax.vjp(lambda x: jax.tree.leaves(getattr(jn, name)(x, **rest))[0], x)
+        return y, pull(jnp.sin(y))
+
+    x = jax.ShapeDtypeStruct(export.symbolic_shape(dims), jnp.float32)
+    return export.export(jax.jit(step), platforms=PLATFORMS)(x), step
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_all_axes_but_the_features_are_free(name: str) -> None:
+    """In the program of a norm and its gradient."""
+    program, _ = exported(name, f"b, h, w, {FEATURES}")
+    assert program.platforms == PLATFORMS
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_there_and_back(name: str) -> None:
+    """What was serialized computes what the function computes, whatever the size."""
+    program, step = exported(name, f"b, h, w, {FEATURES}")
+    again = export.deserialize(program.serialize())
+    for shape in (SHAPE, (2, 1, 3, FEATURES)):
+        x = RNG.normal(5, 2, shape).astype(np.float32)
+        for a, b in zip(again.call(x), step(x), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "group_norm", "batch_norm"])
+def test_free_features(name: str) -> None:
+    """Parameters are then symbolic too."""
+    b, h, c = export.symbolic_shape("b, h, c")
+    spec = jax.ShapeDtypeStruct
+    parameter, x = spec((2 * c,), jnp.float32), spec((b, h, 2 * c), jnp.bfloat16)
+    options: dict[str, Any] = {"num_groups": 2} if name == "group_norm" else {}
+    state = (jn.RunningStats(parameter, parameter),) if name == "batch_norm" else ()  # pyright: ignore[reportArgumentType]
+
+    def norm(x: Any, scale: Any, *state: Any) -> Any:
+        return getattr(jn, name)(x, *state, scale, **options)
+
+    program = export.export(jax.jit(norm), platforms=PLATFORMS)(x, parameter, *state)
+    assert jax.tree.leaves(program.out_avals)[0].ndim == 3
+
+
+STATES = {
+    "RunningStats": jn.init_running_stats(3, cumulative=True),
+    "Moments": INPUTS["moments"],
+    "WhiteningStats": jn.init_whitening(3),
+    "SpectralState": jn.init_spectral_norm(jax.random.key(0), jnp.ones((4, 3))),
+}
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_states_are_serialized(state: Any) -> None:
+    """Programs that take and return them are serialized like any others."""
+    program = export.export(jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s)))(state)
+    back = export.deserialize(program.serialize()).call(state)
+    assert type(back) is type(state)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b + 1)
