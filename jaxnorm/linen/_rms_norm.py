@@ -54,7 +54,7 @@ class RMSNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
-    scale_offset: float = dataclasses.field(default=0.0, kw_only=True)
+    scale_offset: float | jax.Array = dataclasses.field(default=0.0, kw_only=True)
     fraction: float = dataclasses.field(default=1.0, kw_only=True)
 
     @nn.compact

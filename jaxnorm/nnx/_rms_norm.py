@@ -67,7 +67,7 @@ class RMSNorm(nnx.Module):
         promote_dtype: PromoteDtypeFn = promote_dtype,
         rngs: nnx.Rngs,
         scale_metadata: Mapping[str, Any] | None = None,
-        scale_offset: float = 0.0,
+        scale_offset: float | jax.Array = 0.0,
         fraction: float = 1.0,
     ) -> None:
         self.num_features = num_features

@@ -15,7 +15,8 @@ from ._recipe import Call, Recipe, Shape, State, affine_of, present, stats_of
 class FrozenBatchNormRecipe(Recipe):
     """A layer of `batch_norm_inference` that trains nothing and moves nothing.
 
-    Scale and bias are state, like the running statistics, so that no optimizer sees them.
+    Scale and bias are state, like the running statistics, so that no optimizer sees them. They have the
+    ``param_dtype``.
     """
 
     epsilon: float = 1e-5
@@ -23,7 +24,8 @@ class FrozenBatchNormRecipe(Recipe):
 
     def state(self, shape: Shape) -> dict[str, jax.Array]:
         """``mean``, ``var``, ``scale`` and ``bias``."""
-        affine = {"scale": jnp.ones(shape, jnp.float32), "bias": jnp.zeros(shape, jnp.float32)}
+        dtype = self.param_dtype
+        affine = {"scale": jnp.ones(shape, dtype), "bias": jnp.zeros(shape, dtype)}
         return {**present(init_running_stats(shape)), **affine}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:

@@ -56,7 +56,7 @@ class Recipe:
         return {}
 
     def state(self, shape: Shape) -> dict[str, jax.Array]:
-        """What is kept between steps but not trained, before the first of them: by name, float32."""
+        """What is kept between steps but not trained, before the first of them: by name."""
         return {}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:

@@ -12,7 +12,8 @@ from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments_about_zero
 from ..core._pool import Moments
-from ..core._precision import arithmetic_dtype
+from ..core._precision import arithmetic_dtype, result_dtype
+from ._modulate import plus_offset
 from ._normalized_by import normalized_by
 
 
@@ -23,7 +24,7 @@ def rms_norm(
     reduction_axes: Axes = -1,
     feature_axes: Axes = -1,
     epsilon: float = 1e-6,
-    scale_offset: float = 0.0,
+    scale_offset: float | jax.Array = 0.0,
     fraction: float = 1.0,
     mask: jax.Array | None = None,
     axis_name: AxisName | None = None,
@@ -42,7 +43,7 @@ def rms_norm(
         feature_axes: the axes along which ``scale`` lies.
         epsilon: ε, added to the mean square; zero or positive. (PyTorch's ``eps=None`` is
             ``jnp.finfo(jnp.float32).eps``, in float64 that of float64.)
-        scale_offset: added to ``scale``: 1 for the 1 + scale of Gemma, whose scales start at 0.
+        scale_offset: added to ``scale``, which it needs: 1 for the 1 + scale of Gemma, which starts at 0.
         fraction: the mean square is that of so much of the features, the first ones, rounded down: partial
             RMS norm, with 0.0625 in the paper. Then there is one reduction axis, and no ``axis_name``.
         mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
@@ -66,10 +67,9 @@ def rms_norm(
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
     # Not as it lies in memory, if it is a part of it or upcast.
     widened = fraction != 1 or arithmetic_dtype(x) != x.dtype
-    if scale is not None and scale_offset:
-        scale = jnp.asarray(scale)
-        scale = scale.astype(arithmetic_dtype(scale)) + scale_offset  # before rounding to dtype
-
+    scale = None if scale is None else jnp.asarray(scale)
+    y_dtype = result_dtype(dtype, x, scale)  # of the scale as it was given
+    scale = plus_offset(scale, scale_offset)
     if fraction != 1:
         _check_fraction(fraction, x, reduced, axis_name)
 
@@ -88,7 +88,7 @@ def rms_norm(
         feature_axes=feature_axes,
         epsilon=epsilon,
         mask=mask,
-        dtype=dtype,
+        dtype=y_dtype,
         about_zero=True,
     )
     return y
