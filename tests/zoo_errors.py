@@ -1,10 +1,12 @@
 """What the norms that Flax does not have refuse, word for word: rows of `test_errors`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxnorm as jn
 from jaxnorm import linen as jnl
@@ -80,6 +82,14 @@ def not_a_fraction(fraction: str) -> str:
     )
 
 
+def offset_of_nothing(came: str) -> str:
+    """What an offset of a scale that is not there is told."""
+    return (
+        f"scale_offset is added to scale; got scale_offset={came} without a scale. Give one (use_scale, in a "
+        f"module), or leave scale_offset out."
+    )
+
+
 def not_a_channel_axis(came: str, shape: str) -> str:
     """What a layer with no choice of axes is told."""
     return (
@@ -137,6 +147,14 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jn.rms_norm(X, reduction_axes=(1, 2), fraction=0.5),
         FRACTION_AXES,
     ),
+    **{
+        f"{name}, offset{what}": (call, offset_of_nothing(came))
+        for name, norm in {"rms_norm": jn.rms_norm, "modulate": jn.modulate}.items()
+        for what, came, call in (
+            ("", "1.0", partial(norm, X, scale_offset=1.0)),
+            (", array", "0.0", partial(norm, X, scale_offset=np.zeros(()))),
+        )
+    },
     "adain, style": (lambda: jn.adain(X, X[:, :, :3]), OTHER_STYLE),
     "domain, float": (lambda: jn.stats_of_domain(STATS, 0.5), not_a_domain("float32", "()")),  # pyright: ignore[reportArgumentType]
     "domain, several": (

@@ -98,7 +98,12 @@ def _first(a: Any, axis: int, fraction: float) -> Any:
     """So much of what lies along ``axis``, from its beginning."""
     if a is None or a.shape[axis] == 1:
         return a
-    return lax.slice_in_dim(a, 0, int(a.shape[axis] * fraction), axis=axis)
+    return lax.slice_in_dim(a, 0, _counted(a.shape[axis], fraction), axis=axis)
+
+
+def _counted(features: int, fraction: float) -> int:
+    """How many of the features; 29 of 100 for 0.29, which as a float is a little less."""
+    return min(features, int(features * float(fraction) * (1 + 1e-6)))
 
 
 def _check_fraction(
@@ -106,7 +111,7 @@ def _check_fraction(
 ) -> None:
     features = x.shape[reduced[0]] if reduced else 0
     in_range = isinstance(fraction, numbers.Real) and 0 < float(fraction) <= 1
-    if not in_range or int(features * float(fraction)) < 1:
+    if not in_range or _counted(features, fraction) < 1:
         raise ValueError(
             f"fraction must lie in (0, 1], and leave a feature; got fraction={fraction!r} of {features} "
             f"features. 0.0625 is that of the paper, 1 takes all."
