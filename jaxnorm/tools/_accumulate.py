@@ -100,14 +100,13 @@ def accumulate(
     params, rest = subject.split(subject.state)
 
     def loss_of_part(params: Any, rest: Any, gathered: Stats, part: Any, number: jax.Array) -> Any:
-        drawn = {name: jax.random.fold_in(key, number) for name, key in (rngs or {}).items()}
-        own = model_of(model, variables, drawn) if drawn else subject
         # Every part begins with the running statistics from before the first.
         stats = {path: {**held[path], **gathered[path]} for path in held}
-        result, stats, state = own.run(own.join(params, rest), stats, loss, part, _gather)
+        state = subject.join(params, rest)
+        result, stats, state = subject.run(state, stats, loss, part, _gather, number)
         value, aux = result if has_aux else (result, None)
         gathered = {path: {name: stats[path][name] for name in nothing[path]} for path in nothing}
-        return value, (own.split(state)[1], gathered, aux)
+        return value, (subject.split(state)[1], gathered, aux)
 
     step = jax.value_and_grad(loss_of_part, has_aux=True)
 
