@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ._axes import against
+from ._mixed import mixed
 from ._pool import Moments, without_bias
 from ._precision import arithmetic_dtype, real_dtype
 
@@ -118,12 +119,7 @@ def update_running_stats(
     old_weight = _batches_share(stats) if momentum is None else momentum
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:
-        dtype = arithmetic_dtype(old, new)
-        weight = jnp.asarray(old_weight).astype(dtype)
-        # A weight of 0 forgets and one of 1 ignores, even a NaN, which 0 * NaN would not.
-        kept = jnp.where(weight == 0, 0, weight * old.astype(dtype))
-        mixed = kept + jnp.where(weight == 1, 0, (1 - weight) * new.astype(dtype))
-        return jnp.where(n > 0, mixed.astype(old.dtype), old)
+        return jnp.where(n > 0, mixed(old, new, old_weight).astype(old.dtype), old)
 
     return RunningStats(
         moved(stats.mean, mean), moved(stats.var, var), _counted(stats.count, n > 0)

@@ -108,9 +108,8 @@ def batch_renorm(
     moved = update_running_stats(
         stats._replace(var=old_std), m._replace(var=std), momentum=momentum
     )
-    # The difference of the squares: exactly 0 where nothing moves.
-    change = (moved.var - old_std) * (moved.var + old_std)
-    var = jnp.maximum(stats.var + change.astype(stats.var.dtype), 0)
+    var = jnp.maximum(moved.var**2 - epsilon, 0).astype(stats.var.dtype)
+    var = jnp.where(moved.var == old_std, stats.var, var)  # bit for bit where nothing moves
     return y.astype(o.dtype), moved._replace(var=var)
 
 

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisName
 from ..core._axes import Axes, one_axis
+from ..core._mixed import mixed
 from ..core._normalize import check_epsilon
 from ..core._residuals import lean
 from ..core._running import check_momentum
@@ -92,10 +93,7 @@ def iterative_whitening(
         )
     if training:
         count, *own = whitening_of(rows, mask_of_rows(o.mask, channel), steps, epsilon, axis_name)
-        moved = (
-            momentum * old + (1 - momentum) * new
-            for old, new in zip((mean, matrix), own, strict=True)
-        )
+        moved = (mixed(old, new, momentum) for old, new in zip((mean, matrix), own, strict=True))
         # With nothing counted, everything stays as it was.
         stats = WhiteningStats(
             *(
