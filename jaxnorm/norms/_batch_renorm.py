@@ -90,7 +90,7 @@ def batch_renorm(
                 f"{name} must be {least} or more; got {name}={limit}. At {least} it is batch norm."
             )
     given = {"scale": scale, "bias": bias}
-    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     old_mean, old_var = (a.astype(o.x.dtype) for a in running_against(stats, o.x, o.features))
     reduced = complement(o.features, o.x.ndim)
     m = reduce_moments(o.x, reduced, o.mask, axis_name, axis_index_groups, narrow=o.narrow)
@@ -102,7 +102,7 @@ def batch_renorm(
     )
     # The correction is one of scale and bias.
     corrected = stored(r * gain), stored(d * gain + offset)
-    y = normalize(o.x, m.mean, m.var, *corrected, epsilon=epsilon)
+    y = normalize(o.x, m.mean, m.var, *corrected, epsilon=epsilon, mask=o.mask)
 
     old_std = old_std.reshape(stats.var.shape)
     moved = update_running_stats(

@@ -13,7 +13,7 @@ from ..core._mixed import mixed
 from ..core._normalize import check_epsilon
 from ..core._residuals import lean
 from ..core._running import check_momentum
-from ._operands import affine, operands
+from ._operands import affine, operands, readable
 from ._recipe import Affine, Call, Shape, State, Tracked, affine_of
 from ._whitening_of import mask_of_rows, whitening_of
 from ._whitening_stats import WhiteningStats, init_whitening
@@ -73,11 +73,16 @@ def iterative_whitening(
         True
     """
     o = operands(
-        x, {"scale": scale, "bias": bias}, feature_axes=feature_axes, dtype=dtype, mask=mask
+        x,
+        {"scale": scale, "bias": bias},
+        feature_axes=feature_axes,
+        dtype=dtype,
+        mask=mask,
+        about_zero=False,
     )
     channel = one_axis(feature_axes, o.x.ndim, "feature_axes", "the channels")
     rows = jnp.moveaxis(o.x, channel, -1)
-    features = rows.shape[-1]
+    features, counted = rows.shape[-1], mask_of_rows(o.mask, channel)
     if not isinstance(stats, WhiteningStats) or stats.matrix.shape != (features, features):
         raise ValueError(
             f"stats must be WhiteningStats for the {features} channels of x; got {stats!r}. Start from "
@@ -92,7 +97,7 @@ def iterative_whitening(
             "matrices: 0.9 is usual."
         )
     if training:
-        count, *own = whitening_of(rows, mask_of_rows(o.mask, channel), steps, epsilon, axis_name)
+        count, *own = whitening_of(rows, counted, steps, epsilon, axis_name)
         moved = (mixed(old, new, momentum) for old, new in zip((mean, matrix), own, strict=True))
         # With nothing counted, everything stays as it was.
         stats = WhiteningStats(
@@ -104,7 +109,8 @@ def iterative_whitening(
         mean, matrix = (
             jnp.where(count > 0, new, old) for new, old in zip(own, (mean, matrix), strict=True)
         )
-    centered = rows - mean.reshape((1,) * (rows.ndim - 1) + mean.shape)
+    mean = mean.reshape((1,) * (rows.ndim - 1) + mean.shape)
+    centered = readable(rows, counted, mean) - mean
     whitened = jnp.matmul(centered, matrix, precision=lax.Precision.HIGHEST)
     y = affine(jnp.moveaxis(whitened, -1, channel), *o.parameters)
     return y.astype(o.dtype), stats

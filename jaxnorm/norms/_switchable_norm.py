@@ -79,7 +79,7 @@ def switchable_norm(
         True
     """
     given = {"scale": scale, "bias": bias}
-    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     mean, var = (a.astype(o.x.dtype) for a in running_against(stats, o.x, o.features))
     positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)
     of_instances = reduce_moments(o.x, positions, o.mask, None, None, narrow=o.narrow)
@@ -96,7 +96,8 @@ def switchable_norm(
         _mixed(mean_weights, "mean_weights", means),
         _mixed(var_weights, "var_weights", variances),
     )
-    return normalize(o.x, *mixed, *o.parameters, epsilon=epsilon).astype(o.dtype), stats
+    y = normalize(o.x, *mixed, *o.parameters, epsilon=epsilon, mask=o.mask)
+    return y.astype(o.dtype), stats
 
 
 def _mixed(weights: jax.Array, name: str, values: tuple[jax.Array, ...]) -> jax.Array:

@@ -98,6 +98,7 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("local_response_norm", "feature_axes"): [{"alpha": 0.5, "feature_axes": 1}],
     ("lp_normalize", "epsilon"): [{"epsilon": 4.0}],
     ("lp_normalize", "p"): [{"p": 1}, {"p": 3.0}],
+    ("mean_only_batch_norm_inference", "mask"): READS_A_MASKED_NAN,
     ("modulate", "scale_offset"): [
         {"scale_offset": 1.0},
         {"scale_offset": 1.0, "scale": _narrow(ARGUMENTS["modulate"]["scale"])},
