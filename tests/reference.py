@@ -571,9 +571,11 @@ def local_response_norm(
     beta: float = 0.75,
     k: float = 1.0,
     feature_axes: Any = -1,
+    mask: Array = None,
 ) -> Leaves:
-    """Krizhevsky, Sutskever and Hinton (2012)."""
-    return (oracle.local_response_norm(x, size, alpha, beta, k, feature_axes),)
+    """Krizhevsky, Sutskever and Hinton (2012); in the sums, what is masked is 0."""
+    constants = size, alpha, beta, k, feature_axes
+    return (oracle.local_response_norm(_readable(x, mask), *constants, mask=mask),)
 
 
 # --- no statistics -------------------------------------------------------------------------------

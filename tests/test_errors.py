@@ -486,6 +486,11 @@ def accumulated(batch: Any, micro_batches: int) -> Callable[[], Any]:
     )
 
 
+def call(model: Any, x: Any) -> Any:
+    """A loss, and a run."""
+    return model(x).mean()
+
+
 def no_model(came: str) -> str:
     """What something else than a model is told."""
     return (
@@ -576,6 +581,7 @@ VARIABLES_OF_NNX = (
     "variables belong to a Linen module; got them with an NNX model, BatchNorm, which holds its own. "
     "Leave them out."
 )
+RNGS_OF_NNX = VARIABLES_OF_NNX.replace("variables", "rngs")
 ACTIVATION_LOST = (
     "what takes the place of a batch norm must do all that it does; got '' with activation='relu', which "
     "LayerNorm has not. Write it after the norm in the model, or leave this layer out with where."
@@ -887,6 +893,15 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tools.examine(NNX_MODEL, ROWS, variables=VARIABLES),
         VARIABLES_OF_NNX,
     ),
+    **{
+        f"{name}, rngs of NNX": (partial(tool, *given, rngs={"dropout": KEY}), RNGS_OF_NNX)
+        for name, tool, *given in (
+            ("recalibrate", tools.recalibrate, NNX_MODEL, [ROWS]),
+            ("examine", tools.examine, NNX_MODEL, ROWS),
+            ("fold", tools.fold, NNX_MODEL, ROWS),
+            ("accumulate", partial(tools.accumulate, micro_batches=2), call, NNX_MODEL, ROWS),
+        )
+    },
     "freeze, no variables": (lambda: tools.freeze(Model()), no_variables("NoneType")),
     "freeze, parameters": (
         lambda: tools.freeze(Model(), variables=VARIABLES["params"]),

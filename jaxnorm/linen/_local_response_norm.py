@@ -45,7 +45,7 @@ class LocalResponseNorm(nn.Module):
 
         Args:
             x: activations of any rank.
-            mask: ignored: each position is normalized by itself.
+            mask: True counts; broadcastable to ``x``.
             use_running_average: ignored; batch norm, which may stand here instead, needs it.
 
         Returns:
@@ -61,5 +61,6 @@ class LocalResponseNorm(nn.Module):
             beta=self.beta,
             k=self.k,
             feature_axes=self.feature_axes,
+            mask=mask,
             dtype=self.dtype,
         )

@@ -8,9 +8,11 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, one_axis
+from ..core._moments import mask_against
 from ..core._pool import abs_square
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import lean
+from ._operands import readable
 
 
 @lean
@@ -22,6 +24,7 @@ def local_response_norm(
     beta: float = 0.75,
     k: float = 1.0,
     feature_axes: Axes = -1,
+    mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Local response norm: divides each channel by the energy of its neighbours.
@@ -39,14 +42,16 @@ def local_response_norm(
         beta: β, the exponent.
         k: added to the sum, so that silence is not amplified.
         feature_axes: the channel axis, one: -1 for channels last, 1 for channels first.
+        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no sum. Its own
+            output is that of any other; a masked NaN or infinity is read as 0.
         dtype: of ``y``; None is that of ``x``.
 
     Returns:
         ``y`` of the shape of ``x``.
 
     Raises:
-        ValueError: ``size`` is less than 1, or an axis or dtype cannot be; the message says what must hold
-            and what to do.
+        ValueError: ``size`` is less than 1, or an axis, mask or dtype cannot be; the message says what must
+            hold and what to do.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -66,8 +71,10 @@ def local_response_norm(
     size = int(size)
     window[channel], padding[channel] = size, (size // 2, (size - 1) // 2)
 
-    x = upcast(x)
-    energy = lax.reduce_window(abs_square(x), 0.0, lax.add, window, (1,) * x.ndim, padding)
+    mask = mask_against(mask, x)
+    x = readable(upcast(x), mask, 0)
+    counted = x if mask is None else jnp.where(mask, x, 0)
+    energy = lax.reduce_window(abs_square(counted), 0.0, lax.add, window, (1,) * x.ndim, padding)
     base = k + alpha / size * energy
     gain = jnp.where(base == 0, 1, base) ** -beta  # silence stays silent where k is 0
     return (x * gain.astype(x.dtype)).astype(y_dtype)

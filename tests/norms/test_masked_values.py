@@ -65,6 +65,7 @@ ABOUT_ZERO = {
     "filter_response_norm",
     "global_response_norm",
     "l2_normalize",
+    "local_response_norm",
     "pixel_norm",
     "rms_norm",
     "scale_norm",
