@@ -179,7 +179,8 @@ NO_COUNT = (
 )
 REAL_STATS = (
     "stats.mean must be complex for a complex input; got float32 for x of complex64. Start from "
-    "init_running_stats(feature_shape, dtype=jnp.complex64)."
+    "init_running_stats(feature_shape, dtype=jnp.complex64): a module does so by its init with a complex x "
+    "(Linen) or param_dtype=jnp.complex64 (NNX)."
 )
 REAL_RESULT = (
     "dtype must be complex for a complex x, scale or bias; got float32 for complex64. "

@@ -136,6 +136,40 @@ def whitened(**options: Any) -> Callable[[], Any]:
     return lambda: jn.iterative_whitening(X, jn.init_whitening(4), training=True, **options)
 
 
+def complex_values(norm: str, instead: str) -> str:
+    """What they are told where there is no formula for them."""
+    return (
+        f"{norm} must have real values; got complex64. Make features of their real and imaginary parts, or "
+        f"use {instead}, which takes complex ones."
+    )
+
+
+COMPLEX, COMPLEX_SCALE = X.astype(jnp.complex64), jnp.ones(4, jnp.complex64)
+REAL_ONLY: dict[str, tuple[Callable[[], Any], str]] = {
+    "batch_renorm": (lambda: jn.batch_renorm(COMPLEX, STATS), "batch_norm"),
+    "batch_renorm, module": (
+        lambda: jnl.BatchRenorm(use_running_average=False).init(KEY, COMPLEX),
+        "batch_norm",
+    ),
+    "batch_renorm, scale": (lambda: jn.batch_renorm(X, STATS, COMPLEX_SCALE), "batch_norm"),
+    "conv_spectral_norm": (
+        lambda: jn.conv_spectral_norm(KERNEL.astype(jnp.complex64), IMAGE),
+        "spectral_norm",
+    ),
+    "derf": (lambda: jn.derf(COMPLEX), "layer_norm"),
+    "evo_norm_b0": (
+        lambda: jn.evo_norm_b0(COMPLEX, STATS, jnp.ones(4), training=True),
+        "batch_norm",
+    ),
+    "evo_norm_s0": (lambda: jn.evo_norm_s0(COMPLEX, jnp.ones(4), num_groups=2), "group_norm"),
+    "filter_response_norm": (lambda: jn.filter_response_norm(COMPLEX), "instance_norm"),
+    "iterative_whitening": (
+        lambda: jn.iterative_whitening(COMPLEX, jn.init_whitening(4), training=True),
+        "batch_norm",
+    ),
+}
+
+
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "rms_norm, fraction": (lambda: jn.rms_norm(X, fraction=0.1), not_a_fraction("0.1")),
     "rms_norm, too much": (lambda: jn.rms_norm(X, fraction=2.0), not_a_fraction("2.0")),
@@ -154,6 +188,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
             ("", "1.0", partial(norm, X, scale_offset=1.0)),
             (", array", "0.0", partial(norm, X, scale_offset=np.zeros(()))),
         )
+    },
+    **{
+        f"{case}, complex": (call, complex_values(case.split(",")[0], instead))
+        for case, (call, instead) in REAL_ONLY.items()
     },
     "adain, style": (lambda: jn.adain(X, X[:, :, :3]), OTHER_STYLE),
     "domain, float": (lambda: jn.stats_of_domain(STATS, 0.5), not_a_domain("float32", "()")),  # pyright: ignore[reportArgumentType]

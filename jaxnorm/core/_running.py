@@ -176,7 +176,8 @@ def running_against(
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(stats.mean):
         raise ValueError(
             f"stats.mean must be complex for a complex input; got {stats.mean.dtype.name} for x of "
-            f"{x.dtype.name}. Start from init_running_stats(feature_shape, dtype=jnp.complex64)."
+            f"{x.dtype.name}. Start from init_running_stats(feature_shape, dtype=jnp.complex64): a module "
+            f"does so by its init with a complex x (Linen) or param_dtype=jnp.complex64 (NNX)."
         )
     if jnp.iscomplexobj(stats.mean) and not jnp.iscomplexobj(x):
         raise ValueError(

@@ -51,7 +51,7 @@ class FromRecipe(nn.Module):
         }
         kept = {
             name: self.variable("batch_stats", name, lambda value: value, value)
-            for name, value in self.state(shape).items()
+            for name, value in self.state(shape, x.dtype).items()
         }
         call = Call(
             condition,

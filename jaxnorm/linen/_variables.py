@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..core._precision import promoted_dtype
+from ..core._precision import dtype_of_mean
 from ..core._running import RunningStats, init_running_stats
 
 
@@ -37,11 +37,9 @@ class RunningVariables:
         self, module: Any, x: jax.Array, shape: tuple[int, ...], *, evaluating: bool
     ) -> None:
         dtype = jnp.float32 if module.force_float32_reductions else module.param_dtype
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            dtype = promoted_dtype(jnp.dtype(dtype), jnp.complex64)
         # Evaluation reads no count, so a checkpoint need not have one.
         counting = module.momentum is None and (module.is_initializing() or not evaluating)
-        fresh = init_running_stats(shape, dtype, cumulative=counting)
+        fresh = init_running_stats(shape, dtype_of_mean(x.dtype, dtype), cumulative=counting)
         self._keeping = module.is_initializing()
         self._variables = {
             name: module.variable("batch_stats", name, lambda value: value, value)

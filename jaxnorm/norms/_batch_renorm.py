@@ -15,6 +15,7 @@ from ..core._axes import Axes, complement
 from ..core._cpu_hints import stored
 from ..core._moments import reduce_moments
 from ..core._normalize import normalize
+from ..core._precision import check_real
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
 from ._batch_norm import batch_norm_inference
@@ -84,6 +85,7 @@ def batch_renorm(
         >>> print(jnp.allclose(y, jn.batch_norm_inference(x, stats, epsilon=1e-3), atol=1e-5))
         True
     """
+    check_real("batch_renorm", "batch_norm", x, scale, bias)
     for name, limit, least in (("rmax", rmax, 1), ("dmax", dmax, 0)):
         if isinstance(limit, numbers.Real) and not float(limit) >= least:
             raise ValueError(
@@ -128,9 +130,9 @@ class BatchRenormRecipe(Affine, Tracked):
     dmax: Limit = PAPERS_DMAX
     """The limit of d, likewise."""
 
-    def state(self, shape: Shape) -> dict[str, jax.Array]:
+    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """``steps``, too, for the schedules."""
-        return {**super().state(shape), "steps": jnp.zeros((), jnp.int32)}
+        return {**super().state(shape, dtype), "steps": jnp.zeros((), jnp.int32)}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """In training, one step more."""

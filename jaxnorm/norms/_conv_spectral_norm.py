@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..core._precision import result_dtype, upcast
+from ..core._precision import check_real, result_dtype, upcast
 
 
 def conv_spectral_norm(
@@ -54,6 +54,7 @@ def conv_spectral_norm(
         8.95
     """
     kernel, image = jnp.asarray(kernel), jnp.asarray(image)
+    check_real("conv_spectral_norm", "spectral_norm", kernel, image)
     if (
         kernel.ndim != 4
         or image.ndim != 4

@@ -13,6 +13,7 @@ from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments
 from ..core._normalize import check_epsilon
 from ..core._pool import Moments, pool
+from ..core._precision import check_real
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
 from ..core._sync import pool_over_devices
@@ -77,6 +78,7 @@ def evo_norm_b0(
         >>> print(jnp.allclose(y, again, atol=1e-5))
         True
     """
+    check_real("evo_norm_b0", "batch_norm", x, v, scale, bias)
     given = {"v": v, "scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     _, var = running_against(stats, o.x, o.features)

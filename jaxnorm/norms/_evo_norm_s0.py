@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, one_axis
 from ..core._normalize import normalize
+from ..core._precision import check_real
 from ..core._residuals import lean
 from ._group_norm import moments_of_groups
 from ._operands import operands
@@ -67,6 +68,7 @@ def evo_norm_s0(
         >>> print(jnp.allclose(y, jn.evo_norm_s0(2 * x, jnp.ones(4) / 2, num_groups=2)))
         True
     """
+    check_real("evo_norm_s0", "group_norm", x, v, scale, bias)
     given = {"v": v, "scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     channel = one_axis(feature_axes, o.x.ndim, "feature_axes", "the channels")

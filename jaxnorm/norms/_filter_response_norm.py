@@ -12,6 +12,7 @@ from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments_about_zero
 from ..core._normalize import normalize
+from ..core._precision import check_real
 from ..core._residuals import lean
 from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
@@ -65,6 +66,7 @@ def filter_response_norm(
         [[ True False]
          [ True False]]
     """
+    check_real("filter_response_norm", "instance_norm", x, scale, bias, threshold)
     given = {"scale": scale, "bias": bias, "threshold": threshold}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     kept = axes_of_instances(o.x, o.features)

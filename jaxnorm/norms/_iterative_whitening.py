@@ -11,6 +11,7 @@ from ..core._all_reduce import AxisName
 from ..core._axes import Axes, one_axis
 from ..core._mixed import mixed
 from ..core._normalize import check_epsilon
+from ..core._precision import check_real
 from ..core._residuals import lean
 from ..core._running import check_momentum
 from ._operands import affine, operands, readable
@@ -72,6 +73,7 @@ def iterative_whitening(
         >>> print(jnp.abs(jnp.cov(y, rowvar=False, bias=True) - jnp.eye(2)).max() < 1e-3)
         True
     """
+    check_real("iterative_whitening", "batch_norm", x, scale, bias)
     o = operands(
         x,
         {"scale": scale, "bias": bias},
@@ -127,7 +129,7 @@ class IterativeWhiteningRecipe(Affine, Tracked):
     steps: int = 5
     """Of Newton's iteration."""
 
-    def state(self, shape: Shape) -> dict[str, jax.Array]:
+    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """``mean`` and ``matrix``."""
         if len(shape) != 1 or self.axis_index_groups is not None:
             raise ValueError(
