@@ -34,7 +34,7 @@ def ada_layer_norm(
 
     Args:
         x: activations (examples, ..., features) of any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: (examples, *features), or of the rank of ``x`` and broadcastable to it.
         shift: likewise.
         feature_axes: the axes of the features, over which statistics are taken.

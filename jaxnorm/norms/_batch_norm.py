@@ -49,7 +49,7 @@ def batch_norm(
 
     Args:
         x: activations of any rank and any integer, floating (16 bits or wider) or complex dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape, from `init_running_stats` or the last step.
         scale: γ, of the feature shape; None is 1.
         bias: β, of the feature shape; None is 0.

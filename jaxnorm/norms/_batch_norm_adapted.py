@@ -37,7 +37,7 @@ def batch_norm_adapted(
 
     Args:
         x: activations of any rank and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape; they are not changed.
         scale: γ, of the feature shape; None is 1.
         bias: β, of the feature shape; None is 0.

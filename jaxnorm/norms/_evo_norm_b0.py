@@ -47,7 +47,7 @@ def evo_norm_b0(
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype, the batch first.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape. The mean is moved as in `batch_norm`, and not used.
         v: of the shape of ``feature_axes``, which is trained.
         scale: γ, likewise; None is 1.

@@ -41,7 +41,7 @@ def evo_norm_s0(
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype, the batch first.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         v: of the shape of ``feature_axes``, which is trained; None leaves the sigmoid out.
         scale: γ, likewise; None is 1.
         bias: β, likewise; None is 0.

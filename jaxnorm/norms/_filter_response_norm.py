@@ -40,7 +40,7 @@ def filter_response_norm(
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: γ, of the shape of ``feature_axes``; None is 1.
         bias: β, likewise; None is 0.
         threshold: τ of the thresholded linear unit, likewise; None leaves it out.

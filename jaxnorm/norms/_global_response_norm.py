@@ -35,7 +35,7 @@ def global_response_norm(
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: γ, of the shape of ``feature_axes``; None is 1. Training starts from 0, where y is x.
         bias: β, likewise; None is 0.
         feature_axes: the axes of the channels.

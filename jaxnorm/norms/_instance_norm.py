@@ -32,7 +32,7 @@ def instance_norm(
 
     Args:
         x: activations of rank 2 or more and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: γ, of the shape of ``feature_axes``; None is 1.
         bias: β, likewise; None is 0.
         feature_axes: the axes that are kept besides the first.
@@ -84,7 +84,7 @@ def tracked_instance_norm(
 
     Args:
         x: activations of rank 2 or more and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape, from `init_running_stats` or the last step.
         scale: γ, of the shape of ``feature_axes``; None is 1.
         bias: β, likewise; None is 0.

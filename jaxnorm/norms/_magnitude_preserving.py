@@ -100,4 +100,5 @@ def _unit_mean_square(
     reduced = complement(features, kernel.ndim)
     wide = upcast(kernel)
     length = root(abs_square(wide).sum(reduced, keepdims=True))
-    return wide, length + epsilon * math.sqrt(size_of(kernel, reduced))
+    length = length + epsilon * math.sqrt(size_of(kernel, reduced))
+    return wide, jnp.where(length == 0, 1, length)  # zeros stay zeros

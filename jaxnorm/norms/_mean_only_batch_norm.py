@@ -37,7 +37,7 @@ def mean_only_batch_norm(
 
     Args:
         x: activations of any rank and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape. The variance is moved, too, and not used.
         bias: β, of the feature shape; None is 0.
         feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.

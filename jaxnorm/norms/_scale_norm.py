@@ -34,7 +34,7 @@ def scale_norm(
 
     Args:
         x: values of any rank and any integer, floating or complex dtype.
-            Sums and arithmetic are in float32 or wider.
+            Sums and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: g, one number; at first the root of the number of features.
         reduction_axes: the axes along which a vector lies.
         epsilon: ε, added to the square of the length; zero or positive. (The paper's code divides by

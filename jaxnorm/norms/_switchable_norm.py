@@ -48,7 +48,7 @@ def switchable_norm(
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype, the batch first.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape.
         mean_weights: three numbers before the softmax: instance, layer, batch.
         var_weights: likewise.
