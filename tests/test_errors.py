@@ -148,6 +148,14 @@ def bad_epsilon(came: str) -> str:
     )
 
 
+def no_flag(name: str, came: str, choices: str = "True or False") -> str:
+    """What is neither of the two is told."""
+    return (
+        f"{name} must be {choices}; got {came}. It decides what is compiled, and so cannot be traced: under "
+        f"jit, name it in static_argnames."
+    )
+
+
 def bad_momentum(came: str) -> str:
     """What a momentum that is no weight is told."""
     return (
@@ -204,6 +212,10 @@ TWO_CHANNELS = (
 )
 NOT_A_WINDOW = (
     "size must be an integer of 1 or more, the number of channels in a window; got 0. 5 is usual."
+)
+NEGATIVE_ENERGY = (
+    "k must be finite, and zero or positive; got k=-5. What x is divided by is a power of k + alpha/size · Σ "
+    "|x|², which must not be negative."
 )
 NO_MATRIX = (
     "kernel must have rank 2 or more to have a spectral norm; got shape (4,). Leave scales and biases as "
@@ -672,6 +684,22 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "epsilon, None": (train(epsilon=None), NOT_ONE_EPSILON),
     "epsilon, evaluating": (evaluate(epsilon=-1), bad_epsilon("-1")),
     "epsilon, layer": (layer(epsilon=-1.0), bad_epsilon("-1.0")),
+    "epsilon, array": (train(epsilon=np.array(-1e3)), bad_epsilon("-1000.0")),
+    # flags
+    "flag": (train(unbiased="abc"), no_flag("unbiased", "'abc'")),
+    "flag, mode": (
+        lambda: jn.evo_norm_b0(X, STATS, X[0, 0], training="abc"),  # pyright: ignore[reportArgumentType]
+        no_flag("training", "'abc'"),
+    ),
+    "flag, layer": (layer(use_bias=1), no_flag("use_bias", "1")),
+    "flag, call": (
+        lambda: jnl.LayerNorm(use_scale=None).init(KEY, X),  # pyright: ignore[reportArgumentType]
+        no_flag("use_scale", "None"),
+    ),
+    "flag, of a mode": (
+        lambda: jnl.BatchNorm().init(KEY, X, use_running_average=0),  # pyright: ignore[reportArgumentType]
+        no_flag("use_running_average", "0", "True, False or None"),
+    ),
     # momentum
     "momentum": (train(momentum=1.5), bad_momentum("1.5")),
     "momentum, negative": (train(momentum=-0.1), bad_momentum("-0.1")),
@@ -715,6 +743,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         BATCH_AS_FEATURE,
     ),
     "window": (lambda: jn.local_response_norm(X, size=0), NOT_A_WINDOW),
+    "window, k": (lambda: jn.local_response_norm(X, size=3, k=-5), NEGATIVE_ENERGY),
     "window, axes": (
         lambda: jn.local_response_norm(X, size=3, feature_axes=(1, 2)),
         TWO_CHANNELS,

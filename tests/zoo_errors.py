@@ -120,7 +120,11 @@ NO_MAP = (
 NO_CONDITION = (
     "the condition must be (examples, ..., 3), as condition_features says; got shape (3,)."
 )
-SHARE_OUTSIDE = "running_share must lie in [0, 1]; got 2.0. 1 is evaluation, 0 as in training."
+SHARE_OUTSIDE = (
+    "running_share must lie in [0, 1]; got running_share=2.0. 1 is evaluation, 0 as in training."
+)
+NO_FEATURES = "features must be an integer of 1 or more; got 0. It is the number of channels."
+NO_OFFSET = "scale_offset must be finite; got scale_offset=nan. Look for where it comes from."
 GAIN_SHAPE = (
     "gain must broadcast to kernel; got shape (5, 3, 3, 4, 2) for a kernel of shape (3, 3, 4, 2). One number "
     "is usual."
@@ -225,6 +229,8 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jnl.AdaLayerNorm(condition_features=3).init(KEY, X, jnp.ones(3)),
         NO_CONDITION,
     ),
+    "init_whitening": (lambda: jn.init_whitening(0), NO_FEATURES),
+    "scale_offset": (lambda: jn.rms_norm(X, X[0, 0], scale_offset=float("nan")), NO_OFFSET),
     "adapted, share": (
         lambda: jn.batch_norm_adapted(X, STATS, running_share=2.0),
         SHARE_OUTSIDE,

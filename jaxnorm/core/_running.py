@@ -1,14 +1,14 @@
 """Running statistics: what evaluation normalizes with, moved a little by every training batch."""
 
-import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ._arguments import checked
 from ._axes import against
 from ._mixed import mixed
 from ._pool import Moments, without_bias
@@ -33,6 +33,7 @@ class RunningStats(NamedTuple):
     count: jax.Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # int32
 
 
+@checked
 def init_running_stats(
     feature_shape: int | Sequence[int], dtype: DTypeLike = jnp.float32, *, cumulative: bool = False
 ) -> RunningStats:
@@ -71,6 +72,7 @@ def underived(value: jax.Array) -> jax.Array:
     return lax.stop_gradient(value)
 
 
+@checked
 def update_running_stats(
     stats: RunningStats,
     moments: Moments,
@@ -108,7 +110,7 @@ def update_running_stats(
     """
     stats = as_arrays(stats)
     moments = Moments(*map(jnp.asarray, moments))
-    _check_update(stats, moments, momentum)
+    _check_update(stats, moments)
     shape = stats.mean.shape
     n = jnp.broadcast_to(moments.count, moments.mean.shape)
     # Added to zeros of it, the count lies on the devices of a mesh as the variance does.
@@ -198,29 +200,7 @@ def _check_inexact(dtype: DTypeLike) -> None:
         )
 
 
-def check_momentum(momentum: Any) -> None:
-    """Raises what is wrong with it.
-
-    Raises:
-        ValueError: it is neither None nor a number in [0, 1].
-    """
-    if momentum is not None and not (
-        isinstance(momentum, numbers.Real)
-        or (isinstance(momentum, jax.Array) and momentum.shape == ())
-    ):
-        raise ValueError(
-            f"momentum must be one real number or None; got {momentum!r}. It is the weight of the old value "
-            f"of every feature alike: 0.99 is usual."
-        )
-    if isinstance(momentum, numbers.Real) and not 0 <= float(momentum) <= 1:
-        raise ValueError(
-            f"momentum must lie in [0, 1]; got momentum={momentum}. It is the weight of the old value: "
-            f"0.99 moves slowly, and PyTorch's 0.1 is 0.9 here."
-        )
-
-
-def _check_update(stats: RunningStats, moments: Moments, momentum: Any) -> None:
-    check_momentum(momentum)
+def _check_update(stats: RunningStats, moments: Moments) -> None:
     for name, leaf in (("var", stats.var), ("count", stats.count)):
         shapes = (stats.mean.shape,) if name == "var" else (stats.mean.shape, ())
         if leaf is not None and leaf.shape not in shapes:

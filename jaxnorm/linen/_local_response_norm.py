@@ -6,9 +6,10 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes
 from ..norms._local_response_norm import local_response_norm
+from ._variables import Checked
 
 
-class LocalResponseNorm(nn.Module):
+class LocalResponseNorm(Checked):
     """Local response norm, as PyTorch's. Computes `jaxnorm.local_response_norm`; it has no variables.
 
     Attributes:

@@ -11,10 +11,10 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
 from ..norms._rms_norm import rms_norm
-from ._variables import devices_of, scale_of
+from ._variables import Checked, devices_of, scale_of
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Checked):
     """RMS norm: `flax.linen.RMSNorm`, field for field. Computes `jaxnorm.rms_norm`.
 
     The parameter ``scale`` lives in the collection ``params``, of the shape of ``feature_axes``.

@@ -1,11 +1,13 @@
 """What the modules do around their function: create variables, and name the devices."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ..core._arguments import check_fields, check_flag
 from ..core._precision import dtype_of_mean
 from ..core._running import RunningStats, init_running_stats
 
@@ -28,6 +30,25 @@ def devices_of(module: nn.Module, *more: str) -> dict[str, Any]:
     """The arguments that say which devices share statistics: none in ``init``, which may run outside."""
     names = ("axis_name", "axis_index_groups", *more)
     return {name: None if module.is_initializing() else getattr(module, name) for name in names}
+
+
+class Checked(nn.Module):
+    """A module whose numbers and flags are looked at when it is made."""
+
+    def __post_init__(self) -> None:
+        fields = (field.name for field in dataclasses.fields(self))
+        check_fields({name: getattr(self, name) for name in fields})
+        super().__post_init__()
+
+
+def is_evaluating(module: Any, use_running_average: bool | None) -> bool:
+    """What the module or the call says, one of them.
+
+    Raises:
+        ValueError: both do or neither, or what the call says is no flag.
+    """
+    check_flag("use_running_average", use_running_average)
+    return nn.merge_param("use_running_average", module.use_running_average, use_running_average)
 
 
 class RunningVariables:

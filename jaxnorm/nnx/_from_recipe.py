@@ -1,12 +1,13 @@
 """NNX modules of the norms that Flax does not have."""
 
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass, fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..core._arguments import check_fields
 from ..norms._recipe import Call, Recipe, Shared, Tracked
 from ._variables import Features, is_evaluating, parameter, shape_of, store, value_of
 
@@ -22,6 +23,7 @@ class FromRecipe(nnx.Module):
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         assert isinstance(self, Recipe)
+        check_fields({field.name: getattr(self, field.name) for field in fields(self)})
         shape = shape_of(self.num_features)
         for name, made in self.parameters(shape).items():
             setattr(

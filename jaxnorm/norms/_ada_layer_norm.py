@@ -9,6 +9,7 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes
 from ..core._precision import arithmetic_dtype, result_dtype
 from ..core._residuals import lean
@@ -17,6 +18,7 @@ from ._modulate import modulate
 from ._recipe import Call, Parameter, Recipe, Shape, State
 
 
+@checked
 @lean
 def ada_layer_norm(
     x: jax.Array,

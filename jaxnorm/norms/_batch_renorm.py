@@ -1,6 +1,5 @@
 """Batch renormalization (Ioffe, 2017, https://arxiv.org/abs/1702.03275)."""
 
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, complement
 from ..core._cpu_hints import stored
 from ..core._moments import reduce_moments
@@ -27,6 +27,7 @@ Limit: TypeAlias = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A number, or a schedule: a function of the number of steps done."""
 
 
+@checked
 @lean
 def batch_renorm(
     x: jax.Array,
@@ -86,11 +87,6 @@ def batch_renorm(
         True
     """
     check_real("batch_renorm", "batch_norm", x, scale, bias)
-    for name, limit, least in (("rmax", rmax, 1), ("dmax", dmax, 0)):
-        if isinstance(limit, numbers.Real) and not float(limit) >= least:
-            raise ValueError(
-                f"{name} must be {least} or more; got {name}={limit}. At {least} it is batch norm."
-            )
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     old_mean, old_var = (a.astype(o.x.dtype) for a in running_against(stats, o.x, o.features))

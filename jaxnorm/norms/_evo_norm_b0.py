@@ -9,9 +9,9 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments
-from ..core._normalize import check_epsilon
 from ..core._pool import Moments, pool
 from ..core._precision import check_real
 from ..core._residuals import lean
@@ -21,6 +21,7 @@ from ._operands import Operands, affine, operands, root
 from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
 
 
+@checked
 @lean
 def evo_norm_b0(
     x: jax.Array,
@@ -82,7 +83,6 @@ def evo_norm_b0(
     given = {"v": v, "scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     _, var = running_against(stats, o.x, o.features)
-    check_epsilon(epsilon)
     instances = _moments_of_instances(o)
     if training:
         m = pool_over_devices(pool(instances, 0), axis_name, axis_index_groups)

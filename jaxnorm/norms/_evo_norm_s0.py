@@ -8,6 +8,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, one_axis
 from ..core._normalize import normalize
 from ..core._precision import check_real
@@ -17,6 +18,7 @@ from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
 
 
+@checked
 @lean
 def evo_norm_s0(
     x: jax.Array,

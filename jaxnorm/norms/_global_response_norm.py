@@ -8,14 +8,15 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments_about_zero
-from ..core._normalize import check_epsilon
 from ..core._residuals import lean
 from ._operands import affine, operands, root
 from ._recipe import Affine, Call, State, affine_of
 
 
+@checked
 @lean
 def global_response_norm(
     x: jax.Array,
@@ -57,7 +58,6 @@ def global_response_norm(
         [[[ 7.5  1.5]
           [-7.5  1.5]]]
     """
-    check_epsilon(epsilon)
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import GROUPS, checked
 from ..core._axes import Axes, canonical_axes, one_axis
 from ..core._moments import reduce_moments
 from ..core._pool import Blocks, Moments, repeat_blocks
 from ._normalized_by import TakeMoments, normalized_by
 
 
+@checked
 def group_norm(
     x: jax.Array,
     scale: jax.Array | None = None,
@@ -115,6 +117,8 @@ def moments_of_groups(
 
 def grouping(channels: int, num_groups: int | None, group_size: int | None) -> tuple[int, int]:
     """Number of groups, and channels of a group."""
+    GROUPS.check("num_groups", num_groups)
+    GROUPS.check("group_size", group_size)
     if (num_groups is None) == (group_size is None):
         raise ValueError(
             "Either `num_groups` or `group_size` should be specified. If `group_size` is to be "

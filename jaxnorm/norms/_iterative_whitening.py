@@ -8,18 +8,18 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, one_axis
 from ..core._mixed import mixed
-from ..core._normalize import check_epsilon
 from ..core._precision import check_real
 from ..core._residuals import lean
-from ..core._running import check_momentum
 from ._operands import affine, operands, readable
 from ._recipe import Affine, Call, Shape, State, Tracked, affine_of
 from ._whitening_of import mask_of_rows, whitening_of
 from ._whitening_stats import WhiteningStats, init_whitening
 
 
+@checked
 @lean
 def iterative_whitening(
     x: jax.Array,
@@ -91,8 +91,6 @@ def iterative_whitening(
             f"init_whitening({features})."
         )
     mean, matrix = (a.astype(rows.dtype) for a in stats)
-    check_epsilon(epsilon)
-    check_momentum(momentum)
     if momentum is None:
         raise ValueError(
             "momentum must be a number in [0, 1] here; got None. There is no plain average of whitening "

@@ -8,6 +8,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, complement
 from ..core._moments import reduce_moments
 from ..core._residuals import lean
@@ -16,6 +17,7 @@ from ._operands import Operands, affine, operands, readable
 from ._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
 
 
+@checked
 @lean
 def mean_only_batch_norm(
     x: jax.Array,

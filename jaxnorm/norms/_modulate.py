@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, feature_shape
 from ..core._precision import arithmetic_dtype, result_dtype
 
 
+@checked
 def modulate(
     x: jax.Array,
     scale: jax.Array | None = None,

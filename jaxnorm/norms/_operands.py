@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._arguments import check_scalar
 from ..core._axes import Axes, against, canonical_axes
 from ..core._cpu_hints import stored_as
 from ..core._moments import mask_against
@@ -47,6 +48,8 @@ def operands(
     """
     x = jnp.asarray(x)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
+    for name in scalars:
+        check_scalar(name, parameters[name])
     placed = {
         name: against(p, x, () if name in scalars else features, name)  # pyright: ignore[reportArgumentType]
         for name, p in parameters.items()

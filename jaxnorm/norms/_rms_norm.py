@@ -1,6 +1,5 @@
 """Root mean square normalization (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467)."""
 
-import numbers
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked, is_number
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments_about_zero
 from ..core._pool import Moments
@@ -17,6 +17,7 @@ from ._modulate import plus_offset
 from ._normalized_by import normalized_by
 
 
+@checked
 def rms_norm(
     x: jax.Array,
     scale: jax.Array | None = None,
@@ -66,15 +67,16 @@ def rms_norm(
     x = jnp.asarray(x)
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
     # Not as it lies in memory, if it is a part of it or upcast.
-    widened = fraction != 1 or arithmetic_dtype(x) != x.dtype
+    partial = not (is_number(fraction) and fraction == 1)
+    widened = partial or arithmetic_dtype(x) != x.dtype
     scale = None if scale is None else jnp.asarray(scale)
     y_dtype = result_dtype(dtype, x, scale)  # of the scale as it was given
     scale = plus_offset(scale, scale_offset)
-    if fraction != 1:
+    if partial:
         _check_fraction(fraction, x, reduced, axis_name)
 
     def take_moments(x: jax.Array, mask: jax.Array | None, _: jax.Array) -> Moments:
-        if fraction != 1:
+        if partial:
             x, mask = _first(x, reduced[0], fraction), _first(mask, reduced[0], fraction)
         return reduce_moments_about_zero(
             x, reduced, mask, axis_name, axis_index_groups, widened=widened
@@ -110,7 +112,7 @@ def _check_fraction(
     fraction: float, x: jax.Array, reduced: tuple[int, ...], axis_name: AxisName | None
 ) -> None:
     features = x.shape[reduced[0]] if reduced else 0
-    in_range = isinstance(fraction, numbers.Real) and 0 < float(fraction) <= 1
+    in_range = is_number(fraction) and 0 < float(fraction) <= 1
     if not in_range or _counted(features, fraction) < 1:
         raise ValueError(
             f"fraction must lie in (0, 1], and leave a feature; got fraction={fraction!r} of {features} "

@@ -10,11 +10,13 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import check_scalar, checked
 from ..core._axes import Axes
 from ._l2_normalize import l2_normalize
 from ._recipe import Call, Parameter, Shape, Shared, State
 
 
+@checked
 def scale_norm(
     x: jax.Array,
     scale: jax.Array | float = 1.0,
@@ -57,6 +59,7 @@ def scale_norm(
         >>> print(jnp.allclose(y, jnp.array([[6.0, 8.0], [6.0, -8.0]])))
         True
     """
+    check_scalar("scale", scale)
     return l2_normalize(
         x,
         jnp.asarray(scale),

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, complement
 from ._layer_norm import layer_norm
 
 
+@checked
 def weight_standardization(
     kernel: jax.Array,
     gain: jax.Array | None = None,

@@ -1,6 +1,5 @@
 """What training carries from step to step, running statistics included."""
 
-import numbers
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
+from ..core._arguments import NUMBERS
 from ..core._mixed import mixed
 from ._models import model_of
 
@@ -102,11 +102,7 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
         old, new = jnp.asarray(old), jnp.asarray(new)
         return mixed(old, new, decay).astype(old.dtype)
 
-    if isinstance(decay, numbers.Real) and not 0 <= float(decay) <= 1:
-        raise ValueError(
-            f"decay must lie in [0, 1]; got decay={decay}. It is the weight of the old average: 0.999 "
-            f"follows slowly."
-        )
+    NUMBERS["decay"].check("decay", decay)
     _check_alike(old, new)
     return jax.tree.map(moved, old, new)
 
