@@ -44,7 +44,8 @@ def normalize(
     if not isinstance(epsilon, numbers.Real) or float(epsilon) < tiny:
         # All values alike and no epsilon: (x - mean) is 0 and stays so.
         variance = jnp.where(variance == 0, 1, variance)
-    gain = _inverse_root(variance).astype(x.dtype)
+    # No rsqrt: its derivative is variance^(-3/2), which is beyond float32 long before the variance is.
+    gain = (1 / jnp.sqrt(variance)).astype(x.dtype)
     mean = None if mean is None else mean.astype(x.dtype)
     scale, bias = (None if a is None else stored_as(x.dtype, a) for a in (scale, bias))
     residual = None if residual is None else residual.astype(x.dtype)
@@ -74,19 +75,6 @@ def normalize(
     # Its value is that of bias, chosen so that it varies over batches and devices as its derivative does.
     (offset,) = as_known([offset], [jnp.where(True, bias, offset)])
     return finish(_affine, center, gain, offset)
-
-
-@jax.custom_jvp
-def _inverse_root(a: jax.Array) -> jax.Array:
-    return lax.rsqrt(a)
-
-
-@_inverse_root.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    """In two steps, as a^(-3/2) is beyond float32 long before a is."""
-    (a,), (along,) = primals, tangents
-    y = _inverse_root(a)
-    return y, along / a * (y / -2)
 
 
 def _scaled(x: jax.Array, *gains: jax.Array) -> tuple[jax.Array]:

@@ -48,7 +48,7 @@ def init_running_stats(
         RunningStats.
 
     Raises:
-        ValueError: ``dtype`` is not a floating or complex type.
+        ValueError: ``dtype`` is not a floating or complex type, or ``cumulative`` is no flag.
 
     Example:
         >>> import jaxnorm as jn

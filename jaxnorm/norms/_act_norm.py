@@ -117,7 +117,7 @@ def init_act_norm(
         ``log_scale`` and ``bias`` of the feature shape, in float32 or wider.
 
     Raises:
-        ValueError: an axis cannot be; the message says what must hold and what to do.
+        ValueError: an axis or ``epsilon`` cannot be; the message says what must hold and what to do.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
