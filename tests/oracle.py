@@ -196,14 +196,21 @@ def norm_of_cells(
 
 
 def local_response_norm(
-    x: Array, size: int, alpha: float, beta: float, k: float, channel: int = -1
+    x: Array,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    channel: int = -1,
+    mask: Array = None,
 ) -> np.ndarray:
     """Krizhevsky, Sutskever and Hinton (2012), section 3.3, with α over ``size`` as PyTorch has it."""
-    x = np.moveaxis(wide(x), channel, -1)
-    y = np.empty_like(x)
+    counts = np.broadcast_to(True if mask is None else np.asarray(mask) != 0, np.shape(x))
+    x, counts = np.moveaxis(wide(x), channel, -1), np.moveaxis(counts, channel, -1)
+    counted, y = np.where(counts, x, 0), np.empty_like(x)
     for i in range(x.shape[-1]):
         first = i - size // 2
-        window = x[..., max(first, 0) : first + size]
+        window = counted[..., max(first, 0) : first + size]
         y[..., i] = x[..., i] / (k + alpha / size * (np.abs(window) ** 2).sum(-1)) ** beta
     return np.moveaxis(y, -1, channel)
 

@@ -197,10 +197,12 @@ def mean_only_batch_norm(
 
 
 def mean_only_batch_norm_inference(
-    x: Array, stats: Any, bias: Array = None, *, feature_axes: Any = -1
+    x: Array, stats: Any, bias: Array = None, *, feature_axes: Any = -1, mask: Array = None
 ) -> Leaves:
-    """With the running mean."""
-    return (_affine(x - _along(stats[0], x, feature_axes), None, bias, feature_axes),)
+    """With the running mean, as which a masked NaN is read."""
+    mean = _along(stats[0], x, feature_axes)
+    x = np.where(_or_all(mask) | np.isfinite(x), x, mean)
+    return (_affine(x - mean, None, bias, feature_axes),)
 
 
 def evo_norm_b0(
@@ -569,9 +571,11 @@ def local_response_norm(
     beta: float = 0.75,
     k: float = 1.0,
     feature_axes: Any = -1,
+    mask: Array = None,
 ) -> Leaves:
-    """Krizhevsky, Sutskever and Hinton (2012)."""
-    return (oracle.local_response_norm(x, size, alpha, beta, k, feature_axes),)
+    """Krizhevsky, Sutskever and Hinton (2012); in the sums, what is masked is 0."""
+    constants = size, alpha, beta, k, feature_axes
+    return (oracle.local_response_norm(_readable(x, mask), *constants, mask=mask),)
 
 
 # --- no statistics -------------------------------------------------------------------------------

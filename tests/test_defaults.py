@@ -142,7 +142,7 @@ OWN: dict[str, Fields] = {
     "WeightStandardization": {"use_gain": False},  # the paper has none
 }
 # Flax's NNX modules train unless they are told otherwise; all others must be told.
-TRAINS = {("nnx", name) for name in ("BatchNorm", "GhostBatchNorm", "InstanceNorm")}
+TRAINS = {("nnx", name) for name in CLASSES if "use_running_average" in fields_of("nnx", name)}
 
 
 def choices(parameters: dict[str, Any]) -> Fields:

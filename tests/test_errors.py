@@ -148,6 +148,14 @@ def bad_epsilon(came: str) -> str:
     )
 
 
+def no_flag(name: str, came: str, choices: str = "True or False") -> str:
+    """What is neither of the two is told."""
+    return (
+        f"{name} must be {choices}; got {came}. It decides what is compiled, and so cannot be traced: under "
+        f"jit, name it in static_argnames."
+    )
+
+
 def bad_momentum(came: str) -> str:
     """What a momentum that is no weight is told."""
     return (
@@ -179,7 +187,8 @@ NO_COUNT = (
 )
 REAL_STATS = (
     "stats.mean must be complex for a complex input; got float32 for x of complex64. Start from "
-    "init_running_stats(feature_shape, dtype=jnp.complex64)."
+    "init_running_stats(feature_shape, dtype=jnp.complex64): a module does so by its init with a complex x "
+    "(Linen) or param_dtype=jnp.complex64 (NNX)."
 )
 REAL_RESULT = (
     "dtype must be complex for a complex x, scale or bias; got float32 for complex64. "
@@ -203,6 +212,10 @@ TWO_CHANNELS = (
 )
 NOT_A_WINDOW = (
     "size must be an integer of 1 or more, the number of channels in a window; got 0. 5 is usual."
+)
+NEGATIVE_ENERGY = (
+    "k must be finite, and zero or positive; got k=-5. What x is divided by is a power of k + alpha/size · Σ "
+    "|x|², which must not be negative."
 )
 NO_MATRIX = (
     "kernel must have rank 2 or more to have a spectral norm; got shape (4,). Leave scales and biases as "
@@ -486,6 +499,11 @@ def accumulated(batch: Any, micro_batches: int) -> Callable[[], Any]:
     )
 
 
+def call(model: Any, x: Any) -> Any:
+    """A loss, and a run."""
+    return model(x).mean()
+
+
 def no_model(came: str) -> str:
     """What something else than a model is told."""
     return (
@@ -576,6 +594,7 @@ VARIABLES_OF_NNX = (
     "variables belong to a Linen module; got them with an NNX model, BatchNorm, which holds its own. "
     "Leave them out."
 )
+RNGS_OF_NNX = VARIABLES_OF_NNX.replace("variables", "rngs")
 ACTIVATION_LOST = (
     "what takes the place of a batch norm must do all that it does; got '' with activation='relu', which "
     "LayerNorm has not. Write it after the norm in the model, or leave this layer out with where."
@@ -665,6 +684,22 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "epsilon, None": (train(epsilon=None), NOT_ONE_EPSILON),
     "epsilon, evaluating": (evaluate(epsilon=-1), bad_epsilon("-1")),
     "epsilon, layer": (layer(epsilon=-1.0), bad_epsilon("-1.0")),
+    "epsilon, array": (train(epsilon=np.array(-1e3)), bad_epsilon("-1000.0")),
+    # flags
+    "flag": (train(unbiased="abc"), no_flag("unbiased", "'abc'")),
+    "flag, mode": (
+        lambda: jn.evo_norm_b0(X, STATS, X[0, 0], training="abc"),  # pyright: ignore[reportArgumentType]
+        no_flag("training", "'abc'"),
+    ),
+    "flag, layer": (layer(use_bias=1), no_flag("use_bias", "1")),
+    "flag, call": (
+        lambda: jnl.LayerNorm(use_scale=None).init(KEY, X),  # pyright: ignore[reportArgumentType]
+        no_flag("use_scale", "None"),
+    ),
+    "flag, of a mode": (
+        lambda: jnl.BatchNorm().init(KEY, X, use_running_average=0),  # pyright: ignore[reportArgumentType]
+        no_flag("use_running_average", "0", "True, False or None"),
+    ),
     # momentum
     "momentum": (train(momentum=1.5), bad_momentum("1.5")),
     "momentum, negative": (train(momentum=-0.1), bad_momentum("-0.1")),
@@ -708,6 +743,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         BATCH_AS_FEATURE,
     ),
     "window": (lambda: jn.local_response_norm(X, size=0), NOT_A_WINDOW),
+    "window, k": (lambda: jn.local_response_norm(X, size=3, k=-5), NEGATIVE_ENERGY),
     "window, axes": (
         lambda: jn.local_response_norm(X, size=3, feature_axes=(1, 2)),
         TWO_CHANNELS,
@@ -887,6 +923,15 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tools.examine(NNX_MODEL, ROWS, variables=VARIABLES),
         VARIABLES_OF_NNX,
     ),
+    **{
+        f"{name}, rngs of NNX": (partial(tool, *given, rngs={"dropout": KEY}), RNGS_OF_NNX)
+        for name, tool, *given in (
+            ("recalibrate", tools.recalibrate, NNX_MODEL, [ROWS]),
+            ("examine", tools.examine, NNX_MODEL, ROWS),
+            ("fold", tools.fold, NNX_MODEL, ROWS),
+            ("accumulate", partial(tools.accumulate, micro_batches=2), call, NNX_MODEL, ROWS),
+        )
+    },
     "freeze, no variables": (lambda: tools.freeze(Model()), no_variables("NoneType")),
     "freeze, parameters": (
         lambda: tools.freeze(Model(), variables=VARIABLES["params"]),

@@ -189,10 +189,11 @@ def test_options_reach_the_class(name: str) -> None:
         for option, value in NAMES[name].items():
             if not option.endswith("_init"):  # NNX calls initializers and forgets them
                 assert getattr(module, option) == value
-    for option in NAMES[name]:
+    for option, value in NAMES[name].items():
         if option != "scale_init":
-            other: Any = {option: 4}
-            assert getattr(of_linen(*(layer[:1] if name in WEIGHTS else ()), **other), option) == 4
+            other: Any = not value if isinstance(value, bool) else 1 if option == "momentum" else 4
+            made_so = of_linen(*(layer[:1] if name in WEIGHTS else ()), **{option: other})
+            assert getattr(made_so, option) == other != value
 
 
 @pytest.mark.parametrize("system", [jnl, jnx], ids=["linen", "nnx"])

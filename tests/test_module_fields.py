@@ -55,7 +55,7 @@ NO_EFFECT = {
     "use_fast_variance": set(CLASSES),  # accepted for Flax's sake
     "force_float32_reductions": {"GroupNorm", "LayerNorm", "RMSNorm"},  # likewise
     "promote_dtype": {"WeightNorm"},  # likewise
-    "param_dtype": {"AdaIN", "FrozenBatchNorm", "PixelNorm"},  # there are no parameters
+    "param_dtype": {"AdaIN", "PixelNorm"},  # there are no parameters
 }
 # What a field is compared beside: force_float32_reductions keeps the state from having the param_dtype.
 BESIDE = {"force_float32_reductions": "param_dtype"}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx
 from tests.modules import KEY, X, assert_equal, called, compiled, flat, load, moved, normal
 from tests.selecting import thorough_but
@@ -254,10 +255,55 @@ def test_the_papers_schedule() -> None:
 
 
 def test_the_flag_is_needed_where_it_matters_and_only_there() -> None:
-    """Norms with running statistics must be told; `nnx.view` tells them."""
+    """Norms with running statistics must be told; in NNX they train until they are, as Flax's batch norm."""
     with pytest.raises(ValueError, match="use_running_average must be True"):
-        jnx.EvoNormB0(CHANNELS, rngs=nnx.Rngs(0))(X)
+        jnx.EvoNormB0(CHANNELS, use_running_average=None, rngs=nnx.Rngs(0))(X)
     jnx.DynamicTanh(CHANNELS, rngs=nnx.Rngs(0))(X)
     module = jnx.BatchRenorm(CHANNELS, rngs=nnx.Rngs(0))
     seen = nnx.view(module, use_running_average=True)
     np.testing.assert_array_equal(seen(X), module(X, use_running_average=True))
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_one_default_in_nnx(name: str) -> None:
+    """A new module trains, as Flax's BatchNorm does, until `eval`."""
+    (options, inputs), make = CASES[name], getattr(jnx, name)
+    modules = [make(CHANNELS, **options, rngs=nnx.Rngs(0)) for _ in range(2)]
+    y = called(modules[0], lambda m, x: m(x, *inputs), X)
+    assert_equal(y, called(modules[1], lambda m, x: m(x, *inputs, use_running_average=False), X))
+    assert_equal(flat(modules[0]), flat(modules[1]))
+    modules[0].eval()
+    y = called(modules[0], lambda m, x: m(x, *inputs), X)
+    assert_equal(y, called(modules[1], lambda m, x: m(x, *inputs, use_running_average=True), X))
+
+
+@pytest.mark.parametrize("system", ["linen", "nnx"])
+@pytest.mark.parametrize(
+    "name", ["ConditionalBatchNorm", "DomainBatchNorm", "FrozenBatchNorm", "MeanOnlyBatchNorm"]
+)
+def test_complex_values(name: str, system: str) -> None:
+    """The state is complex from the start, and the result that of batch norm of complex values."""
+    x, (options, inputs) = jax.lax.complex(X, X[::-1] ** 2), CASES[name]
+    stats = jn.init_running_stats(CHANNELS, jnp.complex64)
+    training = {"use_running_average": False}
+    if system == "linen":
+        layer = getattr(jnl, name)(**options)
+        variables = layer.init(KEY, x, *inputs, **training)
+        y, updated = layer.apply(variables, x, *inputs, **training, mutable=["batch_stats"])
+        mean = updated["batch_stats"]["mean"]
+    else:
+        module = getattr(jnx, name)(
+            CHANNELS, **options, param_dtype=jnp.complex64, rngs=nnx.Rngs(0)
+        )
+        y = module(x, *inputs, **training)
+        mean = module.mean[...]
+    if name == "FrozenBatchNorm":
+        want, moved_to = jn.batch_norm_inference(x, stats), stats
+    else:
+        norm: Any = jn.mean_only_batch_norm if name == "MeanOnlyBatchNorm" else jn.batch_norm
+        momentum = 0.0 if "momentum" in options else 0.99  # of the first of all batches
+        want, moved_to = norm(x, stats, momentum=momentum)
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-6)
+    assert mean.dtype == jnp.complex64
+    found = mean[1] if name == "DomainBatchNorm" else mean
+    np.testing.assert_allclose(found, moved_to.mean, rtol=1e-5, atol=1e-6)

@@ -1,10 +1,12 @@
 """What the norms that Flax does not have refuse, word for word: rows of `test_errors`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxnorm as jn
 from jaxnorm import linen as jnl
@@ -80,6 +82,14 @@ def not_a_fraction(fraction: str) -> str:
     )
 
 
+def offset_of_nothing(came: str) -> str:
+    """What an offset of a scale that is not there is told."""
+    return (
+        f"scale_offset is added to scale; got scale_offset={came} without a scale. Give one (use_scale, in a "
+        f"module), or leave scale_offset out."
+    )
+
+
 def not_a_channel_axis(came: str, shape: str) -> str:
     """What a layer with no choice of axes is told."""
     return (
@@ -110,7 +120,11 @@ NO_MAP = (
 NO_CONDITION = (
     "the condition must be (examples, ..., 3), as condition_features says; got shape (3,)."
 )
-SHARE_OUTSIDE = "running_share must lie in [0, 1]; got 2.0. 1 is evaluation, 0 as in training."
+SHARE_OUTSIDE = (
+    "running_share must lie in [0, 1]; got running_share=2.0. 1 is evaluation, 0 as in training."
+)
+NO_FEATURES = "features must be an integer of 1 or more; got 0. It is the number of channels."
+NO_OFFSET = "scale_offset must be finite; got scale_offset=nan. Look for where it comes from."
 GAIN_SHAPE = (
     "gain must broadcast to kernel; got shape (5, 3, 3, 4, 2) for a kernel of shape (3, 3, 4, 2). One number "
     "is usual."
@@ -126,6 +140,40 @@ def whitened(**options: Any) -> Callable[[], Any]:
     return lambda: jn.iterative_whitening(X, jn.init_whitening(4), training=True, **options)
 
 
+def complex_values(norm: str, instead: str) -> str:
+    """What they are told where there is no formula for them."""
+    return (
+        f"{norm} must have real values; got complex64. Make features of their real and imaginary parts, or "
+        f"use {instead}, which takes complex ones."
+    )
+
+
+COMPLEX, COMPLEX_SCALE = X.astype(jnp.complex64), jnp.ones(4, jnp.complex64)
+REAL_ONLY: dict[str, tuple[Callable[[], Any], str]] = {
+    "batch_renorm": (lambda: jn.batch_renorm(COMPLEX, STATS), "batch_norm"),
+    "batch_renorm, module": (
+        lambda: jnl.BatchRenorm(use_running_average=False).init(KEY, COMPLEX),
+        "batch_norm",
+    ),
+    "batch_renorm, scale": (lambda: jn.batch_renorm(X, STATS, COMPLEX_SCALE), "batch_norm"),
+    "conv_spectral_norm": (
+        lambda: jn.conv_spectral_norm(KERNEL.astype(jnp.complex64), IMAGE),
+        "spectral_norm",
+    ),
+    "derf": (lambda: jn.derf(COMPLEX), "layer_norm"),
+    "evo_norm_b0": (
+        lambda: jn.evo_norm_b0(COMPLEX, STATS, jnp.ones(4), training=True),
+        "batch_norm",
+    ),
+    "evo_norm_s0": (lambda: jn.evo_norm_s0(COMPLEX, jnp.ones(4), num_groups=2), "group_norm"),
+    "filter_response_norm": (lambda: jn.filter_response_norm(COMPLEX), "instance_norm"),
+    "iterative_whitening": (
+        lambda: jn.iterative_whitening(COMPLEX, jn.init_whitening(4), training=True),
+        "batch_norm",
+    ),
+}
+
+
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "rms_norm, fraction": (lambda: jn.rms_norm(X, fraction=0.1), not_a_fraction("0.1")),
     "rms_norm, too much": (lambda: jn.rms_norm(X, fraction=2.0), not_a_fraction("2.0")),
@@ -137,6 +185,18 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jn.rms_norm(X, reduction_axes=(1, 2), fraction=0.5),
         FRACTION_AXES,
     ),
+    **{
+        f"{name}, offset{what}": (call, offset_of_nothing(came))
+        for name, norm in {"rms_norm": jn.rms_norm, "modulate": jn.modulate}.items()
+        for what, came, call in (
+            ("", "1.0", partial(norm, X, scale_offset=1.0)),
+            (", array", "0.0", partial(norm, X, scale_offset=np.zeros(()))),
+        )
+    },
+    **{
+        f"{case}, complex": (call, complex_values(case.split(",")[0], instead))
+        for case, (call, instead) in REAL_ONLY.items()
+    },
     "adain, style": (lambda: jn.adain(X, X[:, :, :3]), OTHER_STYLE),
     "domain, float": (lambda: jn.stats_of_domain(STATS, 0.5), not_a_domain("float32", "()")),  # pyright: ignore[reportArgumentType]
     "domain, several": (
@@ -169,6 +229,8 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jnl.AdaLayerNorm(condition_features=3).init(KEY, X, jnp.ones(3)),
         NO_CONDITION,
     ),
+    "init_whitening": (lambda: jn.init_whitening(0), NO_FEATURES),
+    "scale_offset": (lambda: jn.rms_norm(X, X[0, 0], scale_offset=float("nan")), NO_OFFSET),
     "adapted, share": (
         lambda: jn.batch_norm_adapted(X, STATS, running_share=2.0),
         SHARE_OUTSIDE,

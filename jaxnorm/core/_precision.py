@@ -47,6 +47,26 @@ def real_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.finfo(dtype).dtype
 
 
+def dtype_of_mean(dtype: DTypeLike, stored: DTypeLike = jnp.float32) -> jnp.dtype:
+    """That of a running mean of values of ``dtype``: ``stored``, or if they are complex its counterpart."""
+    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+    return promoted_dtype(jnp.dtype(stored), jnp.complex64) if is_complex else jnp.dtype(stored)
+
+
+def check_real(norm: str, instead: str, *arrays: Any) -> None:
+    """Raises if one of ``arrays`` is complex, for a ``norm`` whose formula is of real numbers.
+
+    Raises:
+        ValueError: so it is.
+    """
+    for array in arrays:
+        if jnp.iscomplexobj(array):
+            raise ValueError(
+                f"{norm} must have real values; got {jnp.result_type(array).name}. Make features of their "
+                f"real and imaginary parts, or use {instead}, which takes complex ones."
+            )
+
+
 def upcast(x: jax.Array, *parameters: jax.Array | None) -> jax.Array:
     """``x`` in the dtype to compute in, together with ``parameters``.
 

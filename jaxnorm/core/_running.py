@@ -1,9 +1,7 @@
 """Running statistics: what evaluation normalizes with, moved a little by every training batch."""
 
-import functools
-import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,9 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from ._arguments import checked
 from ._axes import against
+from ._mixed import mixed
 from ._pool import Moments, without_bias
 from ._precision import arithmetic_dtype, real_dtype
 from ._serialized import serialized
@@ -36,6 +36,7 @@ class RunningStats(NamedTuple):
     count: jax.Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # int32
 
 
+@checked
 def init_running_stats(
     feature_shape: int | Sequence[int], dtype: DTypeLike = jnp.float32, *, cumulative: bool = False
 ) -> RunningStats:
@@ -50,7 +51,7 @@ def init_running_stats(
         RunningStats.
 
     Raises:
-        ValueError: ``dtype`` is not a floating or complex type.
+        ValueError: ``dtype`` is not a floating or complex type, or ``cumulative`` is no flag.
 
     Example:
         >>> import jaxnorm as jn
@@ -74,6 +75,7 @@ def underived(value: jax.Array) -> jax.Array:
     return lax.stop_gradient(value)
 
 
+@checked
 def update_running_stats(
     stats: RunningStats,
     moments: Moments,
@@ -112,7 +114,7 @@ def update_running_stats(
     stats = as_arrays(stats)
     known = isinstance(moments.count, np.ndarray)
     moments = Moments(*(a if known and a is moments.count else jnp.asarray(a) for a in moments))
-    _check_update(stats, moments, momentum)
+    _check_update(stats, moments)
     shape = stats.mean.shape
     mean, var, n = moments.mean.reshape(shape), moments.var.reshape(shape), moments.count
     everywhere = isinstance(n, np.ndarray) and bool(np.all(n > 0))
@@ -124,29 +126,15 @@ def update_running_stats(
         var = without_bias(var, n.reshape(-1)[0] if everywhere else n)
     old_weight = _batches_share(stats) if momentum is None else momentum
 
-    def moved(old: jax.Array, new: jax.Array) -> jax.Array:
-        dtype = arithmetic_dtype(old, new)
-        mixed = _mixed(old_weight, old.astype(dtype), new.astype(dtype)).astype(old.dtype)
-        return mixed if everywhere else jnp.where(n > 0, mixed, old)
+    def step(old: jax.Array, new: jax.Array) -> jax.Array:
+        moved = mixed(old, new, old_weight).astype(old.dtype)
+        return moved if everywhere else jnp.where(n > 0, moved, old)
 
     batches = stats.count
     if batches is not None:  # in which it was counted; one number for all features stays one number
         counted = True if everywhere else n > 0 if batches.shape == n.shape else (n > 0).any()
         batches = batches + jnp.asarray(counted, batches.dtype)
-    return RunningStats(moved(stats.mean, mean), moved(stats.var, var), batches)
-
-
-def _mixed(weight: float | jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    """The sum weight · old + (1 - weight) · new.
-
-    A weight of 0 forgets and one of 1 ignores, even a NaN, which 0 * NaN would not.
-    """
-    if isinstance(weight, numbers.Real):
-        parts = (float(w) * a for w, a in ((weight, old), (1 - weight, new)) if w != 0)
-        return functools.reduce(jnp.add, parts)
-    weight = jnp.asarray(weight).astype(old.dtype)
-    kept = jnp.where(weight == 0, 0, weight * old)
-    return kept + jnp.where(weight == 1, 0, (1 - weight) * new)
+    return RunningStats(step(stats.mean, mean), step(stats.var, var), batches)
 
 
 def _batches_share(stats: RunningStats) -> jax.Array:
@@ -191,7 +179,8 @@ def running_against(
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(stats.mean):
         raise ValueError(
             f"stats.mean must be complex for a complex input; got {stats.mean.dtype.name} for x of "
-            f"{x.dtype.name}. Start from init_running_stats(feature_shape, dtype=jnp.complex64)."
+            f"{x.dtype.name}. Start from init_running_stats(feature_shape, dtype=jnp.complex64): a module "
+            f"does so by its init with a complex x (Linen) or param_dtype=jnp.complex64 (NNX)."
         )
     if jnp.iscomplexobj(stats.mean) and not jnp.iscomplexobj(x):
         raise ValueError(
@@ -212,29 +201,7 @@ def _check_inexact(dtype: DTypeLike) -> None:
         )
 
 
-def check_momentum(momentum: Any) -> None:
-    """Raises what is wrong with it.
-
-    Raises:
-        ValueError: it is neither None nor a number in [0, 1].
-    """
-    if momentum is not None and not (
-        isinstance(momentum, numbers.Real)
-        or (isinstance(momentum, jax.Array) and momentum.shape == ())
-    ):
-        raise ValueError(
-            f"momentum must be one real number or None; got {momentum!r}. It is the weight of the old value "
-            f"of every feature alike: 0.99 is usual."
-        )
-    if isinstance(momentum, numbers.Real) and not 0 <= float(momentum) <= 1:
-        raise ValueError(
-            f"momentum must lie in [0, 1]; got momentum={momentum}. It is the weight of the old value: "
-            f"0.99 moves slowly, and PyTorch's 0.1 is 0.9 here."
-        )
-
-
-def _check_update(stats: RunningStats, moments: Moments, momentum: Any) -> None:
-    check_momentum(momentum)
+def _check_update(stats: RunningStats, moments: Moments) -> None:
     for name, leaf in (("var", stats.var), ("count", stats.count)):
         shapes = (stats.mean.shape,) if name == "var" else (stats.mean.shape, ())
         if leaf is not None and leaf.shape not in shapes:

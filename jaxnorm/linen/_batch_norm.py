@@ -12,10 +12,10 @@ from jax.typing import DTypeLike
 from ..core._axes import canonical_axes, feature_shape
 from ..core._running import untracked_stats
 from ..norms._batch_norm import batch_norm, batch_norm_inference
-from ._variables import RunningVariables, bias_of, devices_of, scale_of
+from ._variables import Checked, RunningVariables, bias_of, devices_of, is_evaluating, scale_of
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Checked):
     """Batch norm over explicit running statistics: `flax.linen.BatchNorm`, field for field.
 
     Parameters ``scale`` and ``bias`` live in the collection ``params``, the running ``mean`` and ``var``
@@ -127,9 +127,7 @@ class BatchNorm(nn.Module):
         }
         if not self.track_running_stats:
             return batch_norm(x, untracked_stats(x, shape), *parameters, **batch)[0]
-        evaluating = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
-        )
+        evaluating = is_evaluating(self, use_running_average)
         stats = RunningVariables(self, x, shape, evaluating=evaluating)
         if evaluating:
             return batch_norm_inference(x, stats.read(), *parameters, **options)

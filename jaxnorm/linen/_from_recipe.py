@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from ..core._axes import feature_shape
 from ..norms._recipe import Call, Recipe, Shared, Tracked
-from ._variables import devices_of
+from ._variables import Checked, devices_of, is_evaluating
 
 
-class FromRecipe(nn.Module):
+class FromRecipe(Checked):
     """A module of the recipe that is its other base class."""
 
     def __call__(
@@ -51,7 +51,7 @@ class FromRecipe(nn.Module):
         }
         kept = {
             name: self.variable("batch_stats", name, lambda value: value, value)
-            for name, value in self.state(shape).items()
+            for name, value in self.state(shape, x.dtype).items()
         }
         call = Call(
             condition,
@@ -70,7 +70,7 @@ class FromRecipe(nn.Module):
     def _is_evaluating(self, asked: bool | None) -> bool:
         if not isinstance(self, Tracked):
             return asked is not False
-        return nn.merge_param("use_running_average", self.use_running_average, asked)
+        return is_evaluating(self, asked)
 
 
 class FromConditionedRecipe(FromRecipe):

@@ -11,10 +11,10 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
 from ..norms._group_norm import group_norm
-from ._variables import bias_of, devices_of, scale_of
+from ._variables import Checked, bias_of, devices_of, scale_of
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(Checked):
     """Group norm: `flax.linen.GroupNorm`, field for field. Computes `jaxnorm.group_norm`.
 
     Parameters ``scale`` and ``bias`` live in the collection ``params``, one a channel.

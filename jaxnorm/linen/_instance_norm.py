@@ -12,10 +12,10 @@ from jax.typing import DTypeLike
 from ..core._axes import Axes, feature_shape
 from ..norms._batch_norm import batch_norm_inference
 from ..norms._instance_norm import instance_norm, tracked_instance_norm
-from ._variables import RunningVariables, bias_of, devices_of, scale_of
+from ._variables import Checked, RunningVariables, bias_of, devices_of, is_evaluating, scale_of
 
 
-class InstanceNorm(nn.Module):
+class InstanceNorm(Checked):
     """Instance norm: `flax.linen.InstanceNorm`, field for field. Computes `jaxnorm.instance_norm`.
 
     Parameters ``scale`` and ``bias`` live in the collection ``params``, of the shape of ``feature_axes``.
@@ -104,9 +104,7 @@ class InstanceNorm(nn.Module):
         parameters = scale_of(self, shape), bias_of(self, shape)
         if not self.track_running_stats:
             return instance_norm(x, *parameters, **devices_of(self), **options)
-        evaluating = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
-        )
+        evaluating = is_evaluating(self, use_running_average)
         stats = RunningVariables(self, x, shape, evaluating=evaluating)
         if evaluating:
             return batch_norm_inference(x, stats.read(), *parameters, **options)

@@ -10,10 +10,10 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
 from ..norms._layer_norm import layer_norm
-from ._variables import bias_of, devices_of, scale_of
+from ._variables import Checked, bias_of, devices_of, scale_of
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Checked):
     """Layer norm: `flax.linen.LayerNorm`, field for field. Computes `jaxnorm.layer_norm`.
 
     Parameters ``scale`` and ``bias`` live in the collection ``params``, of the shape of ``feature_axes``.

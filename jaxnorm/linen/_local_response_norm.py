@@ -6,9 +6,10 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes
 from ..norms._local_response_norm import local_response_norm
+from ._variables import Checked
 
 
-class LocalResponseNorm(nn.Module):
+class LocalResponseNorm(Checked):
     """Local response norm, as PyTorch's. Computes `jaxnorm.local_response_norm`; it has no variables.
 
     Attributes:
@@ -45,7 +46,7 @@ class LocalResponseNorm(nn.Module):
 
         Args:
             x: activations of any rank.
-            mask: ignored: each position is normalized by itself.
+            mask: True counts; broadcastable to ``x``.
             use_running_average: ignored; batch norm, which may stand here instead, needs it.
 
         Returns:
@@ -61,5 +62,6 @@ class LocalResponseNorm(nn.Module):
             beta=self.beta,
             k=self.k,
             feature_axes=self.feature_axes,
+            mask=mask,
             dtype=self.dtype,
         )

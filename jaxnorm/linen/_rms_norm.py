@@ -11,10 +11,10 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
 from ..norms._rms_norm import rms_norm
-from ._variables import devices_of, scale_of
+from ._variables import Checked, devices_of, scale_of
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Checked):
     """RMS norm: `flax.linen.RMSNorm`, field for field. Computes `jaxnorm.rms_norm`.
 
     The parameter ``scale`` lives in the collection ``params``, of the shape of ``feature_axes``.
@@ -54,7 +54,7 @@ class RMSNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
-    scale_offset: float = dataclasses.field(default=0.0, kw_only=True)
+    scale_offset: float | jax.Array = dataclasses.field(default=0.0, kw_only=True)
     fraction: float = dataclasses.field(default=1.0, kw_only=True)
 
     @nn.compact

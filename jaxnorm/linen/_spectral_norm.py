@@ -14,10 +14,11 @@ from ..norms._spectral_norm import (
     init_spectral_norm,
     spectral_norm,
 )
+from ._variables import Checked
 from ._wrapped import call_with
 
 
-class SpectralNorm(nn.Module):
+class SpectralNorm(Checked):
     """Spectral norm of the layer it wraps: `flax.linen.SpectralNorm`, field for field.
 
     Computes `jaxnorm.spectral_norm` of each of the layer's parameters of rank 2 or more, which stay as

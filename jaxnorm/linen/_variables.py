@@ -1,12 +1,14 @@
 """What the modules do around their function: create variables, and name the devices."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..core._precision import promoted_dtype
+from ..core._arguments import check_fields, check_flag
+from ..core._precision import dtype_of_mean
 from ..core._running import RunningStats, init_running_stats
 
 
@@ -30,6 +32,25 @@ def devices_of(module: nn.Module, *more: str) -> dict[str, Any]:
     return {name: None if module.is_initializing() else getattr(module, name) for name in names}
 
 
+class Checked(nn.Module):
+    """A module whose numbers and flags are looked at when it is made."""
+
+    def __post_init__(self) -> None:
+        fields = (field.name for field in dataclasses.fields(self))
+        check_fields({name: getattr(self, name) for name in fields})
+        super().__post_init__()
+
+
+def is_evaluating(module: Any, use_running_average: bool | None) -> bool:
+    """What the module or the call says, one of them.
+
+    Raises:
+        ValueError: both do or neither, or what the call says is no flag.
+    """
+    check_flag("use_running_average", use_running_average)
+    return nn.merge_param("use_running_average", module.use_running_average, use_running_average)
+
+
 class RunningVariables:
     """The running statistics of ``module``, as variables of the collection ``batch_stats``."""
 
@@ -37,14 +58,13 @@ class RunningVariables:
         self, module: Any, x: jax.Array, shape: tuple[int, ...], *, evaluating: bool
     ) -> None:
         dtype = jnp.float32 if module.force_float32_reductions else module.param_dtype
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            dtype = promoted_dtype(jnp.dtype(dtype), jnp.complex64)
         # Evaluation reads no count, so a checkpoint need not have one.
         counting = module.momentum is None and (module.is_initializing() or not evaluating)
         names = ("mean", "var", "count") if counting else ("mean", "var")
 
         def fresh(name: str) -> jax.Array:
-            return getattr(init_running_stats(shape, dtype, cumulative=counting), name)
+            stats = init_running_stats(shape, dtype_of_mean(x.dtype, dtype), cumulative=counting)
+            return getattr(stats, name)
 
         self._keeping = module.is_initializing()
         self._variables = {

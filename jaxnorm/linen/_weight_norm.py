@@ -12,10 +12,11 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
 from ..norms._weight_norm import kernel_lengths, weight_norm
+from ._variables import Checked
 from ._wrapped import call_with, is_chosen
 
 
-class WeightNorm(nn.Module):
+class WeightNorm(Checked):
     """Weight norm of the layer it wraps: `flax.linen.WeightNorm`, field for field.
 
     Computes `jaxnorm.weight_norm` of each chosen weight. The layer's own parameters stay where they are,

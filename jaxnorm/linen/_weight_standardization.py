@@ -12,10 +12,11 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
 from ..norms._weight_standardization import weight_standardization
+from ._variables import Checked
 from ._wrapped import call_with, is_chosen
 
 
-class WeightStandardization(nn.Module):
+class WeightStandardization(Checked):
     """Weight standardization of the layer it wraps.
 
     Computes `jaxnorm.weight_standardization` of each chosen weight. The layer's own parameters stay where

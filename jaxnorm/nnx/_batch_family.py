@@ -8,11 +8,11 @@ from ..norms._frozen_batch_norm import FrozenBatchNormRecipe
 from ..norms._iterative_whitening import IterativeWhiteningRecipe
 from ..norms._mean_only_batch_norm import MeanOnlyBatchNormRecipe
 from ..norms._switchable_norm import SwitchableNormRecipe
-from ._from_recipe import FromRecipe
+from ._from_recipe import FromRecipe, Training
 
 
 @dataclass(eq=False)
-class BatchRenorm(BatchRenormRecipe, FromRecipe):
+class BatchRenorm(Training, BatchRenormRecipe, FromRecipe):
     """`jaxnorm.batch_renorm`: batch norm whose training agrees with its evaluation.
 
     Example:
@@ -28,7 +28,7 @@ class BatchRenorm(BatchRenormRecipe, FromRecipe):
 
 
 @dataclass(eq=False)
-class EvoNormB0(EvoNormB0Recipe, FromRecipe):
+class EvoNormB0(Training, EvoNormB0Recipe, FromRecipe):
     """`jaxnorm.evo_norm_b0`: batch norm and activation in one.
 
     Example:
@@ -60,7 +60,7 @@ class FrozenBatchNorm(FrozenBatchNormRecipe, FromRecipe):
 
 
 @dataclass(eq=False)
-class IterativeWhitening(IterativeWhiteningRecipe, FromRecipe):
+class IterativeWhitening(Training, IterativeWhiteningRecipe, FromRecipe):
     """`jaxnorm.iterative_whitening`: batch norm that decorrelates.
 
     Example:
@@ -76,7 +76,7 @@ class IterativeWhitening(IterativeWhiteningRecipe, FromRecipe):
 
 
 @dataclass(eq=False)
-class MeanOnlyBatchNorm(MeanOnlyBatchNormRecipe, FromRecipe):
+class MeanOnlyBatchNorm(Training, MeanOnlyBatchNormRecipe, FromRecipe):
     """`jaxnorm.mean_only_batch_norm`: subtracts the mean of the batch, for layers with weight norm.
 
     Example:
@@ -92,7 +92,7 @@ class MeanOnlyBatchNorm(MeanOnlyBatchNormRecipe, FromRecipe):
 
 
 @dataclass(eq=False)
-class SwitchableNorm(SwitchableNormRecipe, FromRecipe):
+class SwitchableNorm(Training, SwitchableNormRecipe, FromRecipe):
     """`jaxnorm.switchable_norm`: learns how much of instance, layer and batch norm it is.
 
     Example:

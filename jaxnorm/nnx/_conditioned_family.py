@@ -8,7 +8,7 @@ from ..norms._batch_norm_of_domain import DomainBatchNormRecipe
 from ..norms._conditional_batch_norm import ConditionalBatchNormRecipe
 from ..norms._qk_norm import QKNormRecipe
 from ..norms._spade import SpadeRecipe
-from ._from_recipe import FromConditionedRecipe
+from ._from_recipe import FromConditionedRecipe, Training
 
 
 @dataclass(eq=False)
@@ -60,7 +60,7 @@ class AdaLayerNormZero(AdaLayerNormZeroRecipe, FromConditionedRecipe):
 
 
 @dataclass(eq=False)
-class ConditionalBatchNorm(ConditionalBatchNormRecipe, FromConditionedRecipe):
+class ConditionalBatchNorm(Training, ConditionalBatchNormRecipe, FromConditionedRecipe):
     """Batch norm with a scale and a bias for each class, called with the labels after x.
 
     Example:
@@ -76,7 +76,7 @@ class ConditionalBatchNorm(ConditionalBatchNormRecipe, FromConditionedRecipe):
 
 
 @dataclass(eq=False)
-class DomainBatchNorm(DomainBatchNormRecipe, FromConditionedRecipe):
+class DomainBatchNorm(Training, DomainBatchNormRecipe, FromConditionedRecipe):
     """Batch norm with running statistics for each domain, called with the domain after x.
 
     Example:

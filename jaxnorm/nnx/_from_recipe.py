@@ -1,12 +1,13 @@
 """NNX modules of the norms that Flax does not have."""
 
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass, fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..core._arguments import check_fields
 from ..norms._recipe import Call, Recipe, Shared, Tracked
 from ._variables import Features, is_evaluating, parameter, shape_of, store, value_of
 
@@ -22,12 +23,13 @@ class FromRecipe(nnx.Module):
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         assert isinstance(self, Recipe)
+        check_fields({field.name: getattr(self, field.name) for field in fields(self)})
         shape = shape_of(self.num_features)
         for name, made in self.parameters(shape).items():
             setattr(
                 self, name, parameter(True, made.init, made.shape, self.param_dtype, rngs, None)
             )
-        for name, value in self.state(shape).items():
+        for name, value in self.state(shape, self.param_dtype).items():
             setattr(self, name, nnx.BatchStat(value))
 
     def __call__(
@@ -59,7 +61,7 @@ class FromRecipe(nnx.Module):
     ) -> Any:
         assert isinstance(self, Recipe)
         shape = shape_of(self.num_features)
-        names = [*self.parameters(shape), *self.state(shape)]
+        names = [*self.parameters(shape), *self.state(shape, self.param_dtype)]
         variables = {name: value_of(getattr(self, name)) for name in names}
         if isinstance(self, Tracked):
             evaluating = is_evaluating(self, use_running_average)
@@ -82,6 +84,14 @@ class FromRecipe(nnx.Module):
         """
         if use_running_average is not None and isinstance(self, Tracked):
             self.use_running_average = use_running_average
+
+
+@dataclass(kw_only=True, eq=False)
+class Training:
+    """A norm with running statistics, which trains until it is told to evaluate, as `flax.nnx.BatchNorm`."""
+
+    use_running_average: bool | None = False
+    """Evaluation (True) or training (False); the call may say otherwise."""
 
 
 @dataclass(eq=False)

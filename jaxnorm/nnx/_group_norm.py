@@ -11,6 +11,7 @@ from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import check_fields
 from ..core._axes import Axes
 from ..norms._group_norm import group_norm, grouping
 from ._variables import parameter, promote_dtype, promoted
@@ -94,6 +95,7 @@ class GroupNorm(nnx.Module):
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
         self.feature_axes = feature_axes
+        check_fields(vars(self))
         shape = (num_features,)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
         self.bias = parameter(use_bias, bias_init, shape, param_dtype, rngs, bias_metadata)

@@ -11,6 +11,7 @@ from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import check_fields
 from ..core._axes import Axes
 from ..norms._batch_norm import batch_norm_inference
 from ..norms._instance_norm import instance_norm, tracked_instance_norm
@@ -108,6 +109,7 @@ class InstanceNorm(nnx.Module):
         self.use_running_average = use_running_average
         self.momentum = momentum
         self.unbiased = unbiased
+        check_fields(vars(self))
         shape = shape_of(num_features)
         make_running_stats(self, shape, tracked=track_running_stats)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)

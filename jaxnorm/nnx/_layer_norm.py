@@ -11,6 +11,7 @@ from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import check_fields
 from ..core._axes import Axes
 from ..norms._layer_norm import layer_norm
 from ._variables import Features, parameter, promote_dtype, promoted, shape_of
@@ -84,6 +85,7 @@ class LayerNorm(nnx.Module):
         self.axis_index_groups = axis_index_groups
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
+        check_fields(vars(self))
         shape = shape_of(num_features)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
         self.bias = parameter(use_bias, bias_init, shape, param_dtype, rngs, bias_metadata)

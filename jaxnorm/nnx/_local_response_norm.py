@@ -60,7 +60,7 @@ class LocalResponseNorm(nnx.Module):
 
         Args:
             x: activations of any rank.
-            mask: ignored: each position is normalized by itself.
+            mask: True counts; broadcastable to ``x``.
             use_running_average: ignored; batch norm, which may stand here instead, reads it.
 
         Returns:
@@ -76,5 +76,6 @@ class LocalResponseNorm(nnx.Module):
             beta=self.beta,
             k=self.k,
             feature_axes=self.feature_axes,
+            mask=mask,
             dtype=self.dtype,
         )

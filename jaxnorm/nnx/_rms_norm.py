@@ -11,6 +11,7 @@ from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import check_fields
 from ..core._axes import Axes
 from ..norms._rms_norm import rms_norm
 from ._variables import Features, parameter, promote_dtype, promoted, shape_of
@@ -67,7 +68,7 @@ class RMSNorm(nnx.Module):
         promote_dtype: PromoteDtypeFn = promote_dtype,
         rngs: nnx.Rngs,
         scale_metadata: Mapping[str, Any] | None = None,
-        scale_offset: float = 0.0,
+        scale_offset: float | jax.Array = 0.0,
         fraction: float = 1.0,
     ) -> None:
         self.num_features = num_features
@@ -83,6 +84,7 @@ class RMSNorm(nnx.Module):
         self.promote_dtype = promote_dtype
         self.scale_offset = scale_offset
         self.fraction = fraction
+        check_fields(vars(self))
         shape = shape_of(num_features)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
 

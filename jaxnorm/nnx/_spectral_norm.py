@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ..core._arguments import check_fields
 from ..norms._choice import is_updating
 from ..norms._spectral_norm import (
     SpectralState,
@@ -71,6 +72,7 @@ class SpectralNorm(nnx.Module):
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.error_on_non_matrix = error_on_non_matrix
+        check_fields({**vars(self), "update_stats": update_stats})
         self.use_running_average = not update_stats  # the name that .train() and .eval() set
         batch_stats: dict[Path, nnx.BatchStat] = {}
         for path, weight in nnx.to_flat_state(nnx.state(layer_instance, nnx.Param)):

@@ -12,6 +12,7 @@ from flax.nnx.variablelib import is_array_ref
 from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
+from ..core._arguments import check_flag
 from ..core._precision import promoted_dtype
 from ..core._running import RunningStats, init_running_stats, underived
 
@@ -59,8 +60,9 @@ def is_evaluating(module: Any, use_running_average: bool | None) -> bool:
     """What the call says, or else the module.
 
     Raises:
-        ValueError: neither does.
+        ValueError: neither does, or what the call says is no flag.
     """
+    check_flag("use_running_average", use_running_average)
     asked = module.use_running_average if use_running_average is None else use_running_average
     if asked is None:
         raise ValueError(

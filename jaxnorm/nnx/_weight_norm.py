@@ -9,6 +9,7 @@ from flax.nnx.nn import initializers
 from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
+from ..core._arguments import check_fields
 from ..core._axes import Axes, feature_shape
 from ..norms._weight_norm import kernel_lengths, weight_norm
 from ._variables import promote_dtype
@@ -67,6 +68,7 @@ class WeightNorm(nnx.Module):
         self.epsilon = epsilon
         self.dtype = dtype
         self.param_dtype = param_dtype
+        check_fields(vars(self))
         self.variable_filter = nnx.filterlib.to_predicate(variable_filter)
         self.promote_dtype = promote_dtype
         self.scales: dict[Path, nnx.Param] | None = nnx.data(None)

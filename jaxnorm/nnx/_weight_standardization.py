@@ -8,6 +8,7 @@ from flax import nnx
 from flax.nnx.nn import initializers
 from jax.typing import DTypeLike
 
+from ..core._arguments import check_fields
 from ..core._axes import Axes, feature_shape
 from ..norms._weight_standardization import weight_standardization
 from ._wrapped import KERNELS, Path, call_with, one_for_each
@@ -59,6 +60,7 @@ class WeightStandardization(nnx.Module):
         self.param_dtype = param_dtype
         self.use_gain = use_gain
         self.feature_axes = feature_axes
+        check_fields(vars(self))
         self.variable_filter = nnx.filterlib.to_predicate(variable_filter)
         self.gains: dict[Path, nnx.Param] | None = nnx.data(None)
         if use_gain:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, complement, size_of
 from ..core._moments import moments
 from ..core._residuals import lean_where_differentiated
@@ -102,6 +103,7 @@ def act_norm_inverse(
     return (o.x * jnp.exp(-wide_log_scale) - wide_bias).astype(o.dtype)
 
 
+@checked
 def init_act_norm(
     x: jax.Array, *, feature_axes: Axes = -1, epsilon: float = 1e-6
 ) -> tuple[jax.Array, jax.Array]:
@@ -118,7 +120,7 @@ def init_act_norm(
         ``log_scale`` and ``bias`` of the feature shape, in float32 or wider.
 
     Raises:
-        ValueError: an axis cannot be; the message says what must hold and what to do.
+        ValueError: an axis or ``epsilon`` cannot be; the message says what must hold and what to do.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn

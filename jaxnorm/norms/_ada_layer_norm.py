@@ -9,6 +9,7 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes
 from ..core._precision import arithmetic_dtype, result_dtype
 from ..core._residuals import lean
@@ -18,6 +19,7 @@ from ._modulate import modulate
 from ._recipe import Call, Parameter, Recipe, Shape, State
 
 
+@checked
 @staged
 @lean
 def ada_layer_norm(
@@ -36,7 +38,7 @@ def ada_layer_norm(
 
     Args:
         x: activations (examples, ..., features) of any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: (examples, *features), or of the rank of ``x`` and broadcastable to it.
         shift: likewise.
         feature_axes: the axes of the features, over which statistics are taken.

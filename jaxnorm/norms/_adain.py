@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, canonical_axes, complement
 from ..core._moments import moments
 from ..core._precision import arithmetic_dtype, result_dtype
@@ -17,6 +18,7 @@ from ._operands import root
 from ._recipe import Call, Recipe, State
 
 
+@checked
 @staged
 @lean
 def adain(
@@ -39,7 +41,7 @@ def adain(
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype: the content.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         style: activations with the batch and the features of ``x``, of any number of positions.
         feature_axes: the axes that are kept besides the first, of both.
         epsilon: ε, added to both variances; zero or positive.

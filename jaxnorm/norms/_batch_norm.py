@@ -6,6 +6,7 @@ from jax.typing import DTypeLike
 
 from ..core._activation import check_activation
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, against, canonical_axes, complement
 from ..core._moments import mask_against, reduce_moments
 from ..core._normalize import normalize
@@ -23,6 +24,7 @@ from ._virtual_batch import (
 )
 
 
+@checked
 @staged
 def batch_norm(
     x: jax.Array,
@@ -51,7 +53,7 @@ def batch_norm(
 
     Args:
         x: activations of any rank and any integer, floating (16 bits or wider) or complex dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape, from `init_running_stats` or the last step.
         scale: γ, of the feature shape; None is 1.
         bias: β, of the feature shape; None is 0.
@@ -155,6 +157,7 @@ def batch_norm(
     return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
 
 
+@checked
 @staged
 @lean_where_differentiated
 def batch_norm_inference(

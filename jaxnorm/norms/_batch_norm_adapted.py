@@ -1,12 +1,11 @@
 """Batch norm at test time, with statistics between the running ones and the batch's own."""
 
-import numbers
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, complement
 from ..core._moments import moments
 from ..core._running import RunningStats, as_arrays, update_running_stats
@@ -14,6 +13,7 @@ from ..core._staged import staged
 from ._batch_norm import batch_norm_inference
 
 
+@checked
 @staged
 def batch_norm_adapted(
     x: jax.Array,
@@ -39,7 +39,7 @@ def batch_norm_adapted(
 
     Args:
         x: activations of any rank and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape; they are not changed.
         scale: γ, of the feature shape; None is 1.
         bias: β, of the feature shape; None is 0.
@@ -72,10 +72,6 @@ def batch_norm_adapted(
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     devices = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     m = moments(x, complement(features, x.ndim), mask=mask, **devices)
-    if isinstance(running_share, numbers.Real) and not 0 <= float(running_share) <= 1:
-        raise ValueError(
-            f"running_share must lie in [0, 1]; got {running_share}. 1 is evaluation, 0 as in training."
-        )
     mean, var, _ = as_arrays(stats)
     wide = RunningStats(mean.astype(m.mean.dtype), var.astype(m.var.dtype))
     mixed = update_running_stats(wide, m, momentum=running_share)

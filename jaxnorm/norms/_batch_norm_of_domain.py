@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ..core._running import RunningStats, as_arrays
 from ._batch_norm import batch_norm, batch_norm_inference
@@ -94,9 +95,9 @@ class DomainBatchNormRecipe(Affine, Tracked):
     epsilon: float = 1e-5
     """Added to the variance."""
 
-    def state(self, shape: Shape) -> dict[str, jax.Array]:
+    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """With the domains along the first axis."""
-        return super().state((self.num_domains, *shape))
+        return super().state((self.num_domains, *shape), dtype)
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Moves the running statistics of the domain in training."""

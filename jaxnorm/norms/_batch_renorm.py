@@ -1,6 +1,5 @@
 """Batch renormalization (Ioffe, 2017, https://arxiv.org/abs/1702.03275)."""
 
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,10 +10,12 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, complement
 from ..core._cpu_hints import stored
 from ..core._moments import reduce_moments
 from ..core._normalize import normalize
+from ..core._precision import check_real
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
 from ..core._staged import staged
@@ -27,6 +28,7 @@ Limit: TypeAlias = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A number, or a schedule: a function of the number of steps done."""
 
 
+@checked
 @staged
 @lean
 def batch_renorm(
@@ -56,7 +58,7 @@ def batch_renorm(
 
     Args:
         x: activations of any rank and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape, from `init_running_stats` or the last step.
         scale: γ, of the feature shape; None is 1.
         bias: β, of the feature shape; None is 0.
@@ -86,13 +88,9 @@ def batch_renorm(
         >>> print(jnp.allclose(y, jn.batch_norm_inference(x, stats, epsilon=1e-3), atol=1e-5))
         True
     """
-    for name, limit, least in (("rmax", rmax, 1), ("dmax", dmax, 0)):
-        if isinstance(limit, numbers.Real) and not float(limit) >= least:
-            raise ValueError(
-                f"{name} must be {least} or more; got {name}={limit}. At {least} it is batch norm."
-            )
+    check_real("batch_renorm", "batch_norm", x, scale, bias)
     given = {"scale": scale, "bias": bias}
-    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     old_mean, old_var = (a.astype(o.x.dtype) for a in running_against(stats, o.x, o.features))
     reduced = complement(o.features, o.x.ndim)
     m = reduce_moments(o.x, reduced, o.mask, axis_name, axis_index_groups, narrow=o.narrow)
@@ -104,15 +102,14 @@ def batch_renorm(
     )
     # The correction is one of scale and bias.
     corrected = stored(r * gain), stored(d * gain + offset)
-    y = normalize(o.x, m.mean, m.var, *corrected, epsilon=epsilon)
+    y = normalize(o.x, m.mean, m.var, *corrected, epsilon=epsilon, mask=o.mask)
 
     old_std = old_std.reshape(stats.var.shape)
     moved = update_running_stats(
         stats._replace(var=old_std), m._replace(var=std), momentum=momentum
     )
-    # The difference of the squares: exactly 0 where nothing moves.
-    change = (moved.var - old_std) * (moved.var + old_std)
-    var = jnp.maximum(stats.var + change.astype(stats.var.dtype), 0)
+    var = jnp.maximum(moved.var**2 - epsilon, 0).astype(stats.var.dtype)
+    var = jnp.where(moved.var == old_std, stats.var, var)  # bit for bit where nothing moves
     return y.astype(o.dtype), moved._replace(var=var)
 
 
@@ -131,9 +128,9 @@ class BatchRenormRecipe(Affine, Tracked):
     dmax: Limit = PAPERS_DMAX
     """The limit of d, likewise."""
 
-    def state(self, shape: Shape) -> dict[str, jax.Array]:
+    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """``steps``, too, for the schedules."""
-        return {**super().state(shape), "steps": jnp.zeros((), jnp.int32)}
+        return {**super().state(shape, dtype), "steps": jnp.zeros((), jnp.int32)}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """In training, one step more."""

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
+from ..core._arguments import check_flag
+
 _T = TypeVar("_T")
 
 
@@ -37,8 +39,10 @@ def is_updating(update_stats: bool | None, use_running_average: bool | None) -> 
     """Whether spectral norm stores its new state: it has a flag of its own, and the one of all norms.
 
     Raises:
-        ValueError: neither is given.
+        ValueError: neither is given, or one is no flag.
     """
+    check_flag("update_stats", update_stats)
+    check_flag("use_running_average", use_running_average)
     if update_stats is not None:
         return update_stats
     if use_running_average is None:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..core._precision import result_dtype, upcast
+from ..core._arguments import is_integer
+from ..core._precision import check_real, result_dtype, upcast
 from ..core._staged import staged
 
 
@@ -56,6 +57,7 @@ def conv_spectral_norm(
         8.95
     """
     kernel, image = jnp.asarray(kernel), jnp.asarray(image)
+    check_real("conv_spectral_norm", "spectral_norm", kernel, image)
     if (
         kernel.ndim != 4
         or image.ndim != 4
@@ -66,7 +68,7 @@ def conv_spectral_norm(
             f"channels out); got an image of shape {image.shape} for a kernel of shape {kernel.shape}. Start "
             f"from a random image of the size that the layer meets."
         )
-    if n_steps < 1:
+    if not is_integer(n_steps) or n_steps < 1:
         raise ValueError(
             f"n_steps must be an integer of 1 or more; got {n_steps!r}. 1 is enough in training, where each "
             f"step continues from the last."

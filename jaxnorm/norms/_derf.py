@@ -9,6 +9,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes
+from ..core._precision import check_real
 from ..core._residuals import lean_where_differentiated
 from ..core._staged import staged
 from ._operands import affine, operands
@@ -53,6 +54,7 @@ def derf(
         >>> print(jn.derf(jnp.array([-100.0, -0.1, 0.0, 0.1, 100.0])).round(2))
         [-1.   -0.06  0.    0.06  1.  ]
     """
+    check_real("derf", "layer_norm", x, alpha, shift, scale, bias)
     given = {"alpha": alpha, "shift": shift, "scale": scale, "bias": bias}
     o = operands(
         x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, scalars=("alpha", "shift")

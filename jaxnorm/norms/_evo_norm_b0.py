@@ -9,10 +9,11 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments
-from ..core._normalize import check_epsilon
 from ..core._pool import Moments, pool
+from ..core._precision import check_real
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
 from ..core._staged import staged
@@ -21,6 +22,7 @@ from ._operands import Operands, affine, operands, root
 from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
 
 
+@checked
 @staged
 @lean
 def evo_norm_b0(
@@ -48,7 +50,7 @@ def evo_norm_b0(
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype, the batch first.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape. The mean is moved as in `batch_norm`, and not used.
         v: of the shape of ``feature_axes``, which is trained.
         scale: γ, likewise; None is 1.
@@ -79,10 +81,10 @@ def evo_norm_b0(
         >>> print(jnp.allclose(y, again, atol=1e-5))
         True
     """
+    check_real("evo_norm_b0", "batch_norm", x, v, scale, bias)
     given = {"v": v, "scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     _, var = running_against(stats, o.x, o.features)
-    check_epsilon(epsilon)
     instances = _moments_of_instances(o)
     if training:
         m = pool_over_devices(pool(instances, 0), axis_name, axis_index_groups)

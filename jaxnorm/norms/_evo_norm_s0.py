@@ -8,8 +8,10 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, one_axis
 from ..core._normalize import normalize
+from ..core._precision import check_real
 from ..core._residuals import lean
 from ..core._staged import staged
 from ._group_norm import moments_of_groups
@@ -17,6 +19,7 @@ from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
 
 
+@checked
 @staged
 @lean
 def evo_norm_s0(
@@ -42,7 +45,7 @@ def evo_norm_s0(
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype, the batch first.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         v: of the shape of ``feature_axes``, which is trained; None leaves the sigmoid out.
         scale: γ, likewise; None is 1.
         bias: β, likewise; None is 0.
@@ -69,6 +72,7 @@ def evo_norm_s0(
         >>> print(jnp.allclose(y, jn.evo_norm_s0(2 * x, jnp.ones(4) / 2, num_groups=2)))
         True
     """
+    check_real("evo_norm_s0", "group_norm", x, v, scale, bias)
     given = {"v": v, "scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     channel = one_axis(feature_axes, o.x.ndim, "feature_axes", "the channels")

@@ -9,15 +9,18 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments_about_zero
 from ..core._normalize import normalize
+from ..core._precision import check_real
 from ..core._residuals import lean
 from ..core._staged import staged
 from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
 
 
+@checked
 @staged
 @lean
 def filter_response_norm(
@@ -41,7 +44,7 @@ def filter_response_norm(
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: γ, of the shape of ``feature_axes``; None is 1.
         bias: β, likewise; None is 0.
         threshold: τ of the thresholded linear unit, likewise; None leaves it out.
@@ -67,6 +70,7 @@ def filter_response_norm(
         [[ True False]
          [ True False]]
     """
+    check_real("filter_response_norm", "instance_norm", x, scale, bias, threshold)
     given = {"scale": scale, "bias": bias, "threshold": threshold}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     kept = axes_of_instances(o.x, o.features)

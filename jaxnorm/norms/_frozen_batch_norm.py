@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
+from ..core._precision import dtype_of_mean
 from ..core._running import init_running_stats
 from ._batch_norm import batch_norm_inference
 from ._recipe import Call, Recipe, Shape, State, affine_of, present, stats_of
@@ -15,16 +17,18 @@ from ._recipe import Call, Recipe, Shape, State, affine_of, present, stats_of
 class FrozenBatchNormRecipe(Recipe):
     """A layer of `batch_norm_inference` that trains nothing and moves nothing.
 
-    Scale and bias are state, like the running statistics, so that no optimizer sees them.
+    Scale and bias are state, like the running statistics, so that no optimizer sees them. They have the
+    ``param_dtype``.
     """
 
     epsilon: float = 1e-5
     """Added to the variance."""
 
-    def state(self, shape: Shape) -> dict[str, jax.Array]:
+    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """``mean``, ``var``, ``scale`` and ``bias``."""
-        affine = {"scale": jnp.ones(shape, jnp.float32), "bias": jnp.zeros(shape, jnp.float32)}
-        return {**present(init_running_stats(shape)), **affine}
+        ones, zeros = (fill(shape, self.param_dtype) for fill in (jnp.ones, jnp.zeros))
+        stats = init_running_stats(shape, dtype_of_mean(dtype))
+        return {**present(stats), "scale": ones, "bias": zeros}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """The same in training and evaluation."""

@@ -8,15 +8,16 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments_about_zero
-from ..core._normalize import check_epsilon
 from ..core._residuals import lean
 from ..core._staged import staged
 from ._operands import affine, operands, root
 from ._recipe import Affine, Call, State, affine_of
 
 
+@checked
 @staged
 @lean
 def global_response_norm(
@@ -37,7 +38,7 @@ def global_response_norm(
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: γ, of the shape of ``feature_axes``; None is 1. Training starts from 0, where y is x.
         bias: β, likewise; None is 0.
         feature_axes: the axes of the channels.
@@ -59,7 +60,6 @@ def global_response_norm(
         [[[ 7.5  1.5]
           [-7.5  1.5]]]
     """
-    check_epsilon(epsilon)
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import GROUPS, checked
 from ..core._axes import Axes, canonical_axes, one_axis
 from ..core._moments import reduce_moments
 from ..core._pool import Blocks, Moments, repeat_blocks
@@ -12,6 +13,7 @@ from ..core._staged import staged
 from ._normalized_by import TakeMoments, normalized_by
 
 
+@checked
 @staged
 def group_norm(
     x: jax.Array,
@@ -37,7 +39,7 @@ def group_norm(
 
     Args:
         x: activations of any rank and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: γ, one a channel; None is 1.
         bias: β, likewise; None is 0.
         num_groups: number of groups; divides the number of channels.
@@ -117,6 +119,8 @@ def moments_of_groups(
 
 def grouping(channels: int, num_groups: int | None, group_size: int | None) -> tuple[int, int]:
     """Number of groups, and channels of a group."""
+    GROUPS.check("num_groups", num_groups)
+    GROUPS.check("group_size", group_size)
     if (num_groups is None) == (group_size is None):
         raise ValueError(
             "Either `num_groups` or `group_size` should be specified. If `group_size` is to be "

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, canonical_axes, complement
 from ..core._moments import reduce_moments
 from ..core._pool import Moments, without_bias
@@ -13,6 +14,7 @@ from ..core._staged import staged
 from ._normalized_by import normalized_by
 
 
+@checked
 @staged
 def instance_norm(
     x: jax.Array,
@@ -34,7 +36,7 @@ def instance_norm(
 
     Args:
         x: activations of rank 2 or more and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: γ, of the shape of ``feature_axes``; None is 1.
         bias: β, likewise; None is 0.
         feature_axes: the axes that are kept besides the first.
@@ -63,6 +65,7 @@ def instance_norm(
     return _by_instance(x, scale, bias, feature_axes, epsilon, mask, devices, dtype)[0]
 
 
+@checked
 @staged
 def tracked_instance_norm(
     x: jax.Array,
@@ -87,7 +90,7 @@ def tracked_instance_norm(
 
     Args:
         x: activations of rank 2 or more and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape, from `init_running_stats` or the last step.
         scale: γ, of the shape of ``feature_axes``; None is 1.
         bias: β, likewise; None is 0.

@@ -8,17 +8,19 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, one_axis
-from ..core._normalize import check_epsilon
+from ..core._mixed import mixed
+from ..core._precision import check_real
 from ..core._residuals import lean
-from ..core._running import check_momentum
 from ..core._staged import staged
-from ._operands import affine, operands
+from ._operands import affine, operands, readable
 from ._recipe import Affine, Call, Shape, State, Tracked, affine_of
 from ._whitening_of import mask_of_rows, whitening_of
 from ._whitening_stats import WhiteningStats, init_whitening
 
 
+@checked
 @staged
 @lean
 def iterative_whitening(
@@ -73,31 +75,32 @@ def iterative_whitening(
         >>> print(jnp.abs(jnp.cov(y, rowvar=False, bias=True) - jnp.eye(2)).max() < 1e-3)
         True
     """
+    check_real("iterative_whitening", "batch_norm", x, scale, bias)
     o = operands(
-        x, {"scale": scale, "bias": bias}, feature_axes=feature_axes, dtype=dtype, mask=mask
+        x,
+        {"scale": scale, "bias": bias},
+        feature_axes=feature_axes,
+        dtype=dtype,
+        mask=mask,
+        about_zero=False,
     )
     channel = one_axis(feature_axes, o.x.ndim, "feature_axes", "the channels")
     rows = jnp.moveaxis(o.x, channel, -1)
-    features = rows.shape[-1]
+    features, counted = rows.shape[-1], mask_of_rows(o.mask, channel)
     if not isinstance(stats, WhiteningStats) or stats.matrix.shape != (features, features):
         raise ValueError(
             f"stats must be WhiteningStats for the {features} channels of x; got {stats!r}. Start from "
             f"init_whitening({features})."
         )
     mean, matrix = (a.astype(rows.dtype) for a in stats)
-    check_epsilon(epsilon)
-    check_momentum(momentum)
     if momentum is None:
         raise ValueError(
             "momentum must be a number in [0, 1] here; got None. There is no plain average of whitening "
             "matrices: 0.9 is usual."
         )
     if training:
-        count, *own = whitening_of(rows, mask_of_rows(o.mask, channel), steps, epsilon, axis_name)
-        moved = (
-            momentum * old + (1 - momentum) * new
-            for old, new in zip((mean, matrix), own, strict=True)
-        )
+        count, *own = whitening_of(rows, counted, steps, epsilon, axis_name)
+        moved = (mixed(old, new, momentum) for old, new in zip((mean, matrix), own, strict=True))
         # With nothing counted, everything stays as it was.
         stats = WhiteningStats(
             *(
@@ -108,7 +111,8 @@ def iterative_whitening(
         mean, matrix = (
             jnp.where(count > 0, new, old) for new, old in zip(own, (mean, matrix), strict=True)
         )
-    centered = rows - mean.reshape((1,) * (rows.ndim - 1) + mean.shape)
+    mean = mean.reshape((1,) * (rows.ndim - 1) + mean.shape)
+    centered = readable(rows, counted, mean) - mean
     whitened = jnp.matmul(centered, matrix, precision=lax.Precision.HIGHEST)
     y = affine(jnp.moveaxis(whitened, -1, channel), *o.parameters)
     return y.astype(o.dtype), stats
@@ -125,7 +129,7 @@ class IterativeWhiteningRecipe(Affine, Tracked):
     steps: int = 5
     """Of Newton's iteration."""
 
-    def state(self, shape: Shape) -> dict[str, jax.Array]:
+    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """``mean`` and ``matrix``."""
         if len(shape) != 1 or self.axis_index_groups is not None:
             raise ValueError(

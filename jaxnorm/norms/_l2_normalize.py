@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments_about_zero
 from ..core._pool import Moments
@@ -13,6 +14,7 @@ from ..core._staged import staged
 from ._normalized_by import normalized_by
 
 
+@checked
 @staged
 def l2_normalize(
     x: jax.Array,
@@ -34,7 +36,7 @@ def l2_normalize(
 
     Args:
         x: values of any rank and any integer, floating or complex dtype.
-            Sums and arithmetic are in float32 or wider.
+            Sums and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: of the shape of ``feature_axes``; None is 1.
         reduction_axes: the axes along which a vector lies.
         feature_axes: the axes along which ``scale`` lies.

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments
 from ..core._staged import staged
 from ._normalized_by import normalized_by
 
 
+@checked
 @staged
 def layer_norm(
     x: jax.Array,
@@ -33,7 +35,7 @@ def layer_norm(
 
     Args:
         x: activations of any rank and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: γ, of the shape of ``feature_axes``; None is 1.
         bias: β, likewise; None is 0.
         reduction_axes: the axes to take statistics over.

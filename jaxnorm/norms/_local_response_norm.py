@@ -1,21 +1,29 @@
 """Local response normalization (Krizhevsky, Sutskever and Hinton, 2012, "ImageNet classification ...")."""
 
-import numbers
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core._arguments import FINITE, Number, is_integer
 from ..core._axes import Axes, one_axis
+from ..core._moments import mask_against
 from ..core._pool import abs_square
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import lean
 from ..core._staged import staged
+from ._operands import readable
+
+_ENERGY = Number(
+    "be finite, and zero or positive",
+    lambda v: 0 <= v < math.inf,
+    "What x is divided by is a power of k + alpha/size · Σ |x|², which must not be negative.",
+)
+_CONSTANTS = {"alpha": _ENERGY, "k": _ENERGY, "beta": FINITE}
 
 
-@staged
-@lean
 def local_response_norm(
     x: jax.Array,
     *,
@@ -24,6 +32,7 @@ def local_response_norm(
     beta: float = 0.75,
     k: float = 1.0,
     feature_axes: Axes = -1,
+    mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Local response norm: divides each channel by the energy of its neighbours.
@@ -41,14 +50,16 @@ def local_response_norm(
         beta: β, the exponent.
         k: added to the sum, so that silence is not amplified.
         feature_axes: the channel axis, one: -1 for channels last, 1 for channels first.
+        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no sum. Its own
+            output is that of any other; a masked NaN or infinity is read as 0.
         dtype: of ``y``; None is that of ``x``.
 
     Returns:
         ``y`` of the shape of ``x``.
 
     Raises:
-        ValueError: ``size`` is less than 1, or an axis or dtype cannot be; the message says what must hold
-            and what to do.
+        ValueError: ``size`` is less than 1, ``alpha`` or ``k`` negative, or another argument cannot be; the
+            message says what must hold and what to do.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -58,18 +69,33 @@ def local_response_norm(
     """
     x = jnp.asarray(x)
     channel = one_axis(feature_axes, x.ndim, "feature_axes", "the channels")
-    if not isinstance(size, numbers.Integral) or size < 1:
+    if not is_integer(size) or size < 1:
         raise ValueError(
             f"size must be an integer of 1 or more, the number of channels in a window; got {size!r}. "
             f"5 is usual."
         )
-    y_dtype = result_dtype(dtype, x)
-    window, padding = [1] * x.ndim, [(0, 0)] * x.ndim
-    size = int(size)
-    window[channel], padding[channel] = size, (size // 2, (size - 1) // 2)
+    for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
+        _CONSTANTS[name].check(name, value)
+    y_dtype, mask = result_dtype(dtype, x), mask_against(mask, x)
+    return _divided(x, mask, int(size), channel, alpha, beta, k).astype(y_dtype)
 
-    x = upcast(x)
-    energy = lax.reduce_window(abs_square(x), 0.0, lax.add, window, (1,) * x.ndim, padding)
+
+@staged
+@lean
+def _divided(
+    x: jax.Array,
+    mask: jax.Array | None,
+    size: int,
+    channel: int,
+    alpha: float,
+    beta: float,
+    k: float,
+) -> jax.Array:
+    window, padding = [1] * x.ndim, [(0, 0)] * x.ndim
+    window[channel], padding[channel] = size, (size // 2, (size - 1) // 2)
+    x = readable(upcast(x), mask, 0)
+    counted = x if mask is None else jnp.where(mask, x, 0)
+    energy = lax.reduce_window(abs_square(counted), 0.0, lax.add, window, (1,) * x.ndim, padding)
     base = k + alpha / size * energy
     gain = jnp.where(base == 0, 1, base) ** -beta  # silence stays silent where k is 0
-    return (x * gain.astype(x.dtype)).astype(y_dtype)
+    return x * gain.astype(x.dtype)

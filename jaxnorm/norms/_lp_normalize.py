@@ -1,20 +1,20 @@
 """Lp normalization: every vector at length 1, however length is measured."""
 
 import math
-import numbers
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked, is_number
 from ..core._axes import Axes, canonical_axes
-from ..core._normalize import check_epsilon
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import keep, lean
 from ..core._staged import staged
 
 
+@checked
 @staged
 @lean
 def lp_normalize(
@@ -51,7 +51,7 @@ def lp_normalize(
         >>> print(jn.lp_normalize(x, p=1), jn.lp_normalize(x, p=math.inf))
         [ 0.5  -0.25  0.    0.25] [ 1.  -0.5  0.   0.5]
     """
-    if not isinstance(p, numbers.Real) or not p >= 1:
+    if not is_number(p) or not p >= 1:
         raise ValueError(
             f"p must be a real number of 1 or more; got {p!r}. 2 is the Euclidean length, math.inf the "
             f"largest absolute value."
@@ -69,7 +69,6 @@ def lp_normalize(
         total = keep(((size / unit) ** p).sum(axes, keepdims=True))
         length = unit * jnp.where(largest > 0, total, 1) ** (1 / p)
         length = jnp.where(largest > 0, length, 0)
-    check_epsilon(epsilon)
     some = length > 0
     y = jnp.where(some, wide / jnp.where(some, jnp.maximum(length, epsilon), 1), 0)
     return y.astype(result_dtype(dtype, x))

@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._arguments import check_scalar, checked
 from ..core._axes import Axes, canonical_axes, complement, size_of
-from ..core._normalize import check_epsilon
 from ..core._pool import abs_square
 from ..core._precision import result_dtype, upcast
 from ..core._staged import staged
 from ._operands import root
 
 
+@checked
 @staged
 def magnitude_preserving(
     kernel: jax.Array,
@@ -50,6 +51,7 @@ def magnitude_preserving(
         >>> print((w**2).sum((0, 1, 2)).round(3))
         [1. 1.]
     """
+    check_scalar("gain", gain)
     kernel = jnp.asarray(kernel)
     wide, length = _unit_mean_square(kernel, feature_axes, epsilon)
     gain = jnp.asarray(gain).astype(wide.dtype)
@@ -62,6 +64,7 @@ def magnitude_preserving(
     return w.astype(result_dtype(dtype, kernel))
 
 
+@checked
 @staged
 def forced_magnitude(
     kernel: jax.Array, *, feature_axes: Axes = -1, epsilon: float = 1e-4
@@ -98,9 +101,9 @@ def _unit_mean_square(
     kernel: jax.Array, feature_axes: Axes, epsilon: float
 ) -> tuple[jax.Array, jax.Array]:
     """The kernel, wide, and what divides it to length 1."""
-    check_epsilon(epsilon)
     features = canonical_axes(feature_axes, kernel.ndim, "feature_axes")
     reduced = complement(features, kernel.ndim)
     wide = upcast(kernel)
     length = root(abs_square(wide).sum(reduced, keepdims=True))
-    return wide, length + epsilon * math.sqrt(size_of(kernel, reduced))
+    length = length + epsilon * math.sqrt(size_of(kernel, reduced))
+    return wide, jnp.where(length == 0, 1, length)  # zeros stay zeros

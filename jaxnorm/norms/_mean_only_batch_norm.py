@@ -8,15 +8,17 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, complement
 from ..core._moments import reduce_moments
 from ..core._residuals import lean, lean_where_differentiated
 from ..core._running import RunningStats, running_against, update_running_stats
 from ..core._staged import staged
-from ._operands import affine, operands
+from ._operands import Operands, affine, operands, readable
 from ._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
 
 
+@checked
 @staged
 @lean
 def mean_only_batch_norm(
@@ -39,7 +41,7 @@ def mean_only_batch_norm(
 
     Args:
         x: activations of any rank and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape. The variance is moved, too, and not used.
         bias: β, of the feature shape; None is 0.
         feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
@@ -64,12 +66,11 @@ def mean_only_batch_norm(
         >>> print(y.squeeze(), stats.mean)
         [-2.  2.] [1.5]
     """
-    o = operands(x, {"bias": bias}, feature_axes=feature_axes, dtype=dtype, mask=mask)
+    o = _operands(x, bias, feature_axes, mask, dtype)
     running_against(stats, o.x, o.features)
     reduced = complement(o.features, o.x.ndim)
     m = reduce_moments(o.x, reduced, o.mask, axis_name, axis_index_groups, narrow=o.narrow)
-    y = affine(o.x - m.mean.astype(o.x.dtype), None, *o.parameters)
-    return y.astype(o.dtype), update_running_stats(stats, m, momentum=momentum)
+    return _centered(o, m.mean), update_running_stats(stats, m, momentum=momentum)
 
 
 @staged
@@ -80,6 +81,7 @@ def mean_only_batch_norm_inference(
     bias: jax.Array | None = None,
     *,
     feature_axes: Axes = -1,
+    mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Mean-only batch norm in evaluation.
@@ -91,13 +93,15 @@ def mean_only_batch_norm_inference(
         stats: running statistics of the feature shape.
         bias: β, of the feature shape; None is 0.
         feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
+        mask: as in training: a masked NaN or infinity is read as the mean, so it reaches no gradient.
         dtype: of ``y``; None is what ``x`` and ``bias`` promote to.
 
     Returns:
         ``y`` of the shape of ``x``.
 
     Raises:
-        ValueError: a shape, axis or dtype that cannot be; the message says what must hold and what to do.
+        ValueError: a shape, axis, mask or dtype that cannot be; the message says what must hold and what
+            to do.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -105,9 +109,28 @@ def mean_only_batch_norm_inference(
         >>> print(jn.mean_only_batch_norm_inference(jnp.array([[1.0], [5.0]]), stats).squeeze())
         [-0.5  3.5]
     """
-    o = operands(x, {"bias": bias}, feature_axes=feature_axes, dtype=dtype)
+    o = _operands(x, bias, feature_axes, mask, dtype)
     mean, _ = running_against(stats, o.x, o.features)
-    return affine(o.x - mean.astype(o.x.dtype), None, *o.parameters).astype(o.dtype)
+    return _centered(o, mean)
+
+
+def _operands(
+    x: jax.Array,
+    bias: jax.Array | None,
+    feature_axes: Axes,
+    mask: jax.Array | None,
+    dtype: DTypeLike | None,
+) -> Operands:
+    return operands(
+        x, {"bias": bias}, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False
+    )
+
+
+def _centered(o: Operands, mean: jax.Array) -> jax.Array:
+    """X - mean + bias, in the dtype of the result."""
+    mean = mean.astype(o.x.dtype)
+    y = affine(readable(o.x, o.mask, mean) - mean, None, *o.parameters)
+    return y.astype(o.dtype)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -126,10 +149,10 @@ class MeanOnlyBatchNormRecipe(Tracked):
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Moves the running statistics in training."""
         stats, bias = stats_of(variables), variables.get("bias")
-        options = {"feature_axes": self.feature_axes, "dtype": self.dtype}
+        options = {"feature_axes": self.feature_axes, "mask": call.mask, "dtype": self.dtype}
         if call.evaluating:
             return mean_only_batch_norm_inference(x, stats, bias, **options), {}
         y, updated = mean_only_batch_norm(
-            x, stats, bias, momentum=self.momentum, mask=call.mask, **options, **call.devices
+            x, stats, bias, momentum=self.momentum, **options, **call.devices
         )
         return y, present(updated)

@@ -1,20 +1,24 @@
 """Scale and bias that differ from example to example: what conditional and adaptive norms have in common."""
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, feature_shape
 from ..core._precision import arithmetic_dtype, result_dtype
 
 
+@checked
 def modulate(
     x: jax.Array,
     scale: jax.Array | None = None,
     bias: jax.Array | None = None,
     *,
     feature_axes: Axes = -1,
-    scale_offset: float = 0.0,
+    scale_offset: float | jax.Array = 0.0,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """An affine of each example, or each element: what makes a norm without an affine a conditional one.
@@ -29,10 +33,10 @@ def modulate(
     Args:
         x: normalized values, the examples along the first axis; the arithmetic is in float32 or wider.
         scale: of one of the shapes (examples, *features), the same for all positions of an example; or of
-            the rank of ``x``, and broadcastable to it. None is 1, without ``scale_offset``.
+            the rank of ``x``, and broadcastable to it. None is 1.
         bias: likewise; None is 0.
         feature_axes: the axes of the features, without the first.
-        scale_offset: added to ``scale``: 1 where the scales are computed, and begin at 0.
+        scale_offset: added to ``scale``, which it needs: 1 where scales are computed, and begin at 0.
         dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
@@ -54,13 +58,31 @@ def modulate(
     x = jnp.asarray(x)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     scale, bias = _of_examples(scale, x, features, "scale"), _of_examples(bias, x, features, "bias")
-    wide = arithmetic_dtype(x, scale, bias)
-    y = x.astype(wide)
+    wide, y_dtype = arithmetic_dtype(x, scale, bias), result_dtype(dtype, x, scale, bias)
+    y, scale = x.astype(wide), plus_offset(scale, scale_offset)
     if scale is not None:
-        y = y * (scale.astype(wide) + scale_offset)
+        y = y * scale.astype(wide)
     if bias is not None:
         y = y + bias.astype(wide)
-    return y.astype(result_dtype(dtype, x, scale, bias))
+    return y.astype(y_dtype)
+
+
+def plus_offset(scale: jax.Array | None, scale_offset: float | jax.Array) -> jax.Array | None:
+    """The sum, in float32 or wider if there is anything to add: what is to be rounded is the result.
+
+    Raises:
+        ValueError: there is no scale, or the offset is not one number.
+    """
+    if isinstance(scale_offset, numbers.Real) and scale_offset == 0:
+        return scale
+    if scale is None:
+        raise ValueError(
+            f"scale_offset is added to scale; got scale_offset={scale_offset} without a scale. Give one "
+            f"(use_scale, in a module), or leave scale_offset out."
+        )
+    scale = jnp.asarray(scale)
+    wide = arithmetic_dtype(scale)
+    return scale.astype(wide) + jnp.asarray(scale_offset).astype(wide)
 
 
 def _of_examples(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._arguments import check_scalar
 from ..core._axes import Axes, against, canonical_axes
 from ..core._cpu_hints import stored_as
 from ..core._moments import mask_against
@@ -17,7 +18,7 @@ class Operands(NamedTuple):
     """Everything in float32 or wider, parameters with size-1 axes where they do not lie."""
 
     x: jax.Array
-    """Where it is masked and not finite it is 0: nothing must depend on that."""
+    """``about_zero``, it is 0 where it is masked and not finite: nothing must depend on that."""
     narrow: jax.Array
     """``x`` as it lies in memory."""
     features: tuple[int, ...]
@@ -35,15 +36,20 @@ def operands(
     feature_axes: Axes,
     dtype: DTypeLike | None,
     mask: jax.Array | None = None,
+    about_zero: bool = True,
     scalars: tuple[str, ...] = (),
 ) -> Operands:
     """``x`` and its ``parameters`` by name, each along the feature axes or one of the ``scalars``.
+
+    A norm that subtracts a mean is not ``about_zero``: it reads what is masked and not finite as the mean.
 
     Raises:
         ValueError: an axis, shape, mask or dtype cannot be.
     """
     x = jnp.asarray(x)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
+    for name in scalars:
+        check_scalar(name, parameters[name])
     placed = {
         name: against(p, x, () if name in scalars else features, name)  # pyright: ignore[reportArgumentType]
         for name, p in parameters.items()
@@ -52,10 +58,15 @@ def operands(
     wide, counted = arithmetic_dtype(x, *trained), mask_against(mask, x)
     result = result_dtype(dtype, x, *trained)
     narrow, x = x, x.astype(wide)
-    if counted is not None:
-        x = jnp.where(counted | jnp.isfinite(x), x, 0)
+    if about_zero:
+        x = readable(x, counted, 0)
     widened = (None if p is None else stored_as(wide, p) for p in placed.values())
     return Operands(x, narrow, features, tuple(widened), counted, result)
+
+
+def readable(x: jax.Array, mask: jax.Array | None, instead: jax.Array | int) -> jax.Array:
+    """``x``, and where it is masked and not finite ``instead``."""
+    return x if mask is None else jnp.where(mask | jnp.isfinite(x), x, instead)
 
 
 def affine(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:

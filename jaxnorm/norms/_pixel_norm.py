@@ -6,12 +6,14 @@ import jax
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes
 from ..core._staged import staged
 from ._recipe import Call, Shared, State
 from ._rms_norm import rms_norm
 
 
+@checked
 @staged
 def pixel_norm(
     x: jax.Array,
@@ -31,7 +33,7 @@ def pixel_norm(
 
     Args:
         x: activations of any rank and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         feature_axes: the axes of the features, over which the mean is taken.
         epsilon: ε, added to the mean square; zero or positive.
         mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes
+from ..core._precision import dtype_of_mean
 from ..core._running import RunningStats, init_running_stats
 
 Shape = tuple[int, ...]
@@ -55,8 +56,11 @@ class Recipe:
         """By name."""
         return {}
 
-    def state(self, shape: Shape) -> dict[str, jax.Array]:
-        """What is kept between steps but not trained, before the first of them: by name, float32."""
+    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
+        """What is kept between steps but not trained, before the first of them: by name.
+
+        Of values of ``dtype``: if that is complex, so is a mean.
+        """
         return {}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
@@ -124,9 +128,9 @@ class Tracked(Shared):
     momentum: float | jax.Array | None = 0.99
     """The weight of the *old* running value (PyTorch's is that of the new one); None: the plain average."""
 
-    def state(self, shape: Shape) -> dict[str, jax.Array]:
+    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """``mean``, ``var`` and, for the plain average, ``count``."""
-        fresh = init_running_stats(shape, cumulative=self.momentum is None)
+        fresh = init_running_stats(shape, dtype_of_mean(dtype), cumulative=self.momentum is None)
         return present(fresh)
 
 

@@ -1,6 +1,5 @@
 """Root mean square normalization (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467)."""
 
-import numbers
 from typing import Any
 
 import jax
@@ -9,14 +8,17 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked, is_number
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments_about_zero
 from ..core._pool import Moments
-from ..core._precision import arithmetic_dtype
+from ..core._precision import arithmetic_dtype, result_dtype
 from ..core._staged import staged
+from ._modulate import plus_offset
 from ._normalized_by import normalized_by
 
 
+@checked
 @staged
 def rms_norm(
     x: jax.Array,
@@ -25,7 +27,7 @@ def rms_norm(
     reduction_axes: Axes = -1,
     feature_axes: Axes = -1,
     epsilon: float = 1e-6,
-    scale_offset: float = 0.0,
+    scale_offset: float | jax.Array = 0.0,
     fraction: float = 1.0,
     mask: jax.Array | None = None,
     axis_name: AxisName | None = None,
@@ -38,13 +40,13 @@ def rms_norm(
 
     Args:
         x: activations of any rank and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: γ, of the shape of ``feature_axes``; None is 1.
         reduction_axes: the axes to take the mean square over.
         feature_axes: the axes along which ``scale`` lies.
         epsilon: ε, added to the mean square; zero or positive. (PyTorch's ``eps=None`` is
             ``jnp.finfo(jnp.float32).eps``, in float64 that of float64.)
-        scale_offset: added to ``scale``: 1 for the 1 + scale of Gemma, whose scales start at 0.
+        scale_offset: added to ``scale``, which it needs: 1 for the 1 + scale of Gemma, which starts at 0.
         fraction: the mean square is that of so much of the features, the first ones, rounded down: partial
             RMS norm, with 0.0625 in the paper. Then there is one reduction axis, and no ``axis_name``.
         mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
@@ -67,16 +69,16 @@ def rms_norm(
     x = jnp.asarray(x)
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
     # Not as it lies in memory, if it is a part of it or upcast.
-    widened = fraction != 1 or arithmetic_dtype(x) != x.dtype
-    if scale is not None and scale_offset:
-        scale = jnp.asarray(scale)
-        scale = scale.astype(arithmetic_dtype(scale)) + scale_offset  # before rounding to dtype
-
-    if fraction != 1:
+    partial = not (is_number(fraction) and fraction == 1)
+    widened = partial or arithmetic_dtype(x) != x.dtype
+    scale = None if scale is None else jnp.asarray(scale)
+    y_dtype = result_dtype(dtype, x, scale)  # of the scale as it was given
+    scale = plus_offset(scale, scale_offset)
+    if partial:
         _check_fraction(fraction, x, reduced, axis_name)
 
     def take_moments(x: jax.Array, mask: jax.Array | None, _: jax.Array) -> Moments:
-        if fraction != 1:
+        if partial:
             x, mask = _first(x, reduced[0], fraction), _first(mask, reduced[0], fraction)
         return reduce_moments_about_zero(
             x, reduced, mask, axis_name, axis_index_groups, widened=widened
@@ -90,7 +92,7 @@ def rms_norm(
         feature_axes=feature_axes,
         epsilon=epsilon,
         mask=mask,
-        dtype=dtype,
+        dtype=y_dtype,
         about_zero=True,
     )
     return y
@@ -100,15 +102,20 @@ def _first(a: Any, axis: int, fraction: float) -> Any:
     """So much of what lies along ``axis``, from its beginning."""
     if a is None or a.shape[axis] == 1:
         return a
-    return lax.slice_in_dim(a, 0, int(a.shape[axis] * fraction), axis=axis)
+    return lax.slice_in_dim(a, 0, _counted(a.shape[axis], fraction), axis=axis)
+
+
+def _counted(features: int, fraction: float) -> int:
+    """How many of the features; 29 of 100 for 0.29, which as a float is a little less."""
+    return min(features, int(features * float(fraction) * (1 + 1e-6)))
 
 
 def _check_fraction(
     fraction: float, x: jax.Array, reduced: tuple[int, ...], axis_name: AxisName | None
 ) -> None:
     features = x.shape[reduced[0]] if reduced else 0
-    in_range = isinstance(fraction, numbers.Real) and 0 < float(fraction) <= 1
-    if not in_range or int(features * float(fraction)) < 1:
+    in_range = is_number(fraction) and 0 < float(fraction) <= 1
+    if not in_range or _counted(features, fraction) < 1:
         raise ValueError(
             f"fraction must lie in (0, 1], and leave a feature; got fraction={fraction!r} of {features} "
             f"features. 0.0625 is that of the paper, 1 takes all."

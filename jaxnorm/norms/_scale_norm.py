@@ -10,12 +10,14 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import check_scalar, checked
 from ..core._axes import Axes
 from ..core._staged import staged
 from ._l2_normalize import l2_normalize
 from ._recipe import Call, Parameter, Shape, Shared, State
 
 
+@checked
 @staged
 def scale_norm(
     x: jax.Array,
@@ -36,7 +38,7 @@ def scale_norm(
 
     Args:
         x: values of any rank and any integer, floating or complex dtype.
-            Sums and arithmetic are in float32 or wider.
+            Sums and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         scale: g, one number; at first the root of the number of features.
         reduction_axes: the axes along which a vector lies.
         epsilon: ε, added to the square of the length; zero or positive. (The paper's code divides by
@@ -59,6 +61,7 @@ def scale_norm(
         >>> print(jnp.allclose(y, jnp.array([[6.0, 8.0], [6.0, -8.0]])))
         True
     """
+    check_scalar("scale", scale)
     return l2_normalize(
         x,
         jnp.asarray(scale),

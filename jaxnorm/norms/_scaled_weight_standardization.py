@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, complement, feature_shape, size_of
 from ..core._precision import arithmetic_dtype, result_dtype
 from ..core._staged import staged
 from ._weight_standardization import weight_standardization
 
 
+@checked
 @staged
 def scaled_weight_standardization(
     kernel: jax.Array,

@@ -1,7 +1,6 @@
 """Spectral normalization (Miyato et al., 2018, https://arxiv.org/abs/1802.05957)."""
 
 import math
-import numbers
 from typing import NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked, is_integer
 from ..core._precision import promoted_dtype, result_dtype, upcast
 from ..core._serialized import serialized
 from ..core._staged import staged
@@ -62,6 +62,7 @@ def init_spectral_norm(
     return SpectralState(l2_normalize(u), jnp.ones((), u.real.dtype))
 
 
+@checked
 @staged
 def spectral_norm(
     kernel: jax.Array,
@@ -140,7 +141,7 @@ def has_spectral_norm(weight: jax.Array, n_steps: int | None, error_on_non_matri
     Raises:
         ValueError: it is no matrix, and ``error_on_non_matrix``.
     """
-    if weight.ndim < 2 or n_steps == 0:
+    if weight.ndim < 2 or (is_integer(n_steps) and n_steps == 0):
         return False
     if weight.ndim > 2 and error_on_non_matrix:
         raise ValueError(
@@ -185,7 +186,7 @@ def _check_state(kernel: jax.Array, state: SpectralState, n_steps: int | None) -
         raise ValueError(
             f"kernel must have elements to have singular values; got shape {kernel.shape}. Leave it out."
         )
-    if n_steps is not None and (not isinstance(n_steps, numbers.Integral) or n_steps < 1):
+    if n_steps is not None and (not is_integer(n_steps) or n_steps < 1):
         raise ValueError(
             f"n_steps must be an integer of 1 or more, or None for the exact singular value; got "
             f"{n_steps!r}. 1 is enough in training, where each step continues from the last."

@@ -8,6 +8,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments
 from ..core._normalize import normalize
@@ -20,6 +21,7 @@ from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
 
 
+@checked
 @staged
 @lean
 def switchable_norm(
@@ -50,7 +52,7 @@ def switchable_norm(
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype, the batch first.
-            Statistics and arithmetic are in float32 or wider.
+            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
         stats: running statistics of the feature shape.
         mean_weights: three numbers before the softmax: instance, layer, batch.
         var_weights: likewise.
@@ -81,7 +83,7 @@ def switchable_norm(
         True
     """
     given = {"scale": scale, "bias": bias}
-    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     mean, var = (a.astype(o.x.dtype) for a in running_against(stats, o.x, o.features))
     positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)
     of_instances = reduce_moments(o.x, positions, o.mask, None, None, narrow=o.narrow)
@@ -98,7 +100,8 @@ def switchable_norm(
         _mixed(mean_weights, "mean_weights", means),
         _mixed(var_weights, "var_weights", variances),
     )
-    return normalize(o.x, *mixed, *o.parameters, epsilon=epsilon).astype(o.dtype), stats
+    y = normalize(o.x, *mixed, *o.parameters, epsilon=epsilon, mask=o.mask)
+    return y.astype(o.dtype), stats
 
 
 def _mixed(weights: jax.Array, name: str, values: tuple[jax.Array, ...]) -> jax.Array:

@@ -4,8 +4,6 @@ Smaller than the batch of a device, they are the ghost batches of Hoffer et al. 
 https://arxiv.org/abs/1705.08741); larger, groups of devices pool.
 """
 
-import numbers
-
 import jax
 from jax import lax
 
@@ -74,13 +72,8 @@ def check_virtual_batch_size(
     """Raises what is wrong with the arguments, whatever the examples.
 
     Raises:
-        ValueError: the size is not a positive integer, axis 0 is a feature axis, or there are groups too.
+        ValueError: axis 0 is a feature axis, or there are groups too.
     """
-    if not isinstance(size, numbers.Integral) or size < 1:
-        raise ValueError(
-            f"virtual_batch_size must be a positive integer or None; got {size!r}. It is the number of "
-            f"examples that share statistics: 32 is usual."
-        )
     if 0 in features:
         raise ValueError(
             f"virtual_batch_size counts examples along axis 0 of x, which must not be a feature axis; got "

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, complement
 from ..core._pool import abs_square
 from ..core._precision import upcast
@@ -13,6 +14,7 @@ from ..core._staged import staged
 from ._l2_normalize import l2_normalize
 
 
+@checked
 @staged
 def weight_norm(
     kernel: jax.Array,

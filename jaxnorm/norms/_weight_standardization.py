@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, complement
 from ..core._staged import staged
 from ._layer_norm import layer_norm
 
 
+@checked
 @staged
 def weight_standardization(
     kernel: jax.Array,

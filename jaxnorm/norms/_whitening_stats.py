@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core._arguments import NUMBERS
 from ..core._serialized import serialized
 
 
@@ -32,11 +33,12 @@ def init_whitening(features: int) -> WhiteningStats:
         WhiteningStats in float32.
 
     Raises:
-        ValueError: there is no such array; as `jax.numpy.eye` says.
+        ValueError: ``features`` is no integer of 1 or more.
 
     Example:
         >>> import jaxnorm as jn
         >>> jn.init_whitening(3).mean.shape
         (3,)
     """
+    NUMBERS["features"].check("features", features)
     return WhiteningStats(jnp.zeros(features, jnp.float32), jnp.eye(features, dtype=jnp.float32))

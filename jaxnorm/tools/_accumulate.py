@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core._arguments import checked, is_integer
 from ..core._running import RunningStats, update_running_stats
 from ._gather import (
     BatchNormOptions,
@@ -37,6 +38,7 @@ class Accumulated(NamedTuple):
     aux: Any  # what the loss returns besides, stacked along a new first axis; or None
 
 
+@checked
 def accumulate(
     loss: Callable[[Any, Any], Any],
     model: Any,
@@ -100,14 +102,13 @@ def accumulate(
     params, rest = subject.split(subject.state)
 
     def loss_of_part(params: Any, rest: Any, gathered: Stats, part: Any, number: jax.Array) -> Any:
-        drawn = {name: jax.random.fold_in(key, number) for name, key in (rngs or {}).items()}
-        own = model_of(model, variables, drawn) if drawn else subject
         # Every part begins with the running statistics from before the first.
         stats = {path: {**held[path], **gathered[path]} for path in held}
-        result, stats, state = own.run(own.join(params, rest), stats, loss, part, _gather)
+        state = subject.join(params, rest)
+        result, stats, state = subject.run(state, stats, loss, part, _gather, number)
         value, aux = result if has_aux else (result, None)
         gathered = {path: {name: stats[path][name] for name in nothing[path]} for path in nothing}
-        return value, (own.split(state)[1], gathered, aux)
+        return value, (subject.split(state)[1], gathered, aux)
 
     step = jax.value_and_grad(loss_of_part, has_aux=True)
 
@@ -136,7 +137,8 @@ def _parts(batch: Any, number: int) -> Any:
     """
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(batch)]
     examples = sorted({leaf.shape[0] if leaf.ndim else 0 for leaf in leaves})
-    if len(examples) != 1 or number < 1 or examples[0] == 0 or examples[0] % number:
+    is_count = is_integer(number) and number > 0
+    if len(examples) != 1 or not is_count or examples[0] == 0 or examples[0] % number:
         raise ValueError(
             f"micro_batches must divide the number of examples, which lie along the first axis of every "
             f"leaf of batch; got micro_batches={number} and {examples or 'no'} examples. Leave examples out, "

@@ -77,7 +77,7 @@ def examine(
         gather = gathering(
             subject, run, pooled, evaluating=evaluating, meant=set(paths).__contains__
         )
-        outputs[evaluating], stats = jax.jit(gather)(subject.state, nothing, batch)
+        outputs[evaluating], stats = jax.jit(gather)(subject.state, nothing, batch, 0)
     moments = {path: jax.device_get(gathered(stats[path])) for path in paths}
     running = {path: _running(held[path]) for path in paths}
     health = {

@@ -18,7 +18,7 @@ from ._watch import LayerCall
 Gathered: TypeAlias = Sequence[jax.Array]
 """Mean, variance, and a count of whatever the way counts."""
 
-Gather: TypeAlias = Callable[[Any, Stats, Any], tuple[Any, Stats]]
+Gather: TypeAlias = Callable[[Any, Stats, Any, jax.Array], tuple[Any, Stats]]
 _NAMES = [f"gathered_{field}" for field in Moments._fields]
 
 
@@ -85,7 +85,7 @@ def find_batch_norms(model: Model, run: Run, batch: Any) -> dict[str, BatchNormO
 def gathering(
     model: Model, run: Run, way: Way, *, evaluating: bool, meant: Callable[[str], bool]
 ) -> Gather:
-    """A function of state, stats and batch: what ``run`` returns, and the stats with the batch added.
+    """A function of state, stats, a batch and its number: what ``run`` returns, and stats with it added.
 
     The layers that are ``meant`` normalize with their running statistics or those of the batch, all others
     with their running statistics.
@@ -99,8 +99,8 @@ def gathering(
         add_batch(call, way)
         return normalized(call, evaluating=evaluating)
 
-    def gather(state: Any, stats: Stats, batch: Any) -> tuple[Any, Stats]:
-        output, stats, _ = model.run(state, stats, run, batch, answer)
+    def gather(state: Any, stats: Stats, batch: Any, number: jax.Array) -> tuple[Any, Stats]:
+        output, stats, _ = model.run(state, stats, run, batch, answer, number)
         return output, stats
 
     return gather

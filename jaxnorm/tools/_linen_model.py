@@ -32,11 +32,19 @@ class LinenModel:
         return _below(self.state.get("params", {}), path)
 
     def run(
-        self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
+        self,
+        state: Any,
+        stats: Stats,
+        run: Run,
+        batch: Any,
+        answer: Answer,
+        number: jax.Array | None = None,
     ) -> tuple[Any, Stats, Any]:
-        apply = nn.apply(run, self._module, mutable=True)
+        apply, rngs = nn.apply(run, self._module, mutable=True), self._rngs
+        if number is not None:
+            rngs = jax.tree.map(lambda key: jax.random.fold_in(key, number), rngs)
         with watching(self._kinds), answered_first_by(answer), traced_for(new_number()):
-            output, after = apply(self.with_stats(state, stats), batch, rngs=self._rngs)
+            output, after = apply(self.with_stats(state, stats), batch, rngs=rngs)
         found = {path: _below(after.get("batch_stats", {}), path) for path in stats}
         of_layers = {path: {name: found[path][name] for name in stats[path]} for path in stats}
         return output, of_layers, _as_in(state, after)

@@ -34,12 +34,19 @@ class Model(Protocol):
         ...
 
     def run(
-        self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
+        self,
+        state: Any,
+        stats: Stats,
+        run: Run,
+        batch: Any,
+        answer: Answer,
+        number: jax.Array | None = None,
     ) -> tuple[Any, Stats, Any]:
         """What ``run`` returns, and ``stats`` and ``state`` afterwards.
 
         The model holds ``state``, and its layers these ``stats`` in the place of their own, or besides. For
         its batch norms, or layers of the kinds it was made for, ``answer`` says what they return and write.
+        The random numbers that it draws are others for every ``number``, that of the batch among several.
         """
         ...
 

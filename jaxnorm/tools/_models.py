@@ -23,14 +23,16 @@ def model_of(model: Any, variables: Any, rngs: Any = None, kinds: Kinds = BATCH_
     """``model`` as the tools see it, which watch its layers of these ``kinds``.
 
     Raises:
-        ValueError: it is no model of Flax, or ``variables`` are missing, or given where there are none.
+        ValueError: it is no model of Flax, or ``variables`` are missing, or they or ``rngs`` are
+            given where the model holds its own.
     """
     if isinstance(model, nnx.Module):
-        if variables is not None:
-            raise ValueError(
-                f"variables belong to a Linen module; got them with an NNX model, {type(model).__name__}, "
-                f"which holds its own. Leave them out."
-            )
+        for name, given in (("variables", variables), ("rngs", rngs)):
+            if given is not None:
+                raise ValueError(
+                    f"{name} belong to a Linen module; got them with an NNX model, {type(model).__name__}, "
+                    f"which holds its own. Leave them out."
+                )
         return NnxModel(model, kinds)
     check_model(model)
     if not isinstance(variables, Mapping) or not {"params", "batch_stats"} & set(variables):

@@ -1,6 +1,7 @@
 """An NNX model, as the tools see it."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +35,13 @@ class NnxModel:
         return {name: variable[...] for name, variable in held.items() if variable is not None}
 
     def run(
-        self, state: Any, stats: Stats, run: Run, batch: Any, answer: Answer
+        self,
+        state: Any,
+        stats: Stats,
+        run: Run,
+        batch: Any,
+        answer: Answer,
+        number: jax.Array | None = None,
     ) -> tuple[Any, Stats, Any]:
         # Of copies: the variables of the state are the caller's.
         model = nnx.merge(self._graph, state, copy=True)
@@ -42,7 +49,7 @@ class NnxModel:
         for path, arrays in stats.items():
             for name, array in arrays.items():
                 setattr(layers[path], name, nnx.BatchStat(array))
-        with answered_first_by(answer), traced_for(new_number()):
+        with _drawing(model, number), answered_first_by(answer), traced_for(new_number()):
             output = run(model, batch)
         of_layers = {
             path: {name: getattr(layers[path], name)[...] for name in arrays}
@@ -71,6 +78,21 @@ class NnxModel:
         model = nnx.merge(self._graph, state, copy=True)
         _write(_layers(model), stats)
         return nnx.state(model)
+
+
+@contextlib.contextmanager
+def _drawing(model: nnx.Module, number: jax.Array | None) -> Iterator[None]:
+    """Within it, ``model`` draws other random numbers for every ``number``; its keys stay what they are."""
+    if number is None:
+        yield
+        return
+    variables = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.RngKey)]
+    keys = [variable[...] for variable in variables]
+    for variable, key in zip(variables, keys, strict=True):
+        variable[...] = jax.random.fold_in(key, number)
+    yield
+    for variable, key in zip(variables, keys, strict=True):
+        variable[...] = key
 
 
 def _write(layers: Mapping[str, Any], stats: Stats) -> None:

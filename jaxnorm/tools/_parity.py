@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ..core._arguments import checked
+
 Tree: TypeAlias = Any
 ModelFunction: TypeAlias = Callable[[Tree, Tree, str | None], tuple[Tree, Tree]]
 
@@ -37,6 +39,7 @@ class Parity(NamedTuple):
         return max(self.outputs, self.state, self.gradients)
 
 
+@checked
 def assert_parity(
     f: ModelFunction,
     params: Tree,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
+from ..core._arguments import checked
 from ._gather import (
     Gather,
     Way,
@@ -23,11 +24,12 @@ from ._model import Run, Stats
 from ._models import as_it_is, model_of
 from ._watch import Where, check_meant
 
-Step: TypeAlias = Callable[[Any, Stats, Any], tuple[Stats, jax.Array]]
+Step: TypeAlias = Callable[[Any, Stats, Any, int], tuple[Stats, jax.Array]]
 Method: TypeAlias = Literal["population", "precise_bn", "update_bn"]
 _WAYS: dict[str, Way] = {"population": pooled, "precise_bn": pooled, "update_bn": averaged}
 
 
+@checked
 def recalibrate(
     model: Any,
     batches: Iterable[Any],
@@ -73,7 +75,7 @@ def recalibrate(
         layer_by_layer: see above.
         where: which layers, by path: a pattern such as ``"stem/*"`` or a function; all others are used as in
             evaluation.
-        rngs: for a Linen module whose ``run`` draws random numbers.
+        rngs: for a Linen module whose ``run`` draws random numbers: others for every batch, as in training.
         progress: whether to show a progress bar.
 
     Returns:
@@ -128,8 +130,9 @@ def recalibrate(
     def one_pass(step: Step, batches: Iterable[Any], used: Stats) -> Stats:
         stats: Stats = {path: {**used.get(path, {}), **nothing[path]} for path in paths}
         finite = []
-        for batch in track(batches, "Recalibrating", length, disable=not progress):
-            stats, ok = step(subject.state, stats, batch)
+        tracked = track(batches, "Recalibrating", length, disable=not progress)
+        for number, batch in enumerate(tracked):
+            stats, ok = step(subject.state, stats, batch, number)
             finite.append(ok)
         return _estimates(stats, held, finite)
 
@@ -148,8 +151,8 @@ def _step(gather: Gather) -> Step:
     """Adds a batch to the stats, compiled; and says whether they are finite."""
 
     @jax.jit
-    def step(state: Any, stats: Stats, batch: Any) -> tuple[Stats, jax.Array]:
-        _, stats = gather(state, stats, batch)
+    def step(state: Any, stats: Stats, batch: Any, number: jax.Array) -> tuple[Stats, jax.Array]:
+        _, stats = gather(state, stats, batch, number)
         finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(stats)]
         return stats, jnp.stack(finite).all()
 

@@ -1,6 +1,5 @@
 """What training carries from step to step, running statistics included."""
 
-import numbers
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
+from ..core._arguments import NUMBERS
+from ..core._mixed import mixed
 from ._models import model_of
 
 
@@ -98,15 +99,10 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
     def moved(old: Any, new: Any) -> Any:
         if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
             return new
-        wide = jnp.promote_types(jnp.result_type(old), jnp.float32)
-        step = (1 - jnp.asarray(decay, wide)) * (jnp.asarray(new, wide) - jnp.asarray(old, wide))
-        return (jnp.asarray(old, wide) + step).astype(jnp.result_type(old))
+        old, new = jnp.asarray(old), jnp.asarray(new)
+        return mixed(old, new, decay).astype(old.dtype)
 
-    if isinstance(decay, numbers.Real) and not 0 <= float(decay) <= 1:
-        raise ValueError(
-            f"decay must lie in [0, 1]; got decay={decay}. It is the weight of the old average: 0.999 "
-            f"follows slowly."
-        )
+    NUMBERS["decay"].check("decay", decay)
     _check_alike(old, new)
     return jax.tree.map(moved, old, new)
 

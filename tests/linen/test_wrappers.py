@@ -121,8 +121,9 @@ def step(wrapper: nn.Module, variables: Any, x: jax.Array = X, **call: Any) -> A
 
 
 @pytest.mark.parametrize("name", ["SpectralNorm", "WeightNorm"])
-def test_signature_is_that_of_flax(name: str) -> None:
+def test_signature_is_that_of_flax(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its fields in its order with its defaults, and nothing more; a call may name the mode of all norms."""
+    monkeypatch.setattr("jaxnorm.linen._variables.check_fields", lambda fields: None)
     ours, theirs = getattr(jnl, name), getattr(nn, name)
     assert own(ours, theirs) == [] and ours.__name__ == name
     assert own(ours.__call__, theirs.__call__) == ["use_running_average"]

@@ -94,10 +94,12 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("local_response_norm", "alpha"): [{"alpha": 0.5}],
     ("local_response_norm", "beta"): [{"alpha": 0.5, "beta": 2.0}],
     ("local_response_norm", "k"): [{"k": 2.0}],
+    ("local_response_norm", "mask"): [{"alpha": 0.5, "mask": MASK}],
     ("local_response_norm", "size"): [{"alpha": 0.5, "size": 2}],
     ("local_response_norm", "feature_axes"): [{"alpha": 0.5, "feature_axes": 1}],
     ("lp_normalize", "epsilon"): [{"epsilon": 4.0}],
     ("lp_normalize", "p"): [{"p": 1}, {"p": 3.0}],
+    ("mean_only_batch_norm_inference", "mask"): READS_A_MASKED_NAN,
     ("modulate", "scale_offset"): [
         {"scale_offset": 1.0},
         {"scale_offset": 1.0, "scale": _narrow(ARGUMENTS["modulate"]["scale"])},

@@ -158,6 +158,44 @@ def test_scale_offset() -> None:
     np.testing.assert_allclose(y, plain * (1 + 2.0**-10), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["rms_norm", "modulate"])
+def test_a_traced_scale_offset(name: str) -> None:
+    """It is a number like any other: the same value, and the derivative that the scales have together."""
+    x, scale = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    norm = getattr(jn, name)
+
+    @jax.jit
+    def both(offset: Any) -> Any:
+        def loss(scale: jax.Array, offset: Any) -> jax.Array:
+            return (norm(x, scale, scale_offset=offset) ** 2).sum()
+
+        known = norm(x, scale, scale_offset=0.7)
+        return known, norm(x, scale, scale_offset=offset), jax.grad(loss, (0, 1))(scale, offset)
+
+    scale = scale[0] if name == "rms_norm" else scale
+    known, traced, (of_scale, of_offset) = both(jnp.float32(0.7))
+    np.testing.assert_array_equal(known, traced)
+    np.testing.assert_allclose(of_scale.sum(), of_offset, rtol=1e-5)
+
+
+def test_a_fraction_takes_what_it_says() -> None:
+    """Rounded down as it is written, whatever float it becomes: 0.29 of 100 is 29."""
+    x = draw(np.random.default_rng(0), (2, 100), "float32")
+    counts = (1, 7, 14, 28, 29, 56, 57, 58, 99)
+    fractions: list[tuple[int, Any]] = [
+        (n, f(n / 100)) for n in counts for f in (float, np.float32)
+    ]
+    fractions += [(29, 0.299), (99, 0.9999), (33, 1 / 3)]
+
+    @jax.jit
+    def all_of_them(x: Any) -> list[jax.Array]:
+        return [jn.rms_norm(x, fraction=f, epsilon=0.0) for _, f in fractions]
+
+    for (n, _), y in zip(fractions, all_of_them(x), strict=True):
+        mean_square = (np.float64(x[:, :n]) ** 2).mean(-1, keepdims=True)
+        assert_close(y, x / np.sqrt(mean_square))
+
+
 def over_devices(name: str) -> Callable[..., jax.Array]:
     """A norm whose statistics are over positions, of (batch, positions, channels)."""
     options: dict[str, Any] = {"num_groups": 2} if name == "group" else {}

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,50 @@ def test_evaluation_is_training_on_the_population(name: str) -> None:
         np.testing.assert_array_equal(subject.arrays[path], array)
         assert path in subject.stats or np.array_equal(after.arrays[path], array)
         assert after.arrays[path].dtype == array.dtype
+
+
+class LinenDropped(nn.Module):
+    """Dropout, then a norm: what it is given is 0 or 2, where x is 1."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        """Nothing else."""
+        return jnl.BatchNorm(use_running_average=True)(nn.Dropout(0.5, deterministic=False)(x))
+
+
+class NnxDropped(nnx.Module):
+    """The same."""
+
+    def __init__(self) -> None:
+        self.dropout = nnx.Dropout(0.5, deterministic=False, rngs=nnx.Rngs(dropout=1))
+        self.norm = jnx.BatchNorm(6, use_running_average=True, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        """Nothing else."""
+        return self.norm(self.dropout(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "update_bn"}, {"layer_by_layer": True}])
+@pytest.mark.parametrize("system", ["Linen", "NNX"])
+def test_every_batch_draws_its_own_numbers(system: str, options: dict[str, Any]) -> None:
+    """One mask for all would give each feature a mean of 0 or 2 and no variance; and it is repeatable."""
+    batches, arguments = [jnp.ones((1, 6))] * 100, dict(options)
+    if system == "Linen":
+        model = LinenDropped()
+        keys = {"params": KEY, "dropout": KEY}
+        arguments |= {"variables": model.init(keys, batches[0]), "rngs": {"dropout": KEY}}
+    else:
+        model = NnxDropped()
+    found = [tools.recalibrate(model, batches, **arguments) for _ in range(2)]
+    if system == "Linen":
+        (mean, var), again = [tuple(v["batch_stats"]["BatchNorm_0"].values()) for v in found]
+    else:
+        (mean, var), again = [(m.norm.mean[...], m.norm.var[...]) for m in found]
+        chex.assert_trees_all_equal(nnx.state(found[0].dropout), nnx.state(model.dropout))
+    chex.assert_trees_all_equal((mean, var), again)
+    assert (np.abs(mean - 1) < 0.4).all()  # four deviations of a mean of 100
+    if "method" not in options:  # which averages variances of one value
+        np.testing.assert_allclose(var, mean * (2 - mean), rtol=1e-5)  # of what is 0 or 2
 
 
 @pytest.mark.thorough

@@ -1,0 +1,31 @@
+"""The moving average: of running statistics, of weights, of whitening matrices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._arguments import is_number
+from ._precision import arithmetic_dtype
+
+
+def mixed(old: jax.Array, new: jax.Array, weight: float | jax.Array) -> jax.Array:
+    """Weight · old + (1 - weight) · new, in float32 or wider.
+
+    A weight of 0 forgets and one of 1 ignores, even a NaN or an infinity, which 0 times it would not. It is
+    no increment of the old value: beside a large one, a small new one would be lost.
+    """
+    dtype = arithmetic_dtype(old, new)
+    if jnp.issubdtype(dtype, jnp.complexfloating):  # whose product with an infinity is NaN
+        old, new = old.astype(dtype), new.astype(dtype)
+        return lax.complex(mixed(old.real, new.real, weight), mixed(old.imag, new.imag, weight))
+    old, new = old.astype(dtype), new.astype(dtype)
+    if is_number(weight):  # known while tracing
+        shares = float(weight), 1 - float(weight)
+        return functools.reduce(
+            jnp.add, (s * a for s, a in zip(shares, (old, new), strict=True) if s)
+        )
+    share = jnp.asarray(weight).astype(dtype)
+    kept = jnp.where(share == 0, 0, share * old)
+    return kept + jnp.where(share == 1, 0, (1 - share) * new)

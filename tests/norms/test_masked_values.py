@@ -1,0 +1,131 @@
+"""What is masked and not finite is read as what is subtracted: the mean, and 0 where there is none.
+
+So nothing depends on it, forward or backward; and two norms that are one by their own words are one here too.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm as jn
+from tests import oracle
+from tests.calls import INPUTS, MASK, STATS, X, arguments, functions
+from tests.cases import draw
+from tests.oracle import assert_close, wide
+
+BATCH, INSTANCE, LAYER = (0, 1, 2), (1, 2), -1
+POSITIONS = MASK[..., :1]  # the same for all channels
+
+
+def mean_over(axes: Any, mask: Any = MASK) -> np.ndarray:
+    """Of what counts."""
+    return oracle.moments(X, axes, mask).mean
+
+
+def mean_of_groups() -> np.ndarray:
+    """Of two groups of two channels."""
+    split, mask = (a.reshape(4, 4, 2, 2, 2) for a in (X, MASK))
+    return np.repeat(oracle.moments(split, (1, 2, 4), mask).mean.reshape(4, 1, 1, 2), 2, -1)
+
+
+def mean_of_switchable() -> np.ndarray:
+    """The mixture."""
+    shares = np.exp(wide(INPUTS["mean_weights"]))
+    means = mean_over(INSTANCE), mean_over((1, 2, 3)), mean_over(BATCH)
+    return sum(w * m for w, m in zip(shares / shares.sum(), means, strict=True))  # pyright: ignore[reportReturnType]
+
+
+MEANS: dict[str, Callable[[], Any]] = {
+    "ada_layer_norm": partial(mean_over, LAYER),
+    "adain": partial(mean_over, INSTANCE),
+    "batch_norm": partial(mean_over, BATCH),
+    "batch_norm_adapted": lambda: 0.25 * wide(STATS.mean) + 0.75 * mean_over(BATCH),
+    "batch_norm_inference": lambda: wide(STATS.mean),
+    "batch_renorm": partial(mean_over, BATCH),
+    "group_norm": mean_of_groups,
+    "instance_norm": partial(mean_over, INSTANCE),
+    "iterative_whitening": partial(mean_over, BATCH, POSITIONS),
+    "layer_norm": partial(mean_over, LAYER),
+    "mean_only_batch_norm": partial(mean_over, BATCH),
+    "mean_only_batch_norm_inference": lambda: wide(STATS.mean),
+    "switchable_norm": mean_of_switchable,
+    "tracked_instance_norm": partial(mean_over, INSTANCE),
+}
+ABOUT_ZERO = {
+    "act_norm",
+    "derf",
+    "dynamic_tanh",
+    "evo_norm_b0",
+    "evo_norm_s0",
+    "filter_response_norm",
+    "global_response_norm",
+    "l2_normalize",
+    "local_response_norm",
+    "pixel_norm",
+    "rms_norm",
+    "scale_norm",
+}
+FUNCTIONS = [name for name in functions("mask") if name != "moments"]  # which returns nothing of x
+
+
+def test_all_are_here() -> None:
+    """Each in one of the two."""
+    assert MEANS.keys() ^ ABOUT_ZERO == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("unreadable", [np.nan, -np.inf])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_read_as_the_mean(name: str, unreadable: float) -> None:
+    """The value there, and all gradients of what is elsewhere, are those of an x that is the mean there."""
+    counted = POSITIONS if name == "iterative_whitening" else MASK
+    mask = np.broadcast_to(counted, X.shape)
+    instead = MEANS[name]() if name in MEANS else np.zeros(1)
+    instead = np.broadcast_to(instead, X.shape).astype(np.float32)
+    given = arguments(name)
+    options = {
+        k: v for k, v in given.items() if k in ("num_groups", "training", "running_share", "size")
+    }
+    inputs = {k: v for k, v in given.items() if k not in {"x", "reduction_axes", *options}}
+    dy = draw(np.random.default_rng(3), X.shape, "float32")
+
+    @jax.jit
+    def run(x: Any, inputs: Any, dy: Any) -> Any:
+        def y_of(x: Any, inputs: Any) -> Any:
+            y = getattr(jn, name)(x=x, **inputs, **options, mask=counted)
+            return jax.tree.leaves(y)[0]
+
+        y, pull = jax.vjp(y_of, x, inputs)
+        return y, pull(jnp.where(mask, dy, 0)), pull(dy)
+
+    y, elsewhere, everywhere = run(np.where(mask, X, np.float32(unreadable)), inputs, dy)
+    want_y, want, _ = run(np.where(mask, X, instead), inputs, dy)
+    assert_close(y, wide(want_y), 2e-6)
+    for got, wanted in zip(jax.tree.leaves(elsewhere), jax.tree.leaves(want), strict=True):
+        assert_close(got, wide(wanted), 1e-5)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(everywhere))
+    assert not np.asarray(everywhere[0])[~mask].any()  # nothing depends on it
+
+
+def test_batch_renorm_within_no_limits_is_batch_norm() -> None:
+    """By its docstring: with what is masked, in outputs, statistics and gradients."""
+    x = np.where(MASK, X, np.float32(np.nan))
+    scale, bias = INPUTS["scale"], INPUTS["bias"]
+    renorm = partial(jn.batch_renorm, rmax=1.0, dmax=0.0)
+
+    @jax.jit
+    def both(*arrays: Any) -> Any:
+        def pulled(norm: Any) -> Any:
+            f = partial(norm, epsilon=1e-3, mask=MASK)
+            y, pull = jax.vjp(lambda x, *affine: f(x, STATS, *affine)[0], *arrays)
+            return y, pull(jnp.asarray(X[::-1]))
+
+        return pulled(renorm), pulled(jn.batch_norm)
+
+    ours, theirs = map(jax.tree.leaves, both(x, scale, bias))
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, wide(b), 1e-5)

@@ -1,0 +1,114 @@
+"""The dtype of a result is what x and the parameters promote to as they were given, with every option.
+
+Whatever is widened on the way to it, a scale to which an offset is added above all, must not decide.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm as jn
+from tests.calls import arguments, functions, parameters
+from tests.norms.test_options import FUNCTIONS, calls
+from tests.stands_for import (
+    CLASSES,
+    ROWS,
+    SYSTEMS,
+    VALUES,
+    X,
+    after_of,
+    fields_of,
+    has_modes,
+    is_wrapper,
+    made,
+)
+from tests.test_module_fields import REFUSED
+
+# Fields that say what the dtype is, and the mode, which the call says.
+SAID = {"dtype", "param_dtype", "promote_dtype", "use_running_average"}
+BF16, F16, F32 = jnp.bfloat16, jnp.float16, jnp.float32
+# What x and the parameters come in, and what that makes.
+PAIRS = ((BF16, BF16, BF16), (F16, F16, F16), (BF16, F32, F32), (F32, F16, F32), (F16, BF16, F32))
+ACTIVATIONS = {"x", "y", "style", "query", "key", "kernel", "residual"}
+STATE = {"stats", "image"}  # no parameters
+OF_THE_SECOND = {"key", "key_scale"}  # result, of `qk_norm`
+ONLY_OF_THE_FIRST = {"conv_spectral_norm", "magnitude_preserving"}  # as their docstrings say
+
+
+def is_array(leaf: Any) -> bool:
+    """Numbers that promote."""
+    inexact = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return isinstance(leaf, (np.ndarray, np.generic, jax.Array)) and inexact
+
+
+def result(name: str, given: dict[str, Any]) -> Any:
+    """The dtype of the first result: nothing is computed."""
+    arrays = {k: v for k, v in given.items() if all(map(is_array, jax.tree.leaves(v)))}
+    options = {k: v for k, v in given.items() if k not in arrays}
+    y = jax.eval_shape(lambda arrays: getattr(jn, name)(**options, **arrays), arrays)
+    return jax.tree.leaves(y)[0].dtype
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if "dtype" in parameters(n)])
+def test_functions(name: str) -> None:
+    """All arguments in all of their combinations, with every value of every option."""
+    for label, row in calls(name).items():
+        if "dtype" in row:
+            continue
+        for of_x, of_parameters, both in PAIRS:
+            given = {}
+            for argument, value in (arguments(name) | row).items():
+                dtype = of_x if argument in ACTIVATIONS else of_parameters
+                given[argument] = jax.tree.map(
+                    lambda a, dtype=dtype: np.asarray(a, dtype) if is_array(a) else a, value
+                )
+            of_result = {k for k, v in given.items() if any(map(is_array, jax.tree.leaves(v)))}
+            alone = of_result <= ACTIVATIONS | STATE | OF_THE_SECOND or name in ONLY_OF_THE_FIRST
+            assert result(name, given) == (of_x if alone else both), (label, of_x, of_parameters)
+
+
+@pytest.mark.parametrize("name", [n for n in functions("dtype") if n in FUNCTIONS])
+def test_defaults_promote_nothing(name: str) -> None:
+    """A parameter that has a number for its default is of the dtype of x."""
+    required = {k for k, p in parameters(name).items() if p.default is p.empty}
+    given = {
+        k: jax.tree.map(lambda a: np.asarray(a, BF16) if is_array(a) else a, v)
+        for k, v in arguments(name).items()
+        if k in required or k == "num_groups"
+    }
+    assert result(name, given) == BF16
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("name", [n for n in CLASSES if not is_wrapper(n)])
+def test_modules(system: str, name: str) -> None:
+    """Of half precision, with every field at a value that is not its default."""
+    row, known = ROWS[name], fields_of(system, name)
+    half = {"param_dtype": BF16} if "param_dtype" in known else {}
+    tried: list[dict[str, Any]] = [{}]
+    for field, values in {**VALUES, **row.values}.items():
+        if field in known.keys() - SAID and (name, field) not in REFUSED:
+            tried += [{field: value} for value in values]
+    for fields in tried:
+        if "group_size" in fields:
+            fields = {"num_groups": None, **fields}
+        fields = {**row.base, **fields, **half}
+
+        def called(fields: dict[str, Any] = fields) -> Any:
+            x, *after = jax.tree.map(_half, (X, *after_of(name, fields, len(X))))
+            module, call = made(system, name, fields), {}
+            if has_modes(name):
+                call = {"use_running_average": False}
+            if system == "nnx":
+                return module(x, *after, **call)
+            return module.init_with_output(jax.random.key(0), x, *after, **call)[0]
+
+        for y in jax.tree.leaves(jax.eval_shape(called)):
+            assert y.dtype == BF16, fields
+
+
+def _half(a: Any) -> Any:
+    return a.astype(BF16) if jnp.issubdtype(a.dtype, jnp.floating) else a
