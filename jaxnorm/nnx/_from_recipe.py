@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..norms._recipe import Call, Recipe, Shared, Tracked
+from ._transformable import transformable
 from ._variables import Features, is_evaluating, parameter, shape_of, store, value_of
 
 
@@ -30,6 +31,7 @@ class FromRecipe(nnx.Module):
         for name, value in self.state(shape).items():
             setattr(self, name, nnx.BatchStat(value))
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,
@@ -88,6 +90,7 @@ class FromRecipe(nnx.Module):
 class FromConditionedRecipe(FromRecipe):
     """The same of a recipe that is called with something after x."""
 
+    @transformable
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         x: jax.Array,

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
 from ..norms._group_norm import group_norm, grouping
+from ._transformable import transformable
 from ._variables import parameter, promote_dtype, promoted
 
 
@@ -98,6 +99,7 @@ class GroupNorm(nnx.Module):
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
         self.bias = parameter(use_bias, bias_init, shape, param_dtype, rngs, bias_metadata)
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

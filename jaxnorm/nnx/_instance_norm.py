@@ -14,6 +14,7 @@ from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
 from ..norms._batch_norm import batch_norm_inference
 from ..norms._instance_norm import instance_norm, tracked_instance_norm
+from ._transformable import transformable
 from ._variables import (
     Features,
     is_evaluating,
@@ -113,6 +114,7 @@ class InstanceNorm(nnx.Module):
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
         self.bias = parameter(use_bias, bias_init, shape, param_dtype, rngs, bias_metadata)
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes
 from ..norms._local_response_norm import local_response_norm
+from ._transformable import transformable
 
 
 class LocalResponseNorm(nnx.Module):
@@ -49,6 +50,7 @@ class LocalResponseNorm(nnx.Module):
         self.dtype = dtype
         self.feature_axes = feature_axes
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

@@ -8,6 +8,7 @@ from flax import nnx
 
 from ..norms._magnitude_preserving import magnitude_preserving
 from ..norms._scaled_weight_standardization import scaled_weight_standardization
+from ._transformable import transformable
 from ._wrapped import KERNELS, Path, call_with
 
 
@@ -43,6 +44,7 @@ class Reparameterized(nnx.Module):
         self.function = function
         self.variable_filter = nnx.filterlib.to_predicate(variable_filter)
 
+    @transformable
     def __call__(
         self, x: jax.Array, *args: Any, use_running_average: bool | None = None, **kwargs: Any
     ) -> Any:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
 from ..norms._rms_norm import rms_norm
+from ._transformable import transformable
 from ._variables import Features, parameter, promote_dtype, promoted, shape_of
 
 
@@ -86,6 +87,7 @@ class RMSNorm(nnx.Module):
         shape = shape_of(num_features)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

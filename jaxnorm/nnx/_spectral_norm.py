@@ -14,6 +14,7 @@ from ..norms._spectral_norm import (
     init_spectral_norm,
     spectral_norm,
 )
+from ._transformable import transformable
 from ._variables import store
 from ._wrapped import Path, call_with
 
@@ -80,6 +81,7 @@ class SpectralNorm(nnx.Module):
                     batch_stats[*path, name] = nnx.BatchStat(value)
         self.batch_stats = nnx.data(batch_stats)
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
 from ..norms._weight_standardization import weight_standardization
+from ._transformable import transformable
 from ._wrapped import KERNELS, Path, call_with, one_for_each
 
 
@@ -69,6 +70,7 @@ class WeightStandardization(nnx.Module):
 
             self.gains = one_for_each(layer_instance, self.variable_filter, make)
 
+    @transformable
     def __call__(
         self, x: jax.Array, *args: Any, use_running_average: bool | None = None, **kwargs: Any
     ) -> Any:
