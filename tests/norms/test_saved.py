@@ -218,6 +218,25 @@ def test_forward_mode_and_second_order(save_as: str, activation: str | None) -> 
 
 
 @a_few_ways
+def test_second_order_under_vmap(save_as: str, activation: str | None) -> None:
+    """The slope of a gradient penalty of each of two models, whatever they share, is that of one alone."""
+    at = arguments((6, 8))
+
+    def slope(*at: Any) -> Any:
+        f = lambda *at: loss(*at, save_as=save_as, activation=activation)  # noqa: E731
+        return jax.grad(lambda *at: (jax.grad(f)(*at) ** 2).sum(), (0, 1, 2))(*at)
+
+    two = jax.tree.map(lambda a: jnp.stack([a, -a]), at)
+    for shared in ((0, None, None), (None, 0, None)):
+        given = [a if i is None else b for a, b, i in zip(at, two, shared, strict=True)]
+        jax.eval_shape(jax.vmap(slope, shared), *given)
+    together, alone = jax.jit(
+        lambda two: (jax.vmap(slope)(*two), jax.lax.map(lambda at: slope(*at), two))
+    )(two)
+    assert_near(together, alone, 1e-5)
+
+
+@a_few_ways
 def test_remat_and_eager(save_as: str, activation: str | None) -> None:
     """Under `jax.checkpoint`, which saves nothing, and outside of jit: the same gradients."""
     at = arguments()
