@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from jaxnorm import linen as jnl
 from tests.modules import KEY, assert_close, assert_equal, compiled, loose
@@ -100,3 +101,42 @@ def test_linen_transforms_take_a_class(name: str) -> None:
         assert_close(other, y, 1e-6)
     for i in range(2):
         assert_close(jax.tree.map(lambda a, i=i: a[i], mapped), y, 1e-5)
+
+
+# --- meshes with explicit axes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in CLASSES if n != "IterativeWhitening"])
+def test_channels_may_be_split_by_an_explicit_mesh(name: str) -> None:
+    """`init`, a step of training and its gradients, of variables that are whole.
+
+    Not whitening, which multiplies channels with one another: they would have to be gathered.
+    """
+    mesh = jax.make_mesh((2,), ("b",), axis_types=(AxisType.Explicit,))
+    fields, training = dict(ROWS[name].base), {"use_running_average": False}
+
+    def in_linen(*args: Any) -> Any:
+        module: Any = made("linen", name, fields)
+        variables = module.init(KEY, *args, **training)
+
+        def loss(params: Any) -> Any:
+            given = {**variables, "params": params}
+            y, updated = module.apply(given, *args, **training, mutable=["batch_stats"])
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(y)), updated
+
+        params = variables.get("params", {})
+        return variables, jax.grad(loss, has_aux=True)(params)
+
+    def in_nnx(*args: Any) -> Any:
+        module: Any = made("nnx", name, fields)
+        module(*args, **training)
+        return nnx.state(module, nnx.BatchStat)
+
+    with loose(), jax.set_mesh(mesh):
+        place = lambda a: jax.device_put(a, NamedSharding(mesh, P(*[None] * (a.ndim - 1), "b")))  # noqa: E731
+        x, *others = arguments(name)
+        args = place(x), *others
+        before, (slopes, updated) = jax.eval_shape(in_linen, *args)
+        stats = jax.eval_shape(in_nnx, *args)
+    for a in jax.tree.leaves((before, slopes, updated, stats)):
+        assert a.sharding is None or a.sharding.is_fully_replicated

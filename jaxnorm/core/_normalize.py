@@ -12,6 +12,7 @@ from ._activation import spread_activated
 from ._cpu_hints import stored, stored_as
 from ._elementwise import Elementwise
 from ._known import as_known
+from ._placement import equally_partitioned
 from ._precision import upcast
 
 
@@ -73,6 +74,7 @@ def normalize(
     gain = gain * scale
     offset = bias - gain * (mean - center)
     # Its value is that of bias, chosen so that it varies over batches and devices as its derivative does.
+    (bias, offset), _ = equally_partitioned((bias, offset), offset.shape)
     (offset,) = as_known([offset], [jnp.where(True, bias, offset)])
     return finish(_affine, center, gain, offset)
 

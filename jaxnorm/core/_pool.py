@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from ._axes import Axes, canonical_axes
 from ._elementwise import themselves
+from ._placement import as_split
 from ._reduce import collect
 
 _Arrays = TypeVar("_Arrays")
@@ -152,9 +152,7 @@ def partition_of_blocks(aval: Any, blocks: Blocks) -> Any:
 def _partitioned(leaf: jax.Array, axis: int, partition: Any) -> jax.Array:
     """``leaf``, split along ``axis`` as ``partition`` says, by a mesh with explicit axes."""
     spec = jax.typeof(leaf).sharding.spec
-    if spec[axis] == partition:
-        return leaf
-    return jax.sharding.reshard(leaf, PartitionSpec(*spec[:axis], partition, *spec[axis + 1 :]))
+    return as_split(leaf, *spec[:axis], partition, *spec[axis + 1 :])
 
 
 def _along(m: Moments, axes: tuple[int, ...]) -> jax.Array:

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ._axes import against
+from ._placement import as_split
 from ._pool import Moments, without_bias
 from ._precision import arithmetic_dtype, real_dtype
 
@@ -113,6 +114,8 @@ def update_running_stats(
     # Added to zeros of it, the count lies on the devices of a mesh as the variance does.
     n = (n + jnp.zeros_like(moments.var, n.dtype)).reshape(shape)
     mean, var = moments.mean.reshape(shape), moments.var.reshape(shape)
+    # A mesh may split the channels of x and not those of stats, which stay as they are.
+    n, mean, var = (as_split(a, *jax.typeof(stats.mean).sharding.spec) for a in (n, mean, var))
     if unbiased:
         var = without_bias(var, n)
     old_weight = _batches_share(stats) if momentum is None else momentum

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core._placement import whole
 from ..core._precision import result_dtype, upcast
 
 
@@ -77,11 +78,12 @@ def conv_spectral_norm(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=lax.Precision.HIGHEST,
     )
-    fixed = lax.stop_gradient(wide)
+    matrix = whole(wide)
+    fixed = lax.stop_gradient(matrix)
     u, v = _singular_images(
         lambda v: conv(v, fixed), lax.stop_gradient(image).astype(wide.dtype), n_steps
     )
-    sigma = (u * conv(v, wide)).sum()
+    sigma = (u * conv(v, matrix)).sum()
     w = wide / jnp.where(sigma > 0, sigma, 1)
     return w.astype(result_dtype(dtype, kernel)), v.astype(result_dtype(None, image))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core._placement import whole
 from ..core._precision import promoted_dtype, result_dtype, upcast
 from ._l2_normalize import l2_normalize
 
@@ -111,7 +112,8 @@ def spectral_norm(
     state = SpectralState(*map(jnp.asarray, state))
     _check_rank(kernel)
     _check_state(kernel, state, n_steps)
-    matrix = upcast(kernel, *state).reshape(math.prod(kernel.shape[:-1]), kernel.shape[-1])
+    wide = upcast(kernel, *state)
+    matrix = whole(wide).reshape(math.prod(kernel.shape[:-1]), kernel.shape[-1])
     fixed, u = lax.stop_gradient((matrix, state.u.astype(matrix.dtype)))
     # Directions are those of any multiple; at this one, epsilon is small beside every length.
     largest = jnp.max(jnp.abs(fixed), initial=0)
@@ -125,7 +127,7 @@ def spectral_norm(
             0, int(n_steps), lambda _, vu: _iterated(fixed, vu[1], epsilon), (v, u)
         )
     sigma = _times(_times(v, matrix), u.conj().T)[0, 0].real
-    w = (matrix / jnp.where(sigma != 0, sigma, 1).astype(matrix.dtype)).reshape(kernel.shape)
+    w = wide / jnp.where(sigma != 0, sigma, 1).astype(wide.dtype)
     updated = SpectralState(u.astype(state.u.dtype), sigma.astype(state.sigma.dtype))
     return w.astype(result_dtype(dtype, kernel, *state)), updated
 
