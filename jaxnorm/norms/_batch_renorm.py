@@ -19,7 +19,7 @@ from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
 from ._batch_norm import batch_norm_inference
 from ._operands import operands
-from ._ramp import ramp
+from ._ramp import Ramp
 from ._recipe import Affine, Call, Shape, State, Tracked, affine_of, present, stats_of
 
 Limit: TypeAlias = float | jax.Array | Callable[[jax.Array], jax.Array]
@@ -114,8 +114,8 @@ def batch_renorm(
     return y.astype(o.dtype), moved._replace(var=var)
 
 
-PAPERS_RMAX = ramp(5_000, 40_000, 1.0, 3.0)
-PAPERS_DMAX = ramp(5_000, 25_000, 0.0, 5.0)
+PAPERS_RMAX = Ramp(5_000, 40_000, 1.0, 3.0)
+PAPERS_DMAX = Ramp(5_000, 25_000, 0.0, 5.0)
 
 
 @dataclass(kw_only=True, eq=False)
