@@ -397,6 +397,7 @@ def damaged(size: int, why: str) -> str:
 
 
 CUT = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+TWICE = CUT[:-1] + b"," + CUT[1:].replace(b'"a"', b'"b"')
 NO_SUCH_LAYER = (
     "names must name layers of like; got 'head', and there are '', 'fc'. Take the names from these."
 )
@@ -797,6 +798,18 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "convert, cut": (
         from_file(len(CUT).to_bytes(8, "little") + CUT),
         damaged(62, "an array of another size than its shape"),
+    ),
+    "convert, overlapping": (
+        from_file(len(TWICE).to_bytes(8, "little") + TWICE + bytes(8)),
+        damaged(123, "an array at byte 0, where the one before ends at 8"),
+    ),
+    "convert, one name": (
+        from_file(len(TWICE).to_bytes(8, "little") + TWICE.replace(b'"b"', b'"a"') + bytes(16)),
+        damaged(131, "'a' twice"),
+    ),
+    "convert, more": (
+        from_file(len(CUT).to_bytes(8, "little") + CUT + bytes(9)),
+        damaged(71, "9 bytes for arrays that end at 8"),
     ),
     "convert, names": (converted({}, names={"head": "fc"}), NO_SUCH_LAYER),
     "convert, transposed": (converted({}, transposed=["head"]), NO_TRANSPOSED),
