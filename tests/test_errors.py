@@ -940,6 +940,35 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "average, trees": (lambda: tools.average({"a": ROWS[0]}, {"b": ROWS[0]}, 0.9), OTHER_TREE),
     "keep_finite, shapes": (lambda: tools.keep_finite(ROWS[0], ROWS[0, :1]), OTHER_LEAF),
+    "axis_name, number": (
+        synced(5),
+        "axis_name must be the name of a mapped axis, or several; got 5. Collectives of jax take a number "
+        "for a position: give the axis a string for its name.",
+    ),
+    "combine, tuple": (
+        lambda: jn.combine((1, 2, 3), moments(3)),  # pyright: ignore[reportArgumentType]
+        "a must be Moments(mean, var, count); got tuple. Take them from moments, or make them of a tuple: "
+        "Moments(*t).",
+    ),
+    "conv_spectral_norm, padding": (
+        lambda: jn.conv_spectral_norm(
+            jnp.ones((3, 3, 2, 4)), jnp.ones((1, 5, 5, 2)), padding="same"
+        ),
+        "padding must be SAME, SAME_LOWER, VALID or a pair for each axis; got 'same'. Take that of the "
+        "layer.",
+    ),
+    "act_norm, bias": (
+        lambda: jn.act_norm(X, jnp.ones(4), None),  # pyright: ignore[reportArgumentType]
+        "bias must be an array of numbers; got None. See help(jaxnorm.act_norm).",
+    ),
+    "batch_renorm, rmax": (
+        lambda: jn.batch_renorm(X, STATS, rmax=None),  # pyright: ignore[reportArgumentType]
+        "rmax must be a real number or an array of numbers; got None. See help(jaxnorm.batch_renorm).",
+    ),
+    "group_norm, dtype": (
+        lambda: jn.group_norm(X, num_groups=2, dtype="float33"),
+        "dtype must be a dtype or None; got 'float33'. See help(jaxnorm.group_norm).",
+    ),
     **zoo_errors.ERRORS,
 }
 

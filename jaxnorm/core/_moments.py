@@ -8,6 +8,7 @@ from ._all_reduce import AxisIndexGroups, AxisName, names_of
 from ._axes import Axes, canonical_axes
 from ._central_sums import central_sums
 from ._elementwise import square_in_memory
+from ._explained import explained
 from ._known import as_known
 from ._pool import Blocks, Moments, abs_square, moments_from_sums
 from ._precision import upcast
@@ -17,6 +18,7 @@ from ._shift import about, count
 from ._sync import pool_over_devices
 
 
+@explained
 def moments(
     x: jax.Array,
     reduction_axes: Axes,

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 
 from ._axes import against
+from ._explained import explained
 from ._placement import as_split
 from ._pool import Moments, without_bias
 from ._precision import arithmetic_dtype, real_dtype
@@ -33,6 +33,7 @@ class RunningStats(NamedTuple):
     count: jax.Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # int32
 
 
+@explained
 def init_running_stats(
     feature_shape: int | Sequence[int], dtype: DTypeLike = jnp.float32, *, cumulative: bool = False
 ) -> RunningStats:
@@ -66,11 +67,7 @@ def untracked_stats(x: jax.Array, shape: Sequence[int]) -> RunningStats:
     return init_running_stats(shape, arithmetic_dtype(x))
 
 
-def underived(value: jax.Array) -> jax.Array:
-    """``value`` without its derivative, for state that takes none."""
-    return lax.stop_gradient(value)
-
-
+@explained
 def update_running_stats(
     stats: RunningStats,
     moments: Moments,
@@ -112,10 +109,10 @@ def update_running_stats(
     shape = stats.mean.shape
     n = jnp.broadcast_to(moments.count, moments.mean.shape)
     # Added to zeros of it, the count lies on the devices of a mesh as the variance does.
-    n = (n + jnp.zeros_like(moments.var, n.dtype)).reshape(shape)
-    mean, var = moments.mean.reshape(shape), moments.var.reshape(shape)
+    n += jnp.zeros_like(moments.var, n.dtype)
     # A mesh may split the channels of x and not those of stats, which stay as they are.
-    n, mean, var = (as_split(a, *jax.typeof(stats.mean).sharding.spec) for a in (n, mean, var))
+    spec, new = jax.typeof(stats.mean).sharding.spec, (n, moments.mean, moments.var)
+    n, mean, var = (as_split(a.reshape(shape), *spec) for a in new)
     if unbiased:
         var = without_bias(var, n)
     old_weight = _batches_share(stats) if momentum is None else momentum

@@ -13,7 +13,8 @@ from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
 from ..core._precision import promoted_dtype
-from ..core._running import RunningStats, init_running_stats, underived
+from ..core._residuals import underived
+from ..core._running import RunningStats, init_running_stats
 
 Features = int | Sequence[int]
 

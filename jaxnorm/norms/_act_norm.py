@@ -8,12 +8,14 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement, size_of
+from ..core._explained import explained
 from ..core._moments import moments
 from ..core._residuals import lean
 from ._operands import operands
 from ._recipe import Call, Parameter, Recipe, Shape, State
 
 
+@explained
 @lean
 def act_norm(
     x: jax.Array,
@@ -61,6 +63,7 @@ def act_norm(
     return y.astype(o.dtype), positions * wide_log_scale.sum()
 
 
+@explained
 def act_norm_inverse(
     y: jax.Array,
     log_scale: jax.Array,
@@ -99,6 +102,7 @@ def act_norm_inverse(
     return (o.x * jnp.exp(-wide_log_scale) - wide_bias).astype(o.dtype)
 
 
+@explained
 def init_act_norm(
     x: jax.Array, *, feature_axes: Axes = -1, epsilon: float = 1e-6
 ) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..core._precision import arithmetic_dtype, result_dtype
 from ..core._residuals import lean
 from ._layer_norm import layer_norm
@@ -17,6 +18,7 @@ from ._modulate import modulate
 from ._recipe import Call, Parameter, Recipe, Shape, State
 
 
+@explained
 @lean
 def ada_layer_norm(
     x: jax.Array,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, axes_of_instances, canonical_axes, complement
+from ..core._explained import explained
 from ..core._moments import moments
 from ..core._precision import arithmetic_dtype, result_dtype
 from ..core._residuals import lean
@@ -16,6 +17,7 @@ from ._operands import root
 from ._recipe import Call, Recipe, State
 
 
+@explained
 @lean
 def adain(
     x: jax.Array,

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from ..core._activation import check_activation
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, against, canonical_axes, complement
+from ..core._explained import explained
 from ..core._moments import mask_against, reduce_moments
 from ..core._normalize import normalize
 from ..core._pool import Moments
@@ -22,6 +23,7 @@ from ._virtual_batch import (
 )
 
 
+@explained
 def batch_norm(
     x: jax.Array,
     stats: RunningStats,
@@ -153,6 +155,7 @@ def batch_norm(
     return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
 
 
+@explained
 @lean
 def batch_norm_inference(
     x: jax.Array,

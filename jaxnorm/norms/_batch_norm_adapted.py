@@ -8,11 +8,13 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes, complement
+from ..core._explained import explained
 from ..core._moments import moments
 from ..core._running import RunningStats, as_arrays, update_running_stats
 from ._batch_norm import batch_norm_inference
 
 
+@explained
 def batch_norm_adapted(
     x: jax.Array,
     stats: RunningStats,

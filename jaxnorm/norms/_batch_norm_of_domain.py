@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core._explained import explained
 from ..core._running import RunningStats, as_arrays
 from ._batch_norm import batch_norm, batch_norm_inference
 from ._recipe import Affine, Call, Shape, State, Tracked, affine_of, present, stats_of
 
 
+@explained
 def stats_of_domain(stats: RunningStats, domain: jax.Array | int) -> RunningStats:
     """The running statistics of one domain, of those of several along the first axis.
 
@@ -40,6 +42,7 @@ def stats_of_domain(stats: RunningStats, domain: jax.Array | int) -> RunningStat
     return jax.tree.map(lambda a: a.at[index].get(mode="fill"), stats)
 
 
+@explained
 def with_stats_of_domain(
     stats: RunningStats, domain: jax.Array | int, updated: RunningStats
 ) -> RunningStats:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, complement
 from ..core._cpu_hints import stored
+from ..core._explained import explained
 from ..core._moments import reduce_moments
 from ..core._normalize import normalize
 from ..core._residuals import lean
@@ -26,6 +27,7 @@ Limit: TypeAlias = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A number, or a schedule: a function of the number of steps done."""
 
 
+@explained
 @lean
 def batch_renorm(
     x: jax.Array,

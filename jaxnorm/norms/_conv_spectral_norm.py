@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core._explained import explained
 from ..core._placement import whole
 from ..core._precision import result_dtype, upcast
 
 
+@explained
 def conv_spectral_norm(
     kernel: jax.Array,
     image: jax.Array,
@@ -69,6 +71,11 @@ def conv_spectral_norm(
         raise ValueError(
             f"n_steps must be an integer of 1 or more; got {n_steps!r}. 1 is enough in training, where each "
             f"step continues from the last."
+        )
+    if isinstance(padding, str) and padding not in ("SAME", "SAME_LOWER", "VALID"):
+        raise ValueError(
+            f"padding must be SAME, SAME_LOWER, VALID or a pair for each axis; got {padding!r}. Take that "
+            f"of the layer."
         )
     wide = upcast(kernel)
     conv = partial(

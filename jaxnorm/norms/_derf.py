@@ -9,12 +9,14 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..core._residuals import lean
 from ._initial import half
 from ._operands import affine, operands
 from ._recipe import Affine, Call, Parameter, Shape, State, affine_of
 
 
+@explained
 @lean
 def derf(
     x: jax.Array,

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, axes_of_instances, complement
+from ..core._explained import explained
 from ..core._moments import reduce_moments
 from ..core._normalize import check_epsilon
 from ..core._pool import Moments, pool
@@ -20,6 +21,7 @@ from ._operands import Operands, affine, operands, root
 from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
 
 
+@explained
 @lean
 def evo_norm_b0(
     x: jax.Array,

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, one_axis
+from ..core._explained import explained
 from ..core._normalize import normalize
 from ..core._residuals import lean
 from ._group_norm import moments_of_groups
@@ -16,6 +17,7 @@ from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
 
 
+@explained
 @lean
 def evo_norm_s0(
     x: jax.Array,

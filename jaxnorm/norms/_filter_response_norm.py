@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, axes_of_instances, complement
+from ..core._explained import explained
 from ..core._moments import reduce_moments_about_zero
 from ..core._normalize import normalize
 from ..core._residuals import lean
@@ -17,6 +18,7 @@ from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
 
 
+@explained
 @lean
 def filter_response_norm(
     x: jax.Array,

@@ -9,6 +9,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, axes_of_instances, complement
+from ..core._explained import explained
 from ..core._moments import reduce_moments_about_zero
 from ..core._normalize import check_epsilon
 from ..core._residuals import lean
@@ -16,6 +17,7 @@ from ._operands import affine, operands, root
 from ._recipe import Affine, Call, State, affine_of
 
 
+@explained
 @lean
 def global_response_norm(
     x: jax.Array,

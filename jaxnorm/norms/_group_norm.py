@@ -6,11 +6,13 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes, one_axis
+from ..core._explained import explained
 from ..core._moments import reduce_moments
 from ..core._pool import Blocks, Moments, repeat_blocks
 from ._normalized_by import TakeMoments, normalized_by
 
 
+@explained
 def group_norm(
     x: jax.Array,
     scale: jax.Array | None = None,

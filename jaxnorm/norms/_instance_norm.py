@@ -6,12 +6,14 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, axes_of_instances, canonical_axes, complement
+from ..core._explained import explained
 from ..core._moments import reduce_moments
 from ..core._pool import Moments, without_bias
 from ..core._running import RunningStats, running_against, update_running_stats
 from ._normalized_by import normalized_by
 
 
+@explained
 def instance_norm(
     x: jax.Array,
     scale: jax.Array | None = None,
@@ -61,6 +63,7 @@ def instance_norm(
     return _by_instance(x, scale, bias, feature_axes, epsilon, mask, devices, dtype)[0]
 
 
+@explained
 def tracked_instance_norm(
     x: jax.Array,
     stats: RunningStats,

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisName
 from ..core._axes import Axes, one_axis
+from ..core._explained import explained
 from ..core._normalize import check_epsilon
 from ..core._residuals import lean
 from ..core._running import check_momentum
@@ -18,6 +19,7 @@ from ._whitening_of import mask_of_rows, whitening_of
 from ._whitening_stats import WhiteningStats, init_whitening
 
 
+@explained
 @lean
 def iterative_whitening(
     x: jax.Array,

@@ -6,10 +6,12 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes
+from ..core._explained import explained
 from ..core._moments import reduce_moments
 from ._normalized_by import normalized_by
 
 
+@explained
 def layer_norm(
     x: jax.Array,
     scale: jax.Array | None = None,

@@ -8,11 +8,13 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, one_axis
+from ..core._explained import explained
 from ..core._pool import abs_square
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import lean
 
 
+@explained
 @lean
 def local_response_norm(
     x: jax.Array,

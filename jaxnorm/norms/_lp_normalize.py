@@ -9,11 +9,13 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes
+from ..core._explained import explained
 from ..core._normalize import check_epsilon
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import keep, lean
 
 
+@explained
 @lean
 def lp_normalize(
     x: jax.Array,

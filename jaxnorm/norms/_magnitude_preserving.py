@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement, size_of
+from ..core._explained import explained
 from ..core._normalize import check_epsilon
 from ..core._pool import abs_square
 from ..core._precision import result_dtype, upcast
 from ._operands import root
 
 
+@explained
 def magnitude_preserving(
     kernel: jax.Array,
     gain: jax.Array | float = 1.0,
@@ -60,6 +62,7 @@ def magnitude_preserving(
     return w.astype(result_dtype(dtype, kernel))
 
 
+@explained
 def forced_magnitude(
     kernel: jax.Array, *, feature_axes: Axes = -1, epsilon: float = 1e-4
 ) -> jax.Array:

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, complement
+from ..core._explained import explained
 from ..core._moments import reduce_moments
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
@@ -16,6 +17,7 @@ from ._operands import affine, operands
 from ._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
 
 
+@explained
 @lean
 def mean_only_batch_norm(
     x: jax.Array,
@@ -70,6 +72,7 @@ def mean_only_batch_norm(
     return y.astype(o.dtype), update_running_stats(stats, m, momentum=momentum)
 
 
+@explained
 @lean
 def mean_only_batch_norm_inference(
     x: jax.Array,

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, feature_shape
+from ..core._explained import explained
 from ..core._precision import arithmetic_dtype, result_dtype
 
 
+@explained
 def modulate(
     x: jax.Array,
     scale: jax.Array | None = None,

@@ -7,10 +7,12 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
+from ..core._explained import explained
 from ._recipe import Call, Shared, State
 from ._rms_norm import rms_norm
 
 
+@explained
 def pixel_norm(
     x: jax.Array,
     *,

@@ -8,10 +8,12 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from ..core._explained import explained
 from ._recipe import Call, Parameter, Recipe, Shape, State, check_last_axis
 from ._rms_norm import rms_norm
 
 
+@explained
 def qk_norm(
     query: jax.Array,
     key: jax.Array,

@@ -10,12 +10,14 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes
+from ..core._explained import explained
 from ..core._moments import reduce_moments_about_zero
 from ..core._pool import Moments
 from ..core._precision import arithmetic_dtype
 from ._normalized_by import normalized_by
 
 
+@explained
 def rms_norm(
     x: jax.Array,
     scale: jax.Array | None = None,

@@ -11,10 +11,12 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
+from ..core._explained import explained
 from ._l2_normalize import l2_normalize
 from ._recipe import Call, Parameter, Shape, Shared, State
 
 
+@explained
 def scale_norm(
     x: jax.Array,
     scale: jax.Array | float = 1.0,

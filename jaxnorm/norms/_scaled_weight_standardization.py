@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement, feature_shape, size_of
+from ..core._explained import explained
 from ..core._precision import arithmetic_dtype, result_dtype
 from ._weight_standardization import weight_standardization
 
 
+@explained
 def scaled_weight_standardization(
     kernel: jax.Array,
     gain: jax.Array | None = None,

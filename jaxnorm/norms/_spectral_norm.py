@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core._explained import explained
 from ..core._placement import whole
 from ..core._precision import promoted_dtype, result_dtype, upcast
 from ._l2_normalize import l2_normalize
@@ -28,6 +29,7 @@ class SpectralState(NamedTuple):
     sigma: jax.Array  # (): the largest singular value, likewise; 1 before the first step
 
 
+@explained
 def init_spectral_norm(
     key: jax.Array, kernel: jax.Array, dtype: DTypeLike = jnp.float32
 ) -> SpectralState:
@@ -60,6 +62,7 @@ def init_spectral_norm(
     return SpectralState(l2_normalize(u), jnp.ones((), u.real.dtype))
 
 
+@explained
 def spectral_norm(
     kernel: jax.Array,
     state: SpectralState,

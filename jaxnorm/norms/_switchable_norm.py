@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, axes_of_instances, complement
+from ..core._explained import explained
 from ..core._moments import reduce_moments
 from ..core._normalize import normalize
 from ..core._pool import pool
@@ -19,6 +20,7 @@ from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
 
 
+@explained
 @lean
 def switchable_norm(
     x: jax.Array,

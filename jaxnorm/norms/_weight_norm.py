@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement
+from ..core._explained import explained
 from ..core._pool import abs_square
 from ..core._precision import upcast
 from ._l2_normalize import l2_normalize
 
 
+@explained
 def weight_norm(
     kernel: jax.Array,
     scale: jax.Array | None = None,

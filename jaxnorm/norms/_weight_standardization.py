@@ -5,9 +5,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, canonical_axes, complement
+from ..core._explained import explained
 from ._layer_norm import layer_norm
 
 
+@explained
 def weight_standardization(
     kernel: jax.Array,
     gain: jax.Array | None = None,

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core._explained import explained
+
 
 class WhiteningStats(NamedTuple):
     """Running mean (C,) and running whitening matrix (C, C).
@@ -19,6 +21,7 @@ class WhiteningStats(NamedTuple):
     matrix: jax.Array
 
 
+@explained
 def init_whitening(features: int) -> WhiteningStats:
     """Whitening statistics before any batch: mean 0, matrix 1.
 

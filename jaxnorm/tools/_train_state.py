@@ -44,7 +44,7 @@ class TrainState(train_state.TrainState):
 
         Args:
             model: a Linen module.
-            variables: what its ``init`` returned: ``params``, and ``batch_stats`` if it has any.
+            variables: what its ``init`` returned: ``params`` and ``batch_stats``, if it has any.
             tx: the optimizer.
 
         Returns:
@@ -54,10 +54,8 @@ class TrainState(train_state.TrainState):
             ValueError: these are no Linen module and its variables.
         """
         model_of(model, variables)
-        batch_stats = variables.get("batch_stats", {})
-        return cls.create(
-            apply_fn=model.apply, params=variables["params"], tx=tx, batch_stats=batch_stats
-        )
+        params, batch_stats = (variables.get(name, {}) for name in ("params", "batch_stats"))
+        return cls.create(apply_fn=model.apply, params=params, tx=tx, batch_stats=batch_stats)
 
     @property
     def variables(self) -> dict[str, Any]:
