@@ -1,5 +1,6 @@
 """Public functions that name the argument which is of a wrong type, whatever went wrong because of it."""
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -44,17 +45,43 @@ def explained(function: _F) -> _F:
             return function(*args, **options)
         except Exception as error:
             given = {**dict(zip(kinds, args, strict=False)), **options}
-            wrong = (n for n, v in given.items() if n in kinds and not _is_one(v, kinds[n]))
-            name = next(wrong, None)
-            if name is None or re.search(rf"\b{name}\b", str(error)):
-                raise
-            words = " or ".join(map(_words_for, kinds[name]))
-            raise ValueError(
-                f"{name} must be {words}; got {reprlib.repr(given[name])}. See "
-                f"help(jaxnorm.{function.__name__})."
-            ) from error
+            where = f"{function.__module__}.{function.__qualname__}"
+            _raise_what_is_wrong(error, kinds, given, where.removesuffix(".__init__"))
+            raise
 
     return cast(_F, called)
+
+
+def explaining_fields(method: _F) -> _F:
+    """``method``, whose errors name the field of its dataclass that is not what its annotation says."""
+
+    @functools.wraps(method)
+    def called(self: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return method(self, *args, **options)
+        except Exception as error:
+            own = [f for f in dataclasses.fields(self) if f.name not in ("parent", "name")]
+            kinds = {field.name: _kinds(field.type) for field in own}
+            given = {name: getattr(self, name, None) for name in kinds}
+            where = f"{type(self).__module__}.{type(self).__qualname__}"
+            _raise_what_is_wrong(error, kinds, given, where)
+            raise
+
+    return cast(_F, called)
+
+
+def _raise_what_is_wrong(
+    error: Exception, kinds: dict[str, tuple[Any, ...]], given: dict[str, Any], where: str
+) -> None:
+    wrong = (n for n, v in given.items() if n in kinds and not _is_one(v, kinds[n]))
+    name = next(wrong, None)
+    if name is None or re.search(rf"\b{name}\b", str(error)):
+        return
+    words = " or ".join(map(_words_for, kinds[name]))
+    public = re.sub(r"\.(core|norms|_\w+)(?=\.)", "", where)  # jaxnorm.linen._layer_norm.LayerNorm
+    raise ValueError(
+        f"{name} must be {words}; got {reprlib.repr(given[name])}. See help({public})."
+    ) from error
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
@@ -68,7 +95,13 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
 def _words_for(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
-    return _WORDS.get(kind) or kind.__name__
+    if _is_protocol(kind):
+        return "a function"
+    return _WORDS.get(kind) or getattr(kind, "__name__", str(kind))
+
+
+def _is_protocol(kind: Any) -> bool:
+    return get_origin(kind) is Callable or getattr(kind, "_is_protocol", False)
 
 
 def _as_number(value: Any) -> Any:
@@ -80,6 +113,8 @@ def _is_one(value: Any, kinds: tuple[Any, ...]) -> bool:
 
 
 def _is(value: Any, kind: Any) -> bool:
+    if kind in (Any, bool, inspect.Parameter.empty):  # a flag is read by its truth
+        return True
     if get_origin(kind) is Sequence:
         several = isinstance(value, Iterable) and not isinstance(value, str)
         return several and all(_is(v, get_args(kind)[0]) for v in value)
@@ -94,7 +129,10 @@ def _is(value: Any, kind: Any) -> bool:
     fields = getattr(kind, "_fields", None)  # for which a tuple will do
     if fields is not None and isinstance(value, tuple):
         return len(value) == len(fields)
-    return kind is bool or isinstance(value, get_origin(kind) or kind)
+    if _is_protocol(kind):
+        return callable(value)
+    kind = get_origin(kind) or kind
+    return not isinstance(kind, type) or isinstance(value, kind)
 
 
 def _is_dtype(value: Any) -> bool:

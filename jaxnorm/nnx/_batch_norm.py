@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes, feature_shape
+from ..core._explained import explained
 from ..core._running import untracked_stats
 from ..norms._batch_norm import batch_norm, batch_norm_inference
 from ._transformable import transformable
@@ -81,6 +82,7 @@ class BatchNorm(nnx.Module):
         >>> y = layer(x)
     """
 
+    @explained
     def __init__(
         self,
         num_features: Features,

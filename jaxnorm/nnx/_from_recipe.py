@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..core._explained import explaining_fields
 from ..norms._recipe import Call, Recipe, Shared, Tracked
 from ._transformable import transformable
 from ._variables import Features, is_evaluating, parameter, shape_of, store, value_of
@@ -21,6 +22,7 @@ class FromRecipe(nnx.Module):
     _: KW_ONLY
     rngs: InitVar[nnx.Rngs]
 
+    @explaining_fields
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         assert isinstance(self, Recipe)
         shape = shape_of(self.num_features)
@@ -56,6 +58,7 @@ class FromRecipe(nnx.Module):
         """
         return self._called(x, None, mask, use_running_average)
 
+    @explaining_fields
     def _called(
         self, x: jax.Array, condition: Any, mask: jax.Array | None, use_running_average: bool | None
     ) -> Any:

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..norms._group_norm import group_norm, grouping
 from ._transformable import transformable
 from ._variables import parameter, promote_dtype, promoted
@@ -59,6 +60,7 @@ class GroupNorm(nnx.Module):
         1.0
     """
 
+    @explained
     def __init__(
         self,
         num_features: int,

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..norms._batch_norm import batch_norm_inference
 from ..norms._instance_norm import instance_norm, tracked_instance_norm
 from ._transformable import transformable
@@ -70,6 +71,7 @@ class InstanceNorm(nnx.Module):
         1.0
     """
 
+    @explained
     def __init__(
         self,
         num_features: Features,

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..norms._layer_norm import layer_norm
 from ._transformable import transformable
 from ._variables import Features, parameter, promote_dtype, promoted, shape_of
@@ -52,6 +53,7 @@ class LayerNorm(nnx.Module):
         1.0
     """
 
+    @explained
     def __init__(
         self,
         num_features: Features,

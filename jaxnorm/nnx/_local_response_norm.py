@@ -7,6 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..norms._local_response_norm import local_response_norm
 from ._transformable import transformable
 
@@ -31,6 +32,7 @@ class LocalResponseNorm(nnx.Module):
         >>> y = jnx.LocalResponseNorm(size=5)(x)
     """
 
+    @explained
     def __init__(
         self,
         num_features: Any = None,

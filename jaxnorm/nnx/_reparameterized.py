@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from ..core._explained import explained
 from ..norms._magnitude_preserving import magnitude_preserving
 from ..norms._scaled_weight_standardization import scaled_weight_standardization
 from ._transformable import transformable
@@ -32,6 +33,7 @@ class Reparameterized(nnx.Module):
         [1. 1. 1. 1. 1. 1. 1. 1.]
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: Any,
@@ -85,6 +87,7 @@ class ScaledWeightStandardization(Reparameterized):
         5.0
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: Any,
@@ -115,6 +118,7 @@ class MagnitudePreserving(Reparameterized):
         5.0
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: Any,

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..norms._rms_norm import rms_norm
 from ._transformable import transformable
 from ._variables import Features, parameter, promote_dtype, promoted, shape_of
@@ -51,6 +52,7 @@ class RMSNorm(nnx.Module):
         1.0
     """
 
+    @explained
     def __init__(
         self,
         num_features: Features,

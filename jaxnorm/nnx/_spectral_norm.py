@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ..core._explained import explained
 from ..norms._choice import is_updating
 from ..norms._spectral_norm import (
     SpectralState,
@@ -54,6 +55,7 @@ class SpectralNorm(nnx.Module):
         (4, 3) (1, 3)
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: nnx.Module,

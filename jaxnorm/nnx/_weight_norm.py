@@ -10,6 +10,7 @@ from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
+from ..core._explained import explained
 from ..norms._weight_norm import kernel_lengths, weight_norm
 from ._transformable import transformable
 from ._variables import promote_dtype
@@ -47,6 +48,7 @@ class WeightNorm(nnx.Module):
         (4, 3) (3,)
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: nnx.Module,

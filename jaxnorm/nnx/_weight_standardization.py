@@ -9,6 +9,7 @@ from flax.nnx.nn import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
+from ..core._explained import explained
 from ..norms._weight_standardization import weight_standardization
 from ._transformable import transformable
 from ._wrapped import KERNELS, Path, call_with, one_for_each
@@ -41,6 +42,7 @@ class WeightStandardization(nnx.Module):
         (4, 8, 8, 16)
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: nnx.Module,

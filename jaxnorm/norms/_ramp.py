@@ -11,9 +11,13 @@ class Ramp:
     """A schedule: ``low`` until step ``start``, then rising evenly to ``high`` at step ``end``."""
 
     start: int
+    """The last step of ``low``."""
     end: int
+    """The first of ``high``."""
     low: float
+    """What it is in the beginning."""
     high: float
+    """What it is in the end."""
 
     def __call__(self, step: jax.Array) -> jax.Array:
         """At this step."""
