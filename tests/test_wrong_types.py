@@ -1,16 +1,18 @@
 """A value of a wrong type, for each argument of each function: the error says which argument it is."""
 
+import inspect
 import re
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 import jaxnorm as jn
-from jaxnorm import linen as jnl, nnx as jnx
+from jaxnorm import linen as jnl, nnx as jnx, tools
 from tests.calls import INPUTS, X, arguments, functions, parameters
 from tests.modules import assert_equal
 from tests.stands_for import CLASSES, ROWS, SYSTEMS, X as X_OF_MODULES, after_of, fields_of, made
@@ -106,6 +108,44 @@ def test_the_field_is_named(system: str, name: str) -> None:
         with pytest.raises((TypeError, ValueError)) as raised:
             jax.eval_shape(partial(run, field))
         assert re.search(rf"\b{field}\b", str(raised.value)), field
+
+
+MODEL = nn.BatchNorm(use_running_average=True)
+ROWS_OF_X = X.reshape(-1, 4)
+VARIABLES = MODEL.init(jax.random.key(0), ROWS_OF_X)
+TOOLS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "accumulate": (
+        {"loss": lambda m, b: m(b).sum(), "model": MODEL, "batch": ROWS_OF_X, "micro_batches": 2},
+        ("loss", "model", "micro_batches"),
+    ),
+    "average": ({"old": VARIABLES, "new": VARIABLES, "decay": 0.5}, ("decay",)),
+    "convert": (
+        {"source": {}, "like": VARIABLES},
+        ("names", "transposed", "channels_last", "like"),
+    ),
+    "examine": ({"model": MODEL, "batch": ROWS_OF_X}, ("model", "run", "where")),
+    "fold": ({"model": MODEL, "batch": ROWS_OF_X}, ("model", "run", "where")),
+    "freeze": ({"model": MODEL}, ("model", "where")),
+    "norm_mask": ({"params": VARIABLES["params"]}, ("where",)),
+    "recalibrate": (
+        {"model": MODEL, "batches": [ROWS_OF_X]},
+        ("model", "batches", "run", "method", "where"),
+    ),
+    "swap": ({"model": MODEL, "norm": "layer"}, ("model", "norm", "where")),
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_the_argument_of_a_tool_is_named(name: str) -> None:
+    """Of what is not any tree of arrays."""
+    given, named = TOOLS[name]
+    tool = getattr(tools, name)
+    if "variables" in inspect.signature(tool).parameters:
+        given = {**given, "variables": VARIABLES}
+    for parameter in named:
+        with pytest.raises((TypeError, ValueError)) as raised:
+            tool(**{**given, parameter: object()})
+        assert re.search(rf"\b{parameter}\b", str(raised.value)), parameter
 
 
 def test_what_is_right_is_not_blamed() -> None:

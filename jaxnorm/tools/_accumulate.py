@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core._explained import explained
 from ..core._running import RunningStats, update_running_stats
 from ._gather import (
     BatchNormOptions,
@@ -37,6 +38,7 @@ class Accumulated(NamedTuple):
     aux: Any  # what the loss returns besides, stacked along a new first axis; or None
 
 
+@explained
 def accumulate(
     loss: Callable[[Any, Any], Any],
     model: Any,

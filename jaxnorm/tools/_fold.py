@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from ..core._explained import explained
 from ._affine import affine_of, into_layer_after, into_layer_before
 from ._folded import Dtypes, without_norms
 from ._follow import Flow, follow, n_features
@@ -40,6 +41,7 @@ class Folded(NamedTuple):
     refused: dict[str, str]
 
 
+@explained
 def fold(
     model: Any,
     batch: Any,

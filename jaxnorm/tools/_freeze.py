@@ -8,6 +8,7 @@ import flax.linen as nn
 from flax import nnx
 from jax import lax
 
+from ..core._explained import explained
 from ._models import check_model, model_of
 from ._substitute import answering, without_answers
 from ._watch import (
@@ -23,6 +24,7 @@ from ._watch import (
 )
 
 
+@explained
 def freeze(
     model: Any, where: Where | None = None, *, variables: Any = None, affine: bool = False
 ) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
+from ..core._explained import explained
 from ._gather import (
     Gather,
     Way,
@@ -28,6 +29,7 @@ Method: TypeAlias = Literal["population", "precise_bn", "update_bn"]
 _WAYS: dict[str, Way] = {"population": pooled, "precise_bn": pooled, "update_bn": averaged}
 
 
+@explained
 def recalibrate(
     model: Any,
     batches: Iterable[Any],

@@ -9,6 +9,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from .. import linen as jnl, nnx as jnx
+from ..core._explained import explained
 from ..norms._choice import taken_by
 from ._model import names_of
 from ._models import model_of
@@ -24,6 +25,7 @@ from ._watch import (
 )
 
 
+@explained
 def swap(
     model: Any,
     norm: str | Constructor,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
+from ..core._explained import explained
 from ._models import model_of
 
 
@@ -63,6 +64,7 @@ class TrainState(train_state.TrainState):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+@explained
 def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
     """The exponential moving average of weights and of the running statistics that belong to them.
 
