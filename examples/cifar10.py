@@ -427,7 +427,8 @@ def finish(training: Training, state: TrainState, metrics: list[dict[str, Any]])
     norm = training.settings.norm.replace("_", " ")
     kind = norm if norm == "weight standardization" else f"{norm} norm".replace("none", "no")
     title = f"{training.settings.model.upper()} with {kind} on {dataset.name}"
-    report.draw(metrics, measured, title, folder)
+    if metrics:  # there is a whole epoch
+        report.draw(metrics, measured, title, folder)
     console.print(
         f"Pictures, metrics and checkpoint are in {folder}/", soft_wrap=True, highlight=False
     )
@@ -462,7 +463,7 @@ class Train:
             if run.has_checkpoint():  # else it was stopped before the first: from the start
                 state = jax.device_put(run.restore(state), training.everywhere)
             done = int(state.step) // training.steps_per_epoch
-            metrics = run.metrics()[:done]
+            metrics = run.metrics(done)[:done]
             console.print(f"Continuing {run.folder}/ after {done} epochs, with its own settings.")
         else:
             dataset = data.load(self.settings.data, self.data_dir)
@@ -503,7 +504,8 @@ class Evaluate:
         """Measure; the program's exit status."""
         run = Run(self.runs, self.name)
         training, state = prepare(resumed(None, run), run, self.data_dir)
-        finish(training, run.restore(state), run.metrics())
+        state = run.restore(state)
+        finish(training, state, run.metrics(int(state.step) // training.steps_per_epoch))
         return 0
 
 
@@ -521,11 +523,14 @@ def resumed(given: Settings | None, run: Run) -> Settings:
     """The settings of `run`.
 
     Raises:
-        RunError: there is no such run, or `given` has a setting that is neither the run's nor its
-            preset's own.
+        RunError: there is no such run, its file is damaged, or `given` has a setting that is neither the
+            run's nor its preset's own.
     """
-    stored = run.config()
-    settings = Settings(**{**stored, "widths": tuple(stored["widths"])})
+    try:
+        stored = run.config()
+        settings = Settings(**{**stored, "widths": tuple(stored["widths"])})
+    except (TypeError, KeyError) as error:
+        raise run.damaged("config.json", error) from error
     if given is None:
         return settings
     for field in dataclasses.fields(Settings):

@@ -113,7 +113,8 @@ def train(options: Options) -> None:
     state = cifar10.create_state(model, settings, dataset.train_images, steps_per_epoch * epochs)
     if options.resume and run.has_checkpoint():
         state = run.restore(state)
-    done, metrics = int(state.step) // steps_per_epoch, run.metrics()
+    done = int(state.step) // steps_per_epoch
+    metrics = run.metrics(done)
     # Every process has the same state; together they make it one array that is whole on each device.
     state = jax.tree.map(
         lambda a: jax.make_array_from_process_local_data(everywhere, np.asarray(a)), state

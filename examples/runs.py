@@ -1,7 +1,9 @@
 """A run's folder: config.json, metrics.jsonl, checkpoints and pictures."""
 
 import json
+import shutil
 import signal
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,62 +28,86 @@ class Run:
         self.folder = root / name
 
     def start(self, config: dict[str, Any]) -> None:
-        """Create the folder and write `config`; it must be a new run.
+        """Create the folder with `config` in it, in one step; it must be a new run.
 
         Raises:
-            RunError: there is a run of this name.
+            RunError: there is a run of this name, or the folder cannot be made.
         """
-        if (self.folder / "config.json").exists():
-            raise RunError(
-                f"{self.folder} must be a new folder; it holds a run. Continue that one with "
-                f"--name {self.name} --resume, choose another --name, or delete the folder."
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.write("config.json", json.dumps(config, indent=2))
+        made = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex}")
+        with self._writing():
+            try:
+                made.mkdir(parents=True)
+                (made / "config.json").write_text(json.dumps(config, indent=2))
+                made.rename(self.folder)  # refused by a folder with anything in it
+            except OSError:
+                shutil.rmtree(made, ignore_errors=True)
+                if not self.folder.is_dir():
+                    raise
+                raise RunError(
+                    f"{self.folder} must be a new folder; it holds a run. Continue that one with "
+                    f"--name {self.name} --resume, choose another --name, or delete the folder."
+                ) from None
 
     def config(self) -> dict[str, Any]:
         """What `start` wrote.
 
         Raises:
-            RunError: there is no run of this name.
+            RunError: there is no run of this name, or its file is damaged.
         """
         try:
             return json.loads((self.folder / "config.json").read_text())
-        except FileNotFoundError:
-            others = sorted(p.parent.name for p in self.root.glob("*/config.json"))
+        except ValueError as error:
+            raise self.damaged("config.json", error) from error
+        except (FileNotFoundError, NotADirectoryError):
+            others = sorted(p.parent.name for p in self.root.glob("[!.]*/config.json"))
             raise RunError(
                 f"{self.folder} must be the folder of a run; there is no config.json in it. "
                 f"Runs here: {', '.join(others) or 'none'}."
             ) from None
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, one an epoch; none before the first."""
+    def metrics(self, least: int = 0) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one an epoch, of which there are `least` or more.
+
+        Raises:
+            RunError: the file is damaged.
+        """
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            lines = path.read_text().splitlines() if path.exists() else []
+            epochs = [dict(json.loads(line)) for line in lines]
+            if len(epochs) < least:
+                raise ValueError(f"{len(epochs)} epochs, and {least} have been trained")
+        except (TypeError, ValueError) as error:
+            raise self.damaged("metrics.jsonl", error) from error
+        return epochs
 
     def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
         """Write metrics.jsonl anew."""
         self.write("metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
     def save(self, state: Any) -> None:
-        """Write a checkpoint of `state`, a Flax struct with a `step`, and forget the one before it."""
+        """Write a checkpoint of `state`, a Flax struct with a `step`, and forget the one before it.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         tree = jax.device_get(serialization.to_state_dict(state))
-        with self._checkpoints() as checkpoints:
+        with self._writing(), self._checkpoints() as checkpoints:
             # The old one goes when the new one is whole: a kill at any moment leaves one of them.
             checkpoints.save(int(state.step), args=ocp.args.StandardSave(tree))  # pyright: ignore[reportCallIssue]
 
     def has_checkpoint(self) -> bool:
         """Whether `save` has been here."""
-        with self._checkpoints() as checkpoints:
+        with self._writing(), self._checkpoints() as checkpoints:
             return checkpoints.latest_step() is not None
 
     def restore(self, state: Any) -> Any:
         """The newest checkpoint, in the structure of `state`.
 
         Raises:
-            RunError: there is none.
+            RunError: there is none, or it is damaged.
         """
-        with self._checkpoints() as checkpoints:
+        with self._writing(), self._checkpoints() as checkpoints:
             step = checkpoints.latest_step()
             if step is None:
                 raise RunError(
@@ -89,18 +115,47 @@ class Run:
                     f"after the first epoch, or on Ctrl-C: train with --name {self.name} --resume."
                 )
             tree = serialization.to_state_dict(state)
-            restored = checkpoints.restore(step, args=ocp.args.StandardRestore(tree))  # pyright: ignore[reportCallIssue]
-        return serialization.from_state_dict(state, restored)
+            try:
+                restored = checkpoints.restore(step, args=ocp.args.StandardRestore(tree))  # pyright: ignore[reportCallIssue]
+                return serialization.from_state_dict(state, restored)
+            except Exception as error:  # of Orbax and of what it is made of, which raise many kinds
+                raise self.damaged(f"checkpoints/{step}", error) from error
 
     def _checkpoints(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         return ocp.CheckpointManager((self.folder / "checkpoints").absolute(), options=options)
 
     def write(self, name: str, text: str) -> None:
-        """Write a text file in one step, so that nobody finds half of it."""
+        """Write a text file in one step, so that nobody finds half of it.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         partial = self.folder / f".{name}.partial"
-        partial.write_text(text)
-        partial.replace(self.folder / name)
+        with self._writing():
+            partial.write_text(text)
+            partial.replace(self.folder / name)
+
+    def damaged(self, name: str, error: Exception) -> RunError:
+        """What is to be raised of a file that is not what was written."""
+        return RunError(
+            f"{self.folder / name} must be as training wrote it; it is damaged ({_first_line(error)}). "
+            f"Restore it from a copy, or delete {self.folder} and train again."
+        )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # the latter of Orbax
+            raise RunError(
+                f"{self.folder} must be a folder that can be written, on a disk with space; "
+                f"{_first_line(error)}. Make room, or choose another folder with --runs."
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def free_name(root: Path, wanted: str) -> str:

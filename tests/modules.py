@@ -190,7 +190,7 @@ def own(ours: Any, theirs: Any) -> list[str]:
     The same names in the same order, by position where they are there, and with the same defaults; what
     is required there may have a default here.
     """
-    mine, flaxs = (inspect.signature(f).parameters for f in (ours, theirs))
+    mine, flaxs = (inspect.signature(inspect.unwrap(f)).parameters for f in (ours, theirs))
     assert [n for n in mine if n in flaxs] == list(flaxs)
     by_position = [
         [n for n, p in s.items() if p.kind is p.POSITIONAL_OR_KEYWORD] for s in (mine, flaxs)

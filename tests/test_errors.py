@@ -410,6 +410,7 @@ def damaged(size: int, why: str) -> str:
 
 
 CUT = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+TWICE = CUT[:-1] + b"," + CUT[1:].replace(b'"a"', b'"b"')
 NO_SUCH_LAYER = (
     "names must name layers of like; got 'head', and there are '', 'fc'. Take the names from these."
 )
@@ -834,6 +835,18 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         from_file(len(CUT).to_bytes(8, "little") + CUT),
         damaged(62, "an array of another size than its shape"),
     ),
+    "convert, overlapping": (
+        from_file(len(TWICE).to_bytes(8, "little") + TWICE + bytes(8)),
+        damaged(123, "an array at byte 0, where the one before ends at 8"),
+    ),
+    "convert, one name": (
+        from_file(len(TWICE).to_bytes(8, "little") + TWICE.replace(b'"b"', b'"a"') + bytes(16)),
+        damaged(131, "'a' twice"),
+    ),
+    "convert, more": (
+        from_file(len(CUT).to_bytes(8, "little") + CUT + bytes(9)),
+        damaged(71, "9 bytes for arrays that end at 8"),
+    ),
     "convert, names": (converted({}, names={"head": "fc"}), NO_SUCH_LAYER),
     "convert, transposed": (converted({}, transposed=["head"]), NO_TRANSPOSED),
     "convert, mismatch": (
@@ -972,6 +985,35 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "average, trees": (lambda: tools.average({"a": ROWS[0]}, {"b": ROWS[0]}, 0.9), OTHER_TREE),
     "keep_finite, shapes": (lambda: tools.keep_finite(ROWS[0], ROWS[0, :1]), OTHER_LEAF),
+    "axis_name, number": (
+        synced(5),
+        "axis_name must be the name of a mapped axis, or several; got 5. Collectives of jax take a number "
+        "for a position: give the axis a string for its name.",
+    ),
+    "combine, tuple": (
+        lambda: jn.combine((1, 2, 3), moments(3)),  # pyright: ignore[reportArgumentType]
+        "a must be Moments(mean, var, count); got tuple. Take them from moments, or make them of a tuple: "
+        "Moments(*t).",
+    ),
+    "conv_spectral_norm, padding": (
+        lambda: jn.conv_spectral_norm(
+            jnp.ones((3, 3, 2, 4)), jnp.ones((1, 5, 5, 2)), padding="same"
+        ),
+        "padding must be SAME, SAME_LOWER, VALID or a pair for each axis; got 'same'. Take that of the "
+        "layer.",
+    ),
+    "act_norm, bias": (
+        lambda: jn.act_norm(X, jnp.ones(4), None),  # pyright: ignore[reportArgumentType]
+        "bias must be an array of numbers; got None. See help(jaxnorm.act_norm).",
+    ),
+    "batch_renorm, rmax": (
+        lambda: jn.batch_renorm(X, STATS, rmax=None),  # pyright: ignore[reportArgumentType]
+        "rmax must be a real number or an array of numbers; got None. See help(jaxnorm.batch_renorm).",
+    ),
+    "group_norm, dtype": (
+        lambda: jn.group_norm(X, num_groups=2, dtype="float33"),
+        "dtype must be a dtype or None; got 'float33'. See help(jaxnorm.group_norm).",
+    ),
     **zoo_errors.ERRORS,
 }
 

@@ -236,7 +236,7 @@ def test_names_in_a_linen_model_are_those_of_the_class() -> None:
 def test_every_norm_of_activations_has_the_one_call(name: str) -> None:
     """``x``, ``mask`` and ``use_running_average``, by these names, and nothing else that is required."""
     for norms in (LINEN, NNX):
-        parameters = inspect.signature(norms[name].__call__).parameters
+        parameters = inspect.signature(inspect.unwrap(norms[name].__call__)).parameters
         own = {"residual"} if name in ("batch", "ghost_batch") else set()
         assert set(parameters) == {"self", "x", "mask", "use_running_average"} | own
         assert all(parameters[n].default is None for n in ("mask", "use_running_average"))

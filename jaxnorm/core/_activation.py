@@ -68,7 +68,7 @@ def check_activation(
         ValueError: there is no such activation, it would get complex values, or ``residual`` has another
             shape than ``x``.
     """
-    if activation is not None and activation not in _ACTIVATIONS:
+    if activation is not None and activation not in list(_ACTIVATIONS):
         raise ValueError(
             f"activation must be None or one of {', '.join(_ACTIVATIONS)}; got {activation!r}. Apply "
             f"another one to the result: it is then computed in a pass of its own."

@@ -1,7 +1,8 @@
 """Sums over devices: those along mapped axes, or those of one group of them."""
 
-from collections.abc import Sequence
-from typing import TypeAlias
+import numbers
+from collections.abc import Hashable, Sequence
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,21 @@ AxisIndexGroups: TypeAlias = Sequence[Sequence[int]]
 
 
 def names_of(axis_name: AxisName | None) -> tuple[str, ...]:
-    """``axis_name`` as a tuple of names."""
+    """``axis_name`` as a tuple of names, which may be anything that has a hash, as in jax.
+
+    Raises:
+        ValueError: it has none; or it is a number, which a collective of jax takes for a position.
+    """
     if axis_name is None:
         return ()
-    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    several = isinstance(axis_name, Sequence) and not isinstance(axis_name, str)
+    names = tuple(axis_name) if several else (cast(str, axis_name),)
+    if any(isinstance(name, numbers.Number) or not isinstance(name, Hashable) for name in names):
+        raise ValueError(
+            f"axis_name must be the name of a mapped axis, or several; got {axis_name!r}. Collectives of jax "
+            f"take a number for a position: give the axis a string for its name."
+        )
+    return names
 
 
 def sum_over_devices(values: Sequence[jax.Array], names: tuple[str, ...]) -> list[jax.Array]:

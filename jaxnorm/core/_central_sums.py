@@ -23,10 +23,11 @@ from ._axes import is_static, size_of
 from ._elementwise import Which, divide, merge, some_of, tangent_of
 from ._exact_sums import exact_sums, most_elements
 from ._lowering import lowered_by, runs_as
+from ._placement import equally_varying, partitions
 from ._pool import Blocks, abs_square, partition_of_blocks, repeat_blocks, sum_blocks
 from ._portable import is_portable
 from ._precision import real_dtype
-from ._reduce import collect, equally_varying, partitions
+from ._reduce import collect
 from ._residuals import keep
 from ._shift import about, about_a_few, count, mean_of, powers_about
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from ._all_reduce import sum_over_devices
+from ._placement import equally_partitioned, equally_varying
 from ._portable import is_portable
 
 
@@ -21,12 +21,17 @@ def as_known(
     """
     if is_portable():
         return sum_over_devices(own, names)
-    if not names:  # a value lies on the devices as its derivative does
-        known = [
-            k if jax.typeof(k) == jax.typeof(o) else jnp.where(True, k, o)
-            for o, k in zip(own, known, strict=True)
-        ]
+    if not names:
+        pairs = (_alike(o, k) for o, k in zip(own, known, strict=True))
+        own, known = zip(*pairs, strict=True)
     return _known.bind(*own, *known, names=names)
+
+
+def _alike(own: jax.Array, known: jax.Array) -> tuple[jax.Array, ...]:
+    """Both, lying alike over the devices: a value is of the type of its derivative."""
+    if jax.typeof(own) == jax.typeof(known):
+        return own, known
+    return equally_partitioned(equally_varying((own, known)), own.shape)[0]
 
 
 # A primitive, and not a custom derivative: vmap takes its name away where it batches, so that a derivative

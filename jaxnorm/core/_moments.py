@@ -11,14 +11,14 @@ from ._elementwise import square_in_memory
 from ._known import as_known
 from ._pool import Blocks, Moments, abs_square, moments_from_sums, per_count, where_counted
 from ._precision import upcast
+from ._public import public
 from ._reduce import collect
 from ._residuals import keep, lean
 from ._shift import about, count
-from ._staged import staged
 from ._sync import pool_over_devices
 
 
-@staged
+@public
 def moments(
     x: jax.Array,
     reduction_axes: Axes,

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from ._axes import Axes, canonical_axes
 from ._elementwise import themselves
+from ._explained import explained
 from ._known import as_known
+from ._placement import as_split
 from ._reduce import collect
 from ._serialized import serialized
 
@@ -84,6 +85,7 @@ def without_bias(var: jax.Array, count: jax.Array) -> jax.Array:
     return var * (count / jnp.maximum(count - 1, 1))
 
 
+@explained
 def pool(m: Moments, axes: Axes) -> Moments:
     """Moments of everything that ``m`` stands for along ``axes``, which stay with size 1.
 
@@ -108,6 +110,7 @@ def pool(m: Moments, axes: Axes) -> Moments:
         >>> print(jn.pool(replicas, 0).var)
         [6.]
     """
+    _check_moments(m=m)
     axes = canonical_axes(axes, m.mean.ndim, "axes")
     if not axes:
         return m
@@ -167,9 +170,7 @@ def partition_of_blocks(aval: Any, blocks: Blocks) -> Any:
 def _partitioned(leaf: jax.Array, axis: int, partition: Any) -> jax.Array:
     """``leaf``, split along ``axis`` as ``partition`` says, by a mesh with explicit axes."""
     spec = jax.typeof(leaf).sharding.spec
-    if spec[axis] == partition:
-        return leaf
-    return jax.sharding.reshard(leaf, PartitionSpec(*spec[:axis], partition, *spec[axis + 1 :]))
+    return as_split(leaf, *spec[:axis], partition, *spec[axis + 1 :])
 
 
 def _along(m: Moments, axes: tuple[int, ...]) -> jax.Array:
@@ -186,6 +187,7 @@ def sums_about(shift: jax.Array, m: Moments, count: jax.Array) -> tuple[jax.Arra
     return count.astype(offset.dtype) * offset, count * (m.var + abs_square(offset))
 
 
+@explained
 def combine(a: Moments, b: Moments) -> Moments:
     """Moments of the values of ``a`` and ``b`` together (`pool` of two).
 
@@ -208,6 +210,7 @@ def combine(a: Moments, b: Moments) -> Moments:
         >>> print(jnp.allclose(both.var, x.var(0, keepdims=True), rtol=1e-5))
         True
     """
+    _check_moments(a=a, b=b)
     if a.mean.shape != b.mean.shape:
         raise ValueError(
             f"combine needs moments of one shape; got means of shape {a.mean.shape} and {b.mean.shape}. "
@@ -219,3 +222,12 @@ def combine(a: Moments, b: Moments) -> Moments:
     )
     pooled = pool(Moments(means, variances, count), 0)
     return Moments(*(leaf.squeeze(0) for leaf in pooled))
+
+
+def _check_moments(**given: Any) -> None:
+    for name, m in given.items():
+        if not isinstance(m, Moments):
+            raise ValueError(
+                f"{name} must be Moments(mean, var, count); got {type(m).__name__}. Take them from moments, "
+                f"or make them of a tuple: Moments(*t)."
+            )

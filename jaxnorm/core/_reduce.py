@@ -15,7 +15,7 @@ nowhere else.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -40,49 +40,21 @@ from ._elementwise import (
     without_unread,
 )
 from ._lowering import is_partitioned, lowered_by, runs_as
+from ._placement import equally_partitioned, equally_varying
 from ._portable import is_portable
 
 
 def collect(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
     """Sums over ``axes`` of the results of ``f``. All operands have one rank, and broadcast."""
-    operands = equally_varying(operands)
     shape = jnp.broadcast_shapes(*(a.shape for a in operands))
+    operands, partitions = equally_partitioned(equally_varying(operands), shape)
     sum_of = _plain if is_portable() else _map_sum.bind
-    return sum_of(
-        *operands,
-        f=f,
-        axes=axes,
-        shape=shape,
-        partitions=partitions(map(jax.typeof, operands), shape),
-    )
+    return sum_of(*operands, f=f, axes=axes, shape=shape, partitions=partitions)
 
 
 def spread(f: Elementwise, *operands: jax.Array) -> list[jax.Array]:
     """The results of ``f``, in the shape that the operands have together."""
     return collect(f, *operands, axes=())
-
-
-def equally_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """All as varying over the devices that one of them varies over, under shard_map.
-
-    Said of each operand, so that the transpose sums small arrays over the devices. jax would say it of
-    the large ones, at the first operation that meets both.
-    """
-    varying = [jax.typeof(a).manual_axis_type.varying for a in operands]
-    missing = [tuple(sorted(frozenset().union(*varying) - own)) for own in varying]
-    return tuple(
-        lax.pcast(a, names, to="varying") if names else a
-        for a, names in zip(operands, missing, strict=True)
-    )
-
-
-def partitions(avals: Iterable[Any], shape: Shape) -> tuple[Any, ...]:
-    """How a mesh with explicit axes splits each axis of arrays of these types together."""
-    avals = tuple(avals)
-    return tuple(
-        next((p for a in avals if a.shape[i] == n and (p := a.sharding.spec[i]) is not None), None)
-        for i, n in enumerate(shape)
-    )
 
 
 # --- the primitive -------------------------------------------------------------------------------

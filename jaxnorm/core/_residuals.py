@@ -32,6 +32,11 @@ def keep(sums: jax.Array) -> jax.Array:
     return checkpoint_name(sums, _SUMS)
 
 
+def underived(value: jax.Array) -> jax.Array:
+    """``value`` without its derivative, for state that takes none."""
+    return lax.stop_gradient(value)
+
+
 def lean(norm: _F) -> _F:
     """``norm``, saving nothing for the backward pass but its arrays and what is marked with `keep`."""
     policy = jax.checkpoint_policies.save_only_these_names(_SUMS)

@@ -6,12 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import DTypeLike
 
 from ._arguments import checked
 from ._axes import against
+from ._explained import explained
 from ._mixed import mixed
+from ._placement import as_split
 from ._pool import Moments, without_bias
 from ._precision import arithmetic_dtype, real_dtype
 from ._serialized import serialized
@@ -36,6 +37,7 @@ class RunningStats(NamedTuple):
     count: jax.Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # int32
 
 
+@explained
 @checked
 def init_running_stats(
     feature_shape: int | Sequence[int], dtype: DTypeLike = jnp.float32, *, cumulative: bool = False
@@ -70,11 +72,7 @@ def untracked_stats(x: jax.Array, shape: Sequence[int]) -> RunningStats:
     return init_running_stats(shape, arithmetic_dtype(x))
 
 
-def underived(value: jax.Array) -> jax.Array:
-    """``value`` without its derivative, for state that takes none."""
-    return lax.stop_gradient(value)
-
-
+@explained
 @checked
 def update_running_stats(
     stats: RunningStats,
@@ -116,12 +114,16 @@ def update_running_stats(
     moments = Moments(*(a if known and a is moments.count else jnp.asarray(a) for a in moments))
     _check_update(stats, moments)
     shape = stats.mean.shape
-    mean, var, n = moments.mean.reshape(shape), moments.var.reshape(shape), moments.count
+    n = moments.count
     everywhere = isinstance(n, np.ndarray) and bool(np.all(n > 0))
     if not everywhere:
         # Added to zeros of it, the count lies on the devices of a mesh as the variance does.
         n = jnp.broadcast_to(n, moments.mean.shape)
         n = (n + jnp.zeros_like(moments.var, n.dtype)).reshape(shape)
+    # A mesh may split the channels of x and not those of stats, which stay as they are.
+    spec, new = jax.typeof(stats.mean).sharding.spec, (moments.mean, moments.var)
+    mean, var = (as_split(a.reshape(shape), *spec) for a in new)
+    n = n if everywhere else as_split(n, *spec)
     if unbiased:
         var = without_bias(var, n.reshape(-1)[0] if everywhere else n)
     old_weight = _batches_share(stats) if momentum is None else momentum

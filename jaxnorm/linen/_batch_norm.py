@@ -10,6 +10,7 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import canonical_axes, feature_shape
+from ..core._explained import explaining_fields
 from ..core._running import untracked_stats
 from ..norms._batch_norm import batch_norm, batch_norm_inference
 from ._variables import Checked, RunningVariables, bias_of, devices_of, is_evaluating, scale_of
@@ -84,6 +85,7 @@ class BatchNorm(Checked):
     save_as: Any = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
+    @explaining_fields
     def __call__(
         self,
         x: jax.Array,

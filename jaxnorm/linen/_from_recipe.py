@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core._axes import feature_shape
+from ..core._explained import explaining_fields
 from ..norms._recipe import Call, Recipe, Shared, Tracked
 from ._variables import Checked, devices_of, is_evaluating
 
@@ -39,6 +40,7 @@ class FromRecipe(Checked):
         return self._called(x, None, mask, use_running_average)
 
     @nn.compact
+    @explaining_fields
     def _called(
         self, x: jax.Array, condition: Any, mask: jax.Array | None, use_running_average: bool | None
     ) -> Any:

@@ -10,6 +10,7 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
+from ..core._explained import explaining_fields
 from ..norms._group_norm import group_norm
 from ._variables import Checked, bias_of, devices_of, scale_of
 
@@ -63,6 +64,7 @@ class GroupNorm(Checked):
     feature_axes: Axes = dataclasses.field(default=-1, kw_only=True)
 
     @nn.compact
+    @explaining_fields
     def __call__(
         self,
         x: jax.Array,

@@ -10,6 +10,7 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
+from ..core._explained import explaining_fields
 from ..norms._batch_norm import batch_norm_inference
 from ..norms._instance_norm import instance_norm, tracked_instance_norm
 from ._variables import Checked, RunningVariables, bias_of, devices_of, is_evaluating, scale_of
@@ -70,6 +71,7 @@ class InstanceNorm(Checked):
     unbiased: bool = dataclasses.field(default=False, kw_only=True)
 
     @nn.compact
+    @explaining_fields
     def __call__(
         self,
         x: jax.Array,

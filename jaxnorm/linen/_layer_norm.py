@@ -9,6 +9,7 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
+from ..core._explained import explaining_fields
 from ..norms._layer_norm import layer_norm
 from ._variables import Checked, bias_of, devices_of, scale_of
 
@@ -57,6 +58,7 @@ class LayerNorm(Checked):
     force_float32_reductions: bool = True
 
     @nn.compact
+    @explaining_fields
     def __call__(
         self,
         x: jax.Array,

@@ -5,6 +5,7 @@ import jax
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes
+from ..core._explained import explaining_fields
 from ..norms._local_response_norm import local_response_norm
 from ._variables import Checked
 
@@ -35,6 +36,7 @@ class LocalResponseNorm(Checked):
     feature_axes: Axes = -1
 
     @nn.compact
+    @explaining_fields
     def __call__(
         self,
         x: jax.Array,

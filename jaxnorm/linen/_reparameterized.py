@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from ..core._explained import explaining_fields
 from ..norms._magnitude_preserving import magnitude_preserving
 from ..norms._scaled_weight_standardization import scaled_weight_standardization
 from ._wrapped import call_with, is_chosen
@@ -39,6 +40,7 @@ class Reparameterized(nn.Module):
     variable_filter: Iterable[str] | None = dataclasses.field(default_factory=lambda: {"kernel"})
 
     @nn.compact
+    @explaining_fields
     def __call__(self, *args: Any, use_running_average: bool | None = None, **kwargs: Any) -> Any:
         """Calls the layer with the other weights.
 

@@ -10,6 +10,7 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
+from ..core._explained import explaining_fields
 from ..norms._rms_norm import rms_norm
 from ._variables import Checked, devices_of, scale_of
 
@@ -58,6 +59,7 @@ class RMSNorm(Checked):
     fraction: float = dataclasses.field(default=1.0, kw_only=True)
 
     @nn.compact
+    @explaining_fields
     def __call__(
         self,
         x: jax.Array,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._explained import explaining_fields
 from ..norms._choice import is_updating
 from ..norms._spectral_norm import (
     SpectralState,
@@ -59,6 +60,7 @@ class SpectralNorm(Checked):
     collection_name: str = "batch_stats"
 
     @nn.compact
+    @explaining_fields
     def __call__(
         self,
         *args: Any,

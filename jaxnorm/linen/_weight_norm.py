@@ -11,6 +11,7 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
+from ..core._explained import explaining_fields
 from ..norms._weight_norm import kernel_lengths, weight_norm
 from ._variables import Checked
 from ._wrapped import call_with, is_chosen
@@ -58,6 +59,7 @@ class WeightNorm(Checked):
     variable_filter: Iterable[str] | None = dataclasses.field(default_factory=lambda: {"kernel"})
 
     @nn.compact
+    @explaining_fields
     def __call__(self, *args: Any, use_running_average: bool | None = None, **kwargs: Any) -> Any:
         """Calls the layer with normalized weights.
 

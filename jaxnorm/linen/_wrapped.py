@@ -23,21 +23,23 @@ def call_with(
     """``layer(*args, **kwargs)`` with ``change(path, weight)`` for each of its parameters.
 
     The parameters themselves stay as they are, in ``init`` too: what a wrapper computes of them is never
-    stored in their place. A path reads as Flax's wrappers write it: ``Dense_0/kernel``.
+    stored in their place. A path reads as Flax's wrappers write it, ``Dense_0/kernel``, and does not say
+    whether the parameter is boxed: `flax.linen.unbox` changes no name.
     """
     kwargs = {**kwargs, **flags_for(layer, use_running_average)}
     if layer.is_initializing():
         layer(*args, **kwargs)  # makes the parameters
 
-    def changed(path: Any, weight: Any) -> jax.Array:
+    def changed(path: Any, weight: Any) -> Any:
         _, *inside = path  # the name of the collection comes first
         name = jax.tree_util.keystr(tuple(inside), simple=True, separator="/")
-        return change(f"{layer.name}/{name}", jnp.asarray(weight))
+        other = change(f"{layer.name}/{name}", jnp.asarray(nn.meta.unbox(weight)))
+        return nn.meta.replace_boxed(weight, other)
 
     mapped = nn.map_variables(
         lambda layer: layer(*args, **kwargs),
         "params",
-        trans_in_fn=partial(jax.tree_util.tree_map_with_path, changed),
+        trans_in_fn=partial(jax.tree.map_with_path, changed, is_leaf=nn.meta.is_axis_metadata),
     )
     return mapped(layer)
 

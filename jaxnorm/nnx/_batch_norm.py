@@ -14,8 +14,10 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._arguments import check_fields
 from ..core._axes import Axes, canonical_axes, feature_shape
+from ..core._explained import explained
 from ..core._running import untracked_stats
 from ..norms._batch_norm import batch_norm, batch_norm_inference
+from ._transformable import transformable
 from ._variables import (
     Features,
     is_evaluating,
@@ -81,6 +83,7 @@ class BatchNorm(nnx.Module):
         >>> y = layer(x)
     """
 
+    @explained
     def __init__(
         self,
         num_features: Features,
@@ -132,6 +135,7 @@ class BatchNorm(nnx.Module):
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
         self.bias = parameter(use_bias, bias_init, shape, param_dtype, rngs, bias_metadata)
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

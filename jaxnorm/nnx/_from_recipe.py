@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..core._arguments import check_fields
+from ..core._explained import explaining_fields
 from ..norms._recipe import Call, Recipe, Shared, Tracked
+from ._transformable import transformable
 from ._variables import Features, is_evaluating, parameter, shape_of, store, value_of
 
 
@@ -21,6 +23,7 @@ class FromRecipe(nnx.Module):
     _: KW_ONLY
     rngs: InitVar[nnx.Rngs]
 
+    @explaining_fields
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         assert isinstance(self, Recipe)
         check_fields({field.name: getattr(self, field.name) for field in fields(self)})
@@ -32,6 +35,7 @@ class FromRecipe(nnx.Module):
         for name, value in self.state(shape, self.param_dtype).items():
             setattr(self, name, nnx.BatchStat(value))
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,
@@ -56,6 +60,7 @@ class FromRecipe(nnx.Module):
         """
         return self._called(x, None, mask, use_running_average)
 
+    @explaining_fields
     def _called(
         self, x: jax.Array, condition: Any, mask: jax.Array | None, use_running_average: bool | None
     ) -> Any:
@@ -98,6 +103,7 @@ class Training:
 class FromConditionedRecipe(FromRecipe):
     """The same of a recipe that is called with something after x."""
 
+    @transformable
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         x: jax.Array,

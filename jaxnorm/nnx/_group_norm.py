@@ -13,7 +13,9 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._arguments import check_fields
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..norms._group_norm import group_norm, grouping
+from ._transformable import transformable
 from ._variables import parameter, promote_dtype, promoted
 
 
@@ -59,6 +61,7 @@ class GroupNorm(nnx.Module):
         1.0
     """
 
+    @explained
     def __init__(
         self,
         num_features: int,
@@ -100,6 +103,7 @@ class GroupNorm(nnx.Module):
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
         self.bias = parameter(use_bias, bias_init, shape, param_dtype, rngs, bias_metadata)
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

@@ -13,8 +13,10 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._arguments import check_fields
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..norms._batch_norm import batch_norm_inference
 from ..norms._instance_norm import instance_norm, tracked_instance_norm
+from ._transformable import transformable
 from ._variables import (
     Features,
     is_evaluating,
@@ -70,6 +72,7 @@ class InstanceNorm(nnx.Module):
         1.0
     """
 
+    @explained
     def __init__(
         self,
         num_features: Features,
@@ -115,6 +118,7 @@ class InstanceNorm(nnx.Module):
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
         self.bias = parameter(use_bias, bias_init, shape, param_dtype, rngs, bias_metadata)
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

@@ -13,7 +13,9 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._arguments import check_fields
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..norms._layer_norm import layer_norm
+from ._transformable import transformable
 from ._variables import Features, parameter, promote_dtype, promoted, shape_of
 
 
@@ -52,6 +54,7 @@ class LayerNorm(nnx.Module):
         1.0
     """
 
+    @explained
     def __init__(
         self,
         num_features: Features,
@@ -90,6 +93,7 @@ class LayerNorm(nnx.Module):
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
         self.bias = parameter(use_bias, bias_init, shape, param_dtype, rngs, bias_metadata)
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

@@ -7,7 +7,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..norms._local_response_norm import local_response_norm
+from ._transformable import transformable
 
 
 class LocalResponseNorm(nnx.Module):
@@ -30,6 +32,7 @@ class LocalResponseNorm(nnx.Module):
         >>> y = jnx.LocalResponseNorm(size=5)(x)
     """
 
+    @explained
     def __init__(
         self,
         num_features: Any = None,
@@ -49,6 +52,7 @@ class LocalResponseNorm(nnx.Module):
         self.dtype = dtype
         self.feature_axes = feature_axes
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

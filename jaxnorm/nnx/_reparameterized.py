@@ -6,8 +6,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from ..core._explained import explained
 from ..norms._magnitude_preserving import magnitude_preserving
 from ..norms._scaled_weight_standardization import scaled_weight_standardization
+from ._transformable import transformable
 from ._wrapped import KERNELS, Path, call_with
 
 
@@ -31,6 +33,7 @@ class Reparameterized(nnx.Module):
         [1. 1. 1. 1. 1. 1. 1. 1.]
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: Any,
@@ -43,6 +46,7 @@ class Reparameterized(nnx.Module):
         self.function = function
         self.variable_filter = nnx.filterlib.to_predicate(variable_filter)
 
+    @transformable
     def __call__(
         self, x: jax.Array, *args: Any, use_running_average: bool | None = None, **kwargs: Any
     ) -> Any:
@@ -83,6 +87,7 @@ class ScaledWeightStandardization(Reparameterized):
         5.0
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: Any,
@@ -113,6 +118,7 @@ class MagnitudePreserving(Reparameterized):
         5.0
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: Any,

@@ -13,7 +13,9 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._arguments import check_fields
 from ..core._axes import Axes
+from ..core._explained import explained
 from ..norms._rms_norm import rms_norm
+from ._transformable import transformable
 from ._variables import Features, parameter, promote_dtype, promoted, shape_of
 
 
@@ -51,6 +53,7 @@ class RMSNorm(nnx.Module):
         1.0
     """
 
+    @explained
     def __init__(
         self,
         num_features: Features,
@@ -88,6 +91,7 @@ class RMSNorm(nnx.Module):
         shape = shape_of(num_features)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

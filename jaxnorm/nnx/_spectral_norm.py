@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ..core._arguments import check_fields
+from ..core._explained import explained
 from ..norms._choice import is_updating
 from ..norms._spectral_norm import (
     SpectralState,
@@ -15,6 +16,7 @@ from ..norms._spectral_norm import (
     init_spectral_norm,
     spectral_norm,
 )
+from ._transformable import transformable
 from ._variables import store
 from ._wrapped import Path, call_with
 
@@ -54,6 +56,7 @@ class SpectralNorm(nnx.Module):
         (4, 3) (1, 3)
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: nnx.Module,
@@ -82,6 +85,7 @@ class SpectralNorm(nnx.Module):
                     batch_stats[*path, name] = nnx.BatchStat(value)
         self.batch_stats = nnx.data(batch_stats)
 
+    @transformable
     def __call__(
         self,
         x: jax.Array,

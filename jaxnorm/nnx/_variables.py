@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 
 from ..core._arguments import check_flag
 from ..core._precision import promoted_dtype
-from ..core._running import RunningStats, init_running_stats, underived
+from ..core._residuals import underived
+from ..core._running import RunningStats, init_running_stats
 
 Features = int | Sequence[int]
 

@@ -11,7 +11,9 @@ from jax.typing import DTypeLike
 
 from ..core._arguments import check_fields
 from ..core._axes import Axes, feature_shape
+from ..core._explained import explained
 from ..norms._weight_norm import kernel_lengths, weight_norm
+from ._transformable import transformable
 from ._variables import promote_dtype
 from ._wrapped import KERNELS, Path, call_with, one_for_each
 
@@ -47,6 +49,7 @@ class WeightNorm(nnx.Module):
         (4, 3) (3,)
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: nnx.Module,
@@ -80,6 +83,7 @@ class WeightNorm(nnx.Module):
 
             self.scales = one_for_each(layer_instance, self.variable_filter, make)
 
+    @transformable
     def __call__(
         self, x: jax.Array, *args: Any, use_running_average: bool | None = None, **kwargs: Any
     ) -> Any:

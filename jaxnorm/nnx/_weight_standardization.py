@@ -10,7 +10,9 @@ from jax.typing import DTypeLike
 
 from ..core._arguments import check_fields
 from ..core._axes import Axes, feature_shape
+from ..core._explained import explained
 from ..norms._weight_standardization import weight_standardization
+from ._transformable import transformable
 from ._wrapped import KERNELS, Path, call_with, one_for_each
 
 
@@ -41,6 +43,7 @@ class WeightStandardization(nnx.Module):
         (4, 8, 8, 16)
     """
 
+    @explained
     def __init__(
         self,
         layer_instance: nnx.Module,
@@ -71,6 +74,7 @@ class WeightStandardization(nnx.Module):
 
             self.gains = one_for_each(layer_instance, self.variable_filter, make)
 
+    @transformable
     def __call__(
         self, x: jax.Array, *args: Any, use_running_average: bool | None = None, **kwargs: Any
     ) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from flax.errors import TraceContextError
 
 from ..norms._choice import flags_for
 
@@ -37,8 +38,12 @@ def call_with(
 
 def _set(values: list[tuple[Any, Any]]) -> None:
     for variable, value in values:
-        # Unsafe is to leave a value of one trace behind for another, and none is left.
-        variable.set_raw_value(value, _unsafe_bypass_check=True)
+        # Flax refuses this to a layer that a transform captured, even without its check: a value of one trace
+        # must not be left behind for another. None is left here.
+        try:
+            variable.set_raw_value(value, _unsafe_bypass_check=True)
+        except TraceContextError:
+            object.__setattr__(variable, "_raw_value", value)
 
 
 def one_for_each(

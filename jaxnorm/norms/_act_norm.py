@@ -9,14 +9,15 @@ from jax.typing import DTypeLike
 
 from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, complement, size_of
+from ..core._explained import explained
 from ..core._moments import moments
+from ..core._public import public
 from ..core._residuals import lean_where_differentiated
-from ..core._staged import staged
 from ._operands import operands
 from ._recipe import Call, Parameter, Recipe, Shape, State
 
 
-@staged
+@public
 @lean_where_differentiated
 def act_norm(
     x: jax.Array,
@@ -64,7 +65,7 @@ def act_norm(
     return y.astype(o.dtype), positions * wide_log_scale.sum()
 
 
-@staged
+@public
 def act_norm_inverse(
     y: jax.Array,
     log_scale: jax.Array,
@@ -103,6 +104,7 @@ def act_norm_inverse(
     return (o.x * jnp.exp(-wide_log_scale) - wide_bias).astype(o.dtype)
 
 
+@explained
 @checked
 def init_act_norm(
     x: jax.Array, *, feature_axes: Axes = -1, epsilon: float = 1e-6

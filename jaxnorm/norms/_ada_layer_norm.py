@@ -9,18 +9,16 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from ..core._arguments import checked
 from ..core._axes import Axes
 from ..core._precision import arithmetic_dtype, result_dtype
+from ..core._public import public
 from ..core._residuals import lean
-from ..core._staged import staged
 from ._layer_norm import layer_norm
 from ._modulate import modulate
 from ._recipe import Call, Parameter, Recipe, Shape, State
 
 
-@checked
-@staged
+@public
 @lean
 def ada_layer_norm(
     x: jax.Array,

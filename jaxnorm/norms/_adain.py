@@ -6,20 +6,18 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, canonical_axes, complement
 from ..core._moments import moments
 from ..core._precision import arithmetic_dtype, result_dtype
+from ..core._public import public
 from ..core._residuals import lean
-from ..core._staged import staged
 from ._instance_norm import instance_norm
 from ._modulate import modulate
 from ._operands import root
 from ._recipe import Call, Recipe, State
 
 
-@checked
-@staged
+@public
 @lean
 def adain(
     x: jax.Array,

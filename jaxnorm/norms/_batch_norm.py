@@ -6,15 +6,14 @@ from jax.typing import DTypeLike
 
 from ..core._activation import check_activation
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import checked
 from ..core._axes import Axes, against, canonical_axes, complement
 from ..core._moments import mask_against, reduce_moments
 from ..core._normalize import normalize
 from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
+from ..core._public import public
 from ..core._residuals import lean_where_differentiated
 from ..core._running import RunningStats, running_against, update_running_stats
-from ..core._staged import staged
 from ._normalized_by import normalized_by
 from ._saved import SaveAs, check_save_as, normalized_saving
 from ._virtual_batch import (
@@ -24,8 +23,7 @@ from ._virtual_batch import (
 )
 
 
-@checked
-@staged
+@public
 def batch_norm(
     x: jax.Array,
     stats: RunningStats,
@@ -157,8 +155,7 @@ def batch_norm(
     return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
 
 
-@checked
-@staged
+@public
 @lean_where_differentiated
 def batch_norm_inference(
     x: jax.Array,

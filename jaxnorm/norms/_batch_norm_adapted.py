@@ -5,16 +5,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, complement
 from ..core._moments import moments
+from ..core._public import public
 from ..core._running import RunningStats, as_arrays, update_running_stats
-from ..core._staged import staged
 from ._batch_norm import batch_norm_inference
 
 
-@checked
-@staged
+@public
 def batch_norm_adapted(
     x: jax.Array,
     stats: RunningStats,

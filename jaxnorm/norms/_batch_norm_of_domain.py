@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..core._explained import explained
 from ..core._running import RunningStats, as_arrays
 from ._batch_norm import batch_norm, batch_norm_inference
 from ._recipe import Affine, Call, Shape, State, Tracked, affine_of, present, stats_of
 
 
+@explained
 def stats_of_domain(stats: RunningStats, domain: jax.Array | int) -> RunningStats:
     """The running statistics of one domain, of those of several along the first axis.
 
@@ -41,6 +43,7 @@ def stats_of_domain(stats: RunningStats, domain: jax.Array | int) -> RunningStat
     return jax.tree.map(lambda a: a.at[index].get(mode="fill"), stats)
 
 
+@explained
 def with_stats_of_domain(
     stats: RunningStats, domain: jax.Array | int, updated: RunningStats
 ) -> RunningStats:

@@ -10,26 +10,24 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import checked
 from ..core._axes import Axes, complement
 from ..core._cpu_hints import stored
 from ..core._moments import reduce_moments
 from ..core._normalize import normalize
 from ..core._precision import check_real
+from ..core._public import public
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
-from ..core._staged import staged
 from ._batch_norm import batch_norm_inference
 from ._operands import operands
-from ._ramp import ramp
+from ._ramp import Ramp
 from ._recipe import Affine, Call, Shape, State, Tracked, affine_of, present, stats_of
 
 Limit: TypeAlias = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A number, or a schedule: a function of the number of steps done."""
 
 
-@checked
-@staged
+@public
 @lean
 def batch_renorm(
     x: jax.Array,
@@ -113,8 +111,8 @@ def batch_renorm(
     return y.astype(o.dtype), moved._replace(var=var)
 
 
-PAPERS_RMAX = ramp(5_000, 40_000, 1.0, 3.0)
-PAPERS_DMAX = ramp(5_000, 25_000, 0.0, 5.0)
+PAPERS_RMAX = Ramp(5_000, 40_000, 1.0, 3.0)
+PAPERS_DMAX = Ramp(5_000, 25_000, 0.0, 5.0)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -27,10 +27,14 @@ def choose(
     return partial(constructor, **options)
 
 
+def taken_by(layer: object) -> set[str]:
+    """The names of the arguments that ``layer`` is declared to take in a call."""
+    return set(inspect.signature(inspect.unwrap(type(layer).__call__)).parameters)
+
+
 def flags_for(layer: object, use_running_average: bool | None) -> dict[str, bool]:
     """The keyword argument to call ``layer`` with, if it takes one: wrappers hand the flag on."""
-    takes = "use_running_average" in inspect.signature(type(layer).__call__).parameters
-    if use_running_average is None or not takes:
+    if use_running_average is None or "use_running_average" not in taken_by(layer):
         return {}
     return {"use_running_average": use_running_average}
 

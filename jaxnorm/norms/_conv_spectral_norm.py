@@ -9,11 +9,12 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._arguments import is_integer
+from ..core._placement import whole
 from ..core._precision import check_real, result_dtype, upcast
-from ..core._staged import staged
+from ..core._public import public
 
 
-@staged
+@public
 def conv_spectral_norm(
     kernel: jax.Array,
     image: jax.Array,
@@ -73,6 +74,11 @@ def conv_spectral_norm(
             f"n_steps must be an integer of 1 or more; got {n_steps!r}. 1 is enough in training, where each "
             f"step continues from the last."
         )
+    if isinstance(padding, str) and padding not in ("SAME", "SAME_LOWER", "VALID"):
+        raise ValueError(
+            f"padding must be SAME, SAME_LOWER, VALID or a pair for each axis; got {padding!r}. Take that "
+            f"of the layer."
+        )
     wide = upcast(kernel)
     conv = partial(
         lax.conv_general_dilated,
@@ -81,11 +87,12 @@ def conv_spectral_norm(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=lax.Precision.HIGHEST,
     )
-    fixed = lax.stop_gradient(wide)
+    matrix = whole(wide)
+    fixed = lax.stop_gradient(matrix)
     u, v = _singular_images(
         lambda v: conv(v, fixed), lax.stop_gradient(image).astype(wide.dtype), n_steps
     )
-    sigma = (u * conv(v, wide)).sum()
+    sigma = (u * conv(v, matrix)).sum()
     w = wide / jnp.where(sigma > 0, sigma, 1)
     return w.astype(result_dtype(dtype, kernel)), v.astype(result_dtype(None, image))
 

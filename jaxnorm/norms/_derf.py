@@ -10,13 +10,14 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes
 from ..core._precision import check_real
+from ..core._public import public
 from ..core._residuals import lean_where_differentiated
-from ..core._staged import staged
+from ._initial import half
 from ._operands import affine, operands
 from ._recipe import Affine, Call, Parameter, Shape, State, affine_of
 
 
-@staged
+@public
 @lean_where_differentiated
 def derf(
     x: jax.Array,
@@ -63,14 +64,11 @@ def derf(
     return affine(lax.erf(alpha * o.x + shift), *of_features).astype(o.dtype)
 
 
-HALF = initializers.constant(0.5)
-
-
 @dataclass(kw_only=True, eq=False)
 class DerfRecipe(Affine):
     """A layer of `derf`."""
 
-    alpha_init: Initializer = HALF
+    alpha_init: Initializer = half
     """Initializer of α, a scalar."""
     shift_init: Initializer = initializers.zeros
     """Initializer of s, a scalar."""

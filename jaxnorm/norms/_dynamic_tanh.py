@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes
+from ..core._public import public
 from ..core._residuals import lean_where_differentiated
-from ..core._staged import staged
+from ._initial import half
 from ._operands import affine, operands
 from ._recipe import Affine, Call, Parameter, Shape, State, affine_of
 
 
-@staged
+@public
 @lean_where_differentiated
 def dynamic_tanh(
     x: jax.Array,
@@ -57,14 +57,11 @@ def dynamic_tanh(
     return affine(jnp.tanh(alpha * o.x), *of_features).astype(o.dtype)
 
 
-HALF = initializers.constant(0.5)
-
-
 @dataclass(kw_only=True, eq=False)
 class DynamicTanhRecipe(Affine):
     """A layer of `dynamic_tanh`."""
 
-    alpha_init: Initializer = HALF
+    alpha_init: Initializer = half
     """Initializer of α, a scalar."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:

@@ -9,21 +9,19 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments
 from ..core._pool import Moments, pool
 from ..core._precision import check_real
+from ..core._public import public
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
-from ..core._staged import staged
 from ..core._sync import pool_over_devices
 from ._operands import Operands, affine, operands, root
 from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
 
 
-@checked
-@staged
+@public
 @lean
 def evo_norm_b0(
     x: jax.Array,

@@ -9,19 +9,17 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments_about_zero
 from ..core._normalize import normalize
 from ..core._precision import check_real
+from ..core._public import public
 from ..core._residuals import lean
-from ..core._staged import staged
 from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
 
 
-@checked
-@staged
+@public
 @lean
 def filter_response_norm(
     x: jax.Array,

@@ -8,17 +8,15 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments_about_zero
+from ..core._public import public
 from ..core._residuals import lean
-from ..core._staged import staged
 from ._operands import affine, operands, root
 from ._recipe import Affine, Call, State, affine_of
 
 
-@checked
-@staged
+@public
 @lean
 def global_response_norm(
     x: jax.Array,

@@ -5,16 +5,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import GROUPS, checked
+from ..core._arguments import GROUPS
 from ..core._axes import Axes, canonical_axes, one_axis
 from ..core._moments import reduce_moments
 from ..core._pool import Blocks, Moments, repeat_blocks
-from ..core._staged import staged
+from ..core._public import public
 from ._normalized_by import TakeMoments, normalized_by
 
 
-@checked
-@staged
+@public
 def group_norm(
     x: jax.Array,
     scale: jax.Array | None = None,

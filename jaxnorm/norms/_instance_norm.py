@@ -5,17 +5,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, canonical_axes, complement
 from ..core._moments import reduce_moments
 from ..core._pool import Moments, without_bias
+from ..core._public import public
 from ..core._running import RunningStats, running_against, update_running_stats
-from ..core._staged import staged
 from ._normalized_by import normalized_by
 
 
-@checked
-@staged
+@public
 def instance_norm(
     x: jax.Array,
     scale: jax.Array | None = None,
@@ -65,8 +63,7 @@ def instance_norm(
     return _by_instance(x, scale, bias, feature_axes, epsilon, mask, devices, dtype)[0]
 
 
-@checked
-@staged
+@public
 def tracked_instance_norm(
     x: jax.Array,
     stats: RunningStats,

@@ -8,20 +8,18 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisName
-from ..core._arguments import checked
 from ..core._axes import Axes, one_axis
 from ..core._mixed import mixed
 from ..core._precision import check_real
+from ..core._public import public
 from ..core._residuals import lean
-from ..core._staged import staged
 from ._operands import affine, operands, readable
 from ._recipe import Affine, Call, Shape, State, Tracked, affine_of
 from ._whitening_of import mask_of_rows, whitening_of
 from ._whitening_stats import WhiteningStats, init_whitening
 
 
-@checked
-@staged
+@public
 @lean
 def iterative_whitening(
     x: jax.Array,

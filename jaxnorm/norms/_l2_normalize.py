@@ -5,17 +5,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments_about_zero
 from ..core._pool import Moments
 from ..core._precision import arithmetic_dtype
-from ..core._staged import staged
+from ..core._public import public
 from ._normalized_by import normalized_by
 
 
-@checked
-@staged
+@public
 def l2_normalize(
     x: jax.Array,
     scale: jax.Array | None = None,

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ..core._arguments import FINITE, Number, is_integer
 from ..core._axes import Axes, one_axis
+from ..core._explained import explained
 from ..core._moments import mask_against
 from ..core._pool import abs_square
 from ..core._precision import result_dtype, upcast
@@ -24,6 +25,7 @@ _ENERGY = Number(
 _CONSTANTS = {"alpha": _ENERGY, "k": _ENERGY, "beta": FINITE}
 
 
+@explained
 def local_response_norm(
     x: jax.Array,
     *,

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..core._arguments import checked, is_number
+from ..core._arguments import is_number
 from ..core._axes import Axes, canonical_axes
 from ..core._precision import result_dtype, upcast
+from ..core._public import public
 from ..core._residuals import keep, lean
-from ..core._staged import staged
 
 
-@checked
-@staged
+@public
 @lean
 def lp_normalize(
     x: jax.Array,

@@ -6,16 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..core._arguments import check_scalar, checked
+from ..core._arguments import check_scalar
 from ..core._axes import Axes, canonical_axes, complement, size_of
 from ..core._pool import abs_square
 from ..core._precision import result_dtype, upcast
-from ..core._staged import staged
+from ..core._public import public
 from ._operands import root
 
 
-@checked
-@staged
+@public
 def magnitude_preserving(
     kernel: jax.Array,
     gain: jax.Array | float = 1.0,
@@ -64,8 +63,7 @@ def magnitude_preserving(
     return w.astype(result_dtype(dtype, kernel))
 
 
-@checked
-@staged
+@public
 def forced_magnitude(
     kernel: jax.Array, *, feature_axes: Axes = -1, epsilon: float = 1e-4
 ) -> jax.Array:

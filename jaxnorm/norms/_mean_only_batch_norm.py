@@ -8,18 +8,16 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import checked
 from ..core._axes import Axes, complement
 from ..core._moments import reduce_moments
+from ..core._public import public
 from ..core._residuals import lean, lean_where_differentiated
 from ..core._running import RunningStats, running_against, update_running_stats
-from ..core._staged import staged
 from ._operands import Operands, affine, operands, readable
 from ._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
 
 
-@checked
-@staged
+@public
 @lean
 def mean_only_batch_norm(
     x: jax.Array,
@@ -73,7 +71,7 @@ def mean_only_batch_norm(
     return _centered(o, m.mean), update_running_stats(stats, m, momentum=momentum)
 
 
-@staged
+@public
 @lean_where_differentiated
 def mean_only_batch_norm_inference(
     x: jax.Array,

@@ -8,9 +8,11 @@ from jax.typing import DTypeLike
 
 from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, feature_shape
+from ..core._explained import explained
 from ..core._precision import arithmetic_dtype, result_dtype
 
 
+@explained
 @checked
 def modulate(
     x: jax.Array,

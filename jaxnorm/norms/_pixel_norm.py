@@ -6,15 +6,13 @@ import jax
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import checked
 from ..core._axes import Axes
-from ..core._staged import staged
+from ..core._public import public
 from ._recipe import Call, Shared, State
 from ._rms_norm import rms_norm
 
 
-@checked
-@staged
+@public
 def pixel_norm(
     x: jax.Array,
     *,

@@ -8,14 +8,12 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from ..core._arguments import checked
-from ..core._staged import staged
+from ..core._public import public
 from ._recipe import Call, Parameter, Recipe, Shape, State, check_last_axis
 from ._rms_norm import rms_norm
 
 
-@checked
-@staged
+@public
 def qk_norm(
     query: jax.Array,
     key: jax.Array,

@@ -1,16 +1,25 @@
 """A schedule of what rises with the steps of training."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 
-def ramp(start: int, end: int, low: float, high: float) -> Callable[[jax.Array], jax.Array]:
+@dataclass(frozen=True)
+class Ramp:
     """A schedule: ``low`` until step ``start``, then rising evenly to ``high`` at step ``end``."""
 
-    def at(step: jax.Array) -> jax.Array:
-        share = jnp.clip((step - start) / (end - start), 0.0, 1.0)
-        return low + (high - low) * share
+    start: int
+    """The last step of ``low``."""
+    end: int
+    """The first of ``high``."""
+    low: float
+    """What it is in the beginning."""
+    high: float
+    """What it is in the end."""
 
-    return at
+    def __call__(self, step: jax.Array) -> jax.Array:
+        """At this step."""
+        share = jnp.clip((step - self.start) / (self.end - self.start), 0.0, 1.0)
+        return self.low + (self.high - self.low) * share

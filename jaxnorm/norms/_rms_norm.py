@@ -8,18 +8,17 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import checked, is_number
+from ..core._arguments import is_number
 from ..core._axes import Axes, canonical_axes
 from ..core._moments import reduce_moments_about_zero
 from ..core._pool import Moments
 from ..core._precision import arithmetic_dtype, result_dtype
-from ..core._staged import staged
+from ..core._public import public
 from ._modulate import plus_offset
 from ._normalized_by import normalized_by
 
 
-@checked
-@staged
+@public
 def rms_norm(
     x: jax.Array,
     scale: jax.Array | None = None,

@@ -10,15 +10,14 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import check_scalar, checked
+from ..core._arguments import check_scalar
 from ..core._axes import Axes
-from ..core._staged import staged
+from ..core._public import public
 from ._l2_normalize import l2_normalize
 from ._recipe import Call, Parameter, Shape, Shared, State
 
 
-@checked
-@staged
+@public
 def scale_norm(
     x: jax.Array,
     scale: jax.Array | float = 1.0,

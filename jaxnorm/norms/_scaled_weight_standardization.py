@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, complement, feature_shape, size_of
 from ..core._precision import arithmetic_dtype, result_dtype
-from ..core._staged import staged
+from ..core._public import public
 from ._weight_standardization import weight_standardization
 
 
-@checked
-@staged
+@public
 def scaled_weight_standardization(
     kernel: jax.Array,
     gain: jax.Array | None = None,

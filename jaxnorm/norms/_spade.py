@@ -9,11 +9,11 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 
 from ..core._precision import arithmetic_dtype, result_dtype
+from ._initial import lecun_normal
 from ._instance_norm import instance_norm
 from ._modulate import modulate
 from ._recipe import Call, Parameter, Recipe, Shape, State, check_last_axis
 
-LECUN_NORMAL = initializers.lecun_normal()
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -35,7 +35,7 @@ class SpadeRecipe(Recipe):
     """Of all three convolutions."""
     epsilon: float = 1e-5
     """Added to the variance."""
-    kernel_init: Initializer = LECUN_NORMAL
+    kernel_init: Initializer = lecun_normal
     """Initializer of the first kernel; the other two begin at 0, where the layer is instance norm."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:

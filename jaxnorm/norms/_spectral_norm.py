@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..core._arguments import checked, is_integer
+from ..core._arguments import is_integer
+from ..core._explained import explained
+from ..core._placement import whole
 from ..core._precision import promoted_dtype, result_dtype, upcast
+from ..core._public import public
 from ..core._serialized import serialized
-from ..core._staged import staged
 from ._l2_normalize import l2_normalize
 
 
@@ -30,6 +32,7 @@ class SpectralState(NamedTuple):
     sigma: jax.Array  # (): the largest singular value, likewise; 1 before the first step
 
 
+@explained
 def init_spectral_norm(
     key: jax.Array, kernel: jax.Array, dtype: DTypeLike = jnp.float32
 ) -> SpectralState:
@@ -62,8 +65,7 @@ def init_spectral_norm(
     return SpectralState(l2_normalize(u), jnp.ones((), u.real.dtype))
 
 
-@checked
-@staged
+@public
 def spectral_norm(
     kernel: jax.Array,
     state: SpectralState,
@@ -116,7 +118,8 @@ def spectral_norm(
     state = SpectralState(*map(jnp.asarray, state))
     _check_rank(kernel)
     _check_state(kernel, state, n_steps)
-    matrix = upcast(kernel, *state).reshape(math.prod(kernel.shape[:-1]), kernel.shape[-1])
+    wide = upcast(kernel, *state)
+    matrix = whole(wide).reshape(math.prod(kernel.shape[:-1]), kernel.shape[-1])
     fixed, u = lax.stop_gradient((matrix, state.u.astype(matrix.dtype)))
     # Directions are those of any multiple; at this one, epsilon is small beside every length.
     largest = jnp.max(jnp.abs(fixed), initial=0)
@@ -130,7 +133,7 @@ def spectral_norm(
             0, int(n_steps), lambda _, vu: _iterated(fixed, vu[1], epsilon), (v, u)
         )
     sigma = _times(_times(v, matrix), u.conj().T)[0, 0].real
-    w = (matrix / jnp.where(sigma != 0, sigma, 1).astype(matrix.dtype)).reshape(kernel.shape)
+    w = wide / jnp.where(sigma != 0, sigma, 1).astype(wide.dtype)
     updated = SpectralState(u.astype(state.u.dtype), sigma.astype(state.sigma.dtype))
     return w.astype(result_dtype(dtype, kernel, *state)), updated
 

@@ -8,21 +8,19 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import checked
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments
 from ..core._normalize import normalize
 from ..core._pool import pool
+from ..core._public import public
 from ..core._residuals import lean
 from ..core._running import RunningStats, running_against, update_running_stats
-from ..core._staged import staged
 from ..core._sync import pool_over_devices
 from ._operands import operands
 from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
 
 
-@checked
-@staged
+@public
 @lean
 def switchable_norm(
     x: jax.Array,

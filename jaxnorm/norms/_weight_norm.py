@@ -6,16 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, complement
 from ..core._pool import abs_square
 from ..core._precision import upcast
-from ..core._staged import staged
+from ..core._public import public
 from ._l2_normalize import l2_normalize
 
 
-@checked
-@staged
+@public
 def weight_norm(
     kernel: jax.Array,
     scale: jax.Array | None = None,

@@ -4,14 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, complement
-from ..core._staged import staged
+from ..core._public import public
 from ._layer_norm import layer_norm
 
 
-@checked
-@staged
+@public
 def weight_standardization(
     kernel: jax.Array,
     gain: jax.Array | None = None,

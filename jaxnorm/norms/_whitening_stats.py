@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core._arguments import NUMBERS
+from ..core._explained import explained
 from ..core._serialized import serialized
 
 
@@ -23,6 +24,7 @@ class WhiteningStats(NamedTuple):
     matrix: jax.Array
 
 
+@explained
 def init_whitening(features: int) -> WhiteningStats:
     """Whitening statistics before any batch: mean 0, matrix 1.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core._arguments import checked, is_integer
+from ..core._explained import explained
 from ..core._running import RunningStats, update_running_stats
 from ._gather import (
     BatchNormOptions,
@@ -38,6 +39,7 @@ class Accumulated(NamedTuple):
     aux: Any  # what the loss returns besides, stacked along a new first axis; or None
 
 
+@explained
 @checked
 def accumulate(
     loss: Callable[[Any, Any], Any],

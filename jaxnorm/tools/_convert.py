@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ..core._explained import explained
 from ._formats._layout import Layout, Sizes, to_flax, to_torch
 from ._formats._model import COUNT, Entry, Layer, Model, Path, parts_of, some
 from ._formats._read import read_like, read_source, write
@@ -34,6 +35,7 @@ def convert(
     transposed: Collection[str] | None = None,
     channels_last: Mapping[str, Sizes] | None = None,
 ) -> dict[str, Any]: ...
+@explained
 def convert(
     source: object,
     *,

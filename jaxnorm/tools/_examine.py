@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core._explained import explained
 from ..core._pool import Moments
 from ..core._running import RunningStats
 from ._examination import Examination, LayerHealth
@@ -22,6 +23,7 @@ from ._models import as_it_is, model_of
 from ._watch import Where, check_meant
 
 
+@explained
 def examine(
     model: Any,
     batch: Any,

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from ..core._arguments import checked
+from ..core._explained import explained
 from ._affine import affine_of, into_layer_after, into_layer_before
 from ._folded import Dtypes, without_norms
 from ._follow import Flow, follow, n_features
@@ -41,6 +42,7 @@ class Folded(NamedTuple):
     refused: dict[str, str]
 
 
+@explained
 @checked
 def fold(
     model: Any,

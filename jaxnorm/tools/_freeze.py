@@ -9,6 +9,7 @@ from flax import nnx
 from jax import lax
 
 from ..core._arguments import checked
+from ..core._explained import explained
 from ._models import check_model, model_of
 from ._substitute import answering, without_answers
 from ._watch import (
@@ -24,6 +25,7 @@ from ._watch import (
 )
 
 
+@explained
 @checked
 def freeze(
     model: Any, where: Where | None = None, *, variables: Any = None, affine: bool = False

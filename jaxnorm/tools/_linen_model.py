@@ -29,7 +29,7 @@ class LinenModel:
         return _below(self.state.get("batch_stats", {}), path)
 
     def params(self, path: str) -> dict[str, jax.Array]:
-        return _below(self.state.get("params", {}), path)
+        return nn.meta.unbox(_below(self.state.get("params", {}), path))
 
     def run(
         self,

@@ -4,12 +4,14 @@ from typing import Any
 
 import jax
 
+from ..core._explained import explained
 from ._replicas import names_of
 from ._watch import Where, check_meant, is_meant
 
 _OTHERS = {"kernel", "embedding"}  # what stands beside a bias that is not a norm's
 
 
+@explained
 def norm_mask(params: Any, where: Where | None = None) -> Any:
     """True for the scale and bias of norms, False for all other parameters.
 

@@ -10,6 +10,7 @@ import numpy as np
 from rich.progress import track
 
 from ..core._arguments import checked
+from ..core._explained import explained
 from ._gather import (
     Gather,
     Way,
@@ -29,6 +30,7 @@ Method: TypeAlias = Literal["population", "precise_bn", "update_bn"]
 _WAYS: dict[str, Way] = {"population": pooled, "precise_bn": pooled, "update_bn": averaged}
 
 
+@explained
 @checked
 def recalibrate(
     model: Any,

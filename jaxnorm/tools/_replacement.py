@@ -41,7 +41,8 @@ class Replacement:
         norm: Any = get_norm(name, **options) if isinstance(name, str) else name
         while isinstance(norm, functools.partial):
             norm, options = norm.func, {**norm.keywords, **options}
-        made = cls(norm, tuple(sorted(options.items())))
+        # A Linen module has a hash, and a list has none.
+        made = cls(norm, tuple(sorted((n, _without_lists(v)) for n, v in options.items())))
         if (
             not isinstance(norm, type)
             or not issubclass(norm, system)
@@ -125,3 +126,7 @@ class Replacement:
                 f"with axis={layer.axis}. Move the features to the end in the model, or leave this layer out "
                 f"with where."
             )
+
+
+def _without_lists(option: Any) -> Any:
+    return tuple(map(_without_lists, option)) if isinstance(option, list | tuple) else option

@@ -1,7 +1,6 @@
 """Another norm in the place of every batch norm of a model."""
 
 import dataclasses
-import inspect
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +9,8 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from .. import linen as jnl, nnx as jnx
+from ..core._explained import explained
+from ..norms._choice import taken_by
 from ._model import names_of
 from ._models import model_of
 from ._replacement import Constructor, Replacement
@@ -24,6 +25,7 @@ from ._watch import (
 )
 
 
+@explained
 def swap(
     model: Any,
     norm: str | Constructor,
@@ -106,7 +108,7 @@ class _Swapped:
         if call.layer.use_running_average is not None and not self.norm.is_batch_norm:
             given["use_running_average"] = call.layer.use_running_average
         norm: Any = self.norm.like(call.layer, call.path, parent=call.layer.scope)
-        takes = inspect.signature(type(norm).__call__).parameters
+        takes = taken_by(norm)
         return norm(x, **{name: value for name, value in given.items() if name in takes})
 
 

@@ -9,6 +9,7 @@ import optax
 from flax.training import train_state
 
 from ..core._arguments import NUMBERS
+from ..core._explained import explained
 from ..core._mixed import mixed
 from ._models import model_of
 
@@ -45,7 +46,7 @@ class TrainState(train_state.TrainState):
 
         Args:
             model: a Linen module.
-            variables: what its ``init`` returned: ``params``, and ``batch_stats`` if it has any.
+            variables: what its ``init`` returned: ``params`` and ``batch_stats``, if it has any.
             tx: the optimizer.
 
         Returns:
@@ -55,10 +56,8 @@ class TrainState(train_state.TrainState):
             ValueError: these are no Linen module and its variables.
         """
         model_of(model, variables)
-        batch_stats = variables.get("batch_stats", {})
-        return cls.create(
-            apply_fn=model.apply, params=variables["params"], tx=tx, batch_stats=batch_stats
-        )
+        params, batch_stats = (variables.get(name, {}) for name in ("params", "batch_stats"))
+        return cls.create(apply_fn=model.apply, params=params, tx=tx, batch_stats=batch_stats)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -66,6 +65,7 @@ class TrainState(train_state.TrainState):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+@explained
 def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
     """The exponential moving average of weights and of the running statistics that belong to them.
 

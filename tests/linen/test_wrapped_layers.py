@@ -211,3 +211,25 @@ def test_partitioned_parameters(name: str) -> None:
     assert isinstance(box, nn.Partitioned) and box.names == ("in", "out")
     assert jax.tree.structure(gradients) == jax.tree.structure(params)
     assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("name", [*WEIGHTS, "MagnitudePreserving"])
+def test_names_do_not_depend_on_boxes(name: str) -> None:
+    """Variables are named as without boxes, and go in without them, as a checkpoint may hold them."""
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+    fields = {"use_gain": True} if name == "WeightStandardization" else {}
+    boxed, plain = (
+        getattr(jnl, name)(layer, **fields)
+        for layer in (nn.Dense(3, kernel_init=init), nn.Dense(3))
+    )
+
+    def of(key: jax.Array) -> Any:
+        variables = boxed.init(key, X, use_running_average=True)
+        return variables, *(
+            boxed.apply(v, X, use_running_average=True) for v in (variables, nn.unbox(variables))
+        )
+
+    variables, *outputs = compiled(of, KEY)
+    assert_equal(*outputs)
+    expected = jax.eval_shape(lambda key: plain.init(key, X, use_running_average=True), KEY)
+    assert jax.tree.structure(nn.unbox(variables)) == jax.tree.structure(expected)

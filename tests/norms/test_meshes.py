@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxnorm as jn
+from tests.calls import ELSEWHERE, MASK, arguments, functions, parameters
 from tests.cases import draw
 from tests.oracle import assert_close
 
@@ -97,3 +99,47 @@ def test_every_axis_is_split() -> None:
         got = run(lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec))))
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert_close(np.asarray(ours), np.float64(theirs), 2e-5)
+
+
+# --- parameters and state are whole, and the activation is split ------------------------------------
+
+WHITENED = {"iterative_whitening"}  # its products of channels would have to be gathered
+MESHED = [name for name in functions("feature_axes") if name not in ELSEWHERE.keys() | WHITENED]
+LARGE = {"x", "y", "kernel", "style", "query", "key"}
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("axis", [0, -1], ids=["batch", "channels"])
+@pytest.mark.parametrize("name", [*MESHED, "spectral_norm", "conv_spectral_norm", "qk_norm"])
+def test_small_arrays_need_not_be_split(name: str, axis: int) -> None:
+    """Results and gradients are those of one device, and state and gradients lie as what they are of."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    given = arguments(name) | ({"mask": MASK} if "mask" in parameters(name) else {})
+    options = {n: v for n, v in given.items() if isinstance(v, bool | int | float)}
+    given = {n: v for n, v in given.items() if n not in options}
+
+    def placed(name: str, a: Any) -> jax.Array:
+        split = {axis % a.ndim: ("a", "b")[axis]} if name in LARGE else {}
+        spec = [split.get(i) if n % 4 == 0 else None for i, n in enumerate(a.shape)]
+        return jax.device_put(jnp.asarray(a), NamedSharding(mesh, P(*spec)))
+
+    def of(given: Any) -> Any:
+        def f(given: Any) -> Any:
+            out = getattr(jn, name)(**given, **options)
+            return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(out)), out
+
+        return jax.grad(f, allow_int=True, has_aux=True)(given)
+
+    def numbers(tree: Any) -> list[Any]:
+        return [a for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0]
+
+    want = jax.jit(of)(jax.tree.map(jnp.asarray, given))
+    with jax.set_mesh(mesh):
+        split = {n: jax.tree.map(partial(placed, n), v) for n, v in given.items()}
+        got = jax.jit(of)(split)
+        types = [
+            [jax.typeof(a).sharding for a in jax.tree.leaves(tree)] for tree in (split, got[0])
+        ]
+    assert types[0] == types[1]
+    for ours, theirs in zip(numbers(got), numbers(want), strict=True):
+        assert_close(np.asarray(ours), np.float64(theirs), 5e-5)

@@ -1,6 +1,7 @@
 """`save_as`: the same value, and gradients from the output or from a rounded normalized x."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -215,6 +216,33 @@ def test_forward_mode_and_second_order(save_as: str, activation: str | None) -> 
     for got in hessians:
         for g, w in zip(got, want[0], strict=True):
             np.testing.assert_allclose(g, w, rtol=0, atol=TOLERANCES[save_as] * largest)
+
+
+def slope_of_penalty(*at: Any, **options: Any) -> Any:
+    """The gradient of a gradient penalty."""
+    f = lambda *at: loss(*at, **options)  # noqa: E731
+    return jax.grad(lambda *at: (jax.grad(f)(*at) ** 2).sum(), (0, 1, 2))(*at)
+
+
+@pytest.mark.parametrize("mapped", [(0, None, None), (None, 0, None), (0, 0, 0)], ids=str)
+@a_few_ways
+def test_second_order_under_vmap(save_as: str, activation: str | None, mapped: Any) -> None:
+    """It has a rule for that, of whatever is mapped."""
+    at, slope = arguments((6, 8)), partial(slope_of_penalty, save_as=save_as, activation=activation)
+    given = [a if i is None else jnp.stack([a, a]) for a, i in zip(at, mapped, strict=True)]
+    slopes = jax.eval_shape(jax.vmap(slope, mapped), *given)
+    assert [s.shape for s in slopes] == [(2, *a.shape) for a in at]
+
+
+@pytest.mark.thorough
+@a_few_ways
+def test_second_order_of_two(save_as: str, activation: str | None) -> None:
+    """The same as of one at a time."""
+    slope = partial(slope_of_penalty, save_as=save_as, activation=activation)
+    two = jax.tree.map(lambda a: jnp.stack([a, -a]), arguments((6, 8)))
+    one_by_one = lambda two: jax.lax.map(lambda at: slope(*at), two)  # noqa: E731
+    together, alone = jax.jit(lambda two: (jax.vmap(slope)(*two), one_by_one(two)))(two)
+    assert_near(together, alone, 1e-5)
 
 
 @a_few_ways

@@ -13,6 +13,7 @@ from flax import nnx
 from flax.core import freeze
 
 from jaxnorm import linen as jnl, nnx as jnx, tools
+from tests.modules import assert_equal, normal
 from tests.tools.models import (
     IMAGES,
     KEY,
@@ -269,3 +270,15 @@ def test_a_typo_in_an_option(swap: Any) -> None:
     """It is a TypeError that names it, before anything is run."""
     with pytest.raises(TypeError, match="'num_group'"):
         swap(num_group=2) if swap is not of_nnx else of_nnx("group", to={"num_group": 2})
+
+
+def test_lists_are_tuples() -> None:
+    """Among the options, which Flax takes the hash of."""
+    model = nn.Sequential([nn.Dense(4), nn.BatchNorm(use_running_average=True)])
+    x = normal((3, 4))
+    variables = model.init(jax.random.key(0), x)
+    outputs = []
+    for axes in ([-1], (-1,)):
+        swapped, carried = tools.swap(model, "layer", variables=variables, reduction_axes=axes)
+        outputs.append(swapped.apply(carried, x))
+    assert_equal(*outputs)

@@ -170,6 +170,14 @@ def test_state_of_a_model_without_norm() -> None:
     assert state.apply_fn(state.variables, ROWS).shape == (16, 2)
 
 
+def test_state_of_a_model_without_parameters() -> None:
+    """It has none, and its statistics."""
+    model = nn.BatchNorm(use_running_average=True, use_scale=False, use_bias=False)
+    state = tools.TrainState.of(model, model.init(jax.random.key(0), ROWS), optax.sgd(0.1))
+    assert state.params == {} and set(state.batch_stats) == {"mean", "var"}
+    assert state.apply_fn(state.variables, ROWS).shape == ROWS.shape
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

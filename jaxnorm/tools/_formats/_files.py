@@ -2,11 +2,14 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
+_Value = TypeVar("_Value")
 # What pickles are called.
 _PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 # https://huggingface.co/docs/safetensors: the types of safetensors, in the names of NumPy and ml_dtypes.
@@ -37,35 +40,58 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
             f"when it is read. If you trust it, pass torch.load(path, weights_only=True), or save it once "
             f"with safetensors.torch.save_file."
         )
-    if path.suffix == ".safetensors":
-        return _safetensors(path)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    raise ValueError(
-        f"a file must be .safetensors or .npz, of arrays under PyTorch's names; got {path.name}. Read it "
-        f"yourself, and pass what is in it."
-    )
-
-
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The length of the header in 8 bytes, the header in JSON, and the arrays one after another."""
-    raw = path.read_bytes()
-    start = 8 + int.from_bytes(raw[:8], "little")
-    try:
-        header = json.loads(raw[8:start])
-        header.pop("__metadata__", None)
-        return {name: _tensor(raw[start:], **entry) for name, entry in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    readers = {".safetensors": _safetensors, ".npz": _npz}
+    if path.suffix not in readers:
         raise ValueError(
-            f"{path.name} must be a whole file of safetensors; got {len(raw)} bytes that are not "
-            f"({error}). Download or save it again."
-        ) from error
+            f"a file must be .safetensors or .npz, of arrays under PyTorch's names; got {path.name}. Read it "
+            f"yourself, and pass what is in it."
+        )
+    with path.open("rb") as file:
+        try:
+            return readers[path.suffix](file)
+        except Exception as error:  # of NumPy, zipfile, zlib and json, which raise a dozen kinds
+            raise ValueError(
+                f"{path.name} must be a whole file of {path.suffix[1:]}; got {path.stat().st_size} bytes "
+                f"that are not ({error}). Download or save it again."
+            ) from error
 
 
-def _tensor(data: bytes, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> np.ndarray:
+def _npz(file: BinaryIO) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as arrays:
+        return _without_duplicates((name, arrays[name]) for name in arrays.files)
+
+
+def _safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
+    """The length of the header in 8 bytes, the header in JSON, and the arrays one after another."""
+    raw = memoryview(file.read())
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(bytes(raw[8:start]), object_pairs_hook=_without_duplicates)
+    header.pop("__metadata__", None)
+    data, end = raw[start:], 0
+    arrays = {name: _tensor(data, **entry) for name, entry in header.items()}
+    for begin, its_end in sorted(entry["data_offsets"] for entry in header.values()):
+        if begin != end:
+            raise ValueError(f"an array at byte {begin}, where the one before ends at {end}")
+        end = its_end
+    if end != len(data):
+        raise ValueError(f"{len(data)} bytes for arrays that end at {end}")
+    return arrays
+
+
+def _tensor(
+    data: memoryview, dtype: str, shape: list[int], data_offsets: tuple[int, int]
+) -> np.ndarray:
     begin, end = data_offsets
     kind = jnp.dtype(_TYPES[dtype])
     if not 0 <= begin <= end <= len(data) or end - begin != math.prod(shape) * kind.itemsize:
         raise ValueError("an array of another size than its shape")
     return np.frombuffer(data[begin:end], kind).reshape(shape)
+
+
+def _without_duplicates(pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
+    found: dict[str, _Value] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} twice")
+        found[name] = value
+    return found

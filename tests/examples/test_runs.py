@@ -1,0 +1,143 @@
+"""The folder of a run: made once, and errors of files are one line that says what to do."""
+
+import gc
+import resource
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from examples.cifar10 import resumed
+from examples.runs import Run, RunError
+
+# Orbax reads arrays at once and raises the first of several errors: nobody looks at the others.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class State(struct.PyTreeNode):
+    """What a checkpoint is of."""
+
+    step: Any
+    array: Any
+
+
+def state(step: int, values: int = 500) -> State:
+    """Of so many random values, which do not compress."""
+    return State(jnp.int32(step), np.random.default_rng(step).normal(size=values))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with a checkpoint and a line of metrics."""
+    run = Run(tmp_path, "a")
+    run.start({"seed": 0})
+    run.write_metrics([{"epoch": 1}])
+    run.save(state(3))
+    return run
+
+
+def test_one_of_many_starts(tmp_path: Path) -> None:
+    """Of several that start a run of one name at once, one has it, and the others are told."""
+    refused: list[str] = []
+
+    def start(i: int) -> bool:
+        try:
+            Run(tmp_path, "a").start({"who": i})
+        except RunError as error:
+            refused.append(str(error))
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        started = list(pool.map(start, range(8)))
+    assert sum(started) == 1
+    assert all("must be a new folder; it holds a run" in text for text in refused)
+    assert Run(tmp_path, "a").config() == {"who": started.index(True)}
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_empty_folder_is_new(tmp_path: Path) -> None:
+    """One that somebody made, or a kill left behind."""
+    (tmp_path / "a").mkdir()
+    Run(tmp_path, "a").start({"seed": 1})
+    assert Run(tmp_path, "a").config() == {"seed": 1}
+
+
+DAMAGED: dict[str, tuple[str, bytes, Callable[[Run], Any]]] = {
+    "config": ("config.json", b'{"seed": ', Run.config),
+    "config, bytes": ("config.json", b"\xff\xfe", Run.config),
+    "config, a list": ("config.json", b"[1]", lambda run: resumed(None, run)),
+    "config, other fields": (
+        "config.json",
+        b'{"widths": [8], "no": 1}',
+        lambda run: resumed(None, run),
+    ),
+    "config, too few": ("config.json", b'{"seed": 0}', lambda run: resumed(None, run)),
+    "metrics": ("metrics.jsonl", b'{"epoch": 1', Run.metrics),
+    "metrics, a number": ("metrics.jsonl", b"1\n", Run.metrics),
+    "metrics, too few": ("metrics.jsonl", b"", lambda run: run.metrics(1)),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_file(case: str, run: Run) -> None:
+    """It is named."""
+    name, content, read = DAMAGED[case]
+    (run.folder / name).write_bytes(content)
+    with pytest.raises(
+        RunError, match=f"{name} must be as training wrote it; it is damaged"
+    ) as raised:
+        read(run)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_checkpoint(run: Run) -> None:
+    """Cut off in any of its files, it is read as it was, or named."""
+    refused, files = 0, [p for p in (run.folder / "checkpoints").rglob("*") if p.is_file()]
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        try:
+            np.testing.assert_array_equal(run.restore(state(0)).array, state(3).array)
+        except RunError as error:
+            refused += "checkpoints/3 must be as training wrote it" in str(error)
+        path.write_bytes(whole)
+    assert refused > 0
+    np.testing.assert_array_equal(run.restore(state(0)).array, state(3).array)
+    gc.collect()  # of the others, before the next test
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 1 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk(run: Run) -> None:
+    """What was saved before is still there."""
+    for write in (lambda: run.save(state(4, 50_000)), lambda: run.write("config.json", "0" * 5000)):
+        with full_disk(), pytest.raises(RunError, match="a folder that can be written, on a disk"):
+            write()
+    assert run.config() == {"seed": 0}
+    np.testing.assert_array_equal(run.restore(state(0)).array, state(3).array)
+    gc.collect()
+
+
+def test_the_folder_of_runs_is_a_file(tmp_path: Path) -> None:
+    """It is named, to start, to continue and to save."""
+    (tmp_path / "file").write_text("")
+    run = Run(tmp_path / "file", "a")
+    for call in (lambda: run.start({}), run.config, lambda: run.save(state(0)), run.has_checkpoint):
+        with pytest.raises(RunError, match="file/a must be"):
+            call()

@@ -1,0 +1,77 @@
+"""Every module, and every state, is what it was after `pickle` and `copy.deepcopy`."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import pytest
+from flax import nnx
+
+import jaxnorm as jn
+from jaxnorm import linen as jnl, nnx as jnx
+from tests.calls import INPUTS
+from tests.modules import KEY, assert_equal, loose
+from tests.stands_for import CLASSES, ROWS, X, after_of, is_wrapper, made
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),
+    "deepcopy": copy.deepcopy,
+}
+every_way = pytest.mark.parametrize("how", COPIES)
+TRAINING = {"use_running_average": False}
+
+
+def fields_of(name: str) -> dict[str, Any]:
+    """Those that the class must be given, of functions that pickle, as those of jax do not."""
+    function = {"function": jn.weight_norm} if name == "Reparameterized" else {}
+    return {**ROWS[name].base, **function}
+
+
+@every_way
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_linen_module(name: str, how: str) -> None:
+    """It has the fields, and makes the variables, of the one it was made of."""
+    layer = (nn.Dense(3, kernel_init=nn.initializers.ones),) if is_wrapper(name) else ()
+    module: Any = getattr(jnl, name)(*layer, **fields_of(name))
+    args = X, *after_of(name, fields_of(name), len(X))
+    again = COPIES[how](module)
+    assert type(again) is type(module)
+    with loose():
+        variables = [
+            jax.eval_shape(lambda m=m: m.init(KEY, *args, **TRAINING)) for m in (module, again)
+        ]
+    assert variables[0] == variables[1]
+
+
+@every_way
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_nnx_module(name: str, how: str) -> None:
+    """It has the variables, and in a call the shapes, of the one it was made of."""
+    module: Any = made("nnx", name, fields_of(name))
+    args = X, *after_of(name, fields_of(name), len(X))
+    again = COPIES[how](module)
+    assert_equal(nnx.state(again), nnx.state(module))
+    with loose():
+        shapes = [nnx.eval_shape(lambda m, a: m(*a, **TRAINING), m, args) for m in (module, again)]
+    assert shapes[0] == shapes[1]
+
+
+@every_way
+@pytest.mark.parametrize("name", ["stats", "state", "moments"])
+def test_a_state(name: str, how: str) -> None:
+    """The named tuples of the functions."""
+    again = COPIES[how](INPUTS[name])
+    assert type(again) is type(INPUTS[name])
+    assert_equal(again, INPUTS[name])
+
+
+@every_way
+@pytest.mark.parametrize("norms", [jnl, jnx], ids=["linen", "nnx"])
+def test_a_choice(norms: Any, how: str) -> None:
+    """What `get_norm` returns."""
+    chosen = norms.get_norm("batch", momentum=0.5)
+    again = COPIES[how](chosen)
+    assert (again.func, again.keywords) == (chosen.func, chosen.keywords)

@@ -1,0 +1,142 @@
+"""A layer under the transforms of Flax as it is: `nnx.vmap(layer)(x)`, `nn.remat(Layer)(...)(x)`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+from jaxnorm import linen as jnl
+from tests.modules import KEY, assert_close, assert_equal, compiled, loose
+from tests.stands_for import CLASSES, ROWS, X, after_of, has_modes, is_wrapper, made
+
+every_class = pytest.mark.parametrize("name", CLASSES)
+EVALUATION = {"use_running_average": True}
+
+
+def arguments(name: str) -> tuple[Any, ...]:
+    """What a layer is called with."""
+    return X, *after_of(name, dict(ROWS[name].base), len(X))
+
+
+@every_class
+def test_nnx_transforms_take_a_layer(name: str) -> None:
+    """A layer, and its ``__call__``: what defaults to nothing is no argument that they refuse."""
+    args = arguments(name)
+    batches = jax.tree.map(lambda a: jnp.stack([a, a]), args)
+
+    def outcomes(args: Any, batches: Any) -> Any:
+        layer: Any = made("nnx", name, dict(ROWS[name].base))
+        layer.eval()
+        whole, call = (None,) + (0,) * len(batches), type(layer).__call__
+        of_one = [layer(*args), nnx.remat(layer)(*args), nnx.remat(call)(layer, *args)]
+        return of_one, [nnx.vmap(layer)(*batches), vmapped(layer, call, whole, batches)]
+
+    def vmapped(layer: Any, call: Callable[..., Any], axes: Any, batches: Any) -> Any:
+        return nnx.vmap(lambda layer, *args: call(layer, *args), in_axes=axes)(layer, *batches)
+
+    with loose():
+        (y, *others), mapped = compiled(outcomes, args, batches)
+    for other in others:
+        assert_close(other, y, 1e-6)
+    for both in mapped:
+        for i in range(2):
+            assert_close(jax.tree.map(lambda a, i=i: a[i], both), y, 1e-5)
+
+
+@every_class
+def test_jax_transforms_capture_a_layer_in_evaluation(name: str) -> None:
+    """`jax.jit`, `vmap`, `grad` and `eval_shape` of a function that a layer is not an argument of."""
+    args = arguments(name)
+    layer: Any = made("nnx", name, dict(ROWS[name].base))
+    layer.eval()
+
+    def loss(x: jax.Array) -> Any:
+        return sum(jnp.sum(y**2) for y in jax.tree.leaves(layer(x, *args[1:])))
+
+    def penalty(x: jax.Array) -> Any:
+        return jnp.sum(jax.grad(loss)(x) ** 2)
+
+    def variables() -> Any:
+        return jax.tree.map(np.asarray, nnx.state(layer, nnx.Not(nnx.RngState)))
+
+    with loose():
+        before = variables()
+        once, mapped = compiled(lambda x: (loss(x), jax.vmap(loss)(x[None])), X)
+        slope = jax.eval_shape(jax.grad(penalty), X)
+    np.testing.assert_allclose(mapped[0], once, rtol=1e-5)
+    assert slope.shape == X.shape
+    assert_equal(variables(), before)
+
+
+@pytest.mark.parametrize("name", [n for n in CLASSES if n != "SpectralNorm"])
+def test_linen_transforms_take_a_class(name: str) -> None:
+    """`nn.vmap`, `nn.remat` and `nn.jit` of a class: its variables, and what it computes.
+
+    Spectral norm is told its mode in the call, by a keyword, which these transforms trace or drop;
+    `linen/test_wrapped_transforms.py` has it in a model.
+    """
+    args, fields = arguments(name), dict(ROWS[name].base)
+    batches = jax.tree.map(lambda a: jnp.stack([a, a]), args)
+    cls: Any = getattr(jnl, name)
+    fields |= EVALUATION if has_modes(name) else {}
+    layer = (nn.Dense(3),) if is_wrapper(name) else ()
+
+    def outcomes(args: Any, batches: Any) -> Any:
+        variables = cls(*layer, **fields).init(KEY, *args)
+        made = [cls, nn.remat(cls), nn.jit(cls)]
+        axes: Any = {"params": None, "batch_stats": None}
+        vmapped = nn.vmap(cls, variable_axes=axes, split_rngs={"params": False})
+        each = [f(*layer, **fields).apply(variables, *args) for f in made]
+        return each, vmapped(*layer, **fields).apply(variables, *batches)
+
+    with loose():
+        (y, *others), mapped = compiled(outcomes, args, batches)
+    for other in others:
+        assert_close(other, y, 1e-6)
+    for i in range(2):
+        assert_close(jax.tree.map(lambda a, i=i: a[i], mapped), y, 1e-5)
+
+
+# --- meshes with explicit axes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in CLASSES if n != "IterativeWhitening"])
+def test_channels_may_be_split_by_an_explicit_mesh(name: str) -> None:
+    """`init`, a step of training and its gradients, of variables that are whole.
+
+    Not whitening, which multiplies channels with one another: they would have to be gathered.
+    """
+    mesh = jax.make_mesh((2,), ("b",), axis_types=(AxisType.Explicit,))
+    fields, training = dict(ROWS[name].base), {"use_running_average": False}
+
+    def in_linen(*args: Any) -> Any:
+        module: Any = made("linen", name, fields)
+        variables = module.init(KEY, *args, **training)
+
+        def loss(params: Any) -> Any:
+            given = {**variables, "params": params}
+            y, updated = module.apply(given, *args, **training, mutable=["batch_stats"])
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(y)), updated
+
+        params = variables.get("params", {})
+        return variables, jax.grad(loss, has_aux=True)(params)
+
+    def in_nnx(*args: Any) -> Any:
+        module: Any = made("nnx", name, fields)
+        module(*args, **training)
+        return nnx.state(module, nnx.BatchStat)
+
+    with loose(), jax.set_mesh(mesh):
+        place = lambda a: jax.device_put(a, NamedSharding(mesh, P(*[None] * (a.ndim - 1), "b")))  # noqa: E731
+        x, *others = arguments(name)
+        args = place(x), *others
+        before, (slopes, updated) = jax.eval_shape(in_linen, *args)
+        stats = jax.eval_shape(in_nnx, *args)
+    for a in jax.tree.leaves((before, slopes, updated, stats)):
+        assert a.sharding is None or a.sharding.is_fully_replicated
