@@ -22,7 +22,7 @@ zoo: $(VENV)/examples.done ## the same CNN with every norm; the table, and where
 test: $(VENV)/dev.done ## style, types, tests and documentation, in ten minutes on two cores
 	@$(call timed,check unit docs)
 
-test-all: $(VENV)/dev.done ## the same with every test there is, compiled as users do; before a release
+test-all: $(VENV)/dev.done $(VENV)/converters.done ## the same with every test there is, compiled as users do; before a release
 	@$(call timed,check unit-all docs)
 
 timed-%:
@@ -58,10 +58,12 @@ bench: $(VENV)/bench.done ## every norm against its peers, then whole training s
 	$(BIN)/python -m benchmarks.steps --write
 	$(BIN)/python -m benchmarks.saving --write
 	$(BIN)/python -m benchmarks.folding --write
+	$(BIN)/python -m benchmarks.tracing --write
 	$(BIN)/python -m benchmarks.norms --readme
 	$(BIN)/python -m benchmarks.steps --readme
 	$(BIN)/python -m benchmarks.saving --readme
 	$(BIN)/python -m benchmarks.folding --readme
+	$(BIN)/python -m benchmarks.tracing --readme
 
 accelerators: ## every norm beside Flax's, compiled for TPUs and GPUs that are not there
 	$(MAKE) .venv-tpu/tpu.done VENV=.venv-tpu

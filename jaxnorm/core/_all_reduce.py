@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ._jax import axes_bound
+
 AxisName: TypeAlias = str | Sequence[str]
 AxisIndexGroups: TypeAlias = Sequence[Sequence[int]]
 
@@ -58,21 +60,12 @@ def check_bound(names: tuple[str, ...]) -> None:
     """Raises a ValueError if one of ``names`` is no mapped axis here."""
     unbound = [name for name in names if not is_bound(name)]
     if unbound:
-        bound = ", ".join(map(repr, _bound_names())) or "none"
+        bound = ", ".join(map(repr, axes_bound())) or "none"
         raise ValueError(
             f"axis_name must name axes of vmap, pmap or shard_map around the call; got {unbound}, and "
             f"bound here: {bound}. Name one of these. Under jit, over a mesh or not, statistics are those "
             f"of the whole batch without a name: leave axis_name out."
         )
-
-
-def _bound_names() -> tuple[str, ...]:
-    try:  # jax has no public way to ask; this only makes a message better
-        from jax._src.core import get_axis_env
-
-        return tuple(map(str, get_axis_env().axis_sizes))
-    except (ImportError, AttributeError):
-        return ()
 
 
 def group_of_device(groups: AxisIndexGroups, names: tuple[str, ...]) -> jax.Array:

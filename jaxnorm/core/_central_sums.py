@@ -15,13 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
 from ._axes import is_static, size_of
 from ._elementwise import Which, divide, merge, some_of, tangent_of
 from ._exact_sums import exact_sums, most_elements
+from ._jax import Primitive, ad, batching, mlir
 from ._lowering import lowered_by, runs_as
 from ._placement import equally_varying, partitions
 from ._pool import Blocks, abs_square, partition_of_blocks, repeat_blocks, sum_blocks

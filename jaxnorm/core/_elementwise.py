@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters import partial_eval
+
+from ._jax import partial_eval
 
 # Arrays of one shape in, several of that shape out. A function of a module, not one made for a call.
 Elementwise: TypeAlias = Callable[..., Sequence[jax.Array]]

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from ._all_reduce import sum_over_devices
+from ._jax import Primitive, ad, batching, mlir
 from ._placement import equally_partitioned, equally_varying
 from ._portable import is_portable
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
+
+from ._jax import Primitive, mlir
 
 
 def runs_as(primitive: Primitive, plain: Callable[..., Any], *static: str) -> None:

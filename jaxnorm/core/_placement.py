@@ -10,6 +10,8 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from ._jax import varying_over
+
 
 def equally_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     """All as varying over the devices that one of them varies over, under shard_map.
@@ -17,7 +19,7 @@ def equally_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     Said of each operand, so that the transpose sums small arrays over the devices. jax would say it of
     the large ones, at the first operation that meets both.
     """
-    varying = [jax.typeof(a).manual_axis_type.varying for a in operands]
+    varying = [varying_over(a) for a in operands]
     missing = [tuple(sorted(frozenset().union(*varying) - own)) for own in varying]
     return tuple(
         lax.pcast(a, names, to="varying") if names else a

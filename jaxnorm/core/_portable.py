@@ -23,6 +23,9 @@ def portable() -> Iterator[None]:
     looked after. A norm that takes no statistics, such as `batch_norm_inference`, needs it only where it is
     differentiated.
 
+    Returns:
+        A context manager. Programs that jit has compiled outside of it are kept apart.
+
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
         >>> with jn.portable():

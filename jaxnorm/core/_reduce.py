@@ -21,8 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ._axes import is_static
@@ -39,6 +37,7 @@ from ._elementwise import (
     tangent_of,
     without_unread,
 )
+from ._jax import Primitive, ad, batching, mlir
 from ._lowering import is_partitioned, lowered_by, runs_as
 from ._placement import equally_partitioned, equally_varying
 from ._portable import is_portable

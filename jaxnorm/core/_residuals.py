@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
-from jax.custom_derivatives import SymbolicZero
 
 from ._cpu_hints import read_apart
 from ._elementwise import divide, merge
+from ._jax import SymbolicZero, checkpoint_name
 from ._portable import is_portable, portable
 
 _F = TypeVar("_F", bound=Callable)

@@ -4,8 +4,6 @@ import io
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from ..core._pool import Moments
 from ..core._running import RunningStats
@@ -68,6 +66,9 @@ class Examination(NamedTuple):
 
     def __str__(self) -> str:
         """The table, and the advice."""
+        from rich.console import Console  # not for those who only import this package
+        from rich.table import Table
+
         table = Table(box=None, pad_edge=False)
         table.add_column("batch norm", overflow="fold")
         names = ("channels", "values", "max z", "mean KL", "var ratio", "tiny", "dead", "")

@@ -7,7 +7,6 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.progress import track
 
 from ..core._arguments import checked
 from ..core._explained import explained
@@ -118,6 +117,8 @@ def recalibrate(
     subject, way = model_of(model, variables, rngs), _WAYS[method]
     iterator = iter(batches)
     first = next(iterator, None)
+    from rich.progress import track  # not for those who only import this package
+
     if first is None:
         raise ValueError(
             "batches must hold at least one batch; got none. An iterator that was used before is empty: give "

@@ -1,17 +1,19 @@
 """What training carries from step to step, running statistics included."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from flax.training import train_state
 
 from ..core._arguments import NUMBERS
 from ..core._explained import explained
 from ..core._mixed import mixed
 from ._models import model_of
+
+if TYPE_CHECKING:
+    import optax
 
 
 class TrainState(train_state.TrainState):
@@ -41,7 +43,9 @@ class TrainState(train_state.TrainState):
     batch_stats: Any = None
 
     @classmethod
-    def of(cls, model: nn.Module, variables: Any, tx: optax.GradientTransformation) -> "TrainState":
+    def of(
+        cls, model: nn.Module, variables: Any, tx: "optax.GradientTransformation"
+    ) -> "TrainState":
         """The state before the first step.
 
         Args:

@@ -107,6 +107,7 @@ def test_taylor_series_are_those_of_flax(layer: str) -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("users_promotion")
 @pytest.mark.parametrize("layer", LAYERS)
 def test_forward_laplacians_are_those_of_flax(layer: str, caplog: pytest.LogCaptureFixture) -> None:
     """Without computing a Hessian instead, of which folx warns."""
@@ -130,11 +131,12 @@ class Network(nn.Module):
         """Four numbers for each example."""
         x = nn.relu(jnl.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3))(x)))
         x = nn.silu(jnl.GroupNorm(num_groups=2)(nn.Conv(8, (3, 3))(x)))
-        x = jnl.InstanceNorm()(x).mean((1, 2))
+        x = nn.relu(jnl.InstanceNorm()(x)).mean((1, 2))
         return nn.Dense(4)(jnl.RMSNorm()(jnl.LayerNorm()(x)))
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("users_promotion")
 @pytest.mark.parametrize("layer", [*LAYERS, "network"])
 def test_onnx(layer: str) -> None:
     """jax2onnx converts what is portable; ONNX Runtime computes the same."""

@@ -1,0 +1,193 @@
+"""What is paid before the first step, and outside of jit: tracing, lowering, compiling, and eager calls.
+
+    python -m benchmarks.tracing [--write]
+    python -m benchmarks.tracing --readme        # the stored figures into README.md
+
+Training steps with our norms and with Flax Linen's. Times are CPU time, medians of several rounds in turn.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import tyro
+from jax.extend.core import jaxprs_in_params
+
+from benchmarks import results
+from benchmarks.accelerators.models import ResNet
+from benchmarks.accelerators.programs import LIBRARIES, Library
+from benchmarks.tables import NOTHING, markdown
+from examples.environment import machine_used, versions_used
+
+STACKED: dict[str, dict[str, Any]] = {
+    "BatchNorm": {"use_running_average": False},
+    "LayerNorm": {},
+    "RMSNorm": {},
+    "GroupNorm": {"num_groups": 8},
+}
+DEPTH = 12
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    rounds: int = 5
+    """Turns of each program."""
+    write: bool = False
+    """Keep the figures in benchmarks/results."""
+    readme: bool = False
+    """Measure nothing; write the table of the stored figures into benchmarks/README.md."""
+
+
+class Stack(nn.Module):
+    """Dense, norm, relu, twelve times."""
+
+    norm: Callable[[], nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Shape as x."""
+        for _ in range(DEPTH):
+            x = nn.relu(self.norm()(nn.Dense(x.shape[-1])(x)))
+        return x
+
+
+def step_of(model: nn.Module, x: jax.Array) -> tuple[Callable[..., Any], tuple[Any, jax.Array]]:
+    """Loss, gradients and SGD of a model, and what they are abstractly called with."""
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+
+    def step(variables: Any, x: jax.Array) -> Any:
+        def loss(params: Any) -> Any:
+            y, state = model.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return (y**2).mean(), state
+
+        (_, state), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradients), state
+
+    return step, (variables, x)
+
+
+def steps(library: Library) -> Iterator[tuple[str, Callable[..., Any], Any]]:
+    """The programs by name, with what they are called with."""
+    for name, options in STACKED.items():
+        norm = partial(getattr(LIBRARIES[library], name), **options)
+        yield f"{DEPTH} x dense, {name}, relu", *step_of(Stack(norm), jnp.ones((32, 64)))
+    resnet = ResNet(library=library, dtype=jnp.float32, depths=(3, 4, 6, 3))
+    yield "ResNet-50", *step_of(resnet, jnp.ones((2, 64, 64, 3)))
+
+
+def equations(jaxpr: Any) -> int:
+    """How many equations a program has, with those of the programs in it."""
+    inner = (j for eqn in jaxpr.eqns for j in jaxprs_in_params(eqn.params))
+    return len(jaxpr.eqns) + sum(map(equations, inner))
+
+
+def measured(step: Callable[..., Any], arguments: Any) -> dict[str, float]:
+    """One program, from nothing."""
+    jax.clear_caches()
+    times = [time.process_time()]
+    traced = jax.jit(step).trace(*arguments)
+    times.append(time.process_time())
+    lowered = traced.lower()
+    times.append(time.process_time())
+    lowered.compile()
+    times.append(time.process_time())
+    return {
+        "trace and lower": times[2] - times[0],
+        "compile": times[3] - times[2],
+        "equations": equations(traced.jaxpr.jaxpr),
+        "lines": len(lowered.as_text().splitlines()),
+    }
+
+
+def eager(library: Library, name: str) -> float:
+    """Seconds of a call outside of jit, the layer and its variables being there."""
+    layer, x = getattr(LIBRARIES[library], name)(**STACKED[name]), jnp.ones((32, 64))
+    variables = layer.init(jax.random.key(0), x)
+    call = partial(layer.apply, variables, x, mutable=["batch_stats"])
+    samples = []
+    for _ in range(30):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        samples.append(time.perf_counter() - began)
+    return statistics.median(samples)
+
+
+def rows(rounds: int) -> Iterator[dict[str, Any]]:
+    """Figures of each program with either library, medians of so many rounds."""
+    ours, flax = ({name: (f, a) for name, f, a in steps(of)} for of in ("jaxnorm", "Flax"))
+    for name in ours:
+        turns = [(measured(*ours[name]), measured(*flax[name])) for _ in range(rounds)]
+        yield {
+            "program": name,
+            "allocator": "keep",
+            **{
+                library: {
+                    key: statistics.median(turn[i][key] for turn in turns) for key in turns[0][i]
+                }
+                for i, library in enumerate(("jaxnorm", "Flax"))
+            },
+        }
+    for name in STACKED:
+        turns = [(eager("jaxnorm", name), eager("Flax", name)) for _ in range(rounds)]
+        medians = (statistics.median(times) for times in zip(*turns, strict=True))
+        yield {
+            "program": f"{name}, an eager call",
+            "allocator": "keep",
+            **{k: {"eager": v} for k, v in zip(("jaxnorm", "Flax"), medians, strict=True)},
+        }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures of one machine and versions: ours over Flax's, and Flax's."""
+    kinds = ("trace and lower", "compile", "eager", "equations", "lines")
+
+    def cell(row: dict[str, Any], kind: str) -> str:
+        ours, flax = (row[library].get(kind, math.nan) for library in ("jaxnorm", "Flax"))
+        if math.isnan(ours):
+            return ""
+        unit = f"{flax:,.0f}" if kind in ("equations", "lines") else f"{1000 * flax:,.1f} ms"
+        return f"{ours / flax:.2f} ({unit})"
+
+    lines = [[row["program"], *(cell(row, kind) for kind in kinds)] for row in found["rows"]]
+    header = ["ours / Flax's (Flax's)", *kinds[:3], "equations of the jaxpr", "lines of StableHLO"]
+    return f"{found['machine']}; {found['versions']}\n\n{markdown(header, lines)}"
+
+
+def section(stored: list[dict[str, Any]]) -> str:
+    """What README.md shows of all that is stored."""
+    return "\n\n".join(map(table, stored)) or NOTHING
+
+
+def main(options: Options) -> None:
+    """Measures, prints the table, and keeps the figures where that is asked for."""
+    if options.readme:
+        results.into_readme("tracing", section)
+        return
+    found = {
+        "machine": machine_used(),
+        "versions": versions_used(),
+        "rows": [*rows(options.rounds)],
+    }
+    print(table(found))
+    if options.write:
+        results.keep("tracing", found)
+
+
+if __name__ == "__main__":
+    main(
+        tyro.cli(
+            Options,
+            prog="python -m benchmarks.tracing",
+            description=(__doc__ or "").split("\n")[0],
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    )

@@ -1,0 +1,56 @@
+"""How large programs are beside Flax's, and what is traced again."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+from benchmarks import tracing
+from jaxnorm import linen as jnl
+from jaxnorm.norms import _layer_norm
+
+STEPS = {name: step for name, *step in tracing.steps("jaxnorm")}
+FLAX = {name: step for name, *step in tracing.steps("Flax")}
+PROGRAMS = [
+    pytest.param(name, marks=pytest.mark.thorough if name == "ResNet-50" else ()) for name in STEPS
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_equations(program: str) -> None:
+    """A training step has at most 1.5 times as many as with Flax's norms."""
+    ours, flax = (
+        tracing.equations(jax.make_jaxpr(f)(*arguments).jaxpr)
+        for f, arguments in (STEPS[program], FLAX[program])
+    )
+    assert ours <= 1.5 * flax
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_lines(program: str, platform: str) -> None:
+    """What is lowered has at most twice as many, on every platform."""
+
+    def lines(step: Any) -> int:
+        f, arguments = step
+        module = export.export(jax.jit(f), platforms=[platform])(*arguments).mlir_module()
+        return len(module.splitlines())
+
+    assert lines(STEPS[program]) <= 2 * lines(FLAX[program])
+
+
+def test_layers_that_are_alike_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a model, in another model, and eagerly."""
+    x = jnp.ones((3, 5, 17))
+    once = chex.assert_max_traces(_layer_norm.normalized_by, n=1)
+    monkeypatch.setattr(_layer_norm, "normalized_by", once)
+    layer = jnl.LayerNorm()
+    variables = layer.init(jax.random.key(0), x)
+    for _ in range(2):
+        jax.jit(lambda x: layer.apply(variables, layer.apply(variables, x) * 2))(x)
+    layer.apply(variables, x)
+    with pytest.raises(AssertionError, match="traced"):
+        layer.apply(variables, x[1:])
