@@ -151,7 +151,7 @@ def batch_norm(
         residual=residual,
     )
     if virtual_batch_size is not None:
-        m = moments_of_all(m, len(x), virtual_batch_size, axis_name)
+        m = moments_of_all(m, x.shape[0], virtual_batch_size, axis_name)
     return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
 
 

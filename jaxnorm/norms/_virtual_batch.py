@@ -22,12 +22,13 @@ def moments_of_virtual_batches(
     narrow: jax.Array,
 ) -> Moments:
     """Moments of the virtual batch of each example: of size 1 along the examples if all share one."""
-    groups = _groups_of_devices(len(x), size, axis_name)
-    if size >= len(x):
+    examples = x.shape[0]  # may be symbolic
+    groups = _groups_of_devices(examples, size, axis_name)
+    if groups or size == examples:
         names = axis_name if groups else None
         return reduce_moments(x, reduced, mask, names, groups, narrow=narrow)
     # Sums of each example, then of each virtual batch: only small arrays are grouped, never x.
-    blocks = Blocks(0, len(x) // size)
+    blocks = Blocks(0, examples // size)
     positions = tuple(axis for axis in reduced if axis != 0)
     m = reduce_moments(x, positions, mask, None, None, blocks, narrow=narrow)
     return repeat_blocks(m, blocks, x)
@@ -36,9 +37,8 @@ def moments_of_virtual_batches(
 def moments_of_all(m: Moments, examples: int, size: int, axis_name: AxisName | None) -> Moments:
     """Moments of all examples of all devices, of those of their virtual batches."""
     everyone = pool_over_devices(pool(m, 0), axis_name)
-    repeats = (
-        len(m.mean) * size // examples
-    )  # of each virtual batch: on its examples, or its devices
+    # Of each virtual batch: on its examples, or its devices.
+    repeats = m.mean.shape[0] * size // examples
     return everyone._replace(count=everyone.count / repeats)
 
 
@@ -50,7 +50,7 @@ def _groups_of_devices(
     Raises:
         ValueError: there is no such division.
     """
-    if size <= examples and examples % size == 0:
+    if examples % size == 0 and size <= examples:
         return None
     if axis_name is not None and size % examples == 0:
         names = names_of(axis_name)

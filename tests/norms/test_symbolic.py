@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import export
 
 import jaxnorm as jn
 from tests.calls import FEATURES, INPUTS, SHAPE, arguments, functions
+from tests.modules import KEY
+from tests.stands_for import CLASSES, ROWS, X, after_of, has_modes, is_wrapper, made
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Their parameters lie along the batch as well, or x has one shape with something else.
@@ -81,3 +84,32 @@ def test_states_are_serialized(state: Any) -> None:
     assert type(back) is type(state)
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b + 1)
+
+
+LAYERS = [
+    name
+    for name in CLASSES
+    if not is_wrapper(name) and not after_of(name, dict(ROWS[name].base), 1)
+]
+
+
+@pytest.mark.parametrize("mode", ["evaluation", "training"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(name: str, mode: str) -> None:
+    """In Linen and NNX, for any number and size of images."""
+    options = dict(ROWS[name].base)
+    if has_modes(name):
+        options["use_running_average"] = mode == "evaluation"
+    elif mode == "training":
+        pytest.skip(f"{name} has one mode")
+    linen, layer = (made(system, name, options) for system in ("linen", "nnx"))
+    variables = jax.eval_shape(linen.init, KEY, X)
+    graph, state = nnx.split(layer)
+
+    def both(variables: Any, state: Any, x: Any) -> Any:
+        y = linen.apply(variables, x, mutable=["batch_stats"])
+        return y, nnx.merge(graph, state)(x)
+
+    x = jax.ShapeDtypeStruct(export.symbolic_shape(f"2*b, h, w, {X.shape[-1]}"), X.dtype)
+    program = export.export(jax.jit(both), platforms=PLATFORMS)(variables, state, x)
+    assert program.out_avals[0].shape[1:] == x.shape[1:]
