@@ -36,6 +36,7 @@ HELPERS = {
     "init_whitening": "of state",
     "moments": "of statistics",
     "pool": "of moments",
+    "portable": "of programs",
     "stats_of_domain": "of state",
     "update_running_stats": "of state",
     "with_stats_of_domain": "of state",

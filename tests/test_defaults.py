@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
+from tests.calls import functions
 from tests.modules import KEY, Fields, compiled, loose, normal
 from tests.stands_for import (
     CLASSES,
@@ -150,7 +151,7 @@ def choices(parameters: dict[str, Any]) -> Fields:
     return {n: d for n, d in parameters.items() if isinstance(d, bool | int | float | str | tuple)}
 
 
-@pytest.mark.parametrize("name", sorted(n for n, o in vars(jn).items() if inspect.isfunction(o)))
+@pytest.mark.parametrize("name", sorted(functions()))
 def test_function(name: str) -> None:
     """All numbers and choices of a public function."""
     assert name in FUNCTIONS, f"the defaults of {name} are not in the table"

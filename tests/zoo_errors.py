@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import jaxnorm as jn
 from jaxnorm import linen as jnl
@@ -82,12 +81,10 @@ def not_a_fraction(fraction: str) -> str:
     )
 
 
-def offset_of_nothing(came: str) -> str:
-    """What an offset of a scale that is not there is told."""
-    return (
-        f"scale_offset is added to scale; got scale_offset={came} without a scale. Give one (use_scale, in a "
-        f"module), or leave scale_offset out."
-    )
+OFFSET_OF_NOTHING = (
+    "scale_offset is added to scale; got an offset and no scale. Give one (use_scale, in a module), or "
+    "leave scale_offset out."
+)
 
 
 def not_a_channel_axis(came: str, shape: str) -> str:
@@ -186,12 +183,9 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         FRACTION_AXES,
     ),
     **{
-        f"{name}, offset{what}": (call, offset_of_nothing(came))
+        f"{name}, offset{what}": (partial(norm, X, scale_offset=offset), OFFSET_OF_NOTHING)
         for name, norm in {"rms_norm": jn.rms_norm, "modulate": jn.modulate}.items()
-        for what, came, call in (
-            ("", "1.0", partial(norm, X, scale_offset=1.0)),
-            (", array", "0.0", partial(norm, X, scale_offset=np.zeros(()))),
-        )
+        for what, offset in (("", 1.0), (", array", jnp.zeros(())))
     },
     **{
         f"{case}, complex": (call, complex_values(case.split(",")[0], instead))

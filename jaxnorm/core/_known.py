@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ._all_reduce import sum_over_devices
 from ._jax import Primitive, ad, batching, mlir
@@ -27,9 +28,10 @@ def as_known(
 
 
 def _alike(own: jax.Array, known: jax.Array) -> tuple[jax.Array, ...]:
-    """Both, lying alike over the devices: a value is of the type of its derivative."""
+    """Both of one shape, lying alike over the devices: a value is of the type of its derivative."""
     if jax.typeof(own) == jax.typeof(known):
         return own, known
+    known = jnp.broadcast_to(known, own.shape)
     return equally_partitioned(equally_varying((own, known)), own.shape)[0]
 
 

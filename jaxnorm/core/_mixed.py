@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ._arguments import is_number
@@ -21,11 +22,12 @@ def mixed(old: jax.Array, new: jax.Array, weight: float | jax.Array) -> jax.Arra
         old, new = old.astype(dtype), new.astype(dtype)
         return lax.complex(mixed(old.real, new.real, weight), mixed(old.imag, new.imag, weight))
     old, new = old.astype(dtype), new.astype(dtype)
-    if is_number(weight):  # known while tracing
-        shares = float(weight), 1 - float(weight)
-        return functools.reduce(
-            jnp.add, (s * a for s, a in zip(shares, (old, new), strict=True) if s)
-        )
+    if is_number(
+        weight
+    ):  # known while tracing; the shares are of the dtype, so that they add up to 1
+        share = np.asarray(weight).astype(dtype)[()]
+        parts = ((share, old), (1 - share, new))
+        return functools.reduce(jnp.add, (part * a for part, a in parts if part != 0))
     share = jnp.asarray(weight).astype(dtype)
     kept = jnp.where(share == 0, 0, share * old)
     return kept + jnp.where(share == 1, 0, (1 - share) * new)

@@ -79,8 +79,8 @@ def plus_offset(scale: jax.Array | None, scale_offset: float | jax.Array) -> jax
         return scale
     if scale is None:
         raise ValueError(
-            f"scale_offset is added to scale; got scale_offset={scale_offset} without a scale. Give one "
-            f"(use_scale, in a module), or leave scale_offset out."
+            "scale_offset is added to scale; got an offset and no scale. Give one (use_scale, in a module), or "
+            "leave scale_offset out."
         )
     scale = jnp.asarray(scale)
     wide = arithmetic_dtype(scale)
