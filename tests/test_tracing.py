@@ -12,8 +12,8 @@ from benchmarks import tracing
 from jaxnorm import linen as jnl
 from jaxnorm.norms import _layer_norm
 
-STEPS = {name: step for name, *step in tracing.steps("jaxnorm")}
-FLAX = {name: step for name, *step in tracing.steps("Flax")}
+STEPS = {name: (step, arguments) for name, step, arguments in tracing.steps("jaxnorm")}
+FLAX = {name: (step, arguments) for name, step, arguments in tracing.steps("Flax")}
 PROGRAMS = [
     pytest.param(name, marks=pytest.mark.thorough if name == "ResNet-50" else ()) for name in STEPS
 ]

@@ -1,6 +1,6 @@
 """The moving average: of running statistics, of weights, of whitening matrices."""
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,11 @@ def mixed(old: jax.Array, new: jax.Array, weight: float | jax.Array) -> jax.Arra
     if jnp.issubdtype(dtype, jnp.complexfloating):  # whose product with an infinity is NaN
         old, new = old.astype(dtype), new.astype(dtype)
         return lax.complex(mixed(old.real, new.real, weight), mixed(old.imag, new.imag, weight))
-    old, new = old.astype(dtype), new.astype(dtype)
-    if is_number(
-        weight
-    ):  # known while tracing; the shares are of the dtype, so that they add up to 1
-        share = np.asarray(weight).astype(dtype)[()]
-        parts = ((share, old), (1 - share, new))
-        return functools.reduce(jnp.add, (part * a for part, a in parts if part != 0))
+    old, new = jnp.asarray(old, dtype), jnp.asarray(new, dtype)
+    if is_number(weight):  # known while tracing
+        share: Any = np.asarray(weight, dtype)[()]  # of that dtype, so that both shares add up to 1
+        parts = [part * a for part, a in ((share, old), (1 - share, new)) if part != 0]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
     share = jnp.asarray(weight).astype(dtype)
     kept = jnp.where(share == 0, 0, share * old)
     return kept + jnp.where(share == 1, 0, (1 - share) * new)

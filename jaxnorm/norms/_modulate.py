@@ -79,8 +79,8 @@ def plus_offset(scale: jax.Array | None, scale_offset: float | jax.Array) -> jax
         return scale
     if scale is None:
         raise ValueError(
-            "scale_offset is added to scale; got an offset and no scale. Give one (use_scale, in a module), or "
-            "leave scale_offset out."
+            "scale_offset is added to scale; got an offset and no scale. Give one (use_scale, in a "
+            "module), or leave scale_offset out."
         )
     scale = jnp.asarray(scale)
     wide = arithmetic_dtype(scale)
