@@ -170,7 +170,8 @@ def section(stored: list[dict[str, Any]]) -> str:
 def main(options: Options) -> None:
     """Measures, prints the table, and keeps the figures where that is asked for."""
     if options.readme:
-        results.into_readme("tracing", section)
+        for page in (results.README, results.COSTS_PAGE):
+            results.into_readme("tracing", section, page)
         return
     found = {
         "machine": machine_used(),

@@ -22,6 +22,7 @@ from benchmarks import (
     step_models,
     steps,
     tables,
+    tracing,
 )
 from benchmarks.accelerators import tables as accelerators
 from benchmarks.cases import DTYPES, IN_ROWS, NORMS, Case, Dtype, Norm, Phase, draw
@@ -233,6 +234,8 @@ def test_readme_section() -> None:
         ("steps", steps.section, results.README),
         ("saving", saving.section, results.README),
         ("folding", folding.section, results.README),
+        ("tracing", tracing.section, results.README),
+        ("tracing", tracing.section, results.COSTS_PAGE),
         ("accelerators", accelerators.section, results.README),
         ("accelerators", accelerators.summary_section, results.COSTS_PAGE),
     ],
