@@ -5,9 +5,8 @@ from contextlib import contextmanager
 
 import jax
 
-_portable = jax.make_user_context(
-    False
-)  # a context, so that jit does not mix programs of both kinds
+# A context, so that jit does not mix programs of both kinds.
+_portable = jax.make_user_context(False)
 
 
 @contextmanager

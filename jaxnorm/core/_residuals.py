@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ._calls import taken_apart
 from ._cpu_hints import read_apart
 from ._elementwise import divide, merge
 from ._jax import SymbolicZero, checkpoint_name
@@ -44,25 +45,23 @@ def lean(norm: _F) -> _F:
     def lean_norm(*args: Any, **options: Any) -> Any:
         if is_portable():
             return norm(*args, **options)
-        leaves, tree = jax.tree.flatten((args, options))
-        which = tuple(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
-        arrays, others = divide(leaves, which)
-        known = []
+        known, arrays = taken_apart(args, options)
+        rest = []
 
         def of_arrays(*arrays: jax.Array) -> Any:
             shape = arrays[0].shape
-            apart = tuple(read_apart(a) if a.shape == shape else a for a in arrays)
-            args, options = jax.tree.unflatten(tree, merge(apart, others, which))
-            results, tree_of_results = jax.tree.flatten(norm(*args, **options))
-            is_known = tuple(isinstance(r, np.ndarray) for r in results)
-            of_numpy, computed = divide(results, is_known)
-            known[:] = of_numpy, is_known, tree_of_results
-            return computed
+            apart = [read_apart(a) if a.shape == shape else a for a in arrays]
+            results, tree = jax.tree.flatten(known.call(norm, apart))
+            # An array of NumPy is known while tracing, and stays that.
+            are_traced = tuple(not isinstance(r, np.ndarray) for r in results)
+            traced, others = divide(results, are_traced)
+            rest[:] = tree, are_traced, others
+            return traced
 
         # No barrier: it would also hold the cotangent back, which a compiler is to make in the same loop.
-        computed = jax.checkpoint(of_arrays, policy=policy, prevent_cse=False)(*arrays)
-        of_numpy, is_known, tree_of_results = known
-        return jax.tree.unflatten(tree_of_results, merge(of_numpy, computed, is_known))
+        traced = jax.checkpoint(of_arrays, policy=policy, prevent_cse=False)(*arrays)
+        tree, are_traced, others = rest
+        return jax.tree.unflatten(tree, merge(traced, others, are_traced))
 
     return lean_norm  # type: ignore[return-value]
 
@@ -78,24 +77,18 @@ def lean_where_differentiated(norm: _F) -> _F:
     def either(*args: Any, **options: Any) -> Any:
         if is_portable():
             return norm(*args, **options)
-        leaves, tree = jax.tree.flatten((args, options))
-        which = tuple(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
-        arrays, others = divide(leaves, which)
-
-        def call(f: Callable[..., Any], *arrays: jax.Array) -> Any:
-            args, options = jax.tree.unflatten(tree, merge(arrays, others, which))
-            return f(*args, **options)
+        known, arrays = taken_apart(args, options)
 
         @jax.custom_jvp
         def written_out(*arrays: jax.Array) -> Any:
             with portable():
-                return call(norm, *arrays)
+                return known.call(norm, arrays)
 
         def differentiate(primals: Any, tangents: Any) -> Any:
             moves = tuple(not isinstance(t, SymbolicZero) for t in tangents)
             at, still = divide(primals, moves)
             along, _ = divide(tangents, moves)
-            return jax.jvp(lambda *a: call(saving, *merge(a, still, moves)), at, along)
+            return jax.jvp(lambda *a: known.call(saving, merge(a, still, moves)), at, along)
 
         written_out.defjvp(differentiate, symbolic_zeros=True)
         return written_out(*arrays)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from ._elementwise import Which, divide, merge
+from ._calls import Known, taken_apart
 
 _F = TypeVar("_F", bound=Callable)
 _STRUCTURE = {"reduction_axes", "feature_axes", "axis_index_groups"}
@@ -24,13 +24,10 @@ def staged(norm: _F) -> _F:
         for name in _STRUCTURE & options.keys():  # numbers, whatever they are kept in
             if isinstance(options[name], np.ndarray):
                 options[name] = options[name].tolist()
-        leaves, tree = jax.tree.flatten((args, options))
-        which = tuple(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
-        arrays, others = divide(leaves, which)
-        try:
-            # 1, 1.0 and True are equal, and not the same option.
-            program = _program(norm, tree, which, tuple((type(a), a) for a in others))
-        except TypeError:  # an option that cannot be kept, such as an initializer that has no hash
+        known, arrays = taken_apart(args, options)
+        try:  # 1, 1.0 and True are equal, and not the same option
+            program = _program(norm, known, tuple(map(type, known.others)))
+        except TypeError:  # an option without a hash
             return norm(*args, **options)
         return program(*arrays)
 
@@ -38,13 +35,5 @@ def staged(norm: _F) -> _F:
 
 
 @functools.lru_cache(4096)
-def _program(
-    norm: Callable[..., Any], tree: Any, which: Which, others: tuple[tuple[type, Any], ...]
-) -> Any:
-    values = tuple(value for _, value in others)
-
-    def of_arrays(*arrays: jax.Array) -> Any:
-        args, options = jax.tree.unflatten(tree, merge(arrays, values, which))
-        return norm(*args, **options)
-
-    return jax.jit(of_arrays, inline=True)
+def _program(norm: Callable[..., Any], known: Known, types: tuple[type, ...]) -> Any:
+    return jax.jit(lambda *arrays: known.call(norm, arrays), inline=True)
