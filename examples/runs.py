@@ -148,6 +148,8 @@ class Run:
         try:
             yield
         except (OSError, ValueError) as error:  # the latter of Orbax
+            if isinstance(error, ValueError) and jax.process_count() > 1:
+                raise  # it waits for the other processes: one of them may have died
             raise RunError(
                 f"{self.folder} must be a folder that can be written, on a disk with space; "
                 f"{_first_line(error)}. Make room, or choose another folder with --runs."

@@ -14,7 +14,7 @@ from ..core._axes import Axes, feature_shape
 from ..core._explained import explaining_fields
 from ..norms._weight_norm import kernel_lengths, weight_norm
 from ._variables import Checked
-from ._wrapped import call_with, is_chosen
+from ._wrapped import call_with, is_chosen, name_in
 
 
 class WeightNorm(Checked):
@@ -87,5 +87,6 @@ class WeightNorm(Checked):
         if self.use_scale:
             shape = feature_shape(weight, axes)
             init = self.scale_init or kernel_lengths(weight, axes)
-            scale = self.param(f"{path}/scale", init, shape, self.param_dtype)
+            name = name_in(self, "params", path, "scale")
+            scale = self.param(name, init, shape, self.param_dtype)
         return weight_norm(weight, scale, feature_axes=axes, epsilon=self.epsilon, dtype=self.dtype)

@@ -233,3 +233,19 @@ def test_names_do_not_depend_on_boxes(name: str) -> None:
     assert_equal(*outputs)
     expected = jax.eval_shape(lambda key: plain.init(key, X, use_running_average=True), KEY)
     assert jax.tree.structure(nn.unbox(variables)) == jax.tree.structure(expected)
+
+
+def test_boxed_checkpoints_of_flax() -> None:
+    """Flax's WeightNorm names the scale otherwise; it goes in as it is, and without its box."""
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+    theirs, ours = (of.WeightNorm(nn.Dense(3, kernel_init=init)) for of in (nn, jnl))
+
+    def of(key: jax.Array) -> Any:
+        variables = theirs.init(key, X)
+        expected = theirs.apply(variables, X)
+        return expected, [ours.apply(v, X) for v in (variables, nn.unbox(variables))]
+
+    with loose():
+        expected, outputs = compiled(of, KEY)
+    for y in outputs:
+        assert_close(y, expected, 1e-5)
