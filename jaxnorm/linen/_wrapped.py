@@ -16,7 +16,7 @@ ChangeWeight = Callable[[str, jax.Array], jax.Array]
 def name_in(module: nn.Module, collection: str, path: str, what: str) -> str:
     """The name of a variable that belongs to a weight.
 
-    It does not depend on the weight being boxed. In Flax it does: that name is taken if the variables have it.
+    It does not depend on a box. In Flax it does: that name is taken if the variables have it.
     """
     of_flax = f"{path}/value/{what}"
     return of_flax if module.has_variable(collection, of_flax) else f"{path}/{what}"
