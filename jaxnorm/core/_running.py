@@ -110,15 +110,14 @@ def update_running_stats(
         RunningStats(mean=Array([0.5], dtype=float32), var=Array([1.5], dtype=float32), count=None)
     """
     stats = as_arrays(stats)
-    known = isinstance(moments.count, np.ndarray)
-    moments = Moments(*(a if known and a is moments.count else jnp.asarray(a) for a in moments))
+    n = moments.count
+    everywhere = isinstance(n, np.ndarray) and bool(np.all(n > 0))  # known while tracing
+    moments = Moments(*map(jnp.asarray, moments))
     _check_update(stats, moments)
     shape = stats.mean.shape
-    n = moments.count
-    everywhere = isinstance(n, np.ndarray) and bool(np.all(n > 0))
     if not everywhere:
         # Added to zeros of it, the count lies on the devices of a mesh as the variance does.
-        n = jnp.broadcast_to(n, moments.mean.shape)
+        n = jnp.broadcast_to(moments.count, moments.mean.shape)
         n = (n + jnp.zeros_like(moments.var, n.dtype)).reshape(shape)
     # A mesh may split the channels of x and not those of stats, which stay as they are.
     spec, new = jax.typeof(stats.mean).sharding.spec, (moments.mean, moments.var)

@@ -27,7 +27,7 @@ def staged(norm: _F) -> _F:
         known, arrays = taken_apart(args, options)
         try:  # 1, 1.0 and True are equal, and not the same option
             program = _program(norm, known, tuple(map(type, known.others)))
-        except TypeError:  # an option without a hash
+        except TypeError:  # an option without a hash, such as a set of axes
             return norm(*args, **options)
         return program(*arrays)
 
