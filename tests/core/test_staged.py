@@ -16,13 +16,14 @@ X = jnp.linspace(-1, 2, 24).reshape(2, 3, 4)
 def test_equal_options_of_other_types_are_other_options() -> None:
     """1.0 of Python is of x's dtype, and 1.0 of NumPy is a float32."""
     x = X.astype(jnp.bfloat16)
-    for alpha, dtype in ((1.0, jnp.bfloat16), (np.float32(1.0), jnp.float32), (1.0, jnp.bfloat16)):
+    of_numpy: Any = np.float32(1.0)
+    for alpha, dtype in ((1.0, jnp.bfloat16), (of_numpy, jnp.float32), (1.0, jnp.bfloat16)):
         assert jn.dynamic_tanh(x, alpha).dtype == dtype
 
 
 @pytest.mark.parametrize("axes", [[1, 2], {1, 2}, np.array([1, 2])], ids=["list", "set", "NumPy"])
 def test_axes_may_be_kept_in_anything(axes: Any) -> None:
-    """Axes decide what is traced, and are traced themselves in none."""
+    """They decide what is traced, and are never traced themselves."""
     y = jn.layer_norm(X, reduction_axes=axes)
     np.testing.assert_allclose(y, jn.layer_norm(X, reduction_axes=(1, 2)), rtol=1e-5)
 
