@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisName
 from ..core._axes import Axes, one_axis
 from ..core._mixed import mixed
+from ..core._placement import as_split, whole
 from ..core._precision import check_real
 from ..core._public import public
 from ..core._residuals import lean
@@ -90,7 +91,9 @@ def iterative_whitening(
             f"stats must be WhiteningStats for the {features} channels of x; got {stats!r}. Start from "
             f"init_whitening({features})."
         )
-    mean, matrix = (a.astype(rows.dtype) for a in stats)
+    # On a mesh with explicit axes: every channel is multiplied with every other.
+    rows = as_split(rows, *jax.typeof(rows).sharding.spec[:-1], None)
+    mean, matrix = (whole(a).astype(rows.dtype) for a in stats)
     if momentum is None:
         raise ValueError(
             "momentum must be a number in [0, 1] here; got None. There is no plain average of whitening "
@@ -102,7 +105,9 @@ def iterative_whitening(
         # With nothing counted, everything stays as it was.
         stats = WhiteningStats(
             *(
-                jnp.where(count > 0, new.astype(old.dtype), old)
+                jnp.where(
+                    count > 0, as_split(new.astype(old.dtype), *jax.typeof(old).sharding.spec), old
+                )
                 for old, new in zip(stats, moved, strict=True)
             )
         )

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from ..core._all_reduce import AxisName
 from ..core._moments import reduce_moments
@@ -20,8 +21,14 @@ def whitening_of(
     m = reduce_moments(rows, tuple(range(rows.ndim - 1)), counted, axis_name, None)
     centered = rows - m.mean
     centered = centered if counted is None else jnp.where(counted, centered, 0)
-    flat = centered.reshape(-1, rows.shape[-1])
-    products = jnp.matmul(flat.T, flat, precision=lax.Precision.HIGHEST)
+    over = tuple(range(rows.ndim - 1))
+    products = lax.dot_general(
+        centered,
+        centered,
+        ((over, over), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        out_sharding=PartitionSpec(None, None) if any(jax.typeof(rows).sharding.spec) else None,
+    )
     if axis_name is not None:
         products = lax.psum(products, axis_name)
     products = keep(products)

@@ -14,12 +14,11 @@ import pytest
 
 import jaxnorm as jn
 from tests import oracle
-from tests.calls import INPUTS, MASK, STATS, X, arguments, functions
+from tests.calls import INPUTS, MASK, MASKS, POSITIONS, STATS, X, arguments, functions
 from tests.cases import draw
 from tests.oracle import assert_close, wide
 
 BATCH, INSTANCE, LAYER = (0, 1, 2), (1, 2), -1
-POSITIONS = MASK[..., :1]  # the same for all channels
 
 
 def mean_over(axes: Any, mask: Any = MASK) -> np.ndarray:
@@ -82,7 +81,7 @@ def test_all_are_here() -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_read_as_the_mean(name: str, unreadable: float) -> None:
     """The value there, and all gradients of what is elsewhere, are those of an x that is the mean there."""
-    counted = POSITIONS if name == "iterative_whitening" else MASK
+    counted = MASKS.get(name, MASK)
     mask = np.broadcast_to(counted, X.shape)
     instead = MEANS[name]() if name in MEANS else np.zeros(1)
     instead = np.broadcast_to(instead, X.shape).astype(np.float32)

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxnorm as jn
-from tests.calls import ELSEWHERE, MASK, arguments, functions, parameters
+from tests.calls import ELSEWHERE, MASK, MASKS, arguments, functions, parameters
 from tests.cases import draw
 from tests.oracle import assert_close
 
@@ -103,8 +103,7 @@ def test_every_axis_is_split() -> None:
 
 # --- parameters and state are whole, and the activation is split ------------------------------------
 
-WHITENED = {"iterative_whitening"}  # its products of channels would have to be gathered
-MESHED = [name for name in functions("feature_axes") if name not in ELSEWHERE.keys() | WHITENED]
+MESHED = [name for name in functions("feature_axes") if name not in ELSEWHERE]
 LARGE = {"x", "y", "kernel", "style", "query", "key"}
 
 
@@ -114,7 +113,8 @@ LARGE = {"x", "y", "kernel", "style", "query", "key"}
 def test_small_arrays_need_not_be_split(name: str, axis: int) -> None:
     """Results and gradients are those of one device, and state and gradients lie as what they are of."""
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
-    given = arguments(name) | ({"mask": MASK} if "mask" in parameters(name) else {})
+    given = arguments(name)
+    given |= {"mask": MASKS.get(name, MASK)} if "mask" in parameters(name) else {}
     options = {n: v for n, v in given.items() if isinstance(v, bool | int | float)}
     given = {n: v for n, v in given.items() if n not in options}
 
