@@ -618,7 +618,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         return command.run()
-    except (RunError, data.DataError) as error:
+    except (RunError, data.DataError, OSError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
         return 1
 

@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.local is not None and options.process_id is None:
             return start(options, arguments)
         return join(options)
-    except (RunError, data.DataError) as error:
+    except (RunError, data.DataError, OSError) as error:
         say(f"[bold red]error:[/] {error}")
         return 1
 

@@ -1,7 +1,13 @@
 """The folder of a run: made once, and errors of files are one line that says what to do."""
 
 import gc
+import os
 import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +21,8 @@ from flax import struct
 
 from examples.cifar10 import resumed
 from examples.runs import Run, RunError
+
+HOME = Path(__file__).resolve().parents[2]
 
 # Orbax reads arrays at once and raises the first of several errors: nobody looks at the others.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -132,6 +140,75 @@ def test_a_full_disk(run: Run) -> None:
     assert run.config() == {"seed": 0}
     np.testing.assert_array_equal(run.restore(state(0)).array, state(3).array)
     gc.collect()
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing may be written into the folder, by nobody in particular if this is root, who may."""
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def test_a_read_only_folder() -> None:
+    """It is named, to start, to save and to write; what is in it can be read."""
+    with tempfile.TemporaryDirectory() as root:  # pytest's folders can be read only by their owner
+        Path(root).chmod(0o755)
+        run = Run(Path(root), "a")
+        run.start({"seed": 0})
+        writing = (
+            lambda: run.save(state(4)),
+            lambda: run.write("config.json", ""),
+            lambda: Run(run.folder, "b").start({}),
+        )
+        with read_only(run.folder):
+            for write in writing:
+                with pytest.raises(RunError, match="must be a folder that can be written"):
+                    write()
+            assert run.config() == {"seed": 0}
+            assert run.metrics() == []
+
+
+SAVING = """
+import itertools, sys
+from pathlib import Path
+from examples.runs import Run
+from tests.examples.test_runs import state
+
+run, first = Run(Path(sys.argv[1]), "a"), int(sys.argv[2])
+print("ready", flush=True)
+for step in itertools.count(first):
+    run.write_metrics([{"epoch": epoch} for epoch in range(step)])
+    run.save(state(step))
+"""
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.thorough)])
+def test_killed_at_any_moment(kills: int, run: Run) -> None:
+    """What is left is a whole checkpoint and its metrics, with which the next process goes on."""
+    rng, last = np.random.default_rng(kills), 3
+    run.write_metrics([{"epoch": epoch} for epoch in range(last)])
+    for _ in range(kills):
+        command = [sys.executable, "-c", SAVING, str(run.root), str(last + 1)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=HOME) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(rng.uniform(0.05, 0.8))
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        restored = run.restore(state(0))
+        assert restored.step >= last
+        last = int(restored.step)
+        np.testing.assert_array_equal(restored.array, state(last).array)
+        assert len(run.metrics(last)) <= last + 1
+    assert last > 3 or kills == 1
 
 
 def test_the_folder_of_runs_is_a_file(tmp_path: Path) -> None:
