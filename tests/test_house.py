@@ -231,7 +231,7 @@ def test_what_few_need_is_imported_late(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_internals_of_jax_are_taken_in_one_file(path: Path) -> None:
     """It says what each is for; of tools, one reads jaxprs."""
-    if name_of(path) in ("jaxnorm/core/_jax.py", "jaxnorm/tools/_follow.py"):
+    if name_of(path) in ("jaxnorm/core/_jax.py", "jaxnorm/tools/_dataflow.py"):
         return
     internals = {"_src", "ad_checkpoint", "custom_derivatives", "extend", "interpreters"}
     assert not [m for m in imports(path) if m[0] == "jax" and m[1:2] and m[1] in internals]

@@ -8,8 +8,8 @@ from jax import lax
 
 from ._elementwise import Elementwise
 from ._precision import promoted_dtype
-from ._reduce import spread
-from ._residuals import keep
+from ._reduce import map_elementwise
+from ._residuals import saveable
 
 NEGATIVE_SLOPE = 0.01  # of leaky_relu, as in jax.nn
 
@@ -22,7 +22,7 @@ _ACTIVATIONS = {
 _PIECEWISE_LINEAR = ("relu", "leaky_relu")
 
 
-def spread_activated(
+def map_activated(
     f: Elementwise,
     *operands: jax.Array,
     activation: str | None,
@@ -34,13 +34,13 @@ def spread_activated(
     sum if the activation is piecewise linear: then that is kept, a byte for an element.
     """
     if residual is None:
-        return spread(_then(f, activation, adds=False), *operands)[0]
+        return map_elementwise(_then(f, activation, adds=False), *operands)[0]
     if activation not in _PIECEWISE_LINEAR:
-        return spread(_then(f, activation, adds=True), *operands, residual)[0]
-    (y,) = spread(_then(f, None, adds=True), *operands, residual)
+        return map_elementwise(_then(f, activation, adds=True), *operands, residual)[0]
+    (y,) = map_elementwise(_then(f, None, adds=True), *operands, residual)
     if activation == "relu":
-        return jnp.where(keep(lax.stop_gradient(y) > 0), y, 0)
-    return jnp.where(keep(lax.stop_gradient(y) >= 0), y, NEGATIVE_SLOPE * y)
+        return jnp.where(saveable(lax.stop_gradient(y) > 0), y, 0)
+    return jnp.where(saveable(lax.stop_gradient(y) >= 0), y, NEGATIVE_SLOPE * y)
 
 
 @functools.cache

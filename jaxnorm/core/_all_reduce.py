@@ -15,7 +15,7 @@ AxisName: TypeAlias = str | Sequence[str]
 AxisIndexGroups: TypeAlias = Sequence[Sequence[int]]
 
 
-def names_of(axis_name: AxisName | None) -> tuple[str, ...]:
+def axis_names(axis_name: AxisName | None) -> tuple[str, ...]:
     """``axis_name`` as a tuple of names, which may be anything that has a hash, as in jax.
 
     Raises:

@@ -94,7 +94,7 @@ def size_of(x: jax.Array, axes: tuple[int, ...]) -> int:
     return math.prod(x.shape[i] for i in axes)
 
 
-def against(
+def broadcast_parameter(
     parameter: jax.Array | None, x: jax.Array, feature_axes: tuple[int, ...], name: str
 ) -> jax.Array | None:
     """A feature-shaped ``parameter`` with size-1 axes inserted, so that it broadcasts against ``x``.

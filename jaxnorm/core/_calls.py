@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ._elementwise import Which, divide, merge
+from ._elementwise import Which, merge, partition
 
 
-class Known(NamedTuple):
+class StaticPart(NamedTuple):
     """The arguments of a call, without their arrays. It has a hash if all that it holds has one."""
 
     tree: Any
@@ -22,11 +22,11 @@ class Known(NamedTuple):
         return f(*args, **options)
 
 
-def taken_apart(
+def split_call(
     args: Sequence[Any], options: Mapping[str, Any]
-) -> tuple[Known, tuple[jax.Array, ...]]:
+) -> tuple[StaticPart, tuple[jax.Array, ...]]:
     """What is known of a call, and its arrays."""
     leaves, tree = jax.tree.flatten((tuple(args), dict(options)))
     are_arrays = tuple(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
-    arrays, others = divide(leaves, are_arrays)
-    return Known(tree, are_arrays, others), arrays
+    arrays, others = partition(leaves, are_arrays)
+    return StaticPart(tree, are_arrays, others), arrays

@@ -18,16 +18,16 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from ._axes import is_static, size_of
-from ._elementwise import Which, divide, merge, some_of, tangent_of
+from ._elementwise import Which, merge, partition, some_of, tangent_of
 from ._exact_sums import exact_sums, most_elements
 from ._jax import Primitive, ad, batching, mlir
 from ._lowering import lowered_by, runs_as
-from ._placement import equally_varying, partitions
+from ._placement import match_varying, partitions
 from ._pool import Blocks, abs_square, partition_of_blocks, repeat_blocks, sum_blocks
 from ._portable import is_portable
 from ._precision import real_dtype
-from ._reduce import collect
-from ._residuals import keep
+from ._reduce import sum_elementwise
+from ._residuals import saveable
 from ._shift import about, about_a_few, count, mean_of, powers_about
 
 
@@ -50,7 +50,7 @@ def central_sums(
     still = lax.stop_gradient((x if narrow is None else narrow, mask, guess))
     operands = (x, *still)
     given = tuple(a is not None for a in operands)
-    operands = equally_varying(divide(operands, given)[0])
+    operands = match_varying(partition(operands, given)[0])
     shift, total, squares = _central_sums.bind(
         *operands, axes=axes, blocks=blocks, given=given, differentiated=False
     )
@@ -64,7 +64,7 @@ def _by_the_textbook(
     mean = mean_of(x, mask, axes, blocks)
     f, counted = powers_about(mask)
     center = mean if blocks is None else repeat_blocks(mean, blocks, x)
-    sums = collect(some_of(f, (1,)), x, center, *counted, axes=axes)
+    sums = sum_elementwise(some_of(f, (1,)), x, center, *counted, axes=axes)
     (squares,) = sums if blocks is None else sum_blocks(sums, blocks)
     return mean, jnp.zeros_like(mean), squares
 
@@ -92,7 +92,7 @@ def _(
 
 def _differentiate(primals: Any, tangents: Any, *, given: Which, **params: Any) -> Any:
     params["differentiated"] = True
-    sums = [keep(s) for s in _central_sums.bind(*primals, given=given, **params)]
+    sums = [saveable(s) for s in _central_sums.bind(*primals, given=given, **params)]
     x, _, mask, _ = merge(primals, [None] * 4, given)
     axes, blocks, shift = params["axes"], params["blocks"], sums[0]
     none = [ad.Zero(jax.typeof(s).to_tangent_aval()) for s in sums]
@@ -102,7 +102,7 @@ def _differentiate(primals: Any, tangents: Any, *, given: Which, **params: Any) 
         shift = repeat_blocks(shift, blocks, x)
     f, counted = powers_about(mask)
     derivative = tangent_of(f, (True, False, *(False for _ in counted)))
-    along = collect(derivative, x, shift, *counted, tangents[0], axes=axes)
+    along = sum_elementwise(derivative, x, shift, *counted, tangents[0], axes=axes)
     return sums, [none[0], *(along if blocks is None else sum_blocks(along, blocks))]
 
 
@@ -118,7 +118,7 @@ def _batch(
     operands, at = merge(args, [None] * 4, given), merge(dims, [None] * 4, given)
     if not any(d is not None for d in at[:3]):  # another guess makes no other sums
         given = (*given[:3], False)
-        args = divide(operands, given)[0]
+        args = partition(operands, given)[0]
         sums = _central_sums.bind(*args, axes=axes, blocks=blocks, given=given, **params)
         return sums, [None] * len(sums)
 

@@ -12,7 +12,7 @@ from ._jax import Primitive, ad, batching, mlir
 from ._portable import is_portable
 
 
-def stored(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
+def materialize(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
     """``small``, computed once and read wherever something is spread with it; ``after`` that, if it is given.
 
     XLA:CPU computes y again in every loop that needs it, and what is small inside that loop: slow, and not
@@ -23,16 +23,16 @@ def stored(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
     if is_portable():
         return small
     if jnp.iscomplexobj(small):
-        return lax.complex(stored(small.real, after), stored(small.imag, after))
+        return lax.complex(materialize(small.real, after), materialize(small.imag, after))
     return _stored.bind(small, *(() if after is None else (after,)))
 
 
-def stored_as(dtype: DTypeLike, small: jax.Array) -> jax.Array:
-    """``small`` in ``dtype``, and `stored` if that converts it: else every loop would do so for itself."""
-    return small if small.dtype == dtype else stored(small.astype(dtype))
+def materialize_as(dtype: DTypeLike, small: jax.Array) -> jax.Array:
+    """``small`` in ``dtype``, materialized if that converts it: otherwise every loop converts it again."""
+    return small if small.dtype == dtype else materialize(small.astype(dtype))
 
 
-def read_apart(x: jax.Array) -> jax.Array:
+def read_separately(x: jax.Array) -> jax.Array:
     """``x``, read in the backward pass by loops of their own, even if a forward loop reads it too.
 
     XLA:CPU merges loops that read the same array, and vectorizes what comes of it worse. Where nothing is

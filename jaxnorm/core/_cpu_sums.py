@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._elementwise import Elementwise, square_in_memory, themselves
+from ._elementwise import Elementwise, identity, square_in_memory
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -76,7 +76,7 @@ def _sums(
     sums = _fold(_part(operands, axis, 0, whole), f, axis, length, _resized(shape, axis, whole))
     left = tuple(i for i in axes if sums[0].shape[i] > 1)
     if left:
-        sums = _sums(sums, themselves, left, sums[0].shape)
+        sums = _sums(sums, identity, left, sums[0].shape)
     if whole == size:
         return sums
     rest = _resized(shape, axis, size - whole)

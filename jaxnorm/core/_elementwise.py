@@ -19,7 +19,7 @@ Dtypes: TypeAlias = tuple[Any, ...]
 Which: TypeAlias = tuple[bool, ...]
 
 
-def themselves(*arrays: jax.Array) -> Sequence[jax.Array]:
+def identity(*arrays: jax.Array) -> Sequence[jax.Array]:
     """What is summed if nothing is computed of it."""
     return arrays
 
@@ -42,7 +42,7 @@ def tangent_of(f: Elementwise, moves: Which) -> Elementwise:
 
     def tangent(*arrays: jax.Array) -> Sequence[jax.Array]:
         primals, along = arrays[: len(moves)], arrays[len(moves) :]
-        at, still = divide(primals, moves)
+        at, still = partition(primals, moves)
         return jax.jvp(lambda *moving: f(*merge(moving, still, moves)), at, along)[1]
 
     return tangent
@@ -61,7 +61,7 @@ def cotangent_of(f: Elementwise, linear: Which, given: Which, dtypes: Dtypes) ->
         linear_in = [jnp.zeros_like(arrays[-1], dtype) for dtype in dtypes]
 
         def of_linear(*a: jax.Array) -> Sequence[jax.Array]:
-            return divide(f(*merge(a, others, linear)), given)[0]
+            return partition(f(*merge(a, others, linear)), given)[0]
 
         return jax.linear_transpose(of_linear, *linear_in)(cotangents)
 
@@ -92,19 +92,19 @@ def without_unread(f: Elementwise, read: Which, dtypes: Dtypes) -> Elementwise:
     """``f`` of only those operands that it reads."""
 
     def of_read(*arrays: jax.Array) -> Sequence[jax.Array]:
-        unread = [jnp.zeros_like(arrays[-1], dtype) for dtype in divide(dtypes, read)[1]]
+        unread = [jnp.zeros_like(arrays[-1], dtype) for dtype in partition(dtypes, read)[1]]
         return f(*merge(arrays, unread, read))
 
     return f if all(read) else of_read
 
 
-def divide(values: Sequence[Any], which: Which) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def partition(values: Sequence[Any], which: Which) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Those of ``values`` that are meant, and the others."""
     meant = tuple(v for v, is_meant in zip(values, which, strict=True) if is_meant)
     return meant, tuple(v for v, is_meant in zip(values, which, strict=True) if not is_meant)
 
 
 def merge(meant: Sequence[Any], others: Sequence[Any], which: Which) -> list[Any]:
-    """What `divide` divided."""
+    """What `partition` divided."""
     one, other = iter(meant), iter(others)
     return [next(one if is_meant else other) for is_meant in which]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._elementwise import Elementwise
-from ._reduce import collect
+from ._reduce import sum_elementwise
 
 _Pair: TypeAlias = tuple[jax.Array, jax.Array]  # a value as rounded, and what rounding took away
 
@@ -37,7 +37,7 @@ def exact_sums(
     f = _PARTS[dtype.name]
     if mask is not None:
         x = jnp.where(mask, x, 0)
-    parts = collect(f, x, axes=axes)
+    parts = sum_elementwise(f, x, axes=axes)
     if dtype == jnp.float32:
         high, low, *of_square = parts
         total = _sum(high, low)

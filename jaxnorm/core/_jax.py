@@ -9,7 +9,7 @@
 - `manual_axis_type.varying`: over which devices of shard_map an operand varies. It was called ``vma``.
 - `get_axis_env`: a message lists the mapped axes. Without it, it does not.
 
-The tools read jaxprs as well (`jax.extend.core` in `tools/_follow.py`).
+The tools read jaxprs as well (`jax.extend.core` in `tools/_dataflow.py`).
 """
 
 from typing import TYPE_CHECKING

@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._all_reduce import AxisIndexGroups, AxisName, names_of
+from ._all_reduce import AxisIndexGroups, AxisName, axis_names
 from ._axes import Axes, canonical_axes
 from ._central_sums import central_sums
+from ._derivative_of import with_derivative_of
 from ._elementwise import square_in_memory
-from ._known import as_known
-from ._pool import Blocks, Moments, abs_square, moments_from_sums, per_count, where_counted
+from ._pool import Blocks, Moments, abs_square, divide_by_count, moments_from_sums, where_counted
 from ._precision import upcast
 from ._public import public
-from ._reduce import collect
-from ._residuals import keep, lean
+from ._reduce import sum_elementwise
+from ._residuals import rematerialized, saveable
 from ._shift import about, count
 from ._sync import pool_over_devices
 
@@ -55,9 +55,9 @@ def moments(
     """
     x = jnp.asarray(x)
     axes = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
-    mask = mask_against(mask, x)
+    mask = broadcast_mask(mask, x)
 
-    @lean
+    @rematerialized
     def measured(x: jax.Array, mask: jax.Array | None) -> Moments:
         m = reduce_moments(upcast(x), axes, mask, axis_name, axis_index_groups, narrow=x)
         return m._replace(count=jnp.broadcast_to(m.count, m.mean.shape))
@@ -101,29 +101,29 @@ def reduce_moments_about_zero(
     ``widened``: ``x`` is made of a narrower array, and lies in memory only as that.
     """
     if mask is not None:
-        sums = collect(_counted_square, x, mask, axes=axes)
+        sums = sum_elementwise(_counted_square, x, mask, axes=axes)
     else:
         f = _square if widened or jnp.iscomplexobj(x) else square_in_memory
-        sums = collect(f, x, axes=axes)
-    (squares,) = map(keep, sums)
+        sums = sum_elementwise(f, x, axes=axes)
+    (squares,) = map(saveable, sums)
     n = count(x, mask, axes)
-    var = where_counted(per_count(squares, n), n, 1)
+    var = where_counted(divide_by_count(squares, n), n, 1)
     m = Moments(jnp.zeros_like(squares, x.dtype), var, n)
     return pool_over_devices(m, axis_name, axis_index_groups)
 
 
-def moments_as_known(
+def moments_with_derivative(
     m: Moments, x: jax.Array, axes: tuple[int, ...], axis_name: AxisName | None
 ) -> Moments:
     """``m``, which are the moments of ``x``, with the derivative that they have there."""
     mean = lax.stop_gradient(m.mean)
     own = about(mean, x, None, axes, None)
     known = jnp.zeros_like(mean), m.count * m.var
-    total, squares = as_known(own, known, names_of(axis_name))
+    total, squares = with_derivative_of(known, own, axis_names(axis_name))
     return moments_from_sums(mean, total, squares, m.count)
 
 
-def mask_against(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
+def broadcast_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
     """``mask`` as booleans of the rank of ``x``.
 
     Raises:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._activation import spread_activated
-from ._cpu_hints import stored, stored_as
+from ._activation import map_activated
+from ._cpu_hints import materialize, materialize_as
+from ._derivative_of import with_derivative_of
 from ._elementwise import Elementwise
-from ._known import as_known
 from ._precision import upcast
 
 
@@ -47,7 +47,7 @@ def normalize(
     # No rsqrt: its derivative is variance^(-3/2), which is beyond float32 long before the variance is.
     gain = (1 / jnp.sqrt(variance)).astype(x.dtype)
     mean = None if mean is None else mean.astype(x.dtype)
-    scale, bias = (None if a is None else stored_as(x.dtype, a) for a in (scale, bias))
+    scale, bias = (None if a is None else materialize_as(x.dtype, a) for a in (scale, bias))
     residual = None if residual is None else residual.astype(x.dtype)
 
     def finish(f: Elementwise, *small: jax.Array) -> jax.Array:
@@ -56,7 +56,7 @@ def normalize(
                 _where_readable(f),
                 (mask, jnp.zeros_like(gain) if mean is None else mean, *small),
             )
-        return spread_activated(f, x, *small, activation=activation, residual=residual)
+        return map_activated(f, x, *small, activation=activation, residual=residual)
 
     if mean is None:
         gains = (gain,) if scale is None else (gain, scale)
@@ -64,15 +64,15 @@ def normalize(
             return finish(_scaled, *gains)
         return finish(_scaled_and_shifted, *gains, bias)
     if scale is None and bias is None:
-        return finish(_normalized, stored(mean), gain)
+        return finish(_normalized, materialize(mean), gain)
     scale = jnp.ones_like(gain) if scale is None else scale
     bias = jnp.zeros_like(scale) if bias is None else bias
     if jnp.broadcast_shapes(gain.shape, scale.shape, bias.shape) == x.shape:
-        return finish(_normalized_then_affine, stored(mean), gain, scale, bias)
-    center = stored(lax.stop_gradient(mean))
+        return finish(_normalized_then_affine, materialize(mean), gain, scale, bias)
+    center = materialize(lax.stop_gradient(mean))
     gain = gain * scale
     offset = bias - gain * (mean - center)
-    (offset,) = as_known([offset], [bias])
+    (offset,) = with_derivative_of([bias], [offset])
     return finish(_affine, center, gain, offset)
 
 

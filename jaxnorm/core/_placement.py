@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from ._jax import varying_over
 
 
-def equally_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+def match_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     """All as varying over the devices that one of them varies over, under shard_map.
 
     Said of each operand, so that the transpose sums small arrays over the devices. jax would say it of
@@ -27,7 +27,7 @@ def equally_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     )
 
 
-def equally_partitioned(
+def match_sharding(
     operands: Sequence[jax.Array], shape: tuple[int, ...]
 ) -> tuple[tuple[jax.Array, ...], tuple[Any, ...]]:
     """All split by a mesh with explicit axes as `partitions` says, where they are not repeated; and that.
@@ -38,20 +38,20 @@ def equally_partitioned(
 
     def split(a: jax.Array) -> jax.Array:
         own = (p if n == k else None for p, n, k in zip(together, a.shape, shape, strict=True))
-        return as_split(a, *own)
+        return resharded(a, *own)
 
     return tuple(map(split, operands)), together
 
 
-def as_split(a: jax.Array, *partitions: Any) -> jax.Array:
+def resharded(a: jax.Array, *partitions: Any) -> jax.Array:
     """``a``, each axis split as ``partitions`` say, by a mesh with explicit axes."""
     spec = PartitionSpec(*partitions)
     return a if jax.typeof(a).sharding.spec == spec else jax.sharding.reshard(a, spec)
 
 
-def whole(a: jax.Array) -> jax.Array:
+def replicated(a: jax.Array) -> jax.Array:
     """``a``, whole on every device of a mesh with explicit axes."""
-    return as_split(a, *[None] * a.ndim)
+    return resharded(a, *[None] * a.ndim)
 
 
 def partitions(avals: Iterable[Any], shape: tuple[int, ...]) -> tuple[Any, ...]:

@@ -19,11 +19,11 @@ import numpy as np
 from jax import lax
 
 from ._axes import Axes, canonical_axes
-from ._elementwise import themselves
+from ._derivative_of import with_derivative_of
+from ._elementwise import identity
 from ._explained import explained
-from ._known import as_known
-from ._placement import as_split
-from ._reduce import collect
+from ._placement import resharded
+from ._reduce import sum_elementwise
 from ._serialized import serialized
 
 _Arrays = TypeVar("_Arrays")
@@ -52,14 +52,14 @@ def moments_from_sums(
     shift: jax.Array, total: jax.Array, squares: jax.Array, count: jax.Array
 ) -> Moments:
     """Moments of ``count`` values x, given Σ(x - shift) and Σ|x - shift|²."""
-    offset = per_count(total, count)
-    var = per_count(squares, count) - abs_square(offset)
+    offset = divide_by_count(total, count)
+    var = divide_by_count(squares, count) - abs_square(offset)
     # Rounding can leave a tiny negative: clip the value, but keep its derivative.
-    (var,) = as_known([var], [jnp.maximum(lax.stop_gradient(var), 0)])
+    (var,) = with_derivative_of([jnp.maximum(lax.stop_gradient(var), 0)], [var])
     return Moments(where_counted(shift + offset, count, 0), where_counted(var, count, 1), count)
 
 
-def per_count(total: jax.Array, count: jax.Array | np.ndarray) -> jax.Array:
+def divide_by_count(total: jax.Array, count: jax.Array | np.ndarray) -> jax.Array:
     """``total`` / ``count``; where nothing was counted, the total as it is."""
     if isinstance(count, np.ndarray):  # one number, known while tracing
         return total / max(count.item(), 1)
@@ -80,7 +80,7 @@ def abs_square(x: jax.Array) -> jax.Array:
     return lax.square(x)
 
 
-def without_bias(var: jax.Array, count: jax.Array) -> jax.Array:
+def unbiased_variance(var: jax.Array, count: jax.Array) -> jax.Array:
     """The variance that divides by n - 1, from the one that divides by n; of a single value, as it is."""
     return var * (count / jnp.maximum(count - 1, 1))
 
@@ -119,7 +119,7 @@ def pool(m: Moments, axes: Axes) -> Moments:
     m = Moments(jnp.where(n > 0, m.mean, 0), jnp.where(n > 0, m.var, 0), n)
     count = n.sum(axes, keepdims=True)
     total = (n.astype(m.mean.dtype) * m.mean).sum(axes, keepdims=True)
-    shift = lax.stop_gradient(per_count(total, count))
+    shift = lax.stop_gradient(divide_by_count(total, count))
     total, squares = (s.sum(axes, keepdims=True) for s in sums_about(shift, m, n))
     pooled = moments_from_sums(shift, total, squares, count)
     return pooled._replace(count=jnp.broadcast_to(count, pooled.mean.shape))
@@ -141,7 +141,7 @@ def sum_blocks(values: Sequence[jax.Array], blocks: Blocks) -> list[jax.Array]:
         before, (size, *after) = a.shape[:axis], a.shape[axis:]
         return a.reshape(*before, number, size // number, *after)
 
-    sums = collect(themselves, *map(split, values), axes=(axis + 1,))
+    sums = sum_elementwise(identity, *map(split, values), axes=(axis + 1,))
     return [s.squeeze(axis + 1) for s in sums]
 
 
@@ -170,7 +170,7 @@ def partition_of_blocks(aval: Any, blocks: Blocks) -> Any:
 def _partitioned(leaf: jax.Array, axis: int, partition: Any) -> jax.Array:
     """``leaf``, split along ``axis`` as ``partition`` says, by a mesh with explicit axes."""
     spec = jax.typeof(leaf).sharding.spec
-    return as_split(leaf, *spec[:axis], partition, *spec[axis + 1 :])
+    return resharded(leaf, *spec[:axis], partition, *spec[axis + 1 :])
 
 
 def _along(m: Moments, axes: tuple[int, ...]) -> jax.Array:

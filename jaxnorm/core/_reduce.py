@@ -24,13 +24,13 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ._axes import is_static
-from ._cpu_hints import stored
+from ._cpu_hints import materialize
 from ._cpu_sums import Shape, sums_on_cpu
 from ._elementwise import (
     Elementwise,
     cotangent_of,
-    divide,
     merge,
+    partition,
     read_by,
     result_dtypes,
     some_of,
@@ -39,21 +39,21 @@ from ._elementwise import (
 )
 from ._jax import Primitive, ad, batching, mlir
 from ._lowering import is_partitioned, lowered_by, runs_as
-from ._placement import equally_partitioned, equally_varying
+from ._placement import match_sharding, match_varying
 from ._portable import is_portable
 
 
-def collect(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
+def sum_elementwise(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
     """Sums over ``axes`` of the results of ``f``. All operands have one rank, and broadcast."""
     shape = jnp.broadcast_shapes(*(a.shape for a in operands))
-    operands, partitions = equally_partitioned(equally_varying(operands), shape)
+    operands, partitions = match_sharding(match_varying(operands), shape)
     sum_of = _plain if is_portable() else _map_sum.bind
     return sum_of(*operands, f=f, axes=axes, shape=shape, partitions=partitions)
 
 
-def spread(f: Elementwise, *operands: jax.Array) -> list[jax.Array]:
+def map_elementwise(f: Elementwise, *operands: jax.Array) -> list[jax.Array]:
     """The results of ``f``, in the shape that the operands have together."""
-    return collect(f, *operands, axes=())
+    return sum_elementwise(f, *operands, axes=())
 
 
 # --- the primitive -------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def _(
 
 def _differentiate(primals: Any, tangents: Any, *, f: Elementwise, **params: Any) -> Any:
     moves = tuple(not _is_zero(t) for t in tangents)
-    along, _ = divide(tangents, moves)
+    along, _ = partition(tangents, moves)
     derivative = _bind_read(tangent_of(f, moves), *primals, *along, **params)
     return _map_sum.bind(*primals, f=f, **params), derivative
 
@@ -92,9 +92,9 @@ def _transpose(
 ) -> list[Any]:
     linear = tuple(ad.is_undefined_primal(a) for a in operands)
     given = tuple(not _is_zero(ct) for ct in cotangents)
-    wanted, others = divide(operands, linear)
-    of_results, _ = divide(cotangents, given)
-    arrays = (*others, *(map(stored, of_results) if axes else of_results))
+    wanted, others = partition(operands, linear)
+    of_results, _ = partition(cotangents, given)
+    arrays = (*others, *(map(materialize, of_results) if axes else of_results))
     back = cotangent_of(f, linear, given, tuple(a.aval.dtype for a in wanted))
     repeated = [tuple(i for i, n in enumerate(shape) if a.aval.shape[i] == 1 != n) for a in wanted]
     results: dict[int, jax.Array] = {}
@@ -111,7 +111,7 @@ def _transpose(
 def _after_one_of(others: Iterable[jax.Array], a: jax.Array) -> jax.Array:
     """``a``, computed after one of the ``others`` that is like it, if there is one."""
     alike = (b for b in others if jax.typeof(b) == jax.typeof(a))
-    return next((stored(a, b) for b in alike), a)
+    return next((materialize(a, b) for b in alike), a)
 
 
 def _batch(
@@ -140,7 +140,7 @@ def _bind_read(f: Elementwise, *operands: jax.Array, **params: Any) -> list[jax.
     """The primitive for those operands that ``f`` reads: the others need be neither saved nor computed."""
     dtypes = tuple(jax.typeof(a).dtype for a in operands)
     read = read_by(f, dtypes)
-    return _map_sum.bind(*divide(operands, read)[0], f=without_unread(f, read, dtypes), **params)
+    return _map_sum.bind(*partition(operands, read)[0], f=without_unread(f, read, dtypes), **params)
 
 
 def _is_zero(tangent: Any) -> bool:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._calls import taken_apart
-from ._cpu_hints import read_apart
-from ._elementwise import divide, merge
+from ._calls import split_call
+from ._cpu_hints import read_separately
+from ._elementwise import merge, partition
 from ._jax import SymbolicZero, checkpoint_name
 from ._portable import is_portable, portable
 
@@ -23,7 +23,7 @@ _F = TypeVar("_F", bound=Callable)
 _SUMS = "jaxnorm_sums"
 
 
-def keep(sums: jax.Array) -> jax.Array:
+def saveable(sums: jax.Array) -> jax.Array:
     """Marks sums over the activation: small, and a whole pass over it to compute again."""
     if is_portable():
         return sums
@@ -32,29 +32,24 @@ def keep(sums: jax.Array) -> jax.Array:
     return checkpoint_name(sums, _SUMS)
 
 
-def underived(value: jax.Array) -> jax.Array:
-    """``value`` without its derivative, for state that takes none."""
-    return lax.stop_gradient(value)
-
-
-def lean(norm: _F) -> _F:
-    """``norm``, saving nothing for the backward pass but its arrays and what is marked with `keep`."""
+def rematerialized(norm: _F) -> _F:
+    """``norm``, saving nothing for the backward pass but its arrays and what is marked with `saveable`."""
     policy = jax.checkpoint_policies.save_only_these_names(_SUMS)
 
     @functools.wraps(norm)
-    def lean_norm(*args: Any, **options: Any) -> Any:
+    def rematerialized_norm(*args: Any, **options: Any) -> Any:
         if is_portable():
             return norm(*args, **options)
-        known, arrays = taken_apart(args, options)
+        known, arrays = split_call(args, options)
         rest = []
 
         def of_arrays(*arrays: jax.Array) -> Any:
             shape = arrays[0].shape
-            apart = [read_apart(a) if a.shape == shape else a for a in arrays]
+            apart = [read_separately(a) if a.shape == shape else a for a in arrays]
             results, tree = jax.tree.flatten(known.call(norm, apart))
             # An array of NumPy is known while tracing, and stays that.
             are_traced = tuple(not isinstance(r, np.ndarray) for r in results)
-            traced, others = divide(results, are_traced)
+            traced, others = partition(results, are_traced)
             rest[:] = tree, are_traced, others
             return traced
 
@@ -63,21 +58,21 @@ def lean(norm: _F) -> _F:
         tree, are_traced, others = rest
         return jax.tree.unflatten(tree, merge(traced, others, are_traced))
 
-    return lean_norm  # type: ignore[return-value]
+    return rematerialized_norm  # type: ignore[return-value]
 
 
-def lean_where_differentiated(norm: _F) -> _F:
-    """``norm``, which is `lean` where it is differentiated, and elsewhere `portable`.
+def rematerialized_if_differentiated(norm: _F) -> _F:
+    """``norm``, which is `rematerialized` where it is differentiated, and elsewhere `portable`.
 
     For norms that sum nothing over x and know no devices: of them, jax's own primitives are as fast.
     """
-    saving = lean(norm)
+    recomputing = rematerialized(norm)
 
     @functools.wraps(norm)
     def either(*args: Any, **options: Any) -> Any:
         if is_portable():
             return norm(*args, **options)
-        known, arrays = taken_apart(args, options)
+        known, arrays = split_call(args, options)
 
         @jax.custom_jvp
         def written_out(*arrays: jax.Array) -> Any:
@@ -86,9 +81,9 @@ def lean_where_differentiated(norm: _F) -> _F:
 
         def differentiate(primals: Any, tangents: Any) -> Any:
             moves = tuple(not isinstance(t, SymbolicZero) for t in tangents)
-            at, still = divide(primals, moves)
-            along, _ = divide(tangents, moves)
-            return jax.jvp(lambda *a: known.call(saving, merge(a, still, moves)), at, along)
+            at, still = partition(primals, moves)
+            along, _ = partition(tangents, moves)
+            return jax.jvp(lambda *a: known.call(recomputing, merge(a, still, moves)), at, along)
 
         written_out.defjvp(differentiate, symbolic_zeros=True)
         return written_out(*arrays)

@@ -9,11 +9,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ._arguments import checked
-from ._axes import against
+from ._axes import broadcast_parameter
 from ._explained import explained
-from ._mixed import mixed
-from ._placement import as_split
-from ._pool import Moments, without_bias
+from ._moving_average import moving_average
+from ._placement import resharded
+from ._pool import Moments, unbiased_variance
 from ._precision import arithmetic_dtype, real_dtype
 from ._serialized import serialized
 
@@ -121,14 +121,14 @@ def update_running_stats(
         n = (n + jnp.zeros_like(moments.var, n.dtype)).reshape(shape)
     # A mesh may split the channels of x and not those of stats, which stay as they are.
     spec, new = jax.typeof(stats.mean).sharding.spec, (moments.mean, moments.var)
-    mean, var = (as_split(a.reshape(shape), *spec) for a in new)
-    n = n if everywhere else as_split(n, *spec)
+    mean, var = (resharded(a.reshape(shape), *spec) for a in new)
+    n = n if everywhere else resharded(n, *spec)
     if unbiased:
-        var = without_bias(var, n.reshape(-1)[0] if everywhere else n)
+        var = unbiased_variance(var, n.reshape(-1)[0] if everywhere else n)
     old_weight = _batches_share(stats) if momentum is None else momentum
 
     def step(old: jax.Array, new: jax.Array) -> jax.Array:
-        moved = mixed(old, new, old_weight).astype(old.dtype)
+        moved = moving_average(old, new, old_weight).astype(old.dtype)
         return moved if everywhere else jnp.where(n > 0, moved, old)
 
     batches = stats.count
@@ -167,7 +167,7 @@ def as_arrays(stats: RunningStats) -> RunningStats:
     return RunningStats(mean, var, None if count is None else jnp.asarray(count))
 
 
-def running_against(
+def broadcast_running_stats(
     stats: RunningStats, x: jax.Array, feature_axes: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and var of ``stats`` with size-1 axes inserted, so that they broadcast against ``x``.
@@ -188,8 +188,8 @@ def running_against(
             f"stats.mean must be real for a real input; got {stats.mean.dtype.name} for x of "
             f"{x.dtype.name}. Start from init_running_stats(feature_shape), or make x complex."
         )
-    mean = against(stats.mean, x, feature_axes, "stats.mean")
-    var = against(stats.var, x, feature_axes, "stats.var")
+    mean = broadcast_parameter(stats.mean, x, feature_axes, "stats.mean")
+    var = broadcast_parameter(stats.var, x, feature_axes, "stats.var")
     assert mean is not None and var is not None
     return mean, var
 

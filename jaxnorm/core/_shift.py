@@ -8,9 +8,9 @@ import numpy as np
 from jax import lax
 
 from ._axes import is_static, size_of
-from ._elementwise import Elementwise, themselves
-from ._pool import Blocks, abs_square, per_count, repeat_blocks, sum_blocks
-from ._reduce import collect
+from ._elementwise import Elementwise, identity
+from ._pool import Blocks, abs_square, divide_by_count, repeat_blocks, sum_blocks
+from ._reduce import sum_elementwise
 
 
 def about_a_few(
@@ -46,7 +46,7 @@ def about(
     if blocks is not None:
         shift = repeat_blocks(shift, blocks, x)
     f, counted = powers_about(mask)
-    sums = collect(f, x, shift, *counted, axes=axes)
+    sums = sum_elementwise(f, x, shift, *counted, axes=axes)
     return sums if blocks is None else sum_blocks(sums, blocks)
 
 
@@ -55,10 +55,12 @@ def mean_of(
 ) -> jax.Array:
     """The mean, as near as one pass finds it."""
     sums = (
-        collect(themselves, x, axes=axes) if mask is None else collect(_counted, x, mask, axes=axes)
+        sum_elementwise(identity, x, axes=axes)
+        if mask is None
+        else sum_elementwise(_counted, x, mask, axes=axes)
     )
     total = (sums if blocks is None else sum_blocks(sums, blocks))[0]
-    return per_count(total, count(x, mask, axes, blocks))
+    return divide_by_count(total, count(x, mask, axes, blocks))
 
 
 def powers_about(mask: jax.Array | None) -> tuple[Elementwise, tuple[jax.Array, ...]]:
@@ -94,7 +96,7 @@ def _mean_of_a_few(
     few = _a_few(narrow, axes).astype(x.dtype)
     n = size_of(few, axes) * (1 if blocks is None else x.shape[blocks.axis] // blocks.number)
     # Divided before it is summed: what is read with x is then the sum, and nothing is made of that.
-    sums = collect(_share_of(max(n, 1)), few, axes=axes)
+    sums = sum_elementwise(_share_of(max(n, 1)), few, axes=axes)
     return (sums if blocks is None else sum_blocks(sums, blocks))[0]
 
 

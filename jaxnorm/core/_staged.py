@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from ._calls import Known, taken_apart
+from ._calls import StaticPart, split_call
 
 _F = TypeVar("_F", bound=Callable)
 _STRUCTURE = {"reduction_axes", "feature_axes", "axis_index_groups"}
@@ -24,7 +24,7 @@ def staged(norm: _F) -> _F:
         for name in _STRUCTURE & options.keys():  # numbers, whatever they are kept in
             if isinstance(options[name], np.ndarray):
                 options[name] = options[name].tolist()
-        known, arrays = taken_apart(args, options)
+        known, arrays = split_call(args, options)
         try:  # 1, 1.0 and True are equal, and not the same option
             program = _program(norm, known, tuple(map(type, known.others)))
         except TypeError:  # an option without a hash, such as a set of axes
@@ -35,5 +35,5 @@ def staged(norm: _F) -> _F:
 
 
 @functools.lru_cache(4096)
-def _program(norm: Callable[..., Any], known: Known, types: tuple[type, ...]) -> Any:
+def _program(norm: Callable[..., Any], known: StaticPart, types: tuple[type, ...]) -> Any:
     return jax.jit(lambda *arrays: known.call(norm, arrays), inline=True)

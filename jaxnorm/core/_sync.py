@@ -9,14 +9,14 @@ from jax import lax
 from ._all_reduce import (
     AxisIndexGroups,
     AxisName,
+    axis_names,
     check_bound,
     group_of_device,
-    names_of,
     sum_over_devices,
 )
-from ._known import as_known
-from ._pool import Moments, abs_square, moments_from_sums, per_count, sums_about
-from ._residuals import keep
+from ._derivative_of import with_derivative_of
+from ._pool import Moments, abs_square, divide_by_count, moments_from_sums, sums_about
+from ._residuals import saveable
 
 _Arrays: TypeAlias = list[jax.Array]
 
@@ -37,7 +37,7 @@ def pool_over_devices(
                 f"{axis_index_groups} and axis_name=None. Name the mapped axis, or leave the groups out."
             )
         return m
-    names = names_of(axis_name)
+    names = axis_names(axis_name)
     check_bound(names)
     m = m._replace(count=jnp.broadcast_to(m.count, m.mean.shape))
     if axis_index_groups is None:
@@ -61,8 +61,8 @@ def _pooled(m: Moments, names: tuple[str, ...]) -> Moments:
         found = lax.platform_dependent(
             still, tpu=in_float32, default=lambda m: _in_float64(m, names)
         )
-    count, shift, *sums = map(keep, found)
-    total, squares = as_known(sums_about(shift, m, m.count), sums, names)
+    count, shift, *sums = map(saveable, found)
+    total, squares = with_derivative_of(sums, sums_about(shift, m, m.count), names)
     return moments_from_sums(shift, total, squares, count)
 
 
@@ -91,7 +91,7 @@ def _in_float64(m: Moments, names: tuple[str, ...]) -> _Arrays:
 def _about_their_mean(m: Moments, names: tuple[str, ...]) -> _Arrays:
     """By two all-reduces, the second of sums about the mean that the first found."""
     count, total = sum_over_devices((m.count, m.count.astype(m.mean.dtype) * m.mean), names)
-    shift = per_count(total, count)
+    shift = divide_by_count(total, count)
     return [count, shift, *sum_over_devices(sums_about(shift, m, m.count), names)]
 
 

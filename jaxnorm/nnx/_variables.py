@@ -10,11 +10,11 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.nnx.variablelib import is_array_ref
 from flax.typing import PromoteDtypeFn
+from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._arguments import check_flag
 from ..core._precision import promoted_dtype
-from ..core._residuals import underived
 from ..core._running import RunningStats, init_running_stats
 
 Features = int | Sequence[int]
@@ -97,4 +97,4 @@ def write_running_stats(module: Any, updated: RunningStats) -> None:
 
 def store(variable: nnx.Variable, value: jax.Array) -> None:
     """Sets what a variable holds. An array reference takes no value that is being differentiated."""
-    variable[...] = underived(value) if is_array_ref(variable.get_raw_value()) else value
+    variable[...] = lax.stop_gradient(value) if is_array_ref(variable.get_raw_value()) else value

@@ -12,13 +12,13 @@ from ..core._axes import Axes, canonical_axes, complement, size_of
 from ..core._explained import explained
 from ..core._moments import moments
 from ..core._public import public
-from ..core._residuals import lean_where_differentiated
+from ..core._residuals import rematerialized_if_differentiated
 from ._operands import operands
 from ._recipe import Call, Parameter, Recipe, Shape, State
 
 
 @public
-@lean_where_differentiated
+@rematerialized_if_differentiated
 def act_norm(
     x: jax.Array,
     log_scale: jax.Array,

@@ -12,14 +12,14 @@ from jax.typing import DTypeLike
 from ..core._axes import Axes
 from ..core._precision import arithmetic_dtype, result_dtype
 from ..core._public import public
-from ..core._residuals import lean
+from ..core._residuals import rematerialized
 from ._layer_norm import layer_norm
 from ._modulate import modulate
 from ._recipe import Call, Parameter, Recipe, Shape, State
 
 
 @public
-@lean
+@rematerialized
 def ada_layer_norm(
     x: jax.Array,
     scale: jax.Array,

@@ -10,7 +10,7 @@ from ..core._axes import Axes, axes_of_instances, canonical_axes, complement
 from ..core._moments import moments
 from ..core._precision import arithmetic_dtype, result_dtype
 from ..core._public import public
-from ..core._residuals import lean
+from ..core._residuals import rematerialized
 from ._instance_norm import instance_norm
 from ._modulate import modulate
 from ._operands import root
@@ -18,7 +18,7 @@ from ._recipe import Call, Recipe, State
 
 
 @public
-@lean
+@rematerialized
 def adain(
     x: jax.Array,
     style: jax.Array,

@@ -6,14 +6,14 @@ from jax.typing import DTypeLike
 
 from ..core._activation import check_activation
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._axes import Axes, against, canonical_axes, complement
-from ..core._moments import mask_against, reduce_moments
+from ..core._axes import Axes, broadcast_parameter, canonical_axes, complement
+from ..core._moments import broadcast_mask, reduce_moments
 from ..core._normalize import normalize
 from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
 from ..core._public import public
-from ..core._residuals import lean_where_differentiated
-from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._residuals import rematerialized_if_differentiated
+from ..core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ._normalized_by import normalized_by
 from ._saved import SaveAs, check_save_as, normalized_saving
 from ._virtual_batch import (
@@ -103,7 +103,7 @@ def batch_norm(
     """
     x = jnp.asarray(x)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    guess, _ = running_against(stats, x, features)
+    guess, _ = broadcast_running_stats(stats, x, features)
     reduced = complement(features, x.ndim)
     if virtual_batch_size is not None:
         check_virtual_batch_size(virtual_batch_size, features, axis_index_groups)
@@ -156,7 +156,7 @@ def batch_norm(
 
 
 @public
-@lean_where_differentiated
+@rematerialized_if_differentiated
 def batch_norm_inference(
     x: jax.Array,
     stats: RunningStats,
@@ -203,9 +203,12 @@ def batch_norm_inference(
     """
     x = jnp.asarray(x)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    mean, var = running_against(stats, x, features)
-    scale, bias = against(scale, x, features, "scale"), against(bias, x, features, "bias")
-    mask = mask_against(mask, x)
+    mean, var = broadcast_running_stats(stats, x, features)
+    scale, bias = (
+        broadcast_parameter(scale, x, features, "scale"),
+        broadcast_parameter(bias, x, features, "bias"),
+    )
+    mask = broadcast_mask(mask, x)
     residual = check_activation(activation, residual, x, scale, bias)
     y_dtype = result_dtype(dtype, x, scale, bias, residual)
 

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from ..core._explained import explained
 from ..core._running import RunningStats, as_arrays
 from ._batch_norm import batch_norm, batch_norm_inference
-from ._recipe import Affine, Call, Shape, State, Tracked, affine_of, present, stats_of
+from ._recipe import Affine, Call, Shape, State, Tracked, present, scale_and_bias, stats_of
 
 
 @explained
@@ -105,7 +105,7 @@ class DomainBatchNormRecipe(Affine, Tracked):
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Moves the running statistics of the domain in training."""
         domain = call.condition
-        stats, affine = stats_of(variables), affine_of(variables)
+        stats, affine = stats_of(variables), scale_and_bias(variables)
         own = stats_of_domain(stats, domain)
         options: dict[str, Any] = {
             "feature_axes": self.feature_axes,

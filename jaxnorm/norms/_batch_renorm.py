@@ -11,24 +11,24 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, complement
-from ..core._cpu_hints import stored
+from ..core._cpu_hints import materialize
 from ..core._moments import reduce_moments
 from ..core._normalize import normalize
 from ..core._precision import check_real
 from ..core._public import public
-from ..core._residuals import lean
-from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._residuals import rematerialized
+from ..core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ._batch_norm import batch_norm_inference
 from ._operands import operands
 from ._ramp import Ramp
-from ._recipe import Affine, Call, Shape, State, Tracked, affine_of, present, stats_of
+from ._recipe import Affine, Call, Shape, State, Tracked, present, scale_and_bias, stats_of
 
 Limit: TypeAlias = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A number, or a schedule: a function of the number of steps done."""
 
 
 @public
-@lean
+@rematerialized
 def batch_renorm(
     x: jax.Array,
     stats: RunningStats,
@@ -89,7 +89,9 @@ def batch_renorm(
     check_real("batch_renorm", "batch_norm", x, scale, bias)
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
-    old_mean, old_var = (a.astype(o.x.dtype) for a in running_against(stats, o.x, o.features))
+    old_mean, old_var = (
+        a.astype(o.x.dtype) for a in broadcast_running_stats(stats, o.x, o.features)
+    )
     reduced = complement(o.features, o.x.ndim)
     m = reduce_moments(o.x, reduced, o.mask, axis_name, axis_index_groups, narrow=o.narrow)
     std, old_std = jnp.sqrt(m.var + epsilon), jnp.sqrt(old_var + epsilon)
@@ -99,7 +101,7 @@ def batch_renorm(
         default if p is None else p for p, default in zip(o.parameters, (1, 0), strict=True)
     )
     # The correction is one of scale and bias.
-    corrected = stored(r * gain), stored(d * gain + offset)
+    corrected = materialize(r * gain), materialize(d * gain + offset)
     y = normalize(o.x, m.mean, m.var, *corrected, epsilon=epsilon, mask=o.mask)
 
     old_std = old_std.reshape(stats.var.shape)
@@ -138,7 +140,7 @@ class BatchRenormRecipe(Affine, Tracked):
             "mask": call.mask,
             "dtype": self.dtype,
         }
-        stats, affine, steps = stats_of(variables), affine_of(variables), variables["steps"]
+        stats, affine, steps = stats_of(variables), scale_and_bias(variables), variables["steps"]
         if call.evaluating:
             return batch_norm_inference(x, stats, *affine, **options), {}
         limits = {

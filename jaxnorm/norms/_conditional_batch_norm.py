@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from ..core._precision import arithmetic_dtype, result_dtype
 from ._batch_norm import batch_norm, batch_norm_inference
 from ._modulate import modulate
-from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
+from ._recipe import (
+    Affine,
+    Call,
+    Parameter,
+    Shape,
+    State,
+    Tracked,
+    present,
+    scale_and_bias,
+    stats_of,
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -32,7 +42,7 @@ class ConditionalBatchNormRecipe(Affine, Tracked):
         """Moves the running statistics in training."""
         labels = jnp.asarray(call.condition)
         stats = stats_of(variables)
-        tables = affine_of(variables)
+        tables = scale_and_bias(variables)
         labels = jnp.where(labels < 0, self.num_classes, labels)  # out of range is NaN
         rows = [None if table is None else table.at[labels].get(mode="fill") for table in tables]
         options: dict[str, Any] = {

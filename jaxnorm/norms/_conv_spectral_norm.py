@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core._arguments import is_integer
-from ..core._placement import whole
+from ..core._placement import replicated
 from ..core._precision import check_real, result_dtype, upcast
 from ..core._public import public
 
@@ -87,7 +87,7 @@ def conv_spectral_norm(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=lax.Precision.HIGHEST,
     )
-    matrix = whole(wide)
+    matrix = replicated(wide)
     fixed = lax.stop_gradient(matrix)
     u, v = _singular_images(
         lambda v: conv(v, fixed), lax.stop_gradient(image).astype(wide.dtype), n_steps

@@ -9,14 +9,14 @@ from jax.typing import DTypeLike
 
 from ..core._axes import Axes
 from ..core._public import public
-from ..core._residuals import lean_where_differentiated
+from ..core._residuals import rematerialized_if_differentiated
 from ._initial import half
 from ._operands import affine, operands
-from ._recipe import Affine, Call, Parameter, Shape, State, affine_of
+from ._recipe import Affine, Call, Parameter, Shape, State, scale_and_bias
 
 
 @public
-@lean_where_differentiated
+@rematerialized_if_differentiated
 def dynamic_tanh(
     x: jax.Array,
     alpha: jax.Array | float = 0.5,
@@ -73,7 +73,7 @@ class DynamicTanhRecipe(Affine):
         y = dynamic_tanh(
             x,
             variables["alpha"],
-            *affine_of(variables),
+            *scale_and_bias(variables),
             feature_axes=self.feature_axes,
             mask=call.mask,
             dtype=self.dtype,

@@ -14,15 +14,25 @@ from ..core._moments import reduce_moments
 from ..core._pool import Moments, pool
 from ..core._precision import check_real
 from ..core._public import public
-from ..core._residuals import lean
-from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._residuals import rematerialized
+from ..core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ..core._sync import pool_over_devices
 from ._operands import Operands, affine, operands, root
-from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
+from ._recipe import (
+    Affine,
+    Call,
+    Parameter,
+    Shape,
+    State,
+    Tracked,
+    present,
+    scale_and_bias,
+    stats_of,
+)
 
 
 @public
-@lean
+@rematerialized
 def evo_norm_b0(
     x: jax.Array,
     stats: RunningStats,
@@ -82,7 +92,7 @@ def evo_norm_b0(
     check_real("evo_norm_b0", "batch_norm", x, v, scale, bias)
     given = {"v": v, "scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
-    _, var = running_against(stats, o.x, o.features)
+    _, var = broadcast_running_stats(stats, o.x, o.features)
     instances = _moments_of_instances(o)
     if training:
         m = pool_over_devices(pool(instances, 0), axis_name, axis_index_groups)
@@ -123,7 +133,7 @@ class EvoNormB0Recipe(Affine, Tracked):
             x,
             stats_of(variables),
             variables["v"],
-            *affine_of(variables),
+            *scale_and_bias(variables),
             training=not call.evaluating,
             feature_axes=self.feature_axes,
             momentum=self.momentum,

@@ -12,14 +12,14 @@ from ..core._axes import Axes, one_axis
 from ..core._normalize import normalize
 from ..core._precision import check_real
 from ..core._public import public
-from ..core._residuals import lean
+from ..core._residuals import rematerialized
 from ._group_norm import moments_of_groups
 from ._operands import operands
-from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
+from ._recipe import Affine, Call, Parameter, Shape, Shared, State, scale_and_bias
 
 
 @public
-@lean
+@rematerialized
 def evo_norm_s0(
     x: jax.Array,
     v: jax.Array | None,
@@ -105,7 +105,7 @@ class EvoNormS0Recipe(Affine, Shared):
         y = evo_norm_s0(
             x,
             variables["v"],
-            *affine_of(variables),
+            *scale_and_bias(variables),
             num_groups=self.num_groups,
             group_size=self.group_size,
             feature_axes=self.feature_axes,

@@ -14,13 +14,13 @@ from ..core._moments import reduce_moments_about_zero
 from ..core._normalize import normalize
 from ..core._precision import check_real
 from ..core._public import public
-from ..core._residuals import lean
+from ..core._residuals import rematerialized
 from ._operands import operands
-from ._recipe import Affine, Call, Parameter, Shape, Shared, State, affine_of
+from ._recipe import Affine, Call, Parameter, Shape, Shared, State, scale_and_bias
 
 
 @public
-@lean
+@rematerialized
 def filter_response_norm(
     x: jax.Array,
     scale: jax.Array | None = None,
@@ -101,7 +101,7 @@ class FilterResponseNormRecipe(Affine, Shared):
         """Without state."""
         y = filter_response_norm(
             x,
-            *affine_of(variables),
+            *scale_and_bias(variables),
             variables.get("threshold"),
             feature_axes=self.feature_axes,
             epsilon=self.epsilon,

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from ..core._precision import dtype_of_mean
 from ..core._running import init_running_stats
 from ._batch_norm import batch_norm_inference
-from ._recipe import Call, Recipe, Shape, State, affine_of, present, stats_of
+from ._recipe import Call, Recipe, Shape, State, present, scale_and_bias, stats_of
 
 
 @dataclass(kw_only=True, eq=False)
@@ -36,7 +36,7 @@ class FrozenBatchNormRecipe(Recipe):
         y = batch_norm_inference(
             x,
             stats_of(fixed),
-            *affine_of(fixed),
+            *scale_and_bias(fixed),
             feature_axes=self.feature_axes,
             epsilon=self.epsilon,
             mask=call.mask,

@@ -11,13 +11,13 @@ from jax.typing import DTypeLike
 from ..core._axes import Axes, axes_of_instances, complement
 from ..core._moments import reduce_moments_about_zero
 from ..core._public import public
-from ..core._residuals import lean
+from ..core._residuals import rematerialized
 from ._operands import affine, operands, root
-from ._recipe import Affine, Call, State, affine_of
+from ._recipe import Affine, Call, State, scale_and_bias
 
 
 @public
-@lean
+@rematerialized
 def global_response_norm(
     x: jax.Array,
     scale: jax.Array | None = None,
@@ -81,7 +81,7 @@ class GlobalResponseNormRecipe(Affine):
         """Without state."""
         y = global_response_norm(
             x,
-            *affine_of(variables),
+            *scale_and_bias(variables),
             feature_axes=self.feature_axes,
             epsilon=self.epsilon,
             mask=call.mask,

@@ -7,9 +7,9 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, axes_of_instances, canonical_axes, complement
 from ..core._moments import reduce_moments
-from ..core._pool import Moments, without_bias
+from ..core._pool import Moments, unbiased_variance
 from ..core._public import public
-from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ._normalized_by import normalized_by
 
 
@@ -117,7 +117,7 @@ def tracked_instance_norm(
         [11.] [50.5]
     """
     x = jnp.asarray(x)
-    running_against(stats, x, canonical_axes(feature_axes, x.ndim, "feature_axes"))
+    broadcast_running_stats(stats, x, canonical_axes(feature_axes, x.ndim, "feature_axes"))
     devices = axis_name, axis_index_groups
     y, m = _by_instance(x, scale, bias, feature_axes, epsilon, mask, devices, dtype)
     return y, update_running_stats(stats, _typical(m, unbiased), momentum=momentum)
@@ -151,7 +151,7 @@ def _by_instance(
 def _typical(m: Moments, unbiased: bool) -> Moments:
     """The plain average of the instances' moments (along the first axis), and how many there are."""
     n = jnp.broadcast_to(m.count, m.mean.shape)
-    var = without_bias(m.var, n) if unbiased else m.var
+    var = unbiased_variance(m.var, n) if unbiased else m.var
     instances = (n > 0).sum(0, keepdims=True, dtype=var.dtype)
 
     def average(a: jax.Array) -> jax.Array:

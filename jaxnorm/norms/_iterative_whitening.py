@@ -9,19 +9,19 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisName
 from ..core._axes import Axes, one_axis
-from ..core._mixed import mixed
-from ..core._placement import as_split, whole
+from ..core._moving_average import moving_average
+from ..core._placement import replicated, resharded
 from ..core._precision import check_real
 from ..core._public import public
-from ..core._residuals import lean
+from ..core._residuals import rematerialized
 from ._operands import affine, operands, readable
-from ._recipe import Affine, Call, Shape, State, Tracked, affine_of
+from ._recipe import Affine, Call, Shape, State, Tracked, scale_and_bias
 from ._whitening_of import mask_of_rows, whitening_of
 from ._whitening_stats import WhiteningStats, init_whitening
 
 
 @public
-@lean
+@rematerialized
 def iterative_whitening(
     x: jax.Array,
     stats: WhiteningStats,
@@ -92,8 +92,8 @@ def iterative_whitening(
             f"init_whitening({features})."
         )
     # On a mesh with explicit axes: every channel is multiplied with every other.
-    rows = as_split(rows, *jax.typeof(rows).sharding.spec[:-1], None)
-    mean, matrix = (whole(a).astype(rows.dtype) for a in stats)
+    rows = resharded(rows, *jax.typeof(rows).sharding.spec[:-1], None)
+    mean, matrix = (replicated(a).astype(rows.dtype) for a in stats)
     if momentum is None:
         raise ValueError(
             "momentum must be a number in [0, 1] here; got None. There is no plain average of whitening "
@@ -101,12 +101,14 @@ def iterative_whitening(
         )
     if training:
         count, *own = whitening_of(rows, counted, steps, epsilon, axis_name)
-        moved = (mixed(old, new, momentum) for old, new in zip((mean, matrix), own, strict=True))
+        moved = (
+            moving_average(old, new, momentum) for old, new in zip((mean, matrix), own, strict=True)
+        )
         # With nothing counted, everything stays as it was.
         stats = WhiteningStats(
             *(
                 jnp.where(
-                    count > 0, as_split(new.astype(old.dtype), *jax.typeof(old).sharding.spec), old
+                    count > 0, resharded(new.astype(old.dtype), *jax.typeof(old).sharding.spec), old
                 )
                 for old, new in zip(stats, moved, strict=True)
             )
@@ -147,7 +149,7 @@ class IterativeWhiteningRecipe(Affine, Tracked):
         y, updated = iterative_whitening(
             x,
             WhiteningStats(variables["mean"], variables["matrix"]),
-            *affine_of(variables),
+            *scale_and_bias(variables),
             training=not call.evaluating,
             steps=self.steps,
             feature_axes=self.feature_axes,

@@ -10,10 +10,10 @@ from jax.typing import DTypeLike
 from ..core._arguments import FINITE, Number, is_integer
 from ..core._axes import Axes, one_axis
 from ..core._explained import explained
-from ..core._moments import mask_against
+from ..core._moments import broadcast_mask
 from ..core._pool import abs_square
 from ..core._precision import result_dtype, upcast
-from ..core._residuals import lean
+from ..core._residuals import rematerialized
 from ..core._staged import staged
 from ._operands import readable
 
@@ -78,12 +78,12 @@ def local_response_norm(
         )
     for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
         _CONSTANTS[name].check(name, value)
-    y_dtype, mask = result_dtype(dtype, x), mask_against(mask, x)
+    y_dtype, mask = result_dtype(dtype, x), broadcast_mask(mask, x)
     return _divided(x, mask, int(size), channel, alpha, beta, k).astype(y_dtype)
 
 
 @staged
-@lean
+@rematerialized
 def _divided(
     x: jax.Array,
     mask: jax.Array | None,

@@ -11,11 +11,11 @@ from ..core._arguments import is_number
 from ..core._axes import Axes, canonical_axes
 from ..core._precision import result_dtype, upcast
 from ..core._public import public
-from ..core._residuals import keep, lean
+from ..core._residuals import rematerialized, saveable
 
 
 @public
-@lean
+@rematerialized
 def lp_normalize(
     x: jax.Array,
     *,
@@ -60,12 +60,12 @@ def lp_normalize(
     wide = upcast(x)
     size = jnp.abs(wide)
     # Powers of what is at most 1 neither overflow nor vanish.
-    largest = keep(size.max(axes, keepdims=True, initial=0))
+    largest = saveable(size.max(axes, keepdims=True, initial=0))
     if math.isinf(p):
         length = largest
     else:
         unit = lax.stop_gradient(jnp.where(largest > 0, largest, 1))
-        total = keep(((size / unit) ** p).sum(axes, keepdims=True))
+        total = saveable(((size / unit) ** p).sum(axes, keepdims=True))
         length = unit * jnp.where(largest > 0, total, 1) ** (1 / p)
         length = jnp.where(largest > 0, length, 0)
     some = length > 0

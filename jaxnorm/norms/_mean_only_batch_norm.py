@@ -11,14 +11,14 @@ from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, complement
 from ..core._moments import reduce_moments
 from ..core._public import public
-from ..core._residuals import lean, lean_where_differentiated
-from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._residuals import rematerialized, rematerialized_if_differentiated
+from ..core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ._operands import Operands, affine, operands, readable
 from ._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
 
 
 @public
-@lean
+@rematerialized
 def mean_only_batch_norm(
     x: jax.Array,
     stats: RunningStats,
@@ -65,14 +65,14 @@ def mean_only_batch_norm(
         [-2.  2.] [1.5]
     """
     o = _operands(x, bias, feature_axes, mask, dtype)
-    running_against(stats, o.x, o.features)
+    broadcast_running_stats(stats, o.x, o.features)
     reduced = complement(o.features, o.x.ndim)
     m = reduce_moments(o.x, reduced, o.mask, axis_name, axis_index_groups, narrow=o.narrow)
     return _centered(o, m.mean), update_running_stats(stats, m, momentum=momentum)
 
 
 @public
-@lean_where_differentiated
+@rematerialized_if_differentiated
 def mean_only_batch_norm_inference(
     x: jax.Array,
     stats: RunningStats,
@@ -108,7 +108,7 @@ def mean_only_batch_norm_inference(
         [-0.5  3.5]
     """
     o = _operands(x, bias, feature_axes, mask, dtype)
-    mean, _ = running_against(stats, o.x, o.features)
+    mean, _ = broadcast_running_stats(stats, o.x, o.features)
     return _centered(o, mean)
 
 

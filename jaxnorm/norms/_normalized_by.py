@@ -7,12 +7,12 @@ import jax
 from jax.typing import DTypeLike
 
 from ..core._activation import check_activation
-from ..core._axes import Axes, against, canonical_axes
-from ..core._moments import mask_against
+from ..core._axes import Axes, broadcast_parameter, canonical_axes
+from ..core._moments import broadcast_mask
 from ..core._normalize import normalize
 from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
-from ..core._residuals import lean
+from ..core._residuals import rematerialized
 
 # Of x in float32 or wider, the mask as booleans of the rank of x, and x as it lies in memory.
 TakeMoments: TypeAlias = Callable[[jax.Array, jax.Array | None, jax.Array], Moments]
@@ -38,12 +38,15 @@ def normalized_by(
     is applied. The backward pass saves ``x`` in its own dtype.
     """
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    scale, bias = against(scale, x, features, "scale"), against(bias, x, features, "bias")
-    mask = mask_against(mask, x)
+    scale, bias = (
+        broadcast_parameter(scale, x, features, "scale"),
+        broadcast_parameter(bias, x, features, "bias"),
+    )
+    mask = broadcast_mask(mask, x)
     residual = check_activation(activation, residual, x, scale, bias)
     y_dtype = result_dtype(dtype, x, scale, bias, residual)
 
-    @lean
+    @rematerialized
     def norm(
         x: jax.Array,
         scale: jax.Array | None,

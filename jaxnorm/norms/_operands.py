@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._arguments import check_scalar
-from ..core._axes import Axes, against, canonical_axes
-from ..core._cpu_hints import stored_as
-from ..core._moments import mask_against
+from ..core._axes import Axes, broadcast_parameter, canonical_axes
+from ..core._cpu_hints import materialize_as
+from ..core._moments import broadcast_mask
 from ..core._precision import arithmetic_dtype, result_dtype
 
 
@@ -51,16 +51,16 @@ def operands(
     for name in scalars:
         check_scalar(name, parameters[name])
     placed = {
-        name: against(p, x, () if name in scalars else features, name)  # pyright: ignore[reportArgumentType]
+        name: broadcast_parameter(p, x, () if name in scalars else features, name)  # pyright: ignore[reportArgumentType]
         for name, p in parameters.items()
     }
     trained = [p for p in placed.values() if p is not None]
-    wide, counted = arithmetic_dtype(x, *trained), mask_against(mask, x)
+    wide, counted = arithmetic_dtype(x, *trained), broadcast_mask(mask, x)
     result = result_dtype(dtype, x, *trained)
     narrow, x = x, x.astype(wide)
     if about_zero:
         x = readable(x, counted, 0)
-    widened = (None if p is None else stored_as(wide, p) for p in placed.values())
+    widened = (None if p is None else materialize_as(wide, p) for p in placed.values())
     return Operands(x, narrow, features, tuple(widened), counted, result)
 
 

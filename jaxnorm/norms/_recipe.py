@@ -104,7 +104,7 @@ class Affine(Recipe):
         return found
 
 
-def affine_of(variables: State) -> tuple[jax.Array | None, jax.Array | None]:
+def scale_and_bias(variables: State) -> tuple[jax.Array | None, jax.Array | None]:
     """Scale and bias, None if there is none."""
     return variables.get("scale"), variables.get("bias")
 

@@ -14,13 +14,13 @@ from jax.typing import DTypeLike
 
 from ..core._activation import check_activation, inverse
 from ..core._all_reduce import AxisName
-from ..core._axes import against, complement
-from ..core._known import as_known
-from ..core._moments import moments_as_known, reduce_moments
+from ..core._axes import broadcast_parameter, complement
+from ..core._derivative_of import with_derivative_of
+from ..core._moments import moments_with_derivative, reduce_moments
 from ..core._normalize import normalize
 from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
-from ..core._residuals import keep, lean
+from ..core._residuals import rematerialized, saveable
 
 SaveAs: TypeAlias = Literal["output"] | DTypeLike
 
@@ -40,21 +40,22 @@ def normalized_saving(
     """Normalized, activated ``x`` and its moments over all axes but ``feature_axes``."""
     reduced = complement(feature_axes, x.ndim)
     scale, bias = (
-        against(a, x, feature_axes, name) for a, name in ((scale, "scale"), (bias, "bias"))
+        broadcast_parameter(a, x, feature_axes, name)
+        for a, name in ((scale, "scale"), (bias, "bias"))
     )
     check_activation(activation, None, x, scale, bias)
     y_dtype = result_dtype(dtype, x, scale, bias)
 
-    @lean
+    @rematerialized
     def norm(x: jax.Array, *affine: jax.Array | None) -> tuple[jax.Array, Moments]:
         still = lax.stop_gradient(upcast(x))
         m = reduce_moments(still, reduced, None, axis_name, None, narrow=x)
-        m = Moments(*map(keep, m))
+        m = Moments(*map(saveable, m))
         y, again = both(x, m, *lax.stop_gradient(affine))
         # The values are those of x, their derivatives those that the same path has at what is made again.
-        of_again = moments_as_known(m, again, reduced, axis_name)
+        of_again = moments_with_derivative(m, again, reduced, axis_name)
         leaves = (finish(again, of_again, *affine), *of_again)
-        y, *m = as_known(leaves, (y, *m))
+        y, *m = with_derivative_of((y, *m), leaves)
         return y, Moments(*m)
 
     def finish(x: jax.Array, m: Moments, *affine: jax.Array | None) -> jax.Array:
@@ -76,10 +77,10 @@ def normalized_saving(
         # Without the barrier XLA would make what is saved of x again, and keep x.
         if save_as == "output":
             y = lax.optimization_barrier(y)
-            normalized = _normalized_of_output(keep(y), *affine, activation=activation)
+            normalized = _normalized_of_output(saveable(y), *affine, activation=activation)
         else:
             normalized = _rounded((upcast(x) - m.mean) / std, *affine, dtype=save_as)
-            normalized = upcast(keep(lax.optimization_barrier(normalized)), std)
+            normalized = upcast(saveable(lax.optimization_barrier(normalized)), std)
         again = (normalized * std + m.mean).astype(upcast(x).dtype)
         return (y, again), (jnp.zeros_like(y), tangents[0].astype(again.dtype))
 

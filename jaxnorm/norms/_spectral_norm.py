@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from ..core._arguments import is_integer
 from ..core._explained import explained
-from ..core._placement import whole
+from ..core._placement import replicated
 from ..core._precision import promoted_dtype, result_dtype, upcast
 from ..core._public import public
 from ..core._serialized import serialized
@@ -119,7 +119,7 @@ def spectral_norm(
     _check_rank(kernel)
     _check_state(kernel, state, n_steps)
     wide = upcast(kernel, *state)
-    matrix = whole(wide).reshape(math.prod(kernel.shape[:-1]), kernel.shape[-1])
+    matrix = replicated(wide).reshape(math.prod(kernel.shape[:-1]), kernel.shape[-1])
     fixed, u = lax.stop_gradient((matrix, state.u.astype(matrix.dtype)))
     # Directions are those of any multiple; at this one, epsilon is small beside every length.
     largest = jnp.max(jnp.abs(fixed), initial=0)

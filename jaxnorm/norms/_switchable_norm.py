@@ -13,15 +13,25 @@ from ..core._moments import reduce_moments
 from ..core._normalize import normalize
 from ..core._pool import pool
 from ..core._public import public
-from ..core._residuals import lean
-from ..core._running import RunningStats, running_against, update_running_stats
+from ..core._residuals import rematerialized
+from ..core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ..core._sync import pool_over_devices
 from ._operands import operands
-from ._recipe import Affine, Call, Parameter, Shape, State, Tracked, affine_of, present, stats_of
+from ._recipe import (
+    Affine,
+    Call,
+    Parameter,
+    Shape,
+    State,
+    Tracked,
+    present,
+    scale_and_bias,
+    stats_of,
+)
 
 
 @public
-@lean
+@rematerialized
 def switchable_norm(
     x: jax.Array,
     stats: RunningStats,
@@ -82,7 +92,7 @@ def switchable_norm(
     """
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
-    mean, var = (a.astype(o.x.dtype) for a in running_against(stats, o.x, o.features))
+    mean, var = (a.astype(o.x.dtype) for a in broadcast_running_stats(stats, o.x, o.features))
     positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)
     of_instances = reduce_moments(o.x, positions, o.mask, None, None, narrow=o.narrow)
     of_layer = pool(of_instances, o.features)
@@ -95,14 +105,14 @@ def switchable_norm(
         (of_instances.var, of_layer.var, var),
     )
     mixed = (
-        _mixed(mean_weights, "mean_weights", means),
-        _mixed(var_weights, "var_weights", variances),
+        _weighted_mean(mean_weights, "mean_weights", means),
+        _weighted_mean(var_weights, "var_weights", variances),
     )
     y = normalize(o.x, *mixed, *o.parameters, epsilon=epsilon, mask=o.mask)
     return y.astype(o.dtype), stats
 
 
-def _mixed(weights: jax.Array, name: str, values: tuple[jax.Array, ...]) -> jax.Array:
+def _weighted_mean(weights: jax.Array, name: str, values: tuple[jax.Array, ...]) -> jax.Array:
     weights = jnp.asarray(weights)
     if weights.shape != (3,):
         raise ValueError(
@@ -134,7 +144,7 @@ class SwitchableNormRecipe(Affine, Tracked):
             stats_of(variables),
             variables["mean_weights"],
             variables["var_weights"],
-            *affine_of(variables),
+            *scale_and_bias(variables),
             training=not call.evaluating,
             feature_axes=self.feature_axes,
             momentum=self.momentum,

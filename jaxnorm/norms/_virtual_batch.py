@@ -7,7 +7,7 @@ https://arxiv.org/abs/1705.08741); larger, groups of devices pool.
 import jax
 from jax import lax
 
-from ..core._all_reduce import AxisIndexGroups, AxisName, check_bound, names_of
+from ..core._all_reduce import AxisIndexGroups, AxisName, axis_names, check_bound
 from ..core._moments import reduce_moments
 from ..core._pool import Blocks, Moments, pool, repeat_blocks
 from ..core._sync import pool_over_devices
@@ -53,7 +53,7 @@ def _groups_of_devices(
     if examples % size == 0 and size <= examples:
         return None
     if axis_name is not None and size % examples == 0:
-        names = names_of(axis_name)
+        names = axis_names(axis_name)
         check_bound(names)
         together, devices = size // examples, lax.axis_size(names)
         if devices % together == 0:

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 
 from ..core._all_reduce import AxisName
 from ..core._moments import reduce_moments
-from ..core._residuals import keep
+from ..core._residuals import saveable
 
 
 def whitening_of(
@@ -31,7 +31,7 @@ def whitening_of(
     )
     if axis_name is not None:
         products = lax.psum(products, axis_name)
-    products = keep(products)
+    products = saveable(products)
     count = m.count.reshape(-1)[0]
     identity = jnp.eye(rows.shape[-1], dtype=rows.dtype)
     covariance = products / jnp.maximum(count, 1) + epsilon * identity

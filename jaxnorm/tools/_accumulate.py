@@ -10,7 +10,7 @@ from jax import lax
 from ..core._arguments import checked, is_integer
 from ..core._explained import explained
 from ..core._running import RunningStats, update_running_stats
-from ._gather import (
+from ._collect_moments import (
     BatchNormOptions,
     add_batch,
     find_batch_norms,
@@ -18,9 +18,9 @@ from ._gather import (
     nothing_gathered,
     pooled,
 )
+from ._intercept import LayerCall
 from ._model import Stats
 from ._models import model_of
-from ._watch import LayerCall
 
 
 class Accumulated(NamedTuple):

@@ -9,17 +9,17 @@ import numpy as np
 Arrays = Mapping[str, Any]
 
 
-def wide(array: Any) -> np.ndarray:
+def as_float64(array: Any) -> np.ndarray:
     """In float64 or complex128: rounded once, at the end."""
     array = np.asarray(array)
     return array.astype(np.promote_types(array.dtype, np.float64))
 
 
-def affine_of(epsilon: float, norm: Arrays) -> tuple[np.ndarray, np.ndarray]:
+def factor_and_offset(epsilon: float, norm: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """Factor and offset, scale / sqrt(var + ε) and bias - mean · factor, of what a batch norm holds."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        factor = wide(norm.get("scale", 1.0)) / np.sqrt(wide(norm["var"]) + epsilon)
-        return factor, wide(norm.get("bias", 0.0)) - wide(norm["mean"]) * factor
+        factor = as_float64(norm.get("scale", 1.0)) / np.sqrt(as_float64(norm["var"]) + epsilon)
+        return factor, as_float64(norm.get("bias", 0.0)) - as_float64(norm["mean"]) * factor
 
 
 def into_layer_before(
@@ -31,11 +31,11 @@ def into_layer_before(
     one if that is ``transposed``.
     """
     if "embedding" in layer:  # each output is a row of it
-        return {"embedding": wide(layer["embedding"]) * factor + offset}
+        return {"embedding": as_float64(layer["embedding"]) * factor + offset}
     along = factor[..., None] if transposed else factor
     return {
-        "kernel": wide(layer["kernel"]) * along,
-        "bias": wide(layer.get("bias", 0.0)) * factor + offset,
+        "kernel": as_float64(layer["kernel"]) * along,
+        "bias": as_float64(layer.get("bias", 0.0)) * factor + offset,
     }
 
 
@@ -46,12 +46,12 @@ def into_layer_after(
 
     Of its kernel's axes, the first ``window`` are those of the window; the next is of the inputs of a group.
     """
-    kernel = wide(layer["kernel"])
+    kernel = as_float64(layer["kernel"])
     inputs, outputs = kernel.shape[window], kernel.shape[window + 1 :]
     # (places in the window, inputs of a group, groups, outputs of a group)
     parts = kernel.reshape(-1, inputs, groups, math.prod(outputs) // groups)
     factor, offset = (a.reshape(groups, inputs).T[..., None] for a in (factor, offset))
     return {
         "kernel": (parts * factor).reshape(kernel.shape),
-        "bias": wide(layer.get("bias", 0.0)) + (parts * offset).sum((0, 1)).reshape(outputs),
+        "bias": as_float64(layer.get("bias", 0.0)) + (parts * offset).sum((0, 1)).reshape(outputs),
     }

@@ -9,9 +9,9 @@ from flax import nnx
 
 from ..core._explained import explained
 from ._formats._layout import Layout, Sizes, to_flax, to_torch
-from ._formats._model import COUNT, Entry, Layer, Model, Path, parts_of, some
 from ._formats._read import read_like, read_source, write
-from ._pairing import Names, beginnings, check_names, paired
+from ._formats._source import COUNT, Entry, Layer, Path, Source, parts_of, some
+from ._matching import Names, beginnings, check_names, paired
 
 _Module = TypeVar("_Module", bound=nnx.Module)
 _NEW_LINE = "\n  "
@@ -125,8 +125,8 @@ class _Layouts:
 
     def __init__(
         self,
-        wanted: Model,
-        found: Model,
+        wanted: Source,
+        found: Source,
         transposed: Collection[str] | None,
         channels_last: Mapping[str, Sizes],
     ) -> None:
@@ -184,7 +184,7 @@ def _kind(entry: Entry) -> type:
     return next((kind for kind in kinds if jnp.issubdtype(entry.dtype, kind)), entry.dtype.type)
 
 
-def _left_over(wanted: Model, found: Model, pairs: Mapping[Path, Path]) -> Iterator[str]:
+def _left_over(wanted: Source, found: Source, pairs: Mapping[Path, Path]) -> Iterator[str]:
     """What of the source has no place. A count of batches that nobody needs is no loss."""
     for partner, entries in found.layers.items():
         layers = [wanted.layers[path] for path, other in pairs.items() if other == partner]

@@ -9,8 +9,7 @@ import numpy as np
 from ..core._explained import explained
 from ..core._pool import Moments
 from ..core._running import RunningStats
-from ._examination import Examination, LayerHealth
-from ._gather import (
+from ._collect_moments import (
     BatchNormOptions,
     find_batch_norms,
     gathered,
@@ -18,9 +17,10 @@ from ._gather import (
     nothing_gathered,
     pooled,
 )
+from ._examination import Examination, LayerHealth
+from ._intercept import Where, select
 from ._model import Model, Run
-from ._models import as_it_is, model_of
-from ._watch import Where, check_meant
+from ._models import call_model, model_of
 
 
 @explained
@@ -29,7 +29,7 @@ def examine(
     batch: Any,
     *,
     variables: Any = None,
-    run: Run = as_it_is,
+    run: Run = call_model,
     where: Where | None = None,
     rngs: Any = None,
 ) -> Examination:
@@ -70,7 +70,7 @@ def examine(
     """
     subject = model_of(model, variables, rngs)
     norms = find_batch_norms(subject, run, batch)
-    paths = check_meant(where, list(norms), "batch norm")
+    paths = select(where, list(norms), "batch norm")
     held = {path: subject.stats(path) for path in paths}
     nothing = {path: nothing_gathered(of_layer["mean"]) for path, of_layer in held.items()}
     outputs = {}

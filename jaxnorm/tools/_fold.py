@@ -9,14 +9,14 @@ from flax import nnx
 
 from ..core._arguments import checked
 from ..core._explained import explained
-from ._affine import affine_of, into_layer_after, into_layer_before
+from ._affine import factor_and_offset, into_layer_after, into_layer_before
+from ._collect_moments import find_batch_norms
+from ._dataflow import Flow, follow, n_features
+from ._eligibility import CONVS, LAYERS, Pair, axes_from_the_end, pair_of
 from ._folded import Dtypes, without_norms
-from ._follow import Flow, follow, n_features
-from ._gather import find_batch_norms
+from ._intercept import LayerCall, Where, select
 from ._model import Run
-from ._models import BATCH_NORMS, as_it_is, model_of
-from ._pairs import CONVS, LAYERS, Pair, axes_from_the_end, pair_of
-from ._watch import LayerCall, Where, check_meant
+from ._models import BATCH_NORMS, call_model, model_of
 
 
 class Folded(NamedTuple):
@@ -49,7 +49,7 @@ def fold(
     batch: Any,
     *,
     variables: Any = None,
-    run: Run = as_it_is,
+    run: Run = call_model,
     where: Where | None = None,
     partial: bool = False,
     rngs: Any = None,
@@ -103,7 +103,7 @@ def fold(
     find_batch_norms(model_of(model, variables, rngs), run, batch)
     flow = follow(model_of(model, variables, rngs, (*BATCH_NORMS, *LAYERS)), run, batch)
     norms = [path for path, seen in flow.seen.items() if isinstance(seen.call.layer, BATCH_NORMS)]
-    outcomes = {path: pair_of(flow, path) for path in check_meant(where, norms, "batch norm")}
+    outcomes = {path: pair_of(flow, path) for path in select(where, norms, "batch norm")}
     pairs = [outcome for outcome in outcomes.values() if isinstance(outcome, Pair)]
     refused = {path: reason for path, reason in outcomes.items() if isinstance(reason, str)}
     if refused and not partial:
@@ -134,7 +134,7 @@ def fold(
 def _with_norm(flow: Flow, pair: Pair, layer: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """What the layer of a pair holds with the norm in it, of what it holds without."""
     seen, into = flow.seen[pair.norm], flow.seen[pair.layer]
-    factor, offset = affine_of(seen.call.layer.epsilon, flow.arrays(pair.norm))
+    factor, offset = factor_and_offset(seen.call.layer.epsilon, flow.arrays(pair.norm))
     kind: Any = into.call.layer
     if pair.before:
         features, axes = into.y[-n_features(kind) :], axes_from_the_end(flow, pair.norm)
@@ -167,12 +167,12 @@ def _outputs(model: Any, variables: Any, rngs: Any, run: Run, batch: Any) -> Any
 
     @jax.jit
     def compiled(state: Any, batch: Any) -> Any:
-        return subject.run(state, {}, run, batch, _as_it_is)[0]
+        return subject.run(state, {}, run, batch, _unchanged)[0]
 
     return compiled(subject.state, batch)
 
 
-def _as_it_is(call: LayerCall) -> Any:
+def _unchanged(call: LayerCall) -> Any:
     return call.proceed(*call.args, **call.kwargs)
 
 

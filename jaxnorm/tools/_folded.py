@@ -13,13 +13,13 @@ from flax.core import freeze, unfreeze
 from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ..core._activation import spread_activated
+from ..core._activation import map_activated
 from ..core._precision import result_dtype, upcast
-from ._follow import COLLECTIONS
+from ._dataflow import COLLECTIONS
+from ._eligibility import LAYERS
+from ._intercept import LayerCall, rebuilt
 from ._models import BATCH_NORMS
-from ._pairs import LAYERS
 from ._substitute import answering
-from ._watch import LayerCall, rebuilt
 
 Changed: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
 """New arrays of layers, by path and name; in float64."""
@@ -46,7 +46,7 @@ def _what_is_left(
     if activation is not None or residual is not None:
         x = upcast(x, residual)
         residual = None if residual is None else residual.astype(x.dtype)
-        x = spread_activated(_same, x, activation=activation, residual=residual)
+        x = map_activated(_same, x, activation=activation, residual=residual)
     return x.astype(dtype)
 
 

@@ -10,19 +10,19 @@ from jax import lax
 
 from ..core._arguments import checked
 from ..core._explained import explained
-from ._models import check_model, model_of
-from ._substitute import answering, without_answers
-from ._watch import (
+from ._intercept import (
     LINEN_BATCH_NORMS,
     NNX_BATCH_NORMS,
     LayerCall,
     Where,
     called_class,
-    check_meant,
-    is_meant,
+    matches,
     rebuilt,
+    select,
     unfrozen_class,
 )
+from ._models import check_model, model_of
+from ._substitute import answering, without_answers
 
 
 @explained
@@ -67,13 +67,13 @@ def freeze(
         ...     optax.adamw(1e-3), optax.masked(optax.set_to_zero(), tools.norm_mask)
         ... )
     """
-    check_meant(where, model_of(model, variables).paths(), "batch norm")
+    select(where, model_of(model, variables).paths(), "batch norm")
     if isinstance(model, nn.Module):
         return answering(model, LINEN_BATCH_NORMS, _Frozen(where, affine))
 
     def frozen(path: tuple[Any, ...], node: Any) -> Any:
         kind: Any = type(node)
-        if issubclass(kind, NNX_BATCH_NORMS) and is_meant(where, "/".join(map(str, path))):
+        if issubclass(kind, NNX_BATCH_NORMS) and matches(where, "/".join(map(str, path))):
             frozen_before = getattr(kind, "affine_is_frozen", False)
             node.__class__ = _frozen_class(unfrozen_class(kind), affine or frozen_before)
         return node
@@ -121,7 +121,7 @@ class _Frozen:
     affine: bool
 
     def __call__(self, call: LayerCall) -> Any:
-        if not is_meant(self.where, call.path):
+        if not matches(self.where, call.path):
             return call.proceed(*call.args, **call.kwargs)
         layer, options = call.layer, dict(call.kwargs)
         options.pop("use_running_average", None)

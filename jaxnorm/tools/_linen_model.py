@@ -9,8 +9,8 @@ from flax.core import freeze, unfreeze
 from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ._model import Kinds, Run, Stats, names_of
-from ._watch import Answer, answered_first_by, new_number, traced_for, watching
+from ._intercept import Answer, answered_first_by, new_number, traced_for, watching
+from ._model import Kinds, Run, Stats, split_path
 
 
 class LinenModel:
@@ -59,7 +59,7 @@ class LinenModel:
     def with_stats(self, state: Any, stats: Stats) -> Any:
         flat = flatten_dict(state.get("batch_stats", {}))
         for path, arrays in stats.items():
-            flat |= {(*names_of(path), name): array for name, array in arrays.items()}
+            flat |= {(*split_path(path), name): array for name, array in arrays.items()}
         return {**state, "batch_stats": unflatten_dict(flat)} if flat else state
 
     def returned(self, stats: Stats) -> Any:
@@ -83,6 +83,6 @@ def _as_in(before: Any, after: Any) -> Any:
 
 
 def _below(tree: Any, path: str) -> dict[str, jax.Array]:
-    for name in names_of(path):
+    for name in split_path(path):
         tree = tree.get(name, {})
     return dict(tree)

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 
 from ..core._explained import explained
-from ._replicas import names_of
-from ._watch import Where, check_meant, is_meant
+from ._intercept import Where, matches, select
+from ._replicas import key_names
 
 _OTHERS = {"kernel", "embedding"}  # what stands beside a bias that is not a norm's
 
@@ -46,8 +46,8 @@ def norm_mask(params: Any, where: Where | None = None) -> Any:
 
     norms = [norm_of(path) for path in paths]
     if where is not None:
-        check_meant(where, list(dict.fromkeys(norm for norm in norms if norm is not None)), "norm")
-    mask = [norm is not None and is_meant(where, norm) for norm in norms]
+        select(where, list(dict.fromkeys(norm for norm in norms if norm is not None)), "norm")
+    mask = [norm is not None and matches(where, norm) for norm in norms]
     return jax.tree.unflatten(structure, mask)
 
 
@@ -76,4 +76,4 @@ def decay_mask(params: Any) -> Any:
 def _paths(params: Any) -> tuple[list[tuple[str, ...]], Any]:
     """The names to each leaf; those of wrapped layers, such as Dense_0/kernel/scale, are taken apart."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    return [tuple("/".join(names_of(path)).split("/")) for path, _ in leaves], structure
+    return [tuple("/".join(key_names(path)).split("/")) for path, _ in leaves], structure

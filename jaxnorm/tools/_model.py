@@ -5,7 +5,7 @@ from typing import Any, Protocol, TypeAlias
 
 import jax
 
-from ._watch import Answer
+from ._intercept import Answer
 
 Run: TypeAlias = Callable[[Any, Any], Any]
 """How a model is run on a batch: ``lambda model, batch: model(batch["image"], train=False)``."""
@@ -71,6 +71,6 @@ class Model(Protocol):
         ...
 
 
-def names_of(path: str) -> tuple[str, ...]:
+def split_path(path: str) -> tuple[str, ...]:
     """The keys on the way to a layer; that of the model itself has none."""
     return tuple(filter(None, path.split("/")))

@@ -6,15 +6,15 @@ from typing import Any
 import flax.linen as nn
 from flax import nnx
 
+from ._intercept import LINEN_BATCH_NORMS, NNX_BATCH_NORMS
 from ._linen_model import LinenModel
 from ._model import Kinds, Model
 from ._nnx_model import NnxModel
-from ._watch import LINEN_BATCH_NORMS, NNX_BATCH_NORMS
 
 BATCH_NORMS: Kinds = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
 
 
-def as_it_is(model: Any, batch: Any) -> Any:
+def call_model(model: Any, batch: Any) -> Any:
     """How a model is run if nobody says."""
     return model(batch)
 

@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 
 from ..core._running import RunningStats
+from ._intercept import NNX_BATCH_NORMS, Answer, answered_first_by, new_number, traced_for, watched
 from ._model import Kinds, Run, Stats
-from ._watch import NNX_BATCH_NORMS, Answer, answered_first_by, new_number, traced_for, watched
 
 
 class NnxModel:

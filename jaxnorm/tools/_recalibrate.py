@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core._arguments import checked
 from ..core._explained import explained
-from ._gather import (
+from ._collect_moments import (
     Gather,
     Way,
     averaged,
@@ -20,9 +20,9 @@ from ._gather import (
     nothing_gathered,
     pooled,
 )
+from ._intercept import Where, select
 from ._model import Run, Stats
-from ._models import as_it_is, model_of
-from ._watch import Where, check_meant
+from ._models import call_model, model_of
 
 Step: TypeAlias = Callable[[Any, Stats, Any, int], tuple[Stats, jax.Array]]
 Method: TypeAlias = Literal["population", "precise_bn", "update_bn"]
@@ -36,7 +36,7 @@ def recalibrate(
     batches: Iterable[Any],
     *,
     variables: Any = None,
-    run: Run = as_it_is,
+    run: Run = call_model,
     method: Method = "population",
     layer_by_layer: bool = False,
     where: Where | None = None,
@@ -124,7 +124,7 @@ def recalibrate(
             "batches must hold at least one batch; got none. An iterator that was used before is empty: give "
             "a list, or make the iterator anew."
         )
-    paths = check_meant(where, list(find_batch_norms(subject, run, first)), "batch norm")
+    paths = select(where, list(find_batch_norms(subject, run, first)), "batch norm")
     meant = set(paths).__contains__
     held = {path: subject.stats(path) for path in paths}
     length = len(batches) if isinstance(batches, Sized) else None

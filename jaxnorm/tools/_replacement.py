@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from ._watch import LINEN_BATCH_NORMS, NNX_BATCH_NORMS
+from ._intercept import LINEN_BATCH_NORMS, NNX_BATCH_NORMS
 
 Constructor: TypeAlias = Callable[..., Any]
 

@@ -54,7 +54,7 @@ def pool_replicas(
             f"axis_name={axis_name!r}. For stacked statistics, as pmap returns them, it is axis=0."
         )
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(batch_stats)
-    leaves = {names_of(path): jnp.asarray(leaf) for path, leaf in paths_and_leaves}
+    leaves = {key_names(path): jnp.asarray(leaf) for path, leaf in paths_and_leaves}
     pooled = {}
     for layer in [path[:-1] for path in leaves if path[-1:] == ("var",)]:
         mean, var = leaves.get((*layer, "mean")), leaves[*layer, "var"]
@@ -77,7 +77,7 @@ def pool_replicas(
     return jax.tree.unflatten(structure, ({**others, **pooled}[path] for path in leaves))
 
 
-def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
+def key_names(path: tuple[Any, ...]) -> tuple[str, ...]:
     """The keys to a leaf: those of dictionaries, fields and sequences alike."""
     names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
     return tuple(names[:-1] if names[-1:] == ["value"] else names)  # of a variable of NNX

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import flax.linen as nn
 
-from ._watch import Answer, answered_first_by, new_number, rebuilt, traced_for, watching
+from ._intercept import Answer, answered_first_by, new_number, rebuilt, traced_for, watching
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

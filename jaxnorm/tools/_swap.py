@@ -11,18 +11,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from .. import linen as jnl, nnx as jnx
 from ..core._explained import explained
 from ..norms._choice import taken_by
-from ._model import names_of
-from ._models import model_of
-from ._replacement import Constructor, Replacement
-from ._substitute import answering
-from ._watch import (
+from ._intercept import (
     LINEN_BATCH_NORMS,
     NNX_BATCH_NORMS,
     LayerCall,
     Where,
-    check_meant,
-    is_meant,
+    matches,
+    select,
 )
+from ._model import split_path
+from ._models import model_of
+from ._replacement import Constructor, Replacement
+from ._substitute import answering
 
 
 @explained
@@ -71,7 +71,7 @@ def swap(
         (2, 8)
     """
     subject = model_of(model, variables)
-    paths = check_meant(where, subject.paths(), "batch norm")
+    paths = select(where, subject.paths(), "batch norm")
     if isinstance(model, nn.Module):
         linen_norm = Replacement.of(jnl.get_norm, norm, options, nn.Module)
         swapped = answering(model, LINEN_BATCH_NORMS, _Swapped(linen_norm, where))
@@ -80,7 +80,7 @@ def swap(
 
     def replaced(path: tuple[Any, ...], node: Any) -> Any:
         name = "/".join(map(str, path))
-        if not isinstance(node, NNX_BATCH_NORMS) or not is_meant(where, name):
+        if not isinstance(node, NNX_BATCH_NORMS) or not matches(where, name):
             return node
         new = nnx_norm.like(node, name, node.num_features, rngs=nnx.Rngs(0))
         for variable in ("scale", "bias", "mean", "var", "count"):
@@ -101,7 +101,7 @@ class _Swapped:
     where: Where | None
 
     def __call__(self, call: LayerCall) -> Any:
-        if not is_meant(self.where, call.path):
+        if not matches(self.where, call.path):
             return call.proceed(*call.args, **call.kwargs)
         x, *flag = call.args
         given = {**call.kwargs, **({"use_running_average": flag[0]} if flag else {})}
@@ -114,7 +114,7 @@ class _Swapped:
 
 def _carried_variables(variables: Any, paths: list[str], norm: Replacement) -> Any:
     """``variables`` with what the norms at ``paths`` hold, and nothing else of the batch norms there."""
-    layers = set(map(names_of, paths))
+    layers = set(map(split_path, paths))
 
     def kept(collection: Any) -> Any:
         flat = flatten_dict(collection, keep_empty_nodes=True)

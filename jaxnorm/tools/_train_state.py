@@ -9,7 +9,7 @@ from flax.training import train_state
 
 from ..core._arguments import NUMBERS
 from ..core._explained import explained
-from ..core._mixed import mixed
+from ..core._moving_average import moving_average
 from ._models import model_of
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
         if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
             return new
         old, new = jnp.asarray(old), jnp.asarray(new)
-        return mixed(old, new, decay).astype(old.dtype)
+        return moving_average(old, new, decay).astype(old.dtype)
 
     NUMBERS["decay"].check("decay", decay)
     _check_alike(old, new)

@@ -1,4 +1,4 @@
-"""`collect` and `spread`: sums and values of elementwise functions, on every platform path."""
+"""`sum_elementwise` and `map_elementwise`: sums and values of elementwise functions on each platform."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxnorm.core import _elementwise
-from jaxnorm.core._elementwise import themselves
-from jaxnorm.core._reduce import collect, spread
+from jaxnorm.core._elementwise import identity
+from jaxnorm.core._reduce import map_elementwise, sum_elementwise
 from tests.cases import draw
 from tests.oracle import wide
 
@@ -54,7 +54,7 @@ def test_sums_of_every_size(size: int) -> None:
         first, last = jnp.outer(long, two), jnp.outer(two, long)
         middle = jnp.stack([first, -first, 3 * first])
         return [
-            (collect(themselves, a, a * a, axes=axes), (a, a * a))
+            (sum_elementwise(identity, a, a * a, axes=axes), (a, a * a))
             for a, axes in ((first, (0,)), (last, (1,)), (middle, (0, 1)))
         ]
 
@@ -67,14 +67,16 @@ def test_sums_of_every_size(size: int) -> None:
 def test_collect_sums(shape: tuple[int, ...], axes: tuple[int, ...], count: int) -> None:
     """One, two or three arrays, jitted or not, are summed each on its own."""
     arrays = values(shape, count)
-    assert_sums(collect(themselves, *arrays, axes=axes), arrays, axes)
-    assert_sums(jax.jit(lambda *a: collect(themselves, *a, axes=axes))(*arrays), arrays, axes)
+    assert_sums(sum_elementwise(identity, *arrays, axes=axes), arrays, axes)
+    assert_sums(jax.jit(lambda *a: sum_elementwise(identity, *a, axes=axes))(*arrays), arrays, axes)
 
 
 def test_arrays_of_several_dtypes() -> None:
     """A complex sum and a real one in the same pass."""
     (z,), (r,) = values((37, 3), 1, "complex64"), values((37, 3), 1)
-    assert_sums(jax.jit(lambda z, r: collect(themselves, z, r, axes=(0,)))(z, r), (z, r), (0,))
+    assert_sums(
+        jax.jit(lambda z, r: sum_elementwise(identity, z, r, axes=(0,)))(z, r), (z, r), (0,)
+    )
 
 
 def affine(x: Any, gain: Any, offset: Any) -> Any:
@@ -118,7 +120,7 @@ def test_values_and_every_derivative(
         operands = operands_of(shape, axes)
         along = [jnp.cos(3 * a) for a in operands]
         sums = axes if summed else ()
-        ours = lambda *a: collect(f, *a, axes=sums)  # noqa: E731
+        ours = lambda *a: sum_elementwise(f, *a, axes=sums)  # noqa: E731
         plain = reference(f, sums)
 
         def everything(g: Any) -> Any:
@@ -151,9 +153,9 @@ def test_the_transpose_collects_where_it_was_spread(
     small = values(tuple(1 if i in axes else n for i, n in enumerate(shape)), 1)[0]
 
     def up(s: Any) -> Any:
-        return spread(lambda s, like: (s,), s, big)[0]
+        return map_elementwise(lambda s, like: (s,), s, big)[0]
 
-    (down,) = collect(themselves, big, axes=axes)
+    (down,) = sum_elementwise(identity, big, axes=axes)
     np.testing.assert_array_equal(up(small), np.broadcast_to(small, shape))
     (got,) = jax.linear_transpose(up, small)(big)
     np.testing.assert_allclose(got, down, rtol=1e-5, atol=1e-5)
@@ -162,7 +164,7 @@ def test_the_transpose_collects_where_it_was_spread(
 def test_one_pass_for_what_is_repeated_alike() -> None:
     """Of several operands repeated along the same axes, all gradients come from one collect."""
     x, gain, offset = values((37, 3), 1)[0], *values((1, 3))
-    _, pull = jax.vjp(lambda *a: spread(affine, *a), x, gain, offset)
+    _, pull = jax.vjp(lambda *a: map_elementwise(affine, *a), x, gain, offset)
     backward = str(jax.make_jaxpr(pull)([x, x]))
     assert backward.count("norm_map_sum") == 2  # for x, and for both others
     assert backward.count("axes=(0,)") == 1
@@ -171,11 +173,16 @@ def test_one_pass_for_what_is_repeated_alike() -> None:
 def test_a_direction_of_none_and_a_cotangent_of_none() -> None:
     """What does not move, and results that nobody reads, cost nothing and are zero."""
     a, b = values((37, 3))
-    one = jax.jit(lambda a: jax.jvp(lambda a: collect(themselves, a, b, axes=(0,)), (a,), (a,))[1])
+    one = jax.jit(
+        lambda a: jax.jvp(lambda a: sum_elementwise(identity, a, b, axes=(0,)), (a,), (a,))[1]
+    )
     np.testing.assert_array_equal(one(a)[1], np.zeros((1, 3)))
-    first = jax.grad(lambda a: collect(themselves, a, b, axes=(0,))[0].sum())(a)
+    first = jax.grad(lambda a: sum_elementwise(identity, a, b, axes=(0,))[0].sum())(a)
     np.testing.assert_array_equal(first, np.ones((37, 3)))
-    masked = lambda a, m: collect(lambda a, m: (jnp.where(m, a, 0),), a, m, axes=(0,))[0].sum()  # noqa: E731
+
+    def masked(a: jax.Array, m: jax.Array) -> jax.Array:
+        return sum_elementwise(lambda a, m: (jnp.where(m, a, 0),), a, m, axes=(0,))[0].sum()
+
     np.testing.assert_array_equal(jax.grad(masked)(a, b > 0), b > 0)
 
 
@@ -187,7 +194,7 @@ def test_vmap(dims: tuple[Any, ...]) -> None:
     whole = [jnp.asarray(draw(rng, s, "float32", 0.5)) for s in shapes]
     args = [a[0] if d is None else jnp.moveaxis(a, 0, d) for a, d in zip(whole, dims, strict=True)]
     for f, axes in ((moved, (0,)), (affine, ()), (moved, (0, 1)), (moved, (1,))):
-        ours = jax.vmap(lambda *a, f=f, axes=axes: collect(f, *a, axes=axes), in_axes=dims)
+        ours = jax.vmap(lambda *a, f=f, axes=axes: sum_elementwise(f, *a, axes=axes), in_axes=dims)
         plain = jax.vmap(reference(f, axes), in_axes=dims)
         for got in (ours(*args), jax.jit(ours)(*args)):
             for g, w in zip(got, plain(*args), strict=True):
@@ -199,7 +206,9 @@ def test_functions_are_derived_once() -> None:
     a, b, c = *values((8, 3), 1), *values((1, 3), 1), *values((8, 1), 1)
 
     def gradients() -> Any:
-        return jax.grad(lambda *v: sum(r.sum() for r in collect(affine, *v, axes=(0,))))(a, b, c)
+        return jax.grad(lambda *v: sum(r.sum() for r in sum_elementwise(affine, *v, axes=(0,))))(
+            a, b, c
+        )
 
     gradients()
     before = [f.cache_info().misses for f in (_elementwise.tangent_of, _elementwise.cotangent_of)]

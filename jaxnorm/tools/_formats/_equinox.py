@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._model import Entry, Model, Path
+from ._source import Entry, Path, Source
 
 
 def is_equinox(thing: Any, name: str = "Module") -> bool:
@@ -15,7 +15,7 @@ def is_equinox(thing: Any, name: str = "Module") -> bool:
     )
 
 
-def read_equinox(module: Any, state: Any = None) -> Model:
+def read_equinox(module: Any, state: Any = None) -> Source:
     """The layers of a module, with the running statistics of ``state``.
 
     Raises:
@@ -33,7 +33,7 @@ def read_equinox(module: Any, state: Any = None) -> Model:
             if hasattr(array, "shape") and hasattr(array, "dtype"):  # not an option
                 full = ".".join((*path, name))
                 layers.setdefault(tuple(path), {})[name] = Entry(full, "", array)
-    return Model(layers, is_torch=True)
+    return Source(layers, is_torch=True)
 
 
 def _is_special(node: Any) -> bool:

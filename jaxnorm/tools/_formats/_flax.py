@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from ._model import Entry, Model, Path, by_slot
+from ._source import Entry, Path, Source, by_slot
 
 _Variables = TypeVar("_Variables", bound=Mapping[str, Any])
 _NNXModel = TypeVar("_NNXModel", bound=nnx.Module)
@@ -18,7 +18,7 @@ _Leaf = tuple[str, Path, str, Any]  # name, layer, role, value
 _OF_WRAPPERS = {"scales": "scale", "gains": "gain"}
 
 
-def read_linen(variables: Mapping[str, Any]) -> Model:
+def read_linen(variables: Mapping[str, Any]) -> Source:
     """The layers of all collections: ``params/bn/scale`` and ``batch_stats/bn/mean`` are of one."""
     model = _model(_linen_leaves(variables))
     automatic = {path for path in model.layers if path and path[-1].startswith("ConvTranspose_")}
@@ -32,7 +32,7 @@ def write_linen(variables: _Variables, values: _Values) -> _Variables:
     return jax.tree.unflatten(jax.tree.structure(variables), leaves)
 
 
-def read_nnx(model: nnx.Module) -> Model:
+def read_nnx(model: nnx.Module) -> Source:
     """The layers of a model; what is shared is where it is first found."""
     transposed = {
         path_of(path)
@@ -52,7 +52,7 @@ def write_nnx(model: _NNXModel, values: _Values) -> _NNXModel:
     return copy
 
 
-def by_name(model: Model, values: _Values) -> dict[str, np.ndarray]:
+def by_name(model: Source, values: _Values) -> dict[str, np.ndarray]:
     """The values under the names of their entries."""
     return {
         entry.name: values[path][slot]
@@ -66,14 +66,14 @@ def path_of(keys: Sequence[Any]) -> Path:
     return tuple(str(key) for key in keys if key != "layer_instance")
 
 
-def _model(leaves: Iterator[_Leaf]) -> Model:
+def _model(leaves: Iterator[_Leaf]) -> Source:
     layers: dict[Path, dict[str, Entry]] = {}
     for name, path, role, leaf in leaves:
         roles = layers.setdefault(path, {})
         roles[name if role in roles else role] = Entry(
             name, role, leaf
         )  # collections may share a name
-    return Model({path: by_slot(roles) for path, roles in layers.items()}, is_torch=False)
+    return Source({path: by_slot(roles) for path, roles in layers.items()}, is_torch=False)
 
 
 def _linen_leaves(variables: Mapping[str, Any]) -> Iterator[_Leaf]:

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ._model import Entry, Model, Path, by_slot
+from ._source import Entry, Path, Source, by_slot
 
 _ROLES = {"w": "kernel", "b": "bias", "offset": "bias", "embeddings": "embedding"}
 _STATISTICS = {"mean_ema": "mean", "var_ema": "var"}
 
 
-def read_haiku(params: Mapping[str, Any], state: Mapping[str, Any]) -> Model:
+def read_haiku(params: Mapping[str, Any], state: Mapping[str, Any]) -> Source:
     """The layers, whose kernels are laid out as Flax's.
 
     Running statistics are the averages with which Haiku evaluates; what it calculates them from (``hidden``,
@@ -26,7 +26,7 @@ def read_haiku(params: Mapping[str, Any], state: Mapping[str, Any]) -> Model:
             if role:
                 entry = Entry(f"{module}/{name}", role, _as_in_flax(role, array, path[-1]))
                 layers.setdefault(layer, {})[role] = entry
-    return Model({path: by_slot(roles) for path, roles in layers.items()}, is_torch=False)
+    return Source({path: by_slot(roles) for path, roles in layers.items()}, is_torch=False)
 
 
 def _as_in_flax(role: str, array: Any, module: str) -> Any:

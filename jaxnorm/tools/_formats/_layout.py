@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._model import COUNT, Layer
+from ._source import COUNT, Layer
 
 Sizes = tuple[int, ...]
 

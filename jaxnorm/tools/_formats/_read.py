@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from . import _model
+from . import _source
 from ._equinox import is_equinox, read_equinox
 from ._files import read_file
 from ._flax import read_linen, read_nnx, write_linen, write_nnx
 from ._haiku import read_haiku
-from ._model import Model
+from ._source import Source
 from ._torch import read_torch, write_torch
 
 
-def read_source(source: Any) -> Model:
+def read_source(source: Any) -> Source:
     """Whatever arrays can be taken from.
 
     Raises:
@@ -41,7 +41,7 @@ def read_source(source: Any) -> Model:
     )
 
 
-def read_like(like: Any) -> Model:
+def read_like(like: Any) -> Source:
     """What can be made: a ``state_dict``, variables of Linen, a model of NNX.
 
     Raises:
@@ -60,7 +60,7 @@ def read_like(like: Any) -> Model:
     )
 
 
-def write(like: Any, values: Mapping[_model.Path, Mapping[str, np.ndarray]]) -> Any:
+def write(like: Any, values: Mapping[_source.Path, Mapping[str, np.ndarray]]) -> Any:
     """A new thing of the kind of ``like``."""
     if isinstance(like, nnx.Module):
         return write_nnx(like, values)

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ._model import Entry, Model, Path
+from ._source import Entry, Path, Source
 
 # What stands in place of a normalized weight: with parametrizations, and with the wrappers before them,
 # whose "weight_v" is a direction of inputs in spectral norm and the weight itself in weight norm.
@@ -16,7 +16,7 @@ _SLOT = {"original": "", "original0": "/g", "original1": "", "0._u": "/u", "0._v
 _OLD = re.compile(r"(.*)_(g|v|u|orig)")
 
 
-def read_torch(state_dict: Mapping[str, Any]) -> Model:
+def read_torch(state_dict: Mapping[str, Any]) -> Source:
     """The layers of a ``state_dict``, in its order.
 
     Raises:
@@ -32,10 +32,10 @@ def read_torch(state_dict: Mapping[str, Any]) -> Model:
             )
         path, slot = _place_of(key, state_dict)
         layers.setdefault(path, {})[slot] = Entry(key, "", leaf)
-    return Model(layers, is_torch=True)
+    return Source(layers, is_torch=True)
 
 
-def write_torch(like: Model, values: Mapping[Path, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+def write_torch(like: Source, values: Mapping[Path, Mapping[str, np.ndarray]]) -> dict[str, Any]:
     """A new ``state_dict`` with these values, in NumPy's types: bfloat16, which it lacks, becomes float32."""
     state_dict: dict[str, Any] = {}
     for path, layer in like.layers.items():

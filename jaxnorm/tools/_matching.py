@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
-from ._formats._model import Model, Path, normal_form, parts_of, some
+from ._formats._source import Path, Source, normal_form, parts_of, some
 
 Names: TypeAlias = Mapping[str, str] | Callable[[str], str]
 
 
 def paired(
-    wanted: Model, found: Model, names: Names | None, fits: Callable[[Path, Path], bool]
+    wanted: Source, found: Source, names: Names | None, fits: Callable[[Path, Path], bool]
 ) -> dict[Path, Path]:
     """For each layer of ``wanted`` the one of ``found`` that it is, or that is missing there."""
     resolve = _resolver(found.layers)
@@ -67,7 +67,7 @@ def _resolver(layers: Iterable[Path]) -> Callable[[Path], Path]:
 
 
 def _by_shape(
-    wanted: Model, found: Model, fits: Callable[[Path, Path], bool]
+    wanted: Source, found: Source, fits: Callable[[Path, Path], bool]
 ) -> dict[Path, Path] | None:
     """The only way to pair all layers of both by what is in them, or None if there is none or another.
 

@@ -11,7 +11,7 @@ from ._arguments import is_number
 from ._precision import arithmetic_dtype
 
 
-def mixed(old: jax.Array, new: jax.Array, weight: float | jax.Array) -> jax.Array:
+def moving_average(old: jax.Array, new: jax.Array, weight: float | jax.Array) -> jax.Array:
     """Weight · old + (1 - weight) · new, in float32 or wider.
 
     A weight of 0 forgets and one of 1 ignores, even a NaN or an infinity, which 0 times it would not. It is
@@ -20,7 +20,9 @@ def mixed(old: jax.Array, new: jax.Array, weight: float | jax.Array) -> jax.Arra
     dtype = arithmetic_dtype(old, new)
     if jnp.issubdtype(dtype, jnp.complexfloating):  # whose product with an infinity is NaN
         old, new = old.astype(dtype), new.astype(dtype)
-        return lax.complex(mixed(old.real, new.real, weight), mixed(old.imag, new.imag, weight))
+        return lax.complex(
+            moving_average(old.real, new.real, weight), moving_average(old.imag, new.imag, weight)
+        )
     old, new = jnp.asarray(old, dtype), jnp.asarray(new, dtype)
     if is_number(weight):  # known while tracing
         share: Any = np.asarray(weight, dtype)[()]  # of that dtype, so that both shares add up to 1

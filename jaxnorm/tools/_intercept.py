@@ -166,14 +166,14 @@ def _watched_class(kind: type[nnx.Module]) -> type[nnx.Module]:
     return type(kind.__name__, (kind,), {"__call__": __call__})
 
 
-def is_meant(where: Where | None, path: str) -> bool:
+def matches(where: Where | None, path: str) -> bool:
     """Whether ``where`` means the layer at ``path``; None means all."""
     if where is None:
         return True
     return where(path) if callable(where) else fnmatch.fnmatchcase(path, where)
 
 
-def check_meant(where: Where | None, paths: list[str], kind: str) -> list[str]:
+def select(where: Where | None, paths: list[str], kind: str) -> list[str]:
     """Those of ``paths`` that ``where`` means.
 
     Raises:
@@ -184,7 +184,7 @@ def check_meant(where: Where | None, paths: list[str], kind: str) -> list[str]:
             f"there must be at least one {kind}; got a model without any. In Linen they are known by the "
             f"variables, with the collections params and batch_stats as init or training returned them."
         )
-    meant = [path for path in paths if is_meant(where, path)]
+    meant = [path for path in paths if matches(where, path)]
     if not meant:
         raise ValueError(
             f"where must mean at least one {kind} of the model; got where={where!r}, and there are: "

@@ -11,8 +11,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
+from ._intercept import LayerCall
 from ._model import Model, Run
-from ._watch import LayerCall
 
 _MARK = "jaxnorm.fold"
 COLLECTIONS = ("params", "batch_stats")

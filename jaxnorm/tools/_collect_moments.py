@@ -12,8 +12,8 @@ from ..core._axes import canonical_axes, complement
 from ..core._moments import moments
 from ..core._pool import Moments, combine
 from ..core._running import RunningStats, init_running_stats, update_running_stats
+from ._intercept import LayerCall
 from ._model import Model, Run, Stats
-from ._watch import LayerCall
 
 Gathered: TypeAlias = Sequence[jax.Array]
 """Mean, variance, and a count of whatever the way counts."""

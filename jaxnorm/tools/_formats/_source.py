@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 Layer: TypeAlias = Mapping[str, Entry]  # by slot
 
 
-class Model(NamedTuple):
+class Source(NamedTuple):
     """All layers of a model; in each, its arrays by slot.
 
     A slot is PyTorch's name for what an array is: ``weight``, ``bias``, ``running_mean``, and ``weight/g``

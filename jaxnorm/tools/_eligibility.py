@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 
 from ..core._axes import canonical_axes
-from ._affine import affine_of
-from ._follow import LARGEST, Flow, Leaf, Origin
+from ._affine import factor_and_offset
+from ._dataflow import LARGEST, Flow, Leaf, Origin
 from ._models import BATCH_NORMS
 
 CONVS = (nn.Conv, nnx.Conv)
@@ -57,7 +57,7 @@ def _against_norm(flow: Flow, norm: str) -> Iterator[str]:
     flag = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
     if not (layer.use_running_average if flag is None else flag):
         yield "it normalizes with the statistics of the batch: have run call the model for evaluation"
-    factor, offset = affine_of(layer.epsilon, flow.arrays(norm))
+    factor, offset = factor_and_offset(layer.epsilon, flow.arrays(norm))
     if not (np.isfinite(factor).all() and np.isfinite(offset).all()):
         yield "its statistics or parameters are not finite"
 
@@ -100,7 +100,7 @@ def _against_before(flow: Flow, norm: str, source: Any) -> Iterator[str]:
     if min(axes_from_the_end(flow, norm)) < -source.features:
         yield f"its axis is not that of the channels of {source.path}"
         return
-    factor, _ = affine_of(flow.seen[norm].call.layer.epsilon, flow.arrays(norm))
+    factor, _ = factor_and_offset(flow.seen[norm].call.layer.epsilon, flow.arrays(norm))
     largest = sorted(LARGEST & source.through)
     if largest and (np.iscomplexobj(factor) or (factor < 0).any()):
         yield f"between the two is {largest[0]}, and some of its scale is negative"
