@@ -79,15 +79,15 @@ def wrong_shape(name: str, came: str, needed: str = "(4,)", axes: str = "(2,)") 
     return (
         f"{name} must have the shape of the feature axes; got {name} of shape {came} for x of shape "
         f"(6, 5, 4) with feature_axes={axes}, which needs {needed}. Check feature_axes (axis, in a "
-        f"module), or make {name} of shape {needed}."
+        f"module), or give {name} the shape {needed}."
     )
 
 
 def wrong_mask(shape: str, x: str = "(6, 5, 4)", needed: str = "(6, 1, 1)") -> str:
     """What a mask that does not broadcast is told."""
     return (
-        f"mask must broadcast to x; got mask of shape {shape} for x of shape {x}. Axes are matched from "
-        f"the last: a mask of examples in x needs shape {needed}."
+        f"mask must broadcast to x; got mask of shape {shape} for x of shape {x}. Axes are aligned from "
+        f"the last: a mask of the examples in x needs shape {needed}."
     )
 
 
@@ -95,7 +95,7 @@ def out_of_range(name: str, axis: int, came: str) -> str:
     """What an axis that x does not have is told."""
     return (
         f"{name} must lie in [-3, 2] for an array of rank 3; got {axis} in {name}={came}. Count all its "
-        f"axes, the first one included."
+        f"axes, including the first."
     )
 
 
@@ -110,8 +110,8 @@ def no_axes(name: str) -> str:
 def not_an_integer(name: str, came: str) -> str:
     """What an axis that is no number is told."""
     return (
-        f"{name} must be an integer or a sequence of integers; got {came}. Name axes by number: -1 is "
-        f"the last."
+        f"{name} must be an integer or a sequence of integers; got {came}. Give each axis by its number: "
+        f"-1 is the last."
     )
 
 
@@ -119,7 +119,7 @@ def repeated(name: str, came: str, counted: str) -> str:
     """What an axis named twice is told."""
     return (
         f"{name} must name each axis once; got {name}={came}, which for an array of rank 3 is {counted}. "
-        f"Leave out the repeated one."
+        f"Remove the repeated axis."
     )
 
 
@@ -127,16 +127,16 @@ def no_stats(came: str) -> str:
     """What statistics of another type are told."""
     return (
         f"stats must be RunningStats(mean, var); got {came}. Start from "
-        f"init_running_stats(feature_shape) and pass what the last step returned; a dict or a tuple from "
-        f"a checkpoint becomes one by RunningStats(**d) or RunningStats(*t)."
+        f"init_running_stats(feature_shape) and pass what the last step returned; convert a dict or a "
+        f"tuple from a checkpoint with RunningStats(**d) or RunningStats(*t)."
     )
 
 
 def float_mask(came: str) -> str:
     """What a mask of floats is told."""
     return (
-        f"mask must be boolean or integer (True or nonzero counts); got {came}. Compare it with "
-        f"something, as in mask > 0.5: statistics count a value or do not."
+        f"mask must be boolean or integer (True or nonzero includes an element); got {came}. Compare it "
+        f"with a threshold, as in mask > 0.5: statistics include an element or exclude it."
     )
 
 
@@ -151,7 +151,7 @@ def bad_epsilon(came: str) -> str:
 def no_flag(name: str, came: str, choices: str = "True or False") -> str:
     """What is neither of the two is told."""
     return (
-        f"{name} must be {choices}; got {came}. It decides what is compiled, and so cannot be traced: under "
+        f"{name} must be {choices}; got {came}. It decides what is compiled, so it cannot be traced: under "
         f"jit, name it in static_argnames."
     )
 
@@ -167,47 +167,47 @@ def bad_momentum(came: str) -> str:
 def bad_dtype(came: str) -> str:
     """What an integer result is told."""
     return (
-        f"dtype must be a floating or complex type; got {came}. Normalized values are fractions: ask for "
-        f"float32, or convert the result yourself."
+        f"dtype must be a floating or complex type; got {came}. Normalized values are not integers: use "
+        f"float32, or cast the result yourself."
     )
 
 
 def other_moments(stats: str, came: str) -> str:
     """What moments of other features are told."""
     return (
-        f"stats must have a mean for each feature of the moments; got stats.mean of shape {stats} for "
-        f"moments of shape {came}. Reduce over all axes but those of stats, and keep "
-        f"the order of these."
+        f"stats must have one mean for each feature of the moments; got stats.mean of shape {stats} for "
+        f"moments of shape {came}. Reduce over all axes except the feature axes, and keep "
+        f"the order of those."
     )
 
 
 NO_COUNT = (
-    "momentum=None averages over all batches and so must know how many there were; got "
+    "stats.count must be the number of batches so far for momentum=None, which averages all batches; got "
     "stats.count=None. Start from init_running_stats(feature_shape, cumulative=True)."
 )
 REAL_STATS = (
-    "stats.mean must be complex for a complex input; got float32 for x of complex64. Start from "
-    "init_running_stats(feature_shape, dtype=jnp.complex64): a module does so by its init with a complex x "
-    "(Linen) or param_dtype=jnp.complex64 (NNX)."
+    "stats.mean must be complex for a complex input; got float32 for x of dtype complex64. Start from "
+    "init_running_stats(feature_shape, dtype=jnp.complex64), or initialize a module with a complex x "
+    "(Linen) or with param_dtype=jnp.complex64 (NNX)."
 )
 REAL_RESULT = (
     "dtype must be complex for a complex x, scale or bias; got float32 for complex64. "
-    "Ask for complex64, or take the real part of the result yourself."
+    "Use complex64, or take the real part of the result yourself."
 )
 COMPLEX_MOMENTS = (
-    "stats.mean must be complex for complex moments; got float32 for a mean of complex64. Start from "
+    "stats.mean must be complex for complex moments; got float32 for a mean of dtype complex64. Start from "
     "init_running_stats(feature_shape, dtype=jnp.complex64)."
 )
 BATCH_AS_FEATURE = (
     "The channel axes cannot include the leading dimension as this is assumed to be the batch axis. "
-    "Got feature_axes=(0, 2) for x of shape (6, 5, 4); move the batch there."
+    "Got feature_axes=(0, 2) for x of shape (6, 5, 4); move the batch to axis 0."
 )
 NO_CHANNEL = (
     "The reduction axes must include the final dimension as this is assumed to be the feature axis. "
     "Got reduction_axes=1 with the channel axis 2; add it."
 )
 TWO_CHANNELS = (
-    "feature_axes must be one axis here, the channels; got feature_axes=(1, 2). Reshape the axes into "
+    "feature_axes must be a single axis here, the channels; got feature_axes=(1, 2). Reshape the axes into "
     "one."
 )
 NOT_A_WINDOW = (
@@ -263,40 +263,41 @@ NUM_GROUPS = (
     "group_size."
 )
 NOT_ONE_EPSILON = (
-    "epsilon must be one real number; got None. It is added to the variance of every feature alike: "
+    "epsilon must be one real number; got None. The same number is added to the variance of every feature: "
     "1e-5 is usual."
 )
 NOT_ONE_MOMENTUM = (
-    "momentum must be one real number or None; got '0.9'. It is the weight of the old value of every "
-    "feature alike: 0.99 is usual."
+    "momentum must be one real number or None; got '0.9'. It is the weight of the old value, the same for "
+    "every feature: 0.99 is usual."
 )
 OTHER_COUNT = (
     "stats.count must have the shape of stats.mean; got (3,) for a mean of shape (4,). Start from "
     "init_running_stats(feature_shape)."
 )
 COMPLEX_STATS_FOR_REAL = (
-    "stats.mean must be real for a real input; got complex64 for x of float32. Start from "
+    "stats.mean must be real for a real input; got complex64 for x of dtype float32. Start from "
     "init_running_stats(feature_shape), or make x complex."
 )
 UNBOUND = (
-    "axis_name must name axes of vmap, pmap or shard_map around the call; got ['bacth'], and bound here: "
-    "'batch'. Name one of these. Under jit, over a mesh or not, statistics are those of the whole batch "
-    "without a name: leave axis_name out."
+    "axis_name must name axes of vmap, pmap or shard_map around the call; got ['bacth'], but the axes bound "
+    "here are: 'batch'. Use one of these. Under jit, with or without a mesh, statistics always cover the "
+    "whole batch: leave axis_name out."
 )
 NO_PARTITION = (
-    "axis_index_groups must have each device of axis_name once, 0 to 5; got [[0, 1, 2], [3, 4]]."
+    "axis_index_groups must contain each device of axis_name, 0 to 5, once; got [[0, 1, 2], "
+    "[3, 4]]."
 )
 NO_AXIS_NAME = (
-    "axis_index_groups divides the devices of axis_name; got axis_index_groups=[[0]] and "
-    "axis_name=None. Name the mapped axis, or leave the groups out."
+    "axis_index_groups must come with axis_name, whose devices it groups; got axis_index_groups=[[0]] and "
+    "axis_name=None. Name the mapped axis, or leave out the groups."
 )
 OTHER_SHAPES = (
-    "combine needs moments of one shape; got means of shape (1, 5, 4) and (6, 1, 4). Reduce both over "
+    "a and b must have means of the same shape; got (1, 5, 4) and (6, 1, 4). Reduce both over "
     "the same axes."
 )
 INTEGER_STATS = (
-    "dtype of running statistics must be floating or complex; got int32. Use float32, whatever the "
-    "input is."
+    "dtype of running statistics must be floating or complex; got int32. Use float32, whatever the dtype of "
+    "the input."
 )
 
 
@@ -350,16 +351,16 @@ NOT_TO_BE_SPLIT = (
 )
 
 NO_ACTIVATION = (
-    "activation must be None or one of relu, leaky_relu, silu, gelu; got 'tanh'. Apply another one to the "
-    "result: it is then computed in a pass of its own."
+    "activation must be None or one of relu, leaky_relu, silu, gelu; got 'tanh'. Apply any other activation "
+    "to the result, in a separate pass."
 )
 COMPLEX_ACTIVATION = (
-    "activation must be None for complex values; got 'relu' for a result of complex64. Apply what you "
-    "mean to the real and imaginary parts of the result."
+    "activation must be None for complex values; got 'relu' for a complex64 result. Apply the activation to "
+    "the real and imaginary parts of the result yourself."
 )
 OTHER_RESIDUAL = (
-    "residual must have the shape of x; got (6, 5, 1) for x of shape (6, 5, 4). It is added element by "
-    "element, before the activation: broadcast it, or project it to that shape."
+    "residual must have the shape of x; got (6, 5, 1) for x of shape (6, 5, 4). It is added elementwise, "
+    "before the activation: broadcast it or project it to that shape."
 )
 NOT_TO_BE_SAVED = (
     "save_as must be None, 'output' or a floating dtype of 16 bits or more; got 'input'. None saves x as "
@@ -981,18 +982,18 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "average, decay": (
         lambda: tools.average({"a": ROWS[0]}, {"a": ROWS[0]}, 99.9),
         "decay must lie in [0, 1]; got decay=99.9. It is the weight of the old average: 0.999 "
-        "follows slowly.",
+        "moves slowly.",
     ),
     "average, trees": (lambda: tools.average({"a": ROWS[0]}, {"b": ROWS[0]}, 0.9), OTHER_TREE),
     "keep_finite, shapes": (lambda: tools.keep_finite(ROWS[0], ROWS[0, :1]), OTHER_LEAF),
     "axis_name, number": (
         synced(5),
-        "axis_name must be the name of a mapped axis, or several; got 5. Collectives of jax take a number "
-        "for a position: give the axis a string for its name.",
+        "axis_name must be one or more names of mapped axes; got 5. jax's collectives read a number as a "
+        "position: name the axis with a string.",
     ),
     "combine, tuple": (
         lambda: jn.combine((1, 2, 3), moments(3)),  # pyright: ignore[reportArgumentType]
-        "a must be Moments(mean, var, count); got tuple. Take them from moments, or make them of a tuple: "
+        "a must be Moments(mean, var, count); got tuple. Compute it with moments, or convert a tuple t with "
         "Moments(*t).",
     ),
     "conv_spectral_norm, padding": (

@@ -118,17 +118,18 @@ NO_CONDITION = (
     "the condition must be (examples, ..., 3), as condition_features says; got shape (3,)."
 )
 SHARE_OUTSIDE = (
-    "running_share must lie in [0, 1]; got running_share=2.0. 1 is evaluation, 0 as in training."
+    "running_share must lie in [0, 1]; got running_share=2.0. 1 is evaluation, 0 normalizes as in "
+    "training."
 )
 NO_FEATURES = "features must be an integer of 1 or more; got 0. It is the number of channels."
-NO_OFFSET = "scale_offset must be finite; got scale_offset=nan. Look for where it comes from."
+NO_OFFSET = "scale_offset must be finite; got scale_offset=nan. Check how it was computed."
 GAIN_SHAPE = (
     "gain must broadcast to kernel; got shape (5, 3, 3, 4, 2) for a kernel of shape (3, 3, 4, 2). One number "
     "is usual."
 )
 NO_SUCH_DOMAIN = "domain must lie in [0, 1]; got 2. Make statistics for more domains."
-LOW_LIMIT = "rmax must be 1 or more; got rmax=0.5. At 1 it is batch norm."
-NEGATIVE_LIMIT = "dmax must be 0 or more; got dmax=-1.0. At 0 it is batch norm."
+LOW_LIMIT = "rmax must be 1 or more; got rmax=0.5. rmax=1 with dmax=0 is batch norm."
+NEGATIVE_LIMIT = "dmax must be 0 or more; got dmax=-1.0. dmax=0 with rmax=1 is batch norm."
 DOMAINS = jn.init_running_stats((2, 4))
 
 
@@ -140,8 +141,8 @@ def whitened(**options: Any) -> Callable[[], Any]:
 def complex_values(norm: str, instead: str) -> str:
     """What they are told where there is no formula for them."""
     return (
-        f"{norm} must have real values; got complex64. Make features of their real and imaginary parts, or "
-        f"use {instead}, which takes complex ones."
+        f"{norm} must have real values; got complex64. Use their real and imaginary parts as features, or "
+        f"use {instead}, which takes complex values."
     )
 
 
