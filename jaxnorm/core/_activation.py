@@ -1,4 +1,4 @@
-"""Activations fused into the pass of a norm, so that nothing between the two is stored."""
+"""Activations computed in the same pass as a norm, so that nothing between the two is stored."""
 
 import functools
 
@@ -91,7 +91,7 @@ def check_activation(
 
 
 def inverse(y: jax.Array, activation: str | None) -> jax.Array | None:
-    """Returns the input for which ``activation`` gives ``y``, or None if it has no inverse."""
+    """Returns the input for which ``activation`` gives ``y``, or None if ``activation`` has no inverse."""
     if activation is None:
         return y
     if activation == "leaky_relu":

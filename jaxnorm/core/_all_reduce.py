@@ -36,7 +36,7 @@ def axis_names(axis_name: AxisName | None) -> tuple[str, ...]:
 def sum_over_devices(values: Sequence[jax.Array], names: tuple[str, ...]) -> list[jax.Array]:
     """Sums each of ``values``, all of one shape, over the devices along ``names``, if any are given.
 
-    The values are stacked into one real array: XLA:GPU sums one array with a kernel of its own, and several
+    The values are stacked into one real array: XLA:GPU sums one array with a kernel of its own, but several
     with an NCCL collective.
     """
     if not names:

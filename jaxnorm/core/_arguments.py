@@ -15,7 +15,7 @@ _F = TypeVar("_F", bound=Callable)
 
 
 class Number(NamedTuple):
-    """A real number. If it is traced, its value is unknown and not checked."""
+    """The rule for a real number. If a number is traced, its value is not checked."""
 
     must: str
     """What ``holds`` requires of the value, in words."""
@@ -29,7 +29,7 @@ class Number(NamedTuple):
         """Checks ``value``, the argument called ``name``.
 
         Raises:
-            ValueError: If it is not a real number, or ``holds`` is False for it.
+            ValueError: If it is not a real number, or does not satisfy ``holds``.
         """
         if value is None and self.or_none:
             return
@@ -43,7 +43,7 @@ class Number(NamedTuple):
 
 
 class Count(NamedTuple):
-    """A static integer."""
+    """The rule for a static integer."""
 
     advice: str
     must: str = "an integer of 1 or more"
@@ -161,10 +161,10 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def check_scalar(name: str, value: Any) -> None:
-    """Checks a number that may be trainable. A trainable one is an array, and its value is not checked.
+    """Checks a number that may be trainable: any array is accepted, whatever its value.
 
     Raises:
-        ValueError: If it is not an array and not a finite number.
+        ValueError: If it is neither an array nor a finite number.
     """
     if not hasattr(value, "dtype"):
         FINITE.check(name, value)

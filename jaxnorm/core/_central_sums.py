@@ -60,7 +60,7 @@ def central_sums(
 def _by_the_textbook(
     x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None, blocks: Blocks | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Computes the sums about the mean, which is differentiated like any other value."""
+    """Computes the sums about the mean itself, which is differentiated like any other value."""
     mean = mean_of(x, mask, axes, blocks)
     f, counted = powers_about(mask)
     center = mean if blocks is None else repeat_blocks(mean, blocks, x)
@@ -125,7 +125,7 @@ def _batch(
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
 
     def at_front(i: int) -> jax.Array:
-        broadcast = at[i] is None and i > 1  # x keeps its full shape, as the results have
+        broadcast = at[i] is None and i > 1  # not x: it gives the results their shape
         return operands[i][None] if broadcast else batching.bdim_at_front(operands[i], at[i], size)
 
     sums = _central_sums.bind(
@@ -151,7 +151,7 @@ def _about_a_few(*operands: jax.Array, given: Which, axes: Any, blocks: Any, **_
 
 
 def _on_gpu(*operands: jax.Array, given: Which, differentiated: bool, **params: Any) -> Any:
-    """Sums rows that are not differentiated in two passes, in one kernel with whatever reads the row next.
+    """Takes two passes over rows that are not differentiated, in one kernel with what reads the row next.
 
     XLA:GPU keeps a row in a thread block and reads it again there, if the sums of the row are taken one after
     the other. So Σ(x - mean), which is only the rounding error of the mean, is taken to be 0, as in any
@@ -185,12 +185,12 @@ def _about_guess(
     guess: jax.Array,
     axes: tuple[int, ...],
 ) -> Any:
-    """Sums about the guess, and again about the mean if a guess is off by more than a standard deviation."""
+    """Sums about the guess, and again about the mean if the guess is more than a standard deviation off."""
     guess = jnp.where(jnp.isfinite(guess), guess, 0).astype(x.dtype)
     total, squares = about(guess, x, mask, axes, None)
     n = jnp.maximum(count(x, mask, axes), 1)
     distance = abs_square(total / n)
-    # If all values are equal, allow for the resolution of float32: a running mean stops that far away.
+    # If all values are equal, allow for float32's resolution: a running mean stops that far from the mean.
     least = abs_square(guess * 2**-18)
     near = jnp.all(distance <= jnp.maximum(squares / n - distance, least))
     sums = [jnp.broadcast_to(guess, total.shape), total, squares]

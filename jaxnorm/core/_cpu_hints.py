@@ -13,16 +13,16 @@ from ._portable import is_portable
 
 
 def materialize(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
-    """Returns ``small``, stored once instead of recomputed wherever it is read, and computed after ``after``.
+    """Returns ``small``, computed only once and stored; if ``after`` is given, after that.
 
     XLA:CPU recomputes y in every loop that needs it, and inside those loops also the small arrays that y
-    depends on. This is slow. It is also not reproducible: a product and a sum may be contracted in one loop
-    and not in another, so the last bit of y depends on the loop. The gradient of a maximum of y, which looks
-    for the element that equals the maximum, then finds none.
+    depends on. This is slow. It is also inconsistent: a product and a sum may be contracted in one loop and
+    not in another, so the last bit of y depends on the loop. The gradient of a maximum of y, which looks for
+    the element that equals the maximum, then finds none.
 
-    `lax.optimization_barrier` is not enough: XLA:CPU removes it before it decides what to fuse. But XLA does
-    not compute a division twice, so on a CPU ``small`` is divided by a one that XLA does not recognize. On
-    other platforms, where a store would be a kernel of its own, this is the identity.
+    `lax.optimization_barrier` is not enough: XLA:CPU removes it before it decides what to fuse. But XLA never
+    computes a division twice, so on a CPU ``small`` is divided by a one that XLA does not recognize. On other
+    platforms, where a store would be a kernel of its own, this is the identity.
     """
     if is_portable():
         return small
@@ -32,7 +32,7 @@ def materialize(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
 
 
 def materialize_as(dtype: DTypeLike, small: jax.Array) -> jax.Array:
-    """Casts ``small`` to ``dtype``. A changed dtype is materialized, or else every loop repeats the cast."""
+    """Casts ``small`` to ``dtype``, and materializes the result of a cast, or else every loop repeats it."""
     return small if small.dtype == dtype else materialize(small.astype(dtype))
 
 

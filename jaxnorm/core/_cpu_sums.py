@@ -24,8 +24,8 @@ Shape: TypeAlias = tuple[int, ...]
 # lower if f has more operands.
 _LONGEST = ((4, 16), (math.inf, 14))
 _LONGEST_IN_A_ROW = ((2, 32), (math.inf, 16))  # for the last axis, which stays in the cache
-# The fewest elements to fold, if the axis is long enough: after shorter folds, the partial sums in float32
-# take half as much memory as a bfloat16 activation.
+# The fewest elements to fold, if the axis is long enough: with shorter folds, the float32 partial sums of a
+# bfloat16 activation take half as much memory as the activation.
 _SHORTEST = 9
 # XLA hands sums of at least this many elements to the library. It compiles smaller ones to scalar code.
 _LIBRARY_TAKES = 32 * 1024

@@ -1,4 +1,4 @@
-"""Known values with the derivative of another way to compute them."""
+"""Known values, differentiated as if they were computed in another way."""
 
 from collections.abc import Sequence
 from typing import Any

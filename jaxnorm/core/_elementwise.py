@@ -25,7 +25,7 @@ def identity(*arrays: jax.Array) -> Sequence[jax.Array]:
 
 
 def square_in_memory(x: jax.Array) -> Sequence[jax.Array]:
-    """Squares a real array that is in memory in its own dtype, not upcast from a narrower one."""
+    """Squares a real array that is in memory as it is, not upcast from a narrower one."""
     return (x * x,)
 
 
@@ -38,7 +38,7 @@ def result_dtypes(f: Elementwise, dtypes: Dtypes) -> Dtypes:
 
 @functools.cache
 def tangent_of(f: Elementwise, moves: Which) -> Elementwise:
-    """Returns the JVP of ``f``: a function of its operands, then of the tangents marked by ``moves``."""
+    """Returns the JVP of ``f``, which takes the operands, then tangents of those marked by ``moves``."""
 
     def tangent(*arrays: jax.Array) -> Sequence[jax.Array]:
         primals, along = arrays[: len(moves)], arrays[len(moves) :]
@@ -71,7 +71,7 @@ def cotangent_of(f: Elementwise, linear: Which, given: Which, dtypes: Dtypes) ->
 
 @functools.cache
 def some_of(f: Elementwise, which: tuple[int, ...]) -> Elementwise:
-    """Returns a function that returns only the results of ``f`` with indices ``which``."""
+    """Restricts ``f`` to its results with the indices ``which``."""
 
     def some(*arrays: jax.Array) -> Sequence[jax.Array]:
         results = f(*arrays)

@@ -1,4 +1,4 @@
-"""Sums about the mean, from plain sums of parts of x and x² that float32 adds exactly, without a shift.
+"""Sums about the mean without a shift, from plain sums of parts of x and x² that float32 adds exactly.
 
 XLA:TPU can fuse any number of plain sums of functions of x into the matmul or convolution that makes x, but
 not sums about a shift that is read from x. Plain sums of x and x² lose the bits that their difference needs.
@@ -108,7 +108,7 @@ def _product(a: jax.Array, b: jax.Array) -> _Pair:
 
 
 def _cut(a: jax.Array, low_bits: int) -> _Pair:
-    """Splits ``a`` into its value without the last ``low_bits`` of the mantissa, and the value of those."""
+    """Splits ``a`` into its value without the last ``low_bits`` bits of the mantissa, and the rest."""
     high = _with_bits(a, (0xFFFFFFFF << low_bits) & 0xFFFFFFFF)
     return high, a - high
 

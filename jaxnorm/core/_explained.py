@@ -31,7 +31,7 @@ _WORDS: dict[Any, str] = {
 def explained(function: _F) -> _F:
     """Wraps ``function`` so that its errors name the argument that does not match its annotation.
 
-    Types are checked only after an error, so a valid call pays nothing for it. Where a number is expected, a
+    Types are checked only after an error, so valid calls cost nothing more. Where a number is expected, a
     NumPy array of rank 0 is accepted.
     """
     kinds = {n: _kinds(p.annotation) for n, p in inspect.signature(function).parameters.items()}
@@ -113,7 +113,7 @@ def _is_one(value: Any, kinds: tuple[Any, ...]) -> bool:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    if kind in (Any, bool, inspect.Parameter.empty):  # flags: see _arguments
+    if kind in (Any, bool, inspect.Parameter.empty):  # _arguments checks flags
         return True
     if get_origin(kind) is Sequence:
         several = isinstance(value, Iterable) and not isinstance(value, str)

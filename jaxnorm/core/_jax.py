@@ -5,9 +5,10 @@
 - `partial_eval.dce_jaxpr`: which operands a function reads. Without it, more is saved for the backward pass.
 - `checkpoint_name`, and the checkpoint policy for it: sums are saved, and no other intermediate values.
   Without them, the sums are computed twice.
-- `SymbolicZero`: evaluation can be differentiated with respect to some arguments. Without it, to all of them.
+- `SymbolicZero`: differentiation of evaluation with respect to only some arguments. Without it, it is with
+  respect to all.
 - `manual_axis_type.varying`: over which axes of shard_map an operand varies. It was called ``vma``.
-- `get_axis_env`: which mapped axes an error message lists. Without it, the message lists none.
+- `get_axis_env`: the mapped axes that an error message lists. Without it, the message lists none.
 
 The tools also read jaxprs (`jax.extend.core` in `tools/_dataflow.py`).
 """
@@ -27,7 +28,7 @@ from jax.interpreters import (
 
 if TYPE_CHECKING:
     from jax.extend.core import Primitive as Primitive
-else:  # the same class without importing jax.extend, whose Pallas takes longer to import than jaxnorm
+else:  # the same class without jax.extend, which imports Pallas: that takes longer than jaxnorm
     Primitive = type(lax.add_p)
 
 

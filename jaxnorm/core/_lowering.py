@@ -24,10 +24,10 @@ def runs_as(primitive: Primitive, plain: Callable[..., Any], *static: str) -> No
 
 @functools.cache
 def lowered_by(compute: Callable[..., Any], **params: Any) -> Callable[..., Any]:
-    """Returns the lowering rule for the function ``compute`` with these parameters, which is traced once.
+    """Returns the lowering rule for ``compute`` with these parameters. It traces ``compute`` only once.
 
-    The program contains one function for it, however often it is called. On a GPU it is inlined instead,
-    because XLA:GPU looks for rows that fit into one kernel before it inlines calls itself.
+    A program contains ``compute`` as one function, however often it is called. On a GPU, ``compute`` is
+    inlined instead, because XLA:GPU looks for rows that fit into one kernel before it inlines calls itself.
     """
     function = functools.partial(compute, **params)
     called, written_out = (

@@ -19,7 +19,7 @@ def moving_average(old: jax.Array, new: jax.Array, weight: float | jax.Array) ->
     ``new`` would be lost.
     """
     dtype = arithmetic_dtype(old, new)
-    if jnp.issubdtype(dtype, jnp.complexfloating):  # its product with an infinity is NaN
+    if jnp.issubdtype(dtype, jnp.complexfloating):  # a complex product with an infinity is NaN
         old, new = old.astype(dtype), new.astype(dtype)
         return lax.complex(
             moving_average(old.real, new.real, weight), moving_average(old.imag, new.imag, weight)

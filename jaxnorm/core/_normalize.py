@@ -38,7 +38,7 @@ def normalize(
     and their gradients take a separate pass.
 
     ``mean``, ``var``, ``scale`` and ``bias`` have the rank of ``x``. Where ``mask`` is False, a NaN or an
-    infinity in ``x`` is replaced by the mean: nothing may depend on it, but 0 * NaN would.
+    infinity in ``x`` is replaced by the mean: nothing may depend on it, and 0 * NaN would be NaN.
     """
     variance = upcast(var) + epsilon  # running statistics may be stored in 16 bits
     tiny = jnp.finfo(variance.dtype).tiny

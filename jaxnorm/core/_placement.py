@@ -30,10 +30,10 @@ def match_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
 def match_sharding(
     operands: Sequence[jax.Array], shape: tuple[int, ...]
 ) -> tuple[tuple[jax.Array, ...], tuple[Any, ...]]:
-    """Shards all ``operands`` as `partitions` says, except where they are broadcast; returns them and that.
+    """Shards ``operands`` alike on a mesh with explicit axes, and returns them and their `partitions`.
 
-    This concerns meshes with explicit axes. A parameter may be replicated where x is split. Because it is
-    resharded here, its gradient is replicated again.
+    Axes along which an operand is broadcast are not split. A parameter may be replicated where x is split:
+    because it is resharded here, its gradient is replicated again.
     """
     together = partitions(map(jax.typeof, operands), shape)
 

@@ -31,7 +31,7 @@ _Arrays = TypeVar("_Arrays")
 
 @serialized
 class Moments(NamedTuple):
-    """The mean, variance and number of the values that were reduced.
+    """The mean, variance and count of the values that were reduced.
 
     The reduced axes keep size 1. Where the count is 0, mean is 0 and var is 1, so that normalizing with them
     does not change values.

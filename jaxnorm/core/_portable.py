@@ -11,10 +11,10 @@ _portable = jax.make_user_context(False)
 
 @contextmanager
 def portable() -> Iterator[None]:
-    """Returns a context manager in which norms are traced to jax's own primitives only.
+    """Returns a context manager within which norms are traced to jax's own primitives.
 
     Outside of this context, a norm that computes statistics of its input consists of a few jaxnorm primitives
-    inside a checkpoint. They compile to what is fastest on each platform, but ONNX converters,
+    inside a checkpoint. Each platform compiles these in the way that is fastest there, but ONNX converters,
     `jax.experimental.jet` and forward Laplacians do not know them. Inside, a norm is the textbook's two-pass
     computation, with the same values and derivatives up to rounding.
 

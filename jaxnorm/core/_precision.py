@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 
 def arithmetic_dtype(*arrays: Any) -> jnp.dtype:
-    """Returns the dtype to compute in: what ``arrays`` promote to, at least float32. None is skipped."""
+    """Returns the dtype to compute in: what ``arrays`` promote to, at least float32. Skips None."""
     return promoted_dtype(*arrays, jnp.float32)
 
 
@@ -70,7 +70,7 @@ def check_real(norm: str, instead: str, *arrays: Any) -> None:
 
 
 def upcast(x: jax.Array, *parameters: jax.Array | None) -> jax.Array:
-    """Casts ``x`` to the dtype in which to compute with it and ``parameters``.
+    """Casts ``x`` to the dtype for arithmetic with ``parameters``.
 
     This is done once, at the start, so that all gradients of x are added in this dtype and rounded once.
     """
@@ -78,7 +78,7 @@ def upcast(x: jax.Array, *parameters: jax.Array | None) -> jax.Array:
 
 
 def promoted_dtype(*arrays: Any) -> jnp.dtype:
-    """Returns what arrays and dtypes promote to by jax's standard rules. None is skipped."""
+    """Returns what arrays and dtypes promote to by jax's standard rules. Skips None."""
     # Promotion is the purpose of this file, so a user's strict mode does not apply here.
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*(a for a in arrays if a is not None))

@@ -11,5 +11,5 @@ _F = TypeVar("_F", bound=Callable)
 
 
 def public(function: _F) -> _F:
-    """Wraps ``function`` to check numbers and flags, name arguments in errors, and be traced once."""
+    """Traces ``function`` only once, checks its numbers and flags, and makes its errors name the argument."""
     return explained(checked(staged(function)))

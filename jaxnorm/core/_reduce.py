@@ -10,7 +10,8 @@ transpose of f, summed over the axes along which the operand was broadcast. So t
 and writes the activation as often as a gradient written by hand, and everything else (forward mode, higher
 orders, batching, device axes) follows from these few rules.
 
-How best to compute the sums depends on the platform. Only the lowering rules at the end of this file choose.
+How best to compute the sums depends on the platform. That choice is made in the lowering rules at the end,
+and nowhere else.
 """
 
 import functools
@@ -43,7 +44,7 @@ from ._portable import is_portable
 
 
 def sum_elementwise(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
-    """Returns the results of ``f``, summed over ``axes``. Operands have the same rank, and are broadcast."""
+    """Returns the results of ``f``, summed over ``axes``. Operands have the same rank and are broadcast."""
     shape = jnp.broadcast_shapes(*(a.shape for a in operands))
     operands, partitions = match_sharding(match_varying(operands), shape)
     sum_of = _plain if is_portable() else _map_sum.bind
@@ -51,7 +52,7 @@ def sum_elementwise(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...])
 
 
 def map_elementwise(f: Elementwise, *operands: jax.Array) -> list[jax.Array]:
-    """Returns the results of ``f`` for the operands, which have the same rank and are broadcast."""
+    """Returns the results of ``f``. Operands have the same rank and are broadcast."""
     return sum_elementwise(f, *operands, axes=())
 
 
@@ -180,7 +181,7 @@ def _in_one_reduction(
     return [jnp.expand_dims(s, axes) for s in sums]
 
 
-# XLA cannot partition the reductions of a CPU or a GPU: it may gather their operands. So a program that it
+# XLA cannot partition the reductions for a CPU or a GPU: it may gather their operands. So a program that XLA
 # partitions uses `_plain`.
 
 

@@ -33,7 +33,7 @@ def saveable(sums: jax.Array) -> jax.Array:
 
 
 def rematerialized(norm: _F) -> _F:
-    """Wraps ``norm`` to save only its array arguments, and what `saveable` marks, for the backward pass."""
+    """Wraps ``norm`` to save only its array arguments and what `saveable` marks for the backward pass."""
     policy = jax.checkpoint_policies.save_only_these_names(_SUMS)
 
     @functools.wraps(norm)
@@ -53,7 +53,7 @@ def rematerialized(norm: _F) -> _F:
             rest[:] = tree, are_traced, others
             return traced
 
-        # prevent_cse would add a barrier, and keep the compiler from making the cotangent in the same loop.
+        # prevent_cse would add a barrier, which also keeps the cotangent from being made in the same loop.
         traced = jax.checkpoint(of_arrays, policy=policy, prevent_cse=False)(*arrays)
         tree, are_traced, others = rest
         return jax.tree.unflatten(tree, merge(traced, others, are_traced))

@@ -22,8 +22,8 @@ from ._serialized import serialized
 class RunningStats(NamedTuple):
     """The running mean and variance, each of the feature shape.
 
-    ``count`` is the number of batches with unmasked elements, for each feature or, with shape (), for any of
-    them. It is needed for the cumulative average (``momentum=None``), and is None otherwise.
+    ``count`` is the number of batches in which each feature had unmasked elements (with shape (), in which
+    any feature had). It is used by the cumulative average (``momentum=None``), and is None otherwise.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn

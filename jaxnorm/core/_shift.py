@@ -20,7 +20,7 @@ def about_a_few(
     axes: tuple[int, ...],
     blocks: Blocks | None,
 ) -> list[jax.Array]:
-    """Returns the shift, Σ(x - shift) and Σ|x - shift|² over ``axes``, within each block if there are blocks.
+    """Returns the shift, Σ(x - shift) and Σ|x - shift|² over ``axes``; with ``blocks``, for each block.
 
     This takes one pass over ``x``, or two with a mask or a symbolic shape. The few elements are sliced from
     ``narrow``, the array in memory from which ``x`` was upcast: to slice ``x`` itself, a compiler may first
@@ -42,7 +42,7 @@ def about(
     axes: tuple[int, ...],
     blocks: Blocks | None,
 ) -> list[jax.Array]:
-    """Returns Σ(x - shift) and Σ|x - shift|² over ``axes``, within each block if each has its own shift."""
+    """Returns Σ(x - shift) and Σ|x - shift|² over ``axes``; with ``blocks``, each block has its own shift."""
     if blocks is not None:
         shift = repeat_blocks(shift, blocks, x)
     f, counted = powers_about(mask)
@@ -71,7 +71,7 @@ def powers_about(mask: jax.Array | None) -> tuple[Elementwise, tuple[jax.Array, 
 def count(
     x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...], blocks: Blocks | None = None
 ) -> jax.Array:
-    """Returns how many elements each sum has: a single static number, in NumPy, if shapes determine it."""
+    """Returns how many elements each sum has: one static number, in NumPy, if shapes determine it."""
     dtype = x.real.dtype
     in_block = 1 if blocks is None else x.shape[blocks.axis] // blocks.number
     if mask is None:
@@ -88,7 +88,7 @@ def count(
 def _mean_of_a_few(
     narrow: jax.Array, x: jax.Array, axes: tuple[int, ...], blocks: Blocks | None
 ) -> jax.Array:
-    """Returns the mean of a few elements, of each block if there are blocks.
+    """Returns the mean of a few elements; with ``blocks``, for each block.
 
     Without outliers one element would do: a shift that is off by d loses a factor of d²/σ² in precision. The
     mean of n/512 of n values is off by at most sqrt(512) σ, whatever the values are.
@@ -101,13 +101,13 @@ def _mean_of_a_few(
 
 
 def _a_few(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Slices ``x`` to about one of 512 elements along ``axes``, and at least one."""
+    """Slices about one in 512 elements of ``x`` along ``axes``, and at least one."""
     # A mesh may split the first of the axes, and slicing that would move data between devices. So the first
     # axis is kept whole if the others have enough elements.
     rest = axes[1:]
     sliced = rest if size_of(x, rest) >= 16 else axes
     few, wanted = x, max(1, -(-size_of(x, sliced) // 512))
-    split = jax.typeof(x).sharding.spec  # explicit mesh axes, which cannot be sliced
+    split = jax.typeof(x).sharding.spec  # an axis split by an explicit mesh cannot be sliced
     for axis in reversed(sliced):
         if split[axis] is not None:
             continue

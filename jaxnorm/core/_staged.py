@@ -14,9 +14,9 @@ _STRUCTURE = {"reduction_axes", "feature_axes", "axis_index_groups"}
 
 
 def staged(norm: _F) -> _F:
-    """Wraps ``norm`` to run as one program when called eagerly, and to be traced once for equal layers.
+    """Wraps ``norm`` to be traced once for layers that are alike, and to run eagerly as one program.
 
-    Inside of another program it is inlined, as if it were not staged.
+    Inside another program it is inlined, as if it were not staged.
     """
 
     @functools.wraps(norm)

@@ -24,10 +24,10 @@ _Arrays: TypeAlias = list[jax.Array]
 def pool_over_devices(
     m: Moments, axis_name: AxisName | None, axis_index_groups: AxisIndexGroups | None = None
 ) -> Moments:
-    """Pools along the mapped axes ``axis_name``, weighted by count, so that shards may differ or be empty.
+    """Pools ``m`` along the mapped axes ``axis_name``, weighted by count: shards may differ or be empty.
 
-    The forward pass takes one all-reduce of a few numbers per statistic, for any number of devices. (It takes
-    a second one in float64, and on a TPU where it needs one.) The derivative is that of the sums about the
+    The forward pass takes one all-reduce of a few numbers per statistic, for any number of devices; a second
+    one for float64 statistics, and on a TPU where it is needed. The derivative is that of the sums about the
     pooled mean: one more all-reduce, of two numbers, in forward or reverse mode.
     """
     if axis_name is None:
@@ -101,9 +101,9 @@ _FAR = 1000  # up to this |mean|² / var, float32 sums about zero are accurate t
 def _about_zero_if_near(m: Moments, names: tuple[str, ...]) -> _Arrays:
     """Sums about zero, and again about the mean if the mean of any device is far from zero. For TPUs.
 
-    TPUs have no float64: XLA represents it by two float32, and their all-reduce by a gather that grows with
-    the number of devices. If no device is far from zero, neither are all together. The number of devices that
-    are far is an exact sum, so all devices take the same branch.
+    TPUs have no float64: XLA emulates it by two float32, and turns their all-reduce into a gather that grows
+    with the number of devices. If no device's mean is far from zero, neither is the pooled mean. The number
+    of devices that are far is an exact sum, so all devices take the same branch.
     """
     square = abs_square(m.mean)
     far = (square != 0) & ~(square < _FAR * m.var)  # an empty shard has mean 0
