@@ -114,7 +114,7 @@ NUMBERS: Mapping[str, Number | Count] = {
         "a positive integer or None",
         or_none=True,
     ),
-    "steps": Count("5 are usual, and more are more accurate."),
+    "steps": Count("5 is usual; more steps are more accurate."),
     "features": Count("It is the number of channels."),
     "num_classes": Count("It is the number of rows in the tables of scales and biases."),
     "num_domains": Count("Each domain has its own statistics."),
