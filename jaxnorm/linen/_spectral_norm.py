@@ -23,8 +23,8 @@ class SpectralNorm(Checked):
     """Spectral norm of the wrapped layer, with all fields of `flax.linen.SpectralNorm`.
 
     Computes `jaxnorm.spectral_norm` of each of the layer's parameters of rank 2 or more. The parameters
-    themselves do not change. ``batch_stats`` holds the state of each, ``u`` and ``sigma``, named after the
-    path of the parameter.
+    themselves do not change. The collection ``collection_name`` holds the state of each, ``u`` and ``sigma``,
+    named after the path of the parameter.
 
     Attributes:
         layer_instance: the layer to wrap.
