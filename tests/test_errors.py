@@ -780,6 +780,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         NO_FLAG,
     ),
     "groups, NNX": (lambda: jnx.GroupNorm(4, rngs=nnx.Rngs(0)), NUM_GROUPS),
+    "gains without rngs, NNX": (
+        lambda: jnx.WeightStandardization(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), use_gain=True),
+        "rngs must be given with use_gain=True; got None. Pass rngs=nnx.Rngs(0).",
+    ),
     "norm": (lambda: jnl.get_norm("bach"), NO_SUCH_NORM),
     "norm, NNX": (lambda: jnx.get_norm("bach"), NO_SUCH_NORM),
     "weight, scale": (

@@ -70,7 +70,10 @@ class WeightStandardization(nnx.Module):
         if use_gain:
 
             def make(weight: jax.Array) -> jax.Array:
-                assert rngs is not None, "use_gain=True needs rngs"
+                if rngs is None:
+                    raise ValueError(
+                        "rngs must be given with use_gain=True; got None. Pass rngs=nnx.Rngs(0)."
+                    )
                 return gain_init(rngs.params(), feature_shape(weight, feature_axes), param_dtype)
 
             self.gains = one_for_each(layer_instance, self.variable_filter, make)
