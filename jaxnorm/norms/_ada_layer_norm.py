@@ -72,10 +72,10 @@ def ada_layer_norm(
 
 @dataclass(kw_only=True, eq=False)
 class AdaLayerNormRecipe(Recipe):
-    """Recipe for an `ada_layer_norm` layer, called with a condition (examples, features) after x.
+    """Recipe for an `ada_layer_norm` layer, called with the condition after x.
 
-    Scale and shift, in this order, are a linear map of silu(condition), initialized to 0. (DiT puts the
-    shift first.)
+    The condition has shape (examples, ..., condition_features). Scale and shift, in this order, are a linear
+    map of silu(condition), initialized to 0. (DiT puts the shift first.)
     """
 
     condition_features: int

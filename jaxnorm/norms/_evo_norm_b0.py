@@ -62,11 +62,11 @@ def evo_norm_b0(
             Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
         stats: running statistics with the shape of the feature axes. The mean is updated as in `batch_norm`
             but not used.
-        v: learned, with the shape of the feature axes.
+        v: learned coefficient of ``x``, with the shape of the feature axes.
         scale: γ, with the shape of the feature axes; None means 1.
         bias: β, with the shape of the feature axes; None means 0.
         training: True normalizes with the batch variance and updates ``stats``; False normalizes with
-            ``stats`` and returns them unchanged.
+            ``stats`` and returns it unchanged.
         feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
         momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally.
         epsilon: ε, added to the variances; zero or positive.

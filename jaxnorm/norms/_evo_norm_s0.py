@@ -45,7 +45,7 @@ def evo_norm_s0(
     Args:
         x: activations of rank 2 or more and any integer or floating dtype, batch axis first.
             Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
-        v: learned, with the shape of the feature axes; None omits the sigmoid.
+        v: learned coefficient of ``x``, with the shape of the feature axes; None omits the sigmoid.
         scale: γ, with the shape of the feature axes; None means 1.
         bias: β, with the shape of the feature axes; None means 0.
         num_groups: number of groups; must divide the number of channels.

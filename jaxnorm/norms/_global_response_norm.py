@@ -38,8 +38,8 @@ def global_response_norm(
     Args:
         x: activations of rank 2 or more and any integer or floating dtype.
             Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
-        scale: γ, with the shape of the feature axes; None means 1. Initialize it to 0,
-            where y = x.
+        scale: γ, with the shape of the feature axes; None means 1. Initialize it to 0, so
+            that y = x.
         bias: β, with the shape of the feature axes; None means 0.
         feature_axes: the channel axes.
         epsilon: ε, added to the mean norm; zero or positive.

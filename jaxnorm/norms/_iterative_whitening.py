@@ -49,8 +49,8 @@ def iterative_whitening(
         scale: γ, with the shape of the feature axes; None means 1.
         bias: β, with the shape of the feature axes; None means 0.
         training: True normalizes with the batch statistics and updates ``stats``; False normalizes with
-            ``stats`` and returns them unchanged.
-        steps: number of Newton iterations; 5 give a good approximation, more improve it.
+            ``stats`` and returns it unchanged.
+        steps: number of Newton iterations; 5 gives a good approximation, more a better one.
         feature_axes: the channel axis (exactly one).
         momentum: weight of the *old* running value, in [0, 1]. The running average is of the whitening
             matrix, not of Σ.

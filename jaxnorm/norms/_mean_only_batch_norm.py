@@ -40,8 +40,8 @@ def mean_only_batch_norm(
     Args:
         x: activations of any rank and any integer or floating dtype.
             Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
-        stats: running statistics with the shape of the feature axes. The variance is updated
-            but not used.
+        stats: running statistics with the shape of the feature axes. The variance is updated but
+            not used.
         bias: β, with the shape of the feature axes; None means 0.
         feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
         momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally.

@@ -36,8 +36,8 @@ def modulate(
         x: normalized values, with examples along the first axis; computed in float32 or wider.
         scale: of shape (examples, *features), applied to all positions of an example, or of the same rank as
             ``x`` and broadcastable to it. None means 1.
-        bias: likewise; None is 0.
-        feature_axes: the feature axes, which must not include the first axis.
+        bias: same shape options as ``scale``; None means 0.
+        feature_axes: the feature axes, excluding the first (batch) axis.
         scale_offset: added to ``scale``, which is then required; use 1 for computed scales that start at 0.
         dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 

@@ -18,7 +18,7 @@ class Operands(NamedTuple):
     """The arguments of a norm, upcast to float32 or wider, with parameters broadcastable to ``x``."""
 
     x: jax.Array
-    """With ``about_zero``, masked NaN and infinity are replaced by 0 so that nothing depends on them."""
+    """With ``about_zero``, masked NaN and infinity are replaced by 0; no result may depend on them."""
     narrow: jax.Array
     """``x`` in its original dtype."""
     features: tuple[int, ...]
@@ -39,7 +39,7 @@ def operands(
     about_zero: bool = True,
     scalars: tuple[str, ...] = (),
 ) -> Operands:
-    """Checks ``x`` and its named ``parameters``, each with the feature shape or listed in ``scalars``.
+    """Checks ``x`` and its named ``parameters``, each with the shape of the feature axes or scalar.
 
     Norms that subtract a mean pass ``about_zero=False`` and treat masked NaN and infinity as the mean.
 

@@ -31,7 +31,7 @@ def scaled_weight_standardization(
 
     Args:
         kernel: weights of any rank and floating dtype; computed in float32 or wider.
-        gain: learned, with the shape of the feature axes; None means 1.
+        gain: learned scale, with the shape of the feature axes; None means 1.
         feature_axes: output axes, which are not reduced: -1 for Flax kernels, 0 for PyTorch kernels.
         epsilon: ε, added to the variance, as in timm; zero or positive. (DeepMind's code divides by
             sqrt(max(fan-in · σ², 1e-4)).)

@@ -67,7 +67,7 @@ def switchable_norm(
         scale: γ, with the shape of the feature axes; None means 1.
         bias: β, with the shape of the feature axes; None means 0.
         training: True normalizes with the batch statistics and updates ``stats``; False normalizes with
-            ``stats`` and returns them unchanged.
+            ``stats`` and returns it unchanged.
         feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
         momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally.
         epsilon: ε, added to the variance; zero or positive.

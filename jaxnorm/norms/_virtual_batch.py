@@ -45,7 +45,7 @@ def moments_of_all(m: Moments, examples: int, size: int, axis_name: AxisName | N
 def _groups_of_devices(
     examples: int, size: int, axis_name: AxisName | None
 ) -> AxisIndexGroups | None:
-    """Groups consecutive devices that together hold ``size`` examples; None if one device holds them.
+    """Groups consecutive devices that together hold ``size`` examples; None if they fit on one device.
 
     Raises:
         ValueError: If neither the examples nor the devices can be divided this way.

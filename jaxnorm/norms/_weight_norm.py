@@ -65,7 +65,7 @@ def weight_norm(
 
 
 def kernel_lengths(kernel: jax.Array, feature_axes: Axes) -> Callable[..., jax.Array]:
-    """Returns an initializer of the scale to ‖kernel‖, with which `weight_norm` returns the kernel."""
+    """Returns an initializer that sets the scale to ‖kernel‖, so that `weight_norm` changes nothing."""
     reduced = complement(canonical_axes(feature_axes, kernel.ndim, "feature_axes"), kernel.ndim)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:

@@ -28,8 +28,8 @@ def weight_standardization(
 
     Args:
         kernel: weights of any rank and floating or complex dtype; computed in float32 or wider.
-        gain: learned, with the shape of the feature axes; None means 1. A gain of 1/sqrt(fan-in) preserves
-            activation variance (scaled weight standardization, https://arxiv.org/abs/2101.08692).
+        gain: learned scale, with the shape of the feature axes; None means 1. A gain of 1/sqrt(fan-in)
+            preserves activation variance (scaled weight standardization, https://arxiv.org/abs/2101.08692).
         feature_axes: output axes, which are not reduced: -1 for Flax kernels, 0 for PyTorch kernels.
         epsilon: ε, added to the variance; zero or positive. (timm's default is 1e-6. The paper adds 1e-5
             to σ, computed with n - 1.)
