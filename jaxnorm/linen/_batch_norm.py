@@ -39,8 +39,7 @@ class BatchNorm(Checked):
         scale_init: initializer for the scale.
         axis_name: mapped axis or axes whose devices share statistics, weighted by element count. Ignored in
             ``init``.
-        axis_index_groups: groups of devices along ``axis_name``; only devices within a group share
-            statistics.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
         use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
             numerically stable way that is just as fast.
         force_float32_reductions: if False, stores the running statistics in ``param_dtype``, as Flax does.

@@ -31,8 +31,7 @@ class LayerNorm(Checked):
         reduction_axes: the axes to reduce over.
         feature_axes: the axes of the learned scale and bias.
         axis_name: mapped axis or axes over which the features are sharded. Ignored in ``init``.
-        axis_index_groups: groups of devices along ``axis_name``; only devices within a group share
-            statistics.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
         use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
             numerically stable way that is just as fast.
         force_float32_reductions: ignored, accepted for compatibility with Flax. Statistics are always

@@ -30,8 +30,7 @@ class RMSNorm(Checked):
         reduction_axes: the axes to reduce over.
         feature_axes: the axes of the learned scale.
         axis_name: mapped axis or axes over which the features are sharded. Ignored in ``init``.
-        axis_index_groups: groups of devices along ``axis_name``; only devices within a group share
-            statistics.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
         use_fast_variance: ignored, accepted for compatibility with Flax. RMS norm computes no variance.
         force_float32_reductions: ignored, accepted for compatibility with Flax. Statistics are always
             computed in float32 or wider.

@@ -54,8 +54,7 @@ class BatchNorm(nnx.Module):
         bias_init: initializer for the bias.
         scale_init: initializer for the scale.
         axis_name: mapped axis or axes whose devices share statistics, weighted by element count.
-        axis_index_groups: groups of devices along ``axis_name``; only devices within a group share
-            statistics.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
         use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
             numerically stable way that is just as fast.
         promote_dtype: function that promotes input, scale and bias first. The default promotes as described

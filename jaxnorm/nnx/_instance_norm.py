@@ -49,8 +49,7 @@ class InstanceNorm(nnx.Module):
         scale_init: initializer for the scale.
         feature_axes: the feature axes. Statistics are reduced over all other axes but the first, the batch.
         axis_name: mapped axis or axes over which positions are sharded.
-        axis_index_groups: groups of devices along ``axis_name``; only devices within a group share
-            statistics.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
         use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
             numerically stable way that is just as fast.
         promote_dtype: function that promotes input, scale and bias first. The default promotes as described

@@ -36,8 +36,7 @@ class LayerNorm(nnx.Module):
         reduction_axes: the axes to reduce over.
         feature_axes: the axes of the learned scale and bias.
         axis_name: mapped axis or axes over which the features are sharded.
-        axis_index_groups: groups of devices along ``axis_name``; only devices within a group share
-            statistics.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
         use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
             numerically stable way that is just as fast.
         promote_dtype: function that promotes input, scale and bias first. The default promotes as described

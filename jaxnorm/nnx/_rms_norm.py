@@ -34,8 +34,7 @@ class RMSNorm(nnx.Module):
         reduction_axes: the axes to reduce over.
         feature_axes: the axes of the learned scale.
         axis_name: mapped axis or axes over which the features are sharded.
-        axis_index_groups: groups of devices along ``axis_name``; only devices within a group share
-            statistics.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
         use_fast_variance: ignored, accepted for compatibility with Flax. RMS norm computes no variance.
         promote_dtype: function that promotes input and scale first. The default promotes as described under
             ``dtype``.

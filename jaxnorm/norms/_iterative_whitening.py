@@ -39,7 +39,7 @@ def iterative_whitening(
 ) -> tuple[jax.Array, WhiteningStats]:
     """IterNorm: normalizes the features of the batch to mean 0 and variance 1, and decorrelates them.
 
-        Σ = E[(x - μ)(x - μ)ᵀ] + ε        y = Σ^(-1/2) (x - μ) · scale + bias
+        Σ = E[(x - μ)(x - μ)ᵀ] + ε I      y = Σ^(-1/2) (x - μ) · scale + bias
 
     The inverse square root is computed by ``steps`` Newton iterations.
 
@@ -54,7 +54,7 @@ def iterative_whitening(
         feature_axes: the channel axis (exactly one).
         momentum: weight of the *old* running value, in [0, 1]. The running average is of the whitening
             matrix, not of Σ.
-        epsilon: ε, added to the variances; positive.
+        epsilon: ε, added to the variances; 0 or more.
         mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics. Must be
             the same for all channels.
         axis_name: mapped axis or axes (vmap, pmap or shard_map) whose devices share statistics.
