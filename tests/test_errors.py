@@ -211,15 +211,15 @@ TWO_CHANNELS = (
     "one."
 )
 NOT_A_WINDOW = (
-    "size must be an integer of 1 or more, the number of channels in a window; got 0. 5 is usual."
+    "size must be a positive integer, the number of channels in the window; got 0. 5 is typical."
 )
 NEGATIVE_ENERGY = (
-    "k must be finite, and zero or positive; got k=-5. What x is divided by is a power of k + alpha/size · Σ "
-    "|x|², which must not be negative."
+    "k must be finite and non-negative; got k=-5. x is divided by a power of k + alpha/size · Σ |x|², which "
+    "must not be negative."
 )
 NO_MATRIX = (
-    "kernel must have rank 2 or more to have a spectral norm; got shape (4,). Leave scales and biases as "
-    "they are."
+    "kernel must have rank 2 or more to have a spectral norm; got shape (4,). Leave scales and biases "
+    "unnormalized."
 )
 OTHER_KERNEL = (
     "state.u must have shape (1, outputs), here (1, 4); got (1, 5) for a kernel of shape (6, 5, 4). Start "
@@ -229,22 +229,22 @@ OTHER_KIND = (
     "state.u must be complex for a complex kernel, and real for a real one; got float32 for a kernel of "
     "complex64. Start from init_spectral_norm(key, kernel)."
 )
-EMPTY_KERNEL = "kernel must have elements to have singular values; got shape (0, 4). Leave it out."
+EMPTY_KERNEL = "kernel must not be empty to have singular values; got shape (0, 4). Leave it out."
 NO_STEPS = (
-    "n_steps must be an integer of 1 or more, or None for the exact singular value; got 0. 1 is enough in "
-    "training, where each step continues from the last."
+    "n_steps must be a positive integer, or None for the exact singular value; got 0. 1 is enough in "
+    "training, where each step continues from the previous one."
 )
 NOT_A_MATRIX = (
     "Input is 3D but error_on_non_matrix is True. Got a parameter of shape (4, 2, 2); without that "
-    "option it is a matrix of the last axis against all others."
+    "option it is reshaped to a matrix that keeps the last axis."
 )
 NO_FLAG = (
     "use_running_average must be True (evaluation) or False (training) in the module or in the call; got "
     "None in both. Call module.train() or module.eval(), or pass it in the call."
 )
 NO_UPDATE_FLAG = (
-    "update_stats must be True (training) or False (evaluation); got None, and None for "
-    "use_running_average, which says the same the other way round. Pass one of them."
+    "update_stats must be True (training) or False (evaluation); got None for it and for "
+    "use_running_average, its opposite. Pass one of them."
 )
 NO_SUCH_NORM = (
     "norm must be one of batch, layer, rms, group, instance, local_response, none, act, batch_renorm, derf, "
@@ -313,9 +313,9 @@ def virtual(examples: int, name: Any = None, size: Any = 4, **options: Any) -> C
 def no_virtual_batch(size: int, examples: int, devices: str = "") -> str:
     """A size that is no part of a device's examples, nor those of an equal share of the devices."""
     return (
-        f"virtual_batch_size must divide the {examples} examples of x, or with axis_name be as many as an "
-        f"equal share of the devices holds; got virtual_batch_size={size} for {examples} examples{devices}. "
-        f"Fill a ragged batch up, and mask what you filled it with."
+        f"virtual_batch_size must divide the {examples} examples of x or, with axis_name, be the number of "
+        f"examples on equal groups of devices; got virtual_batch_size={size} for {examples} "
+        f"examples{devices}. Pad a ragged batch, and mask the padding."
     )
 
 
@@ -329,7 +329,7 @@ NO_EXAMPLES = (
     "feature_axes=(0,). Put the examples first."
 )
 TWO_GROUPINGS = (
-    "virtual_batch_size groups the devices itself; got virtual_batch_size=4 and "
+    "virtual_batch_size must not be combined with axis_index_groups; got virtual_batch_size=4 and "
     "axis_index_groups=[[0, 1, 2], [3, 4, 5]]. Leave one of them out."
 )
 NO_REPLICAS = (
@@ -363,19 +363,19 @@ OTHER_RESIDUAL = (
     "before the activation: broadcast it or project it to that shape."
 )
 NOT_TO_BE_SAVED = (
-    "save_as must be None, 'output' or a floating dtype of 16 bits or more; got 'input'. None saves x as "
-    "it is: jnp.bfloat16 saves half of a float32 x."
+    "save_as must be None, 'output' or a floating dtype of 16 bits or more; got 'input'. None saves x "
+    "unchanged; jnp.bfloat16 halves the memory for a float32 x."
 )
 NO_INVERSE = (
-    "save_as='output' needs an activation that can be inverted, None or 'leaky_relu'; got 'relu'. Use "
+    "save_as='output' requires an invertible activation, None or 'leaky_relu'; got 'relu'. Use "
     "'leaky_relu', or save_as=jnp.bfloat16."
 )
 COMPLEX_SAVED = (
     "save_as must be None for a complex x; got 'output' for x of complex64. Leave it out."
 )
 SAVED_IN_PARTS = (
-    "save_as saves something else than x only for whole batches; got save_as='output' with mask and "
-    "virtual_batch_size. Leave one of them out."
+    "save_as must be None with masks, residuals, device groups or virtual batches; got save_as='output' with "
+    "mask and virtual_batch_size. Leave one of them out."
 )
 NO_SOURCE = (
     "source must be a state_dict, a .safetensors or .npz file, Linen's variables, an NNX model, Haiku's "
@@ -781,6 +781,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         NO_FLAG,
     ),
     "groups, NNX": (lambda: jnx.GroupNorm(4, rngs=nnx.Rngs(0)), NUM_GROUPS),
+    "gains without rngs, NNX": (
+        lambda: jnx.WeightStandardization(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), use_gain=True),
+        "rngs must be given with use_gain=True; got None. Pass rngs=nnx.Rngs(0).",
+    ),
     "norm": (lambda: jnl.get_norm("bach"), NO_SUCH_NORM),
     "norm, NNX": (lambda: jnx.get_norm("bach"), NO_SUCH_NORM),
     "weight, scale": (
@@ -1000,8 +1004,8 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jn.conv_spectral_norm(
             jnp.ones((3, 3, 2, 4)), jnp.ones((1, 5, 5, 2)), padding="same"
         ),
-        "padding must be SAME, SAME_LOWER, VALID or a pair for each axis; got 'same'. Take that of the "
-        "layer.",
+        "padding must be SAME, SAME_LOWER, VALID or a pair for each axis; got 'same'. Use the padding "
+        "of the layer.",
     ),
     "act_norm, bias": (
         lambda: jn.act_norm(X, jnp.ones(4), None),  # pyright: ignore[reportArgumentType]
