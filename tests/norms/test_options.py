@@ -113,10 +113,8 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
 }
 """Values for an option of a single function."""
 ONE_AXIS = {"evo_norm_s0", "group_norm", "iterative_whitening", "local_response_norm"}
-CHANGES_NO_VALUE = {
-    ("batch_norm", "save_as")
-}  # affects only what is saved: tests/norms/test_saved.py
-# see tests/norms/test_saved.py
+CHANGES_NO_VALUE = {("batch_norm", "save_as")}  # affects only residuals: tests/norms/test_saved.py
+# Functions whose epsilon is added to, or compared with, a length instead of a square.
 EPSILON_OF_A_LENGTH = {
     "forced_magnitude",
     "global_response_norm",
