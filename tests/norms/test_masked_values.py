@@ -111,7 +111,7 @@ def test_read_as_the_mean(name: str, unreadable: float) -> None:
 
 
 def test_batch_renorm_within_no_limits_is_batch_norm() -> None:
-    """Batch renorm without limits equals batch norm, with masked NaN, in all outputs and gradients."""
+    """With rmax=1 and dmax=0, batch renorm of masked NaN equals batch norm in outputs and gradients."""
     x = np.where(MASK, X, np.float32(np.nan))
     scale, bias = INPUTS["scale"], INPUTS["bias"]
     renorm = partial(jn.batch_renorm, rmax=1.0, dmax=0.0)
