@@ -11,8 +11,7 @@ def compiler_flags() -> str:
     """XLA_FLAGS for the tests and the processes that they start.
 
     Most of a test's time goes into compiling programs that run once. `make test` turns off LLVM's
-    optimizations and generates code without MLIR where XLA still can; XLA's own passes all run.
-    Tests of
+    optimizations and generates code without MLIR where XLA still can; XLA's own passes all run. Tests of
     compiler output use users' settings, and so does `make test-all`.
     """
     if EVERYTHING:

@@ -188,8 +188,7 @@ def own(ours: Any, theirs: Any) -> list[str]:
     """Parameters of ``ours`` that ``theirs`` lacks, after checking that the signatures are compatible.
 
     The common parameters must have the same names, order and defaults, and be positional in both or
-    neither.
-    A parameter that is required in ``theirs`` may have a default in ``ours``.
+    neither. A parameter that is required in ``theirs`` may have a default in ``ours``.
     """
     mine, flaxs = (inspect.signature(inspect.unwrap(f)).parameters for f in (ours, theirs))
     assert [n for n in mine if n in flaxs] == list(flaxs)

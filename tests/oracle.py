@@ -1,12 +1,9 @@
 """The norms in NumPy at double precision, written from the papers; shares no code with the package.
 
-Batch norm follows Ioffe and Szegedy (2015): algorithm 1, and the equations of section 3 for the
-gradient.
+Batch norm follows Ioffe and Szegedy (2015): algorithm 1, and the equations of section 3 for the gradient.
 It also supports a mask (only unmasked values enter the statistics, but all values are normalized),
-complex values, and running statistics as further outputs. The tangent is derived separately from
-the
-forward equations; `tests/test_oracle.py` compares each with finite differences and with the other.
-The
+complex values, and running statistics as further outputs. The tangent is derived separately from the
+forward equations; `tests/test_oracle.py` compares each with finite differences and with the other. The
 other norms have only a value, and are differentiated by differences.
 
 Complex cotangents follow JAX: a change dL of the loss is Re Σ cotangent · tangent, unconjugated.
@@ -176,11 +173,9 @@ def norm_of_cells(
 ) -> np.ndarray:
     """``x`` divided by the root of a statistic of all elements with the same number in ``cells``.
 
-    The statistic is "variance" (x less its mean; Ba, Kiros and Hinton, 2016; Wu and He, 2018),
-    "mean square"
-    (Zhang and Sennrich, 2019) or "square length" (Salimans and Kingma, 2016), plus ``epsilon``. A
-    fully masked
-    cell has mean 0 and statistic 1.
+    The statistic is "variance" (x less its mean; Ba, Kiros and Hinton, 2016; Wu and He, 2018), "mean
+    square" (Zhang and Sennrich, 2019) or "square length" (Salimans and Kingma, 2016), plus ``epsilon``. A
+    fully masked cell has mean 0 and statistic 1.
     """
     x, bins = wide(x), cells.max(initial=-1) + 1
     counts = np.broadcast_to(True if mask is None else np.asarray(mask) != 0, x.shape)

@@ -1,7 +1,6 @@
 """Every public function with options, in NumPy at float64, with the same arguments and defaults.
 
-The code follows the formulas of the docstrings as directly as possible. Each function returns the
-leaves
+The code follows the formulas of the docstrings as directly as possible. Each function returns the leaves
 of the public function's result, in the same order. Options for devices and dtypes are left out.
 """
 
@@ -169,7 +168,7 @@ def batch_renorm(
     epsilon: float = 1e-3,
     mask: Array = None,
 ) -> Leaves:
-    """The running average is that of the standard deviation."""
+    """The running average is over standard deviations."""
     m = oracle.moments(x, complement(feature_axes, x.ndim), mask)
     std, old_std = np.sqrt(m.var + epsilon), np.sqrt(stats[1] + epsilon)
     wide_old = _along(old_std, x, feature_axes)

@@ -16,8 +16,7 @@ def thorough_but(cases: Iterable[Any], *quick: Any) -> list[Any]:
 def covering(cases: list[Any]) -> list[Any]:
     """Enough cases of one ``sampled`` test for every value of every parameter to occur.
 
-    The selection is greedy: it always adds the case with the most values that have not occurred
-    yet.
+    The selection is greedy: it always adds the case with the most values that have not occurred yet.
     """
     values = {
         case: {(name, id(value)) for name, value in case.callspec.params.items()} for case in cases

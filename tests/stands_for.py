@@ -1,9 +1,7 @@
 """The function or formula that each module class corresponds to, and values for its fields.
 
-For each class, in Linen and NNX alike, `ROWS` names the public function that it calls with its
-variables
-and fields. If a module has arithmetic of its own (a projection, a table, a convolution), it is
-written
+For each class, in Linen and NNX alike, `ROWS` names the public function that it calls with its variables
+and fields. If a module has arithmetic of its own (a projection, a table, a convolution), it is written
 here in plain JAX.
 """
 

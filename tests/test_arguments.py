@@ -1,7 +1,6 @@
 """Every number and flag of every public function and module is validated.
 
-The arguments come from the annotations: a new one is tried, and fails if no invalid value is
-refused.
+The arguments come from the annotations: a new one is tried, and fails if no invalid value is refused.
 """
 
 import dataclasses

@@ -1,7 +1,6 @@
-"""Defaults are documented: those of the papers, of Flax and of PyTorch.
+"""Defaults are the documented ones, from the papers, Flax and PyTorch.
 
-Defaults that Flax's classes also have are compared with Flax in tests/linen and tests/nnx. The
-tests here
+Defaults that Flax's classes also have are compared with Flax in tests/linen and tests/nnx. The tests here
 cover every number and choice of the functions, our modules' additional fields, and initial values.
 """
 

@@ -1,7 +1,6 @@
 """Every field of every module, at a value other than its default, against the corresponding function.
 
-`tests.stands_for` has that function for each class. Linen and NNX are each compared with it, not
-with one
+`tests.stands_for` has that function for each class. Linen and NNX are each compared with it, not with one
 another. The fields come from the classes: a new class or field without a value there fails by name.
 """
 

@@ -1,7 +1,6 @@
 """The sdist and the wheel, built from this tree as `python -m build` builds them.
 
-The wheel is built from the unpacked sdist. With hatchling installed this needs no network.
-Otherwise
+The wheel is built from the unpacked sdist. With hatchling installed this needs no network. Otherwise
 hatchling is downloaded into an isolated environment, and the tests are skipped if that fails.
 """
 

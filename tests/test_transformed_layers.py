@@ -78,8 +78,7 @@ def test_jax_transforms_capture_a_layer_in_evaluation(name: str) -> None:
 def test_linen_transforms_take_a_class(name: str) -> None:
     """`nn.vmap`, `nn.remat` and `nn.jit` of a class create the same variables and give the same results.
 
-    Spectral norm gets its mode as a keyword argument of the call, which these transforms trace or
-    drop;
+    Spectral norm gets its mode as a keyword argument of the call, which these transforms trace or drop;
     `linen/test_wrapped_transforms.py` tests it inside a model.
     """
     args, fields = arguments(name), dict(ROWS[name].base)
@@ -112,8 +111,7 @@ def test_linen_transforms_take_a_class(name: str) -> None:
 def test_channels_may_be_split_by_an_explicit_mesh(name: str) -> None:
     """With sharded channels, variables, gradients and state stay replicated.
 
-    Whitening is excluded: it multiplies channels with one another, so they would have to be
-    gathered.
+    Whitening is excluded: it multiplies channels with one another, so they would have to be gathered.
     """
     mesh = jax.make_mesh((2,), ("b",), axis_types=(AxisType.Explicit,))
     fields, training = dict(ROWS[name].base), {"use_running_average": False}

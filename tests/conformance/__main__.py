@@ -1,7 +1,6 @@
 """`make conformance`: Flax's own tests of its norms, run with our classes.
 
-The tests come from the source distribution of the installed Flax, and are not kept. Each mode
-prints how
+The tests come from the source distribution of the installed Flax, and are not kept. Each mode prints how
 many tests passed, and how many instances of our classes they created.
 """
 

@@ -51,12 +51,10 @@ class Mode:
         name: the name in the table.
         modules: "linen", "nnx" or both.
         tests: node ids relative to the folder of Flax's tests.
-        close: whether to compare approximately. Flax's NNX tests require results equal to Linen's
-            bit for bit. If
-            only one of the two is replaced, this is impossible: Flax's variance has larger rounding
-            errors, and
-            Linen returns NaN for a full mask. Then rounding errors, and numbers instead of NaN, are
-            accepted.
+        close: whether to compare approximately. Flax's NNX tests require results equal to Linen's bit for
+            bit. If only one of the two is replaced, this is impossible: Flax's variance has larger
+            rounding errors, and Linen returns NaN for a full mask. Then rounding errors, and numbers
+            instead of NaN, are accepted.
     """
 
     name: str
@@ -134,8 +132,8 @@ def run(mode: Mode, tests: Path, leave: Collection[str] = ()) -> Outcome:
 def environment(tests: Path) -> dict[str, str]:
     """The current environment, with jaxnorm importable and without settings of this repository's tests.
 
-    Compiled programs are cached next to the tests for the next mode, since compiling takes most of
-    the time.
+    Compiled programs are cached next to the tests for the next mode, since compiling takes most of the
+    time.
     """
     return {
         **os.environ,

@@ -87,9 +87,8 @@ def count(cls: type, label: str) -> None:
 def assert_close(linen: Any, nnx: Any) -> None:
     """`np.testing.assert_array_equal` up to rounding; integers must be equal.
 
-    For a full mask, Flax's Linen returns NaN, and ours must be finite. (Flax passes the state of
-    spectral norm
-    in the opposite order, but after the outputs, which would show a NaN in ours.)
+    For a full mask, Flax's Linen returns NaN, and ours must be finite. (Flax passes the state of spectral
+    norm in the opposite order, but after the outputs, which would show a NaN in ours.)
     """
     linen, nnx = np.asarray(linen), np.asarray(nnx)
     assert linen.shape == nnx.shape

@@ -110,17 +110,12 @@ def read_by_the_library(program: jax.stages.Compiled) -> int:
 def test_cost(name: str, shape: Shape, dtype: str) -> None:
     """Temporaries are at most half of x, passes over memory are few, and no library sums an array like x.
 
-    The exception is the squares of a float32 x: they are in memory, and the library is faster
-    there.
+    The exception is the squares of a float32 x: they are in memory, and the library is faster there.
 
-    Eight passes (in units of x) are the minimum: read x for its sums; read x, write y; read x and
-    dy for
-    their sums; read x and dy, write dx. Ten if parameters lie along other axes than statistics and
-    need a
-    separate pass. In float32, the rest of the first short folds adds about 10 %. In bfloat16 that
-    rest is
-    twice as large, since it is float32, and an odd length (40009 rows) adds a copy of its
-    remainder.
+    Eight passes (in units of x) are the minimum: read x for its sums; read x, write y; read x and dy for
+    their sums; read x and dy, write dx. Ten if parameters lie along other axes than statistics and need a
+    separate pass. In float32, the rest of the first short folds adds about 10 %. In bfloat16 that rest is
+    twice as large, since it is float32, and an odd length (40009 rows) adds a copy of its remainder.
     """
     cost = COSTS[name]
     program = compiled(cost.norm, cost.parameters, shape, dtype)

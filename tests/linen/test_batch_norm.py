@@ -363,7 +363,7 @@ def test_unbiased_is_the_convention_of_pytorch() -> None:
 
 @pytest.mark.parametrize("kind", ["bool", "int32", "uint8"])
 def test_mask_with_nan_in_the_padding(kind: str) -> None:
-    """With a boolean or integer mask, results are those of the unmasked part, and no gradient is NaN."""
+    """With a boolean or integer mask, results match the unmasked part alone, and no gradient is NaN."""
     mask = jnp.arange(8) < 5
     x = jnp.where(mask[:, None], normal((8, 3)), jnp.nan)
     layer = jnl.BatchNorm(False, **RAMP)

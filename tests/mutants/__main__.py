@@ -1,7 +1,6 @@
 """`make mutants`: changes a line of the package, runs the tests that reach it, and reports if none fails.
 
-A hundred changes are drawn. Each survivor is printed: a test is missing, or the line is
-unnecessary.
+A hundred changes are drawn. Each survivor is printed: a test is missing, or the line is unnecessary.
 Measurements and results are kept in .mutants, so an interrupted run can be continued.
 
     python -m tests.mutants --tests tests/core --only jaxnorm/core
@@ -159,7 +158,7 @@ def results_of(
 
 
 def kept(result: Result) -> Result:
-    """Appends a result to those of all runs."""
+    """Appends a result to the file with the results of all runs."""
     with RESULTS.open("a") as file:
         print(json.dumps(asdict(result)), file=file)
     return result

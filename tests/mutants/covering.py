@@ -147,7 +147,7 @@ def copied(folder: Path) -> Path:
 
 
 def digests(tree: Path) -> dict[str, str]:
-    """Digests of the files of the package and the tests, without those of this tool."""
+    """Digests of the files of the package and the tests, except for this tool."""
     paths = [*tree.glob("jaxnorm/**/*.py"), *tree.glob("tests/**/*.py")]
     found = {
         path.relative_to(tree).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]

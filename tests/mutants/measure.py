@@ -1,8 +1,7 @@
 """A pytest plugin that records which lines of the package each test reaches, and how long it takes.
 
 In each xdist worker, coverage.py records the lines with the test as their context; the controlling
-process
-collects times and outcomes.
+process collects times and outcomes.
 """
 
 import json

@@ -1,7 +1,6 @@
 """One-line changes of a file of the package, each of which some test should notice.
 
-A change is found in the syntax tree and made in the text: a few characters are replaced, and the
-rest of
+A change is found in the syntax tree and made in the text: a few characters are replaced, and the rest of
 the file stays the same, line numbers included.
 """
 
@@ -63,12 +62,10 @@ class Mutation:
         path: the file, relative to the root of the repository.
         line: where the change starts.
         edits: the replacements, which keep the number of lines.
-        reached_at: lines in order of precedence. The tests that reach the first of them should
-            notice the change;
-            if there are none, those that reach the second, and so on.
-        at_import: whether the line runs at import, like a default. Then a test may notice the
-            change without
-            running the package, just by inspecting it.
+        reached_at: lines in order of precedence. The tests that reach the first of them should notice the
+            change; if there are none, those that reach the second, and so on.
+        at_import: whether the line runs at import, like a default. Then a test may notice the change
+            without running the package, just by inspecting it.
     """
 
     path: str
@@ -130,10 +127,8 @@ def sample(sources: Mapping[str, str], count: int, seed: int) -> list[Mutation]:
 class _Finder(ast.NodeVisitor):
     """Walks a file and keeps track of the lines that tests of each node reach.
 
-    Inside a function these are the lines of the statement, or of its header. Code that runs at
-    import is
-    reached through its use: a default by the body of its function, a field by the methods of its
-    class.
+    Inside a function these are the lines of the statement, or of its header. Code that runs at import is
+    reached through its use: a default by the body of its function, a field by the methods of its class.
     """
 
     def __init__(self, path: str, source: str) -> None:

@@ -1,7 +1,6 @@
 """Runs tests against a change, each in a separate process and copy of the repository.
 
-The process is forked from this one, which has imported jax and Flax but neither jaxnorm nor a test:
-a new
+The process is forked from this one, which has imported jax and Flax but neither jaxnorm nor a test: a new
 interpreter would take seconds to start.
 """
 

@@ -2,8 +2,7 @@
 
     python -m tests.norms.maxima [NORM ...]
 
-This is a separate program because `make test` turns off LLVM's optimizations, and the fault that it
-looks
+This is a separate program because `make test` turns off LLVM's optimizations, and the fault that it looks
 for depends on them.
 """
 

@@ -181,7 +181,7 @@ HALF = Case("of an activation", (6, 5, 4, 3), dtype="bfloat16", param_dtype="bfl
 @with_and_without
 @every_activation
 def test_evaluation(activation: str, adds: bool, case: Case) -> None:
-    """Evaluation matches the oracle in value and all gradients, including those of the running statistics."""
+    """Evaluation matches the oracle in value and all gradients, including for the running statistics."""
     given = arguments(case)
     given = given if adds else given._replace(residual=None)
 
@@ -394,8 +394,8 @@ def test_far_from_zero(activation: str, adds: bool) -> None:
 def test_nan_under_the_mask_stays_there(activation: str, adds: bool) -> None:
     """NaN in masked x affects nothing else; NaN in a masked residual affects only its own output.
 
-    For curved activations, the slope at a NaN residual is NaN, so gradients are checked only for
-    the others.
+    For curved activations, the slope at a NaN residual is NaN, so gradients are checked only for the
+    others.
     """
     case = Case("padded", (6, 5, 3), mask_name="full")
     clean, counts = arguments(case), case.mask()

@@ -1,7 +1,6 @@
 """Transformations in every order: tracing must not depend on which comes first.
 
-The named axis that a norm pools over ends with its vmap. A derivative taken outside that vmap, or
-outside
+The named axis that a norm pools over ends with its vmap. A derivative taken outside that vmap, or outside
 a transformation that holds a traced program (jit, remat, scan, cond, while), must not need the name
 again.
 """

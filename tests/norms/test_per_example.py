@@ -161,7 +161,7 @@ def test_scale_offset() -> None:
 
 @pytest.mark.parametrize("name", ["rms_norm", "modulate"])
 def test_a_traced_scale_offset(name: str) -> None:
-    """A traced offset gives the same value, and its derivative is the sum of those of the scales."""
+    """A traced offset gives the same value, and its derivative is the sum of the scales' derivatives."""
     x, scale = jax.random.normal(jax.random.key(0), (2, 3, 8))
     norm = getattr(jn, name)
 

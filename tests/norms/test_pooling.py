@@ -1,7 +1,6 @@
 """Every function with `axis_name`: devices with different data and masks act as one, or one per group.
 
-The functions come from the signatures: one without a row in `SPLIT` fails by name. All results and
-a
+The functions come from the signatures: one without a row in `SPLIT` fails by name. All results and a
 derivative are compared with the reference for the whole data.
 """
 

@@ -1,7 +1,6 @@
 """Inputs as large or small as float32 can square give the same results and gradients as inputs near 1.
 
-With epsilon 0, multiplying x by a power of two leaves a norm unchanged and divides its gradient by
-that
+With epsilon 0, multiplying x by a power of two leaves a norm unchanged and divides its gradient by that
 power. Both are exact, so any difference is a loss of range.
 """
 

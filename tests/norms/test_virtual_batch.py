@@ -20,7 +20,7 @@ STATS = jn.init_running_stats(3)
 
 
 def by_hand(x: Any, mask: Any, size: int) -> tuple[Any, jn.RunningStats]:
-    """Normalizes each virtual batch separately; running statistics are those of the whole batch."""
+    """Normalizes each virtual batch separately; running statistics cover the whole batch."""
     parts = (slice(i, i + size) for i in range(0, len(x), size))
     y = [jn.batch_norm(x[part], STATS, mask=mask[part])[0] for part in parts]
     return jnp.concatenate(y), jn.batch_norm(x, STATS, mask=mask, momentum=0.0, unbiased=True)[1]
@@ -72,7 +72,7 @@ def test_modules_hand_it_on() -> None:
 
 
 def test_second_derivatives() -> None:
-    """The gradient of a gradient is that of the separate parts."""
+    """The gradient of a gradient matches the separate parts."""
     w = jnp.asarray(RNG.normal(size=X.shape), jnp.float32)
 
     def curvature(normalized: Any) -> Any:

@@ -228,7 +228,7 @@ def test_weights_of_zero_have_a_gradient() -> None:
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)], ids=str)
 def test_conv_spectral_norm_is_that_of_the_operator(strides: tuple[int, int]) -> None:
-    """σ and its gradient are those of the largest singular value of the convolution written as a matrix."""
+    """σ and its gradient match the largest singular value of the convolution written as a matrix."""
     rng = np.random.default_rng(0)
     w, image = draw(rng, (3, 3, 2, 3), "float32"), draw(rng, (1, 6, 5, 2), "float32")
     columns = jnp.eye(image.size).reshape(-1, *image.shape[1:])

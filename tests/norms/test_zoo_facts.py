@@ -74,7 +74,7 @@ def test_adapted_is_between_training_and_evaluation(share: float) -> None:
 
 
 def test_batch_renorm_within_limits_is_evaluation_and_without_is_batch_norm() -> None:
-    """Without correction y equals batch norm; unclipped, its value is that of evaluation."""
+    """Without correction y equals batch norm; unclipped, its value matches evaluation."""
     x = images()
     stats = jn.RunningStats(jnp.full(8, 0.2), jnp.full(8, 2.0))
     at: Any = {"epsilon": 1e-3}

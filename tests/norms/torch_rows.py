@@ -1,7 +1,6 @@
 """The counterparts of PyTorch's norms, argument by argument, as in docs/coming-from-pytorch.md.
 
-Every test against PyTorch reads this table. ``becomes`` translates each argument of PyTorch to
-fields of
+Every test against PyTorch reads this table. ``becomes`` translates each argument of PyTorch to fields of
 our modules; arguments that a row leaves out have PyTorch's defaults and are translated as well.
 """
 

@@ -197,7 +197,7 @@ def test_advice_names_what_is_broken(name: str) -> None:
 
 
 def test_masks_axes_and_half_precision() -> None:
-    """Masked elements are not read, and the number of values is that of the emptiest channel."""
+    """Masked elements are not read, and the number of values is taken from the channel with the fewest."""
     x = np.random.default_rng(0).normal(300, 1, (6, 3, 40)).astype(jnp.bfloat16)
     x[0] = np.nan
     mask = np.arange(6)[:, None, None] > 0

@@ -98,7 +98,7 @@ def test_gradients_of_scale_and_bias(name: str, affine: bool) -> None:
 
 @OUR_TWO
 def test_gradients_with_frozen_statistics(make: Callable[[], Subject]) -> None:
-    """Without freezing scale and bias, gradients are those of evaluation."""
+    """Without freezing scale and bias, gradients match evaluation."""
     subject = make()
     want = gradients(
         subject._replace(model=tools.freeze(subject.model, variables=subject.variables))
