@@ -34,7 +34,7 @@ def _positive(*shape: int) -> Any:
 
 
 def pattern(shape: tuple[int, ...]) -> np.ndarray:
-    """A mask that keeps two of any three neighbours along every axis."""
+    """A mask that keeps two of any three neighbors along every axis."""
     return np.indices(shape).sum(0) % 3 != 0
 
 

@@ -278,10 +278,8 @@ def hessian_times(f: Any, at: Any, along: Any, h: float = 4e-4) -> list[np.ndarr
 
 # --- comparison ----------------------------------------------------------------------------------
 
-# For float32 results: sums of up to 50000 terms of mixed sign and a reciprocal square root, each
-# with
-# about ten roundings of 6e-8, relative to the largest entry. Narrower results are rounded once, by
-# half
+# For float32 results: sums of up to 50000 terms of mixed sign and a reciprocal square root, each with
+# about ten roundings of 6e-8, relative to the largest entry. Narrower results are rounded once, by half
 # their eps, so a statistic that was rounded to bfloat16 on the way shows in a float32 result.
 FLOAT32_TOLERANCE = 2e-5
 

@@ -42,8 +42,7 @@ HELPERS = {
     "with_stats_of_domain": "of state",
 }
 NORMS = FUNCTIONS - HELPERS.keys()
-# Norms with an oracle outside tests.zoo and tests.family, and the file that compares them with
-# NumPy.
+# Norms with an oracle outside tests.zoo and tests.family, and the file that compares them with NumPy.
 ORACLES = {
     "act_norm_inverse": "tests/norms/test_zoo_facts.py",
     "batch_norm": "tests/norms/test_batch_norm.py",

@@ -164,8 +164,7 @@ MAY_IMPORT = {
     "tools": {"", "core", "kernels", "norms", "linen", "nnx", "tools"},
 }
 MAY_IMPORT_FLAX = {"linen", "nnx", "tools"}
-# All that a layer that only stores variables needs from jax.numpy: dtypes and conversions to
-# arrays.
+# All that a layer that only stores variables needs from jax.numpy: dtypes and conversions to arrays.
 OF_JNP = {"asarray", "complex64", "complexfloating", "dtype", "float32", "issubdtype"}
 ARITHMETIC = {"cumsum", "dot", "max", "mean", "min", "prod", "std", "sum", "var"}
 

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-# The tolerance between Linen's results and ours if only one of them is replaced. float32: Flax
-# computes the variance as the mean of squares minus the square of the mean, which puts its results
-# up to
-# 2e-5 from float64 in these tests (groups of two close values). float16: two roundings of values of
-# order 1. The tolerance is also absolute, because the linear layer after each norm can cancel.
+# The tolerance between Linen's results and ours if only one of them is replaced. float32: Flax computes
+# the variance as the mean of squares minus the square of the mean, which puts its results up to 2e-5 from
+# float64 in these tests (groups of two close values). float16: two roundings of values of order 1. The
+# tolerance is also absolute, because the linear layer after each norm can cancel.
 APART: Mapping[str, float] = {"float16": 2e-3, "float32": 1e-4}
 
 built: dict[str, int] = {}

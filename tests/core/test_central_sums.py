@@ -1,4 +1,4 @@
-"""Moments are correct from the sums of every platform; all of them run here."""
+"""The sums of every platform, all run here, give correct moments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +80,7 @@ def test_moments(platform: str, axes: tuple[int, ...], dtype: str, masked: bool)
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("platform", LOWERINGS)
 def test_moments_of_blocks(platform: str, masked: bool) -> None:
-    """Neighbours share statistics, even if their means differ or one of them is fully masked."""
+    """Neighbors share statistics, even if their means differ or one of them is fully masked."""
     x, blocks = drawn("float32", mean=50.0), Blocks(3, 2)
     mask = None
     if masked:
@@ -97,7 +97,7 @@ def test_moments_of_blocks(platform: str, masked: bool) -> None:
 
 @pytest.mark.parametrize("platform", LOWERINGS)
 def test_moments_of_blocks_of_close_neighbours(platform: str) -> None:
-    """Far from zero, the rounding error of a neighbour's mean is corrected."""
+    """Far from zero, the rounding error of a neighbor's mean is corrected."""
     rng = np.random.default_rng(0)
     x = np.asarray(rng.normal(size=SHAPE) + 1e4 + np.arange(SHAPE[-1]), np.float32)
     got = moments_by(platform, x, (1, 2), blocks=Blocks(3, 2))
@@ -174,7 +174,7 @@ def test_exact_sums(dtype: str, mean: float, tolerance: float, elements: int) ->
 
 
 def test_the_derivative_does_not_depend_on_the_platform() -> None:
-    """The derivative matches the value's shift, and each platform gets its own program."""
+    """Each platform has its own program, and the derivative uses the same shift as the value."""
 
     def both(x: Any) -> Any:
         sums, pull = jax.vjp(lambda x: _central_sums.central_sums(x, (0,))[1:], x)

@@ -108,7 +108,7 @@ def read_by_the_library(program: jax.stages.Compiled) -> int:
 @pytest.mark.sampled
 @pytest.mark.parametrize(("name", "shape", "dtype"), CASES, ids=str)
 def test_cost(name: str, shape: Shape, dtype: str) -> None:
-    """Temporaries are at most half of x, passes over memory are few, and no library sums an array like x.
+    """Temporaries stay below half of x, passes are few, and the library sums no array of the size of x.
 
     The exception is the squares of a float32 x: they are in memory, and the library is faster there.
 

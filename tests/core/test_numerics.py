@@ -75,7 +75,7 @@ def test_one_feature_of_several_is_empty() -> None:
 
 @pytest.mark.parametrize("momentum", [0.5, None])
 def test_unbiased_variance_of_few(momentum: float | None) -> None:
-    """Variances are multiplied by n / (n - 1), except for a single value; no values leave the state alone."""
+    """Variances get a factor of n / (n - 1), except for one value; without values the state stays."""
     count = jnp.array([0.0, 1.0, 2.0, 5.0])
     batch = jn.Moments(jnp.full(4, 3.0), jnp.full(4, 8.0), count)
     stats = jn.init_running_stats(4, cumulative=True)

@@ -63,8 +63,8 @@ def test_only_x_is_saved_in_evaluation(dtype: str) -> None:
     assert found == [(SHAPE, jnp.dtype(dtype))]
 
 
-# The function, the shape of x (with the elements of (16, 12, 12, 8)), and the number of statistics
-# and of parameters.
+# The function, the shape of x (with the elements of (16, 12, 12, 8)), and the number of statistics and of
+# parameters.
 ROWS = (16, 1152)
 OTHERS: dict[str, tuple[Any, tuple[int, ...], int, int]] = {
     "layer": (jn.layer_norm, ROWS, 16, 2),

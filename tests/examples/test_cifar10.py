@@ -230,8 +230,7 @@ def test_every_norm_trains(norm: cifar10.NormName) -> None:
     state = cifar10.create_state(model, settings, images, steps=60)
     batch = np.int32(0), jnp.asarray(images), jnp.asarray(labels)
     train_step: Any = cifar10.make_train_step(settings, len(dataset.classes))
-    # If a norm has its own activation, the maximum is taken of the norm itself. Its gradient finds
-    # the
+    # If a norm has its own activation, the maximum is taken of the norm itself. Its gradient finds the
     # largest element only if compiled with users' settings (tests/norms/maxima.py).
     as_users = {"xla_backend_optimization_level": 3} if norm in cifar10.WITH_ACTIVATION else {}
     train_step = train_step.lower(state, *batch).compile(compiler_options=as_users)

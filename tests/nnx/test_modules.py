@@ -30,8 +30,7 @@ from tests.modules import (
     own,
 )
 
-# Flax's NNX norms accept only one feature axis, and their group norm is wrong for other axes than
-# the
+# Flax's NNX norms accept only one feature axis, and their group norm is wrong for other axes than the
 # default ones.
 OF_FLAX = [
     (name, option)
@@ -200,8 +199,7 @@ def test_result_dtype_is_that_of_flax(x_dtype: str, dtype: str | None, param_dty
             ours, theirs = pair(name, **fields)
             found = nnx.eval_shape(lambda m, x: m(x), ours, x)
             if name == "BatchNorm" and dtype is None:
-                # In Flax's NNX, float32 statistics widen the result; ours matches Linen, as do all
-                # norms.
+                # In Flax's NNX, float32 statistics widen the result; ours matches Linen, as do all norms.
                 switches = {k: v for k, v in fields.items() if k not in ("momentum", "axis")}
                 theirs = nnx_norm(nnx, "LayerNorm", **switches)
             with loose():

@@ -103,8 +103,7 @@ def test_checkpoints_of_flax_give_flax_answers(case: str) -> None:
     state = nnx.state(ours)
     nnx.replace_by_pure_dict(state, saved)
     nnx.update(ours, state)
-    # Flax's forward pass overwrites the kernel with the normalized one, so each call restores the
-    # saved one.
+    # Flax's forward pass overwrites the kernel with the normalized one, so each call restores the saved one.
     kernels = {n: a for n, a in flat(ours).items() if not n.endswith(("u", "sigma"))}
     for training in (True, False):
         theirs = build(nnx, case)

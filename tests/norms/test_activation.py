@@ -166,8 +166,7 @@ def test_value_and_gradients(
         assert_close(gradients.residual, wanted.residual, 1e-4)
 
 
-# The tanh of gelu rounds to 1 in float32 before its derivatives reach 0: the first is then off by
-# 3e-6,
+# The tanh of gelu rounds to 1 in float32 before its derivatives reach 0: the first is then off by 3e-6,
 # the second by 2e-5.
 FIRST = {"gelu": 1e-4}
 SECOND = {"gelu": 1e-3}

@@ -201,7 +201,7 @@ def test_derivatives_of_a_map(name: str, mask: str) -> None:
 @pytest.mark.parametrize("mask", ["unmasked", "uneven"])
 @pytest.mark.parametrize("name", ["vmap", "pmap", "shard_map", "shard_map_unchecked"])
 def test_map_of_gradients(name: str, mask: str) -> None:
-    """Gradients taken on each device, with those of parameters summed, match the whole batch."""
+    """Gradients taken on each device, and summed for parameters, match the whole batch."""
     at, _, cotangents = data()
     m = MASKS[mask]
     checked = name == "shard_map"  # JAX itself sums the gradients of replicated values there

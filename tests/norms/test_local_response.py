@@ -41,7 +41,7 @@ def test_value(size: int, channel: int) -> None:
 
 
 def test_window() -> None:
-    """One loud channel affects its neighbours; windows of even size reach one channel further after it."""
+    """One loud channel affects its neighbors; windows of even size reach one channel further after it."""
     x = jnp.full((1, 9), 1e-3).at[0, 4].set(1)
     for size, heard in ((1, [4]), (2, [4, 5]), (3, [3, 4, 5]), (4, [3, 4, 5, 6])):
         y = jn.local_response_norm(x, size=size, alpha=1.0 * size, beta=1.0, k=1.0)
@@ -147,7 +147,7 @@ def test_all_channels_with_beta_a_half_is_rms_norm() -> None:
 
 @pytest.mark.parametrize("k", [1.0, 0.0])
 def test_silence(k: float) -> None:
-    """Channels of zeros stay zero with finite derivatives, and their neighbours are not affected."""
+    """Channels of zeros stay zero with finite derivatives, and their neighbors are not affected."""
     x = activations((3, 8))
     x[0], x[1, 2:] = 0, 0
     f = lambda x: jn.local_response_norm(x, size=3, alpha=1.0, k=k)  # noqa: E731

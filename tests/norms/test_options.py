@@ -227,7 +227,7 @@ def test_the_reference_has_the_same_options(name: str) -> None:
 
 @over_functions
 def test_defaults(name: str) -> None:
-    """All inputs with no options match the reference, also inputs that make the default epsilon visible."""
+    """All inputs without options match the reference, and so do inputs for which epsilon matters."""
     check(name, "defaults")
     if "epsilon" in parameters(name):
         check(name, "tiny inputs")

@@ -75,7 +75,7 @@ def test_large_mean(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", NORMS)
 def test_half_precision(name: str, dtype: str) -> None:
-    """Statistics are float32: y is the float32 result, returned as is on request, or else rounded once.
+    """Statistics are float32; y is the float32 result, rounded once unless float32 is requested.
 
     The squares of this x overflow float16.
     """
@@ -86,8 +86,7 @@ def test_half_precision(name: str, dtype: str) -> None:
     assert y.dtype == jnp.dtype(dtype)
     assert wide.dtype == jnp.float32
     assert_close(wide, norm.oracle(*at))
-    # Half a unit in the last place, plus the difference between two compilations of float32
-    # arithmetic.
+    # Half a unit in the last place, plus the difference between two compilations of float32 arithmetic.
     rounding = jnp.finfo(dtype)
     np.testing.assert_allclose(
         np.float32(y),

@@ -266,7 +266,7 @@ def large_residuals(f: Any, x: Any, *others: Any) -> list[str]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_way
 def test_saved(save_as: str, activation: str | None, dtype: str) -> None:
-    """One array of the size of x is saved: the output in its dtype, or x in the requested dtype."""
+    """One array of the size of x is saved: the output, or the normalized x in the requested dtype."""
     at = tuple(a.astype(dtype) for a in arguments())
     found = large_residuals(lambda *at: norm(*at, save_as=save_as, activation=activation), *at)
     assert found == [dtype if save_as == "output" else save_as]

@@ -219,7 +219,7 @@ def test_size_of_the_kernel(size: float) -> None:
 
 @pytest.mark.parametrize("n_steps", [2, None])
 def test_vmap_over_kernels(n_steps: int | None) -> None:
-    """Kernels and states can be vmapped, also a zero kernel; gradients match each alone."""
+    """Kernels and states can be vmapped, even a zero kernel; values and gradients match each alone."""
     stack = np.stack([kernel(seed=0), kernel(seed=1), kernel(seed=2) * 0], axis=1)
     states = jax.vmap(start, in_axes=1)(stack)
     dy = kernel((3, 7, 5), seed=5)

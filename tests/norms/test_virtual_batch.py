@@ -47,8 +47,7 @@ def test_over_a_mesh(axis_type: AxisType, size: int) -> None:
     for got, expected in zip(stats[:2], want_stats[:2], strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5)
     moved = re.findall(r"f32\[([\d,]+)\]\S* (?:all-gather|all-to-all|collective-permute)", compiled)
-    # If a virtual batch spans devices, at most one mean per example and channel moves, never
-    # another row.
+    # If a virtual batch spans devices, at most one mean per example and channel is communicated.
     assert all(np.prod([int(n) for n in dims.split(",")]) <= len(X) * 3 for dims in moved)
 
 

@@ -119,8 +119,7 @@ def test_vmap(name: str) -> None:
         np.testing.assert_allclose(batched[i, j], alone, rtol=1e-5, atol=1e-5)
 
 
-# In `make test`, one norm for each way to differentiate: batch, example, iteration, clipped, no
-# statistics.
+# In `make test`, one norm for each way to differentiate: batch, example, iteration, clipped, no statistics.
 @pytest.mark.parametrize(
     "name",
     thorough_but(

@@ -60,7 +60,7 @@ def nothing(_: Any) -> Fields:
 
 
 def renamed(name: str) -> Callable[[Any], Fields]:
-    """Keeps the value and sets the name."""
+    """Renames an argument and keeps its value."""
     return lambda value: {name: value}
 
 
