@@ -147,8 +147,7 @@ def scale_norm(a: Asked) -> Answer:
     return jn.scale_norm(a.x, a.variables["scale"], **options), {}
 
 
-# --- modules with arithmetic of their own, in plain JAX
-# --------------------------------------------
+# --- modules with arithmetic of their own, in plain JAX ------------------------------------------
 
 
 def wide(a: Any) -> Any:

@@ -250,7 +250,7 @@ def test_readme_has_the_stored_figures(
 
 
 def test_picture(tmp_path: Path) -> None:
-    """The picture can be drawn for figures without some library and norm."""
+    """The picture can be drawn for figures that lack a library and a norm."""
     picture.draw(figures({FLAX: 0.5}, {FLAX: 0.5, "PyTorch": 2.0}), tmp_path / "norms.png")
     assert (tmp_path / "norms.png").stat().st_size > 10_000
 

@@ -177,8 +177,7 @@ def test_class(system: str, name: str) -> None:
     assert known.get("param_dtype", jnp.float32) is jnp.float32
 
 
-# --- initial values of variables
-# -------------------------------------------------------------------
+# --- initial values of variables -----------------------------------------------------------------
 
 BEGIN: dict[str, float] = {
     **dict.fromkeys(("scale", "v", "query_scale", "key_scale", "var", "sigma"), 1.0),
@@ -249,8 +248,7 @@ def test_wrappers_begin_at_one() -> None:
             np.testing.assert_allclose(found_here, np.ones(np.shape(found_here)), rtol=1e-6)
 
 
-# --- the effect of a default
-# -----------------------------------------------------------------------
+# --- the effect of a default ---------------------------------------------------------------------
 
 SIGNS = np.where(np.indices((2, 4, 4, 4)).sum(0) % 2, -1.0, 1.0).astype(np.float32)
 SHOWN: dict[str, tuple[Callable[[Any], Any], int]] = {

@@ -302,7 +302,7 @@ def test_bridges_of_flax(name: str) -> None:
     before = flat(in_nnx)
     in_nnx(x, use_running_average=False, mutable=["batch_stats"])
     names = {"mean", "var"} if name == "BatchNorm" else {"kernel/u", "kernel/sigma"}
-    assert {n for n in moved(before, flat(in_nnx)) if not n.endswith("count")} == names  # RNGs
+    assert {n for n in moved(before, flat(in_nnx)) if not n.endswith("count")} == names  # of RNGs
 
     in_linen = nnx.bridge.to_linen(Wrapped)
     variables = in_linen.init(KEY, x, use_running_average=False)

@@ -407,8 +407,7 @@ def test_devices(name: str) -> None:
                 assert_close({n: ours[1][n] for n in updated}, updated, 1e-4)
 
 
-# --- effects that outputs do not show
-# --------------------------------------------------------------
+# --- effects that outputs do not show ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["BatchNorm", "GhostBatchNorm"])
@@ -465,7 +464,7 @@ def test_where_spectral_norm_keeps_its_state() -> None:
 
 @pytest.mark.parametrize("refused", [True, False])
 def test_a_convolution_is_no_matrix(refused: bool) -> None:
-    """With ``error_on_non_matrix`` its kernel is refused; without, it is normalized."""
+    """With ``error_on_non_matrix`` a convolution's kernel is refused; without, it is normalized."""
     rngs = nnx.Rngs(0)
     layer: Any = jnl.SpectralNorm(nn.Conv(3, (2, 2)), error_on_non_matrix=refused)
 
@@ -486,7 +485,7 @@ def test_a_convolution_is_no_matrix(refused: bool) -> None:
 
 
 def test_frozen_batch_norm_is_no_function_of_its_variables() -> None:
-    """Its variables get no gradient in either system; the gradient of x is the constant scale."""
+    """Variables of frozen batch norm get no gradient, and x gets the constant scale as gradient."""
 
     def gradients(x: jax.Array) -> Any:
         layer, module = (made(system, "FrozenBatchNorm", {}) for system in SYSTEMS)
@@ -539,7 +538,7 @@ def test_a_domain_that_is_none() -> None:
 
 
 def test_weight_norm_without_an_initializer_begins_with_the_lengths() -> None:
-    """The scale starts with the lengths, so wrapping a layer does not change its output."""
+    """The scale starts with the kernel's lengths, so wrapping a layer does not change its output."""
     fields: Fields = {"scale_init": None}
 
     def run(x: jax.Array) -> Any:

@@ -1,4 +1,4 @@
-"""Errors of other libraries: each row of the README's table, by name."""
+"""Where other libraries are wrong: each row of the README's table, by name."""
 
 import math
 

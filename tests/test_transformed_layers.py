@@ -103,8 +103,7 @@ def test_linen_transforms_take_a_class(name: str) -> None:
         assert_close(jax.tree.map(lambda a, i=i: a[i], mapped), y, 1e-5)
 
 
-# --- meshes with explicit axes
-# ---------------------------------------------------------------------
+# --- meshes with explicit axes -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [n for n in CLASSES if n != "IterativeWhitening"])

@@ -1,4 +1,4 @@
-"""The pytest plugin for Flax's tests: replaces Flax's classes by ours and counts instances."""
+"""The pytest plugin for Flax's tests: replaces Flax's classes with ours and counts instances."""
 
 import importlib
 import json

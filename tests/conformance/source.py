@@ -13,7 +13,7 @@ class NotToBeHad(Exception):
 
 
 def flax_source(folder: Path) -> Path:
-    """Downloads it into ``folder``, unpacks its tests, and returns their path."""
+    """Downloads Flax's source into ``folder``, unpacks its tests, and returns their path."""
     flax = f"flax=={version('flax')}"
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     ran = subprocess.run(

@@ -1,4 +1,4 @@
-"""The CIFAR-10 example, run like a user would, on digits, which need no download."""
+"""The CIFAR-10 example, run as by a user, on digits, which need no download."""
 
 import json
 import os

@@ -48,7 +48,7 @@ def run(kind: type[Experiment], out: Path, *arguments: str) -> Any:
 
 @pytest.mark.thorough
 def test_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It examines, averages and swaps; the running statistics of a new network are far off."""
+    """The experiment examines, averages and swaps; statistics of a new network are far off."""
     arguments = ["--epochs", "2", "--looks", "5", "--recalibration", "64", "--parts", "1", "4"]
     found = run(life.Life, tmp_path, *arguments)
     assert [look["step"] for look in found["looks"]] == [5, 44]

@@ -158,7 +158,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 def test_a_read_only_folder() -> None:
-    """Starting, saving and writing raise an error that names it; its content can be read."""
+    """Starting, saving and writing raise an error that names the folder, which can still be read."""
     with tempfile.TemporaryDirectory() as root:  # pytest's folders can only be read by their owner
         Path(root).chmod(0o755)
         run = Run(Path(root), "a")
@@ -212,7 +212,7 @@ def test_killed_at_any_moment(kills: int, run: Run) -> None:
 
 
 def test_the_folder_of_runs_is_a_file(tmp_path: Path) -> None:
-    """Starting, continuing and saving raise an error that names it."""
+    """Starting, continuing and saving raise an error that names the path."""
     (tmp_path / "file").write_text("")
     run = Run(tmp_path / "file", "a")
     for call in (lambda: run.start({}), run.config, lambda: run.save(state(0)), run.has_checkpoint):

@@ -69,7 +69,7 @@ class Measured:
         return []
 
     def _looking(self) -> set[int]:
-        """Quick tests that run no line of the package, as of signatures. Others may start a process."""
+        """Quick tests that run no line of the package; slow ones may do so in another process."""
         running = {i for lines in self.reached.values() for found in lines.values() for i in found}
         return {i for i, t in enumerate(self.seconds.values()) if t < 1 and i not in running}
 

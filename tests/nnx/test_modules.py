@@ -159,7 +159,7 @@ def test_no_variables_where_none_are_kept(name: str, fields: Fields) -> None:
 @pytest.mark.sampled
 @pytest.mark.parametrize(("name", "option"), OF_FLAX)
 def test_checkpoints_of_flax_give_flax_answers(name: str, option: str) -> None:
-    """With Flax's state, outputs, state and gradients match Flax, masked or not, also in evaluation."""
+    """Loaded with Flax's state, a layer gives Flax's results and gradients, masked or not, in both modes."""
     fields = {**OPTIONS[name][option], **(inits(name) if option != "default" else {})}
     ours, theirs = pair(name, **fields)
     if name == "BatchNorm":
@@ -208,7 +208,7 @@ def test_result_dtype_is_that_of_flax(x_dtype: str, dtype: str | None, param_dty
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_running_statistics_are_not_rounded(dtype: Any) -> None:
-    """They stay float32, also for evaluation in half precision (Flax casts them)."""
+    """Running statistics stay float32, also for evaluation in half precision (Flax casts them)."""
     for name, fields in STATEFUL:
         layer = nnx_norm(jnx, name, dtype=dtype, param_dtype=dtype, use_scale=False, **fields)
         called(layer, lambda m, x: m(x), 1000 + X)

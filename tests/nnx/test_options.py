@@ -73,7 +73,7 @@ def test_batch_norm_without_running_statistics() -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_promote_dtype_is_called_as_flax_calls_it(name: str) -> None:
-    """It gets the same arrays in the same order as from Flax's class, so a function for Flax works."""
+    """``promote_dtype`` gets the same arrays in the same order as in Flax, so a function for Flax works."""
     given: dict[Any, Any] = {}
     for system in (jnx, nnx):
 
@@ -139,7 +139,7 @@ def test_group_norm_channels_first() -> None:
 
 
 def test_local_response_norm() -> None:
-    """It has no variables, can be created like other norms or without arguments, and uses every field."""
+    """Local response norm has no variables, needs no arguments, and uses every field."""
     layers = [jnx.LocalResponseNorm(), jnx.LocalResponseNorm(32, rngs=nnx.Rngs(0))]
     assert all(flat(layer) == {} for layer in layers)
     plain, same = (compiled(layer, X) for layer in layers)

@@ -94,7 +94,7 @@ def test_attributes_are_those_of_flax(name: str) -> None:
 
 @pytest.mark.parametrize("case", thorough_but(CASES, *list(CASES)[::3]))
 def test_checkpoints_of_flax_give_flax_answers(case: str) -> None:
-    """For Flax's state as a plain dict, outputs, state and gradients match Flax, training or evaluating."""
+    """Loaded with Flax's state as a plain dict, a wrapper gives Flax's results and gradients."""
     ours, theirs = build(jnx, case, 1), build(nnx, case)
     saved = jax.tree.map(
         lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape),

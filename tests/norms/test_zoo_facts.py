@@ -265,7 +265,7 @@ def test_batch_renorm_moves_nothing_where_nothing_is_to_move() -> None:
 
 
 def test_spade_reads_the_pixel_that_pytorch_reads() -> None:
-    """From a map twice as large, it reads every other pixel, starting with the first."""
+    """From a map twice as large, SPADE reads every other pixel, starting with the first."""
     layer: Any = jnl.Spade(map_channels=1, hidden=1, kernel_size=1)
     x, drawn = images(0, (1, 4, 4, 2)), np.arange(64.0, dtype=np.float32).reshape(1, 8, 8, 1)
     variables = layer.init(jax.random.key(0), x, drawn)

@@ -121,7 +121,7 @@ def test_names_and_shapes_are_those_of_pytorch() -> None:
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("features", [3, 4])
 def test_transposed_convolutions(rank: int, features: int, transpose_kernel: bool) -> None:
-    """They are recognized by type, name or argument, even with as many outputs as inputs."""
+    """Transposed convolutions are recognized by type, name or argument, even if no shape shows them."""
     layer = getattr(torch.nn, f"ConvTranspose{rank}d")(3, features, 2, stride=2)
     x = np.random.default_rng(0).normal(size=(2, *(4,) * rank, 3)).astype(np.float32)
     y = np.moveaxis(layer(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).detach().numpy(), 1, -1)

@@ -112,7 +112,7 @@ HEALTHY = {
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_no_advice_for_the_healthy(name: str) -> None:
-    """There is none for other data of the same kind either, or for a frozen model."""
+    """Healthy models get no advice, also for other data of the same kind, or if they are frozen."""
     subject = healthy(HEALTHY[name])
     batch = subject.x if name == "CNN" else NEW
     found = examined(subject, batch)
@@ -122,7 +122,7 @@ def test_no_advice_for_the_healthy(name: str) -> None:
 
 
 def test_a_frozen_model() -> None:
-    """It has the same results as the model that was frozen."""
+    """A frozen model gives the same results as the original one."""
     subject = healthy(mlp)
     frozen = subject.like(tools.freeze(subject.model, variables=subject.variables))
     assert examined(frozen).layers == examined(subject).layers
@@ -241,7 +241,7 @@ def test_table_and_figure(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_result_is_a_tree() -> None:
-    """It contains numbers that can be logged or averaged."""
+    """The result contains numbers that can be logged or averaged."""
     found = examined(mlp())
     doubled = jax.tree.map(lambda leaf: 2 * leaf, found.layers)
     assert doubled["first"].z == 2 * found.layers["first"].z
@@ -269,7 +269,7 @@ def test_the_result_is_a_tree() -> None:
     ids=["no variables", "no statistics", "no norm", "other shapes", "apply"],
 )
 def test_what_cannot_be_examined(call: Callable[[], Any], message: str) -> None:
-    """The error says what was given."""
+    """The error for a model that cannot be examined says what was given."""
     with pytest.raises(ValueError, match=message):
         call()
 

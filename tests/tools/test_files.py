@@ -78,7 +78,7 @@ def test_malicious_safetensors(kind: str, tmp_path: Path) -> None:
 
 
 def test_one_name_twice_in_an_npz(tmp_path: Path) -> None:
-    """NumPy would read only one of them."""
+    """An .npz with a repeated name is refused; NumPy would read only one of the two."""
     np.savez(tmp_path / "a.npz", weight=np.ones(2))
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -208,7 +208,7 @@ def test_count_goes_with_the_norm() -> None:
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "gelu", None])
 @pytest.mark.parametrize("adds", [False, True])
 def test_activation_and_residual_stay(activation: str | None, adds: bool) -> None:
-    """They come after the norm and are computed as before."""
+    """Activation and residual come after the norm and are computed as before."""
     x = data(2, 6, 5, 6)
 
     def block(norm: Any) -> Callable[[jax.Array], jax.Array]:

@@ -168,7 +168,7 @@ def test_pickle_and_copies(make: Callable[[], Subject]) -> None:
 
 @pytest.mark.parametrize("mode", ["train", "eval", "view"])
 def test_modes_of_nnx(mode: str) -> None:
-    """train() and views have no effect on a frozen layer, but on the result of unfreeze."""
+    """train() and views affect the result of unfreeze, but not a frozen layer."""
     model = tools.freeze(jnx.BatchNorm(5, rngs=nnx.Rngs(0)))
     if mode == "view":
         model = nnx.view(model, use_running_average=False)
@@ -182,7 +182,7 @@ def test_modes_of_nnx(mode: str) -> None:
 
 @OUR_TWO
 def test_the_frozen_model_has_arrays_of_its_own(make: Callable[[], Subject]) -> None:
-    """Training it does not change the given model, and shared layers stay shared."""
+    """Training a frozen model does not change the given one, and shared layers stay shared."""
     subject = make()
     if subject.variables is None:
         model = tools.freeze(subject.model)
@@ -199,7 +199,7 @@ def test_the_frozen_model_has_arrays_of_its_own(make: Callable[[], Subject]) -> 
 @pytest.mark.parametrize("affine", [False, True])
 @OUR_TWO
 def test_untracked_norms_stay_as_they_are(make: Callable[[], Subject], affine: bool) -> None:
-    """They have no statistics for evaluation, so they keep using their batch."""
+    """Untracked norms have no statistics for evaluation, so they keep using their batch."""
     untracked: Any = {"Linen": jnl.BatchNorm, "NNX": jnx.BatchNorm}
     system = "NNX" if make().variables is None else "Linen"
     untracked = partial(untracked[system], track_running_stats=False)
@@ -281,7 +281,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @OUR_TWO
 def test_no_optimizer_moves_them(make: Callable[[], Subject], optimizer: str, way: str) -> None:
-    """Neither weight decay nor old momentum changes them; everything else changes."""
+    """Neither weight decay nor old momentum changes frozen layers; everything else changes."""
     subject = make()
     params: Any = (
         nnx.state(subject.model, nnx.Param)
@@ -382,7 +382,7 @@ def test_averages_leave_them() -> None:
     ids=["where", "no statistics", "no variables", "no norm", "apply", "variables"],
 )
 def test_what_cannot_be_frozen(call: Any, message: str) -> None:
-    """The error says what was given."""
+    """The error for a model that cannot be frozen says what was given."""
     with pytest.raises(ValueError, match=message):
         call(linen(MLP(), ROWS))
 

@@ -85,7 +85,7 @@ def test_virtual_batches_pass() -> None:
 
 
 def test_rounding_is_let_pass() -> None:
-    """Outputs around zero pass, and so do gradients that are zero up to rounding, as of a bias."""
+    """Outputs around zero pass, and so do gradients that are zero up to rounding."""
 
     def f(params: Any, batch: Any, axis_name: str | None) -> Any:
         x = batch @ params["kernel"] + params["bias"][None]

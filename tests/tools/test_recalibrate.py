@@ -279,7 +279,7 @@ def test_half_precision() -> None:
 
 
 def test_a_layer_without_statistics_is_left_alone() -> None:
-    """It normalizes with its batch, as always."""
+    """A layer without statistics normalizes with its batch, as always."""
 
     class Model(nn.Module):
         @nn.compact
@@ -436,7 +436,7 @@ def test_random_numbers_and_progress(capsys: pytest.CaptureFixture[str]) -> None
     ids=["none", "an array", "a dictionary", "NaN", "empty"],
 )
 def test_what_is_no_data(batches: Any, message: str) -> None:
-    """The error says what was given, and variables do not change."""
+    """The error for invalid batches says what was given, and variables do not change."""
     subject = linen(MLP(), ROWS)
     before = subject.arrays
     with pytest.raises(ValueError, match=message):

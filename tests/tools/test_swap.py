@@ -160,7 +160,7 @@ def test_where() -> None:
     [(jnl, "layer"), (jnl, "group"), (jnx, "rms"), (jnx, "instance"), (jnx, "batch")],
 )
 def test_features_along_axis_1(system: Any, norm: str) -> None:
-    """Results match those for features along the last axis."""
+    """Results match those with features along the last axis."""
     x = np.random.default_rng(0).normal(2, 3, (4, 3, 6, 5)).astype(np.float32)
     options: Any = {"num_groups": 3} if norm == "group" else {}
     outputs = []
@@ -259,7 +259,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_what_cannot_be_swapped(case: str) -> None:
-    """The error says what was given."""
+    """The error for a norm that cannot be swapped says what was given."""
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         call()
@@ -267,7 +267,7 @@ def test_what_cannot_be_swapped(case: str) -> None:
 
 @pytest.mark.parametrize("swap", [lambda **o: swapped(linen_with(), "group", **o), of_nnx])
 def test_a_typo_in_an_option(swap: Any) -> None:
-    """A TypeError names it before anything runs."""
+    """A TypeError names the misspelled option before anything runs."""
     with pytest.raises(TypeError, match="'num_group'"):
         swap(num_group=2) if swap is not of_nnx else of_nnx("group", to={"num_group": 2})
 

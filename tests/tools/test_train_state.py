@@ -163,7 +163,7 @@ def test_keep_finite_of_any_leaf(bad: float) -> None:
 
 
 def test_state_of_a_model_without_norm() -> None:
-    """It has no statistics, and its variables can still be applied."""
+    """A state may have no statistics, and its variables can still be applied."""
     model = nn.Dense(2)
     state = tools.TrainState.of(model, model.init(jax.random.key(0), ROWS), optax.sgd(0.1))
     assert state.batch_stats == {}
@@ -171,7 +171,7 @@ def test_state_of_a_model_without_norm() -> None:
 
 
 def test_state_of_a_model_without_parameters() -> None:
-    """It has no parameters, only statistics."""
+    """A state may have no parameters, only statistics."""
     model = nn.BatchNorm(use_running_average=True, use_scale=False, use_bias=False)
     state = tools.TrainState.of(model, model.init(jax.random.key(0), ROWS), optax.sgd(0.1))
     assert state.params == {} and set(state.batch_stats) == {"mean", "var"}
@@ -199,6 +199,6 @@ def test_state_of_a_model_without_parameters() -> None:
     ids=["variables", "model", "decay", "trees", "shapes"],
 )
 def test_what_does_not_belong_together(call: Any, message: str) -> None:
-    """The error says what was given."""
+    """The error for arguments that do not belong together says what was given."""
     with pytest.raises(ValueError, match=message):
         call(mlp())
