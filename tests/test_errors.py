@@ -1,4 +1,4 @@
-"""Every error of the package, word for word: what must hold, what came, what to do."""
+"""Every error of the package, word for word: what must hold, what was given, what to do."""
 
 import ast
 import tempfile
@@ -28,7 +28,7 @@ NESTED: Any = [[0]]
 
 
 def train(x: Any = X, stats: Any = STATS, *affine: Any, **options: Any) -> Callable[[], Any]:
-    """A call of `batch_norm`, to be made later."""
+    """A deferred call of `batch_norm`."""
     return lambda: jn.batch_norm(x, stats, *affine, **options)
 
 
@@ -39,12 +39,12 @@ def synced(name: Any, groups: Any = None) -> Callable[[], Any]:
 
 
 def evaluate(x: Any = X, stats: Any = STATS, *affine: Any, **options: Any) -> Callable[[], Any]:
-    """A call of `batch_norm_inference`, to be made later."""
+    """A deferred call of `batch_norm_inference`."""
     return lambda: jn.batch_norm_inference(x, stats, *affine, **options)
 
 
 def layer(x: Any = X, mask: Any = None, variables: Any = None, **fields: Any) -> Callable[[], Any]:
-    """A training step of the Linen layer, on ``variables`` or else at its initialization."""
+    """A training step of the Linen layer, with ``variables`` or else freshly initialized ones."""
 
     def call() -> Any:
         module = jnl.BatchNorm(False, **fields)
@@ -61,12 +61,12 @@ def spectral(kernel: jax.Array) -> jn.SpectralState:
 
 
 def moments(*shape: int, dtype: Any = jnp.float32) -> jn.Moments:
-    """Moments of some shape."""
+    """Moments of the given shape."""
     return jn.Moments(jnp.zeros(shape, dtype), jnp.ones(shape), jnp.ones(shape))
 
 
 def variables_of(features: int) -> dict[str, dict[str, jax.Array]]:
-    """Statistics of another layer than the parameters are of."""
+    """Variables with statistics of ``features`` features, but parameters of 4."""
     ones = jnp.ones(features)
     return {
         "params": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
@@ -75,7 +75,7 @@ def variables_of(features: int) -> dict[str, dict[str, jax.Array]]:
 
 
 def wrong_shape(name: str, came: str, needed: str = "(4,)", axes: str = "(2,)") -> str:
-    """What a parameter of another shape than the features is told."""
+    """The error for a parameter that does not have the shape of the features."""
     return (
         f"{name} must have the shape of the feature axes; got {name} of shape {came} for x of shape "
         f"(6, 5, 4) with feature_axes={axes}, which needs {needed}. Check feature_axes (axis, in a "
@@ -84,7 +84,7 @@ def wrong_shape(name: str, came: str, needed: str = "(4,)", axes: str = "(2,)") 
 
 
 def wrong_mask(shape: str, x: str = "(6, 5, 4)", needed: str = "(6, 1, 1)") -> str:
-    """What a mask that does not broadcast is told."""
+    """The error for a mask that does not broadcast."""
     return (
         f"mask must broadcast to x; got mask of shape {shape} for x of shape {x}. Axes are aligned from "
         f"the last: a mask of the examples in x needs shape {needed}."
@@ -92,7 +92,7 @@ def wrong_mask(shape: str, x: str = "(6, 5, 4)", needed: str = "(6, 1, 1)") -> s
 
 
 def out_of_range(name: str, axis: int, came: str) -> str:
-    """What an axis that x does not have is told."""
+    """The error for an axis that x does not have."""
     return (
         f"{name} must lie in [-3, 2] for an array of rank 3; got {axis} in {name}={came}. Count all its "
         f"axes, including the first."
@@ -100,7 +100,7 @@ def out_of_range(name: str, axis: int, came: str) -> str:
 
 
 def no_axes(name: str) -> str:
-    """What a scalar is told; not that its axes must lie in [0, -1]."""
+    """The error for a scalar, which does not say that its axes must lie in [0, -1]."""
     return (
         f"{name} must name axes of an array; got {name}=-1 for an array of rank 0, which has none. Give "
         f"it an axis, as in x[None]."
@@ -108,7 +108,7 @@ def no_axes(name: str) -> str:
 
 
 def not_an_integer(name: str, came: str) -> str:
-    """What an axis that is no number is told."""
+    """The error for an axis that is not an integer."""
     return (
         f"{name} must be an integer or a sequence of integers; got {came}. Give each axis by its number: "
         f"-1 is the last."
@@ -116,7 +116,7 @@ def not_an_integer(name: str, came: str) -> str:
 
 
 def repeated(name: str, came: str, counted: str) -> str:
-    """What an axis named twice is told."""
+    """The error for an axis named twice."""
     return (
         f"{name} must name each axis once; got {name}={came}, which for an array of rank 3 is {counted}. "
         f"Remove the repeated axis."
@@ -124,7 +124,7 @@ def repeated(name: str, came: str, counted: str) -> str:
 
 
 def no_stats(came: str) -> str:
-    """What statistics of another type are told."""
+    """The error for statistics of another type."""
     return (
         f"stats must be RunningStats(mean, var); got {came}. Start from "
         f"init_running_stats(feature_shape) and pass what the last step returned; convert a dict or a "
@@ -133,7 +133,7 @@ def no_stats(came: str) -> str:
 
 
 def float_mask(came: str) -> str:
-    """What a mask of floats is told."""
+    """The error for a mask of floats."""
     return (
         f"mask must be boolean or integer (True or nonzero includes an element); got {came}. Compare it "
         f"with a threshold, as in mask > 0.5: statistics include an element or exclude it."
@@ -141,7 +141,7 @@ def float_mask(came: str) -> str:
 
 
 def bad_epsilon(came: str) -> str:
-    """What a negative epsilon is told."""
+    """The error for a negative epsilon."""
     return (
         f"epsilon must be zero or positive; got epsilon={came}. It is added to the variance so that a "
         f"constant input divides by sqrt(epsilon): 1e-5 is usual."
@@ -149,7 +149,7 @@ def bad_epsilon(came: str) -> str:
 
 
 def no_flag(name: str, came: str, choices: str = "True or False") -> str:
-    """What is neither of the two is told."""
+    """The error for an invalid flag."""
     return (
         f"{name} must be {choices}; got {came}. It decides what is compiled, so it cannot be traced: under "
         f"jit, name it in static_argnames."
@@ -157,7 +157,7 @@ def no_flag(name: str, came: str, choices: str = "True or False") -> str:
 
 
 def bad_momentum(came: str) -> str:
-    """What a momentum that is no weight is told."""
+    """The error for a momentum outside [0, 1]."""
     return (
         f"momentum must lie in [0, 1]; got momentum={came}. It is the weight of the old value: 0.99 "
         f"moves slowly, and PyTorch's 0.1 is 0.9 here."
@@ -165,7 +165,7 @@ def bad_momentum(came: str) -> str:
 
 
 def bad_dtype(came: str) -> str:
-    """What an integer result is told."""
+    """The error for an integer result."""
     return (
         f"dtype must be a floating or complex type; got {came}. Normalized values are not integers: use "
         f"float32, or cast the result yourself."
@@ -173,7 +173,7 @@ def bad_dtype(came: str) -> str:
 
 
 def other_moments(stats: str, came: str) -> str:
-    """What moments of other features are told."""
+    """The error for moments of other features."""
     return (
         f"stats must have one mean for each feature of the moments; got stats.mean of shape {stats} for "
         f"moments of shape {came}. Reduce over all axes except the feature axes, and keep "
@@ -302,7 +302,7 @@ INTEGER_STATS = (
 
 
 def virtual(examples: int, name: Any = None, size: Any = 4, **options: Any) -> Callable[[], Any]:
-    """Batch norm with virtual batches, of so many examples on each of 6 devices if there is a name."""
+    """Batch norm with virtual batches, for ``examples`` on each of 6 devices if there is a ``name``."""
     f = partial(jn.batch_norm, axis_name=name, virtual_batch_size=size, **options)
     x, stats = jnp.ones((6, examples, 4)), jn.init_running_stats(4)
     if name is None:
@@ -311,7 +311,7 @@ def virtual(examples: int, name: Any = None, size: Any = 4, **options: Any) -> C
 
 
 def no_virtual_batch(size: int, examples: int, devices: str = "") -> str:
-    """A size that is no part of a device's examples, nor those of an equal share of the devices."""
+    """The error for a size that neither divides a device's examples nor fits an equal share of devices."""
     return (
         f"virtual_batch_size must divide the {examples} examples of x or, with axis_name, be the number of "
         f"examples on equal groups of devices; got virtual_batch_size={size} for {examples} "
@@ -403,7 +403,7 @@ OTHER_FILE = (
 
 
 def damaged(size: int, why: str) -> str:
-    """What a file of safetensors that has been cut is told."""
+    """The error for a truncated safetensors file."""
     return (
         f"a.safetensors must be a whole file of safetensors; got {size} bytes that are not ({why}). Download "
         f"or save it again."
@@ -441,12 +441,12 @@ DENSE: Any = {"params": {"fc": {"kernel": np.zeros((6, 2), np.float32)}}}
 
 
 def converted(source: Any, like: Any = DENSE, **arguments: Any) -> Callable[[], Any]:
-    """A conversion, to be made later."""
+    """A deferred conversion."""
     return lambda: tools.convert(source, like=like, **arguments)
 
 
 def from_file(raw: bytes) -> Callable[[], Any]:
-    """A conversion from a file with this in it."""
+    """A conversion from a file with these bytes."""
 
     def call() -> Any:
         with tempfile.TemporaryDirectory() as folder:
@@ -458,7 +458,7 @@ def from_file(raw: bytes) -> Callable[[], Any]:
 
 
 def equinox_batch_norm() -> Any:
-    """What a batch norm of Equinox looks like from outside."""
+    """An object that looks like a batch norm of Equinox."""
     module = type("Module", (), {"__module__": "equinox"})
     norm = type("BatchNorm", (module,), {"__module__": "equinox.nn", "weight": None, "bias": None})
     return norm()
@@ -475,7 +475,7 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """One after the other."""
+        """Applies a dense layer and a batch norm."""
         return jnl.BatchNorm(True, name="bn")(nn.Dense(3, name="dense")(x))
 
 
@@ -485,29 +485,29 @@ NNX_MODEL = jnx.BatchNorm(4, rngs=nnx.Rngs(0))
 
 
 def recalibrated(batches: Any = (ROWS,), **options: Any) -> Callable[[], Any]:
-    """A call of `recalibrate` of the model."""
+    """A deferred call of `recalibrate` for the model."""
     return lambda: tools.recalibrate(Model(), batches, **{"variables": VARIABLES, **options})
 
 
 def swapped(norm: Any, **fields: Any) -> Callable[[], Any]:
-    """A call of `swap` of an NNX batch norm with these fields."""
+    """A deferred call of `swap` for an NNX batch norm with these fields."""
     return lambda: tools.swap(jnx.BatchNorm(4, rngs=nnx.Rngs(0), **fields), norm)
 
 
 def accumulated(batch: Any, micro_batches: int) -> Callable[[], Any]:
-    """A call of `accumulate`."""
+    """A deferred call of `accumulate`."""
     return lambda: tools.accumulate(
         lambda m, x: m(x).mean(), Model(), batch, micro_batches=micro_batches, variables=VARIABLES
     )
 
 
 def call(model: Any, x: Any) -> Any:
-    """A loss, and a run."""
+    """Serves as a loss and as a way to run the model."""
     return model(x).mean()
 
 
 def no_model(came: str) -> str:
-    """What something else than a model is told."""
+    """The error for an argument that is not a model."""
     return (
         f"model must be a Linen module or an NNX model; got {came}. Give the module itself, not its "
         f"variables or its apply function."
@@ -515,7 +515,7 @@ def no_model(came: str) -> str:
 
 
 def no_variables(came: str) -> str:
-    """What other variables are told."""
+    """The error for variables of another module."""
     return (
         f"variables must be those of the Linen module, in the collections it has; got {came}. Give "
         f'variables={{"params": ..., "batch_stats": ...}}, as init returns them.'
@@ -523,7 +523,7 @@ def no_variables(came: str) -> str:
 
 
 def no_layer(kind: str) -> str:
-    """What a model without any is told."""
+    """The error for a model without such a layer."""
     return (
         f"there must be at least one {kind}; got a model without any. In Linen they are known by the "
         f"variables, with the collections params and batch_stats as init or training returned them."
@@ -531,7 +531,7 @@ def no_layer(kind: str) -> str:
 
 
 def not_meant(kind: str) -> str:
-    """What a pattern that matches nothing is told."""
+    """The error for a pattern without a match."""
     return (
         f"where must mean at least one {kind} of the model; got where='nb', and there are: bn. Give a "
         f"pattern such as 'stem/*', or leave it out for all."
@@ -539,7 +539,7 @@ def not_meant(kind: str) -> str:
 
 
 def no_parts(number: int, examples: str) -> str:
-    """What parts that do not divide are told."""
+    """The error for a number of parts that does not divide the examples."""
     return (
         f"micro_batches must divide the number of examples, which lie along the first axis of every leaf "
         f"of batch; got micro_batches={number} and {examples} examples. Leave examples out, or pad and mask "
@@ -548,7 +548,7 @@ def no_parts(number: int, examples: str) -> str:
 
 
 def no_norm(system: str, came: str) -> str:
-    """What is no norm of activations is told."""
+    """The error for an argument that is not a norm of activations."""
     return (
         f"norm must be the name of a norm of activations or the class of one, in flax.{system} as the model "
         f"is; got {came}. Give its arguments as options, as in norm=GroupNorm, num_groups=8."
@@ -556,7 +556,7 @@ def no_norm(system: str, came: str) -> str:
 
 
 def one_batch(came: str) -> str:
-    """What a batch in the place of several is told."""
+    """The error for a single batch instead of several."""
     return (
         f"batches must be several, one after the other; got one {came}. Put it in a list, or if its first "
         f"axis counts batches, make it one: list(batches)."
@@ -1025,7 +1025,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_message(case: str) -> None:
-    """The whole text of the ValueError."""
+    """The ValueError has exactly the expected text."""
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=r".") as raised:
         call()
@@ -1034,7 +1034,7 @@ def test_message(case: str) -> None:
 
 @pytest.mark.parametrize("case", [c for c in ERRORS if c.split(", ")[0] not in ("stats", "data")])
 def test_message_under_jit(case: str) -> None:
-    """Tracing raises the same, so nothing is found out only after compilation."""
+    """Tracing raises the same error, so invalid arguments do not surface only after compilation."""
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=r".") as raised:
         jax.jit(call)()
@@ -1071,19 +1071,19 @@ def test_message_under_jit(case: str) -> None:
     ],
 )
 def test_typo_in_a_keyword(call: Callable[..., Any]) -> None:
-    """A misspelt option is a TypeError that names it; nothing swallows it."""
+    """A misspelled option raises a TypeError that names it."""
     with pytest.raises(TypeError, match="'epsilonn'"):
         call(epsilonn=1e-3)
 
 
 def test_options_are_keywords() -> None:
-    """What follows scale and bias cannot be given by position, where its order would be guessed."""
+    """Arguments after scale and bias are keyword-only, so that nobody has to guess their order."""
     with pytest.raises(TypeError, match="positional"):
         jn.batch_norm(X, STATS, None, None, -1)  # pyright: ignore[reportCallIssue]
 
 
 def test_wrong_parameters_of_a_layer_are_refused_as_by_flax() -> None:
-    """Parameters of another shape are Flax's own error, which names the variable."""
+    """Parameters of the wrong shape raise Flax's own error, which names the variable."""
     variables = {**variables_of(4), "params": {"scale": jnp.ones(5), "bias": jnp.ones(4)}}
     texts = []
     for norm in (jnl.BatchNorm, nn.BatchNorm):
@@ -1094,7 +1094,7 @@ def test_wrong_parameters_of_a_layer_are_refused_as_by_flax() -> None:
 
 
 def test_every_error_of_the_package_is_here() -> None:
-    """A new ``raise ValueError`` needs a row above: its constant words must be in some tested message."""
+    """Every ``raise ValueError`` in the package has a message that is tested above."""
     messages = [message for _, message in ERRORS.values()]
     untested = []
     for path in Path(jn.__file__).parent.rglob("*.py"):

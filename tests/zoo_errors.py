@@ -1,4 +1,4 @@
-"""What the norms that Flax does not have refuse, word for word: rows of `test_errors`."""
+"""Errors of the norms that Flax does not have, word for word: rows for `test_errors`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -43,7 +43,7 @@ NO_STEPS = (
 
 
 def not_a_norm(p: str) -> str:
-    """What a p that is less than 1, or no number, is told."""
+    """The error for a p below 1, or one that is not a number."""
     return (
         f"p must be a real number, at least 1; got {p}. 2 gives the Euclidean length, math.inf the largest "
         f"absolute value."
@@ -51,7 +51,7 @@ def not_a_norm(p: str) -> str:
 
 
 def not_a_domain(dtype: str, shape: str) -> str:
-    """What a domain that is not one integer is told."""
+    """The error for a domain that is not a single integer."""
     return (
         f"domain must be a single integer for the whole batch; got {dtype} of shape {shape}. Put only one "
         f"domain in each batch."
@@ -59,7 +59,7 @@ def not_a_domain(dtype: str, shape: str) -> str:
 
 
 def not_of_examples(name: str, shape: str) -> str:
-    """What a modulation of another shape is told."""
+    """The error for a modulation of the wrong shape."""
     return (
         f"{name} must have one value per feature per example, or the rank of x; got {name} of shape {shape} "
         f"for x of shape (6, 5, 4) with feature_axes=(2,), which needs (6, 4), or rank 3 with each size 1 or "
@@ -74,7 +74,7 @@ FRACTION_AXES = (
 
 
 def not_a_fraction(fraction: str) -> str:
-    """What a share of no features, or of more than there are, is told."""
+    """The error for a fraction that takes no features, or more than there are."""
     return (
         f"fraction must lie in (0, 1] and select at least one feature; got fraction={fraction} of 4 "
         f"features. The paper uses 0.0625; 1 selects all features."
@@ -88,7 +88,7 @@ OFFSET_OF_NOTHING = (
 
 
 def not_a_channel_axis(came: str, shape: str) -> str:
-    """What a layer with no choice of axes is told."""
+    """The error for feature_axes in a layer that only supports the last axis."""
     return (
         f"feature_axes must be the last axis in this layer; got {came} for x of shape {shape}. Move the "
         f"features there."
@@ -96,7 +96,7 @@ def not_a_channel_axis(came: str, shape: str) -> str:
 
 
 def not_whitened(shape: str, groups: str) -> str:
-    """What several axes of channels, or groups of devices, are told."""
+    """The error for several channel axes, or for groups of devices."""
     return (
         f"whitening requires a single channel axis and no axis_index_groups; got features of shape {shape} "
         f"and axis_index_groups={groups}. Reshape the channels into one axis; give groups of devices their "
@@ -134,12 +134,12 @@ DOMAINS = jn.init_running_stats((2, 4))
 
 
 def whitened(**options: Any) -> Callable[[], Any]:
-    """A call, to be made later."""
+    """A deferred call of `iterative_whitening`."""
     return lambda: jn.iterative_whitening(X, jn.init_whitening(4), training=True, **options)
 
 
 def complex_values(norm: str, instead: str) -> str:
-    """What they are told where there is no formula for them."""
+    """The error for complex values in a norm without a formula for them."""
     return (
         f"{norm} must have real values; got complex64. Use their real and imaginary parts as features, or "
         f"use {instead}, which takes complex values."
