@@ -4,7 +4,7 @@
     python -m benchmarks.folding --readme       # write the stored figures to README.md, and draw the plot
 
 Runs the networks of the CIFAR-10 example with random weights and statistics: with Flax's batch norms, with
-ours, and folded. Each runs as one program, as deployed, and one operation at a time, without jit.
+ours, and folded. Each runs as one compiled program, as in deployment, and without jit.
 """
 
 from collections.abc import Callable

@@ -57,7 +57,7 @@ class Options:
     peers: tuple[Peer, ...] = get_args(Peer)
     """Libraries to compare with; those not installed, or not built for this device, are left out."""
     phases: tuple[Phase, ...] = PHASES
-    """Evaluation with running statistics (eval); forward in training; forward and backward (both)."""
+    """Evaluation with running statistics (eval); training, forward or forward and backward (both)."""
     dtypes: tuple[Dtype, ...] = DTYPES
     """dtypes of x and y."""
     sizes: tuple[Size, ...] = SIZES
@@ -67,7 +67,7 @@ class Options:
     rounds: int = 15
     """Rounds in which every contestant is timed."""
     allocator: Allocator = "keep"
-    """Whether freed memory is kept, or returned to the system as by glibc's default."""
+    """Whether freed memory is kept, or returned to the system as glibc does by default."""
     write: bool = False
     """Store the figures of this allocator in benchmarks/results, and draw the plot."""
     readme: bool = False

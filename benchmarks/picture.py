@@ -47,7 +47,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def points(axes: Axes, rows: list[dict[str, Any]], names: list[str], what: str) -> None:
-    """Draws a point for each case, with the points of a contestant above one another."""
+    """Draws a point for each case; the points of a contestant share a vertical line."""
     for place, name in enumerate(names):
         colour, marker = STYLES[name]
         found = [

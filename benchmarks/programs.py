@@ -41,7 +41,7 @@ class Options:
     dtype: Dtype = "float32"
     """dtype of x and y."""
     phase: Phase = "forward"
-    """Evaluation with running statistics (eval); forward in training; forward and backward (both)."""
+    """Evaluation with running statistics (eval); training, forward or forward and backward (both)."""
 
 
 def parts(program: jax.stages.Compiled) -> list[Part]:

@@ -54,11 +54,11 @@ class Options:
     models: tuple[Model, ...] = MODELS
     """Models to measure."""
     dtypes: tuple[Dtype, ...] = DTYPES
-    """dtypes; bfloat16 is only for transformer blocks (on a CPU, XLA's convolutions compute in float32)."""
+    """dtypes of the models; bfloat16 only for transformer blocks (on a CPU, XLA convolves in float32)."""
     rounds: int = 9
     """Rounds in which every contestant is timed."""
     allocator: Allocator = "keep"
-    """Whether freed memory is kept, or returned to the system as by glibc's default."""
+    """Whether freed memory is kept, or returned to the system as glibc does by default."""
     write: bool = False
     """Store the figures of this allocator in benchmarks/results."""
     readme: bool = False

@@ -225,7 +225,7 @@ def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainStat
 
 
 def evaluate(model: nn.Module, state: TrainState, images: Any, labels: Any) -> dict[str, Any]:
-    """Returns accuracy with running statistics and with those of batches of several sizes, and all gaps."""
+    """Returns accuracy with running and batch statistics (several batch sizes), and the gap per layer."""
     variables = jax.device_get(state.variables)
     compares = measure.has_batch_norm(variables)
     by_batch = partial(measure.accuracy_with_batch_statistics, model, variables, images, labels)

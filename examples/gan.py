@@ -7,8 +7,8 @@ have three convolutions and a linear layer and are trained with the hinge loss; 
 each layer (Miyato et al., 2018, https://arxiv.org/abs/1802.05957). During training, the example measures
 
 - an upper bound on the discriminator's Lipschitz constant: the product of the largest singular values of its
-  layers. For a convolution, this is the value of the linear map, found by power iteration. Spectral norm
-  divides by the largest singular value of the kernel as a matrix, which the convolution's can exceed;
+  layers. For a convolution, it is that of the whole linear map, found by power iteration; spectral norm
+  divides by that of the kernel as a matrix, which can be smaller;
 - how steep the discriminator is: the largest gradient norm at real and generated images and between them;
 - how far generated images are from real ones: the Fréchet distance between their logits under a classifier.
 """

@@ -1,4 +1,4 @@
-"""Raises the learning rate until training breaks: with batch norm, frozen or not, group norm or none.
+"""Raises the learning rate until training breaks: with batch norm, group norm, frozen batch norm or none.
 
     python -m examples.lr_stress
 

@@ -43,9 +43,9 @@ class Options:
     coordinator: str | None = None
     """HOST:PORT of process 0. If unset: as given by SLURM, Open MPI or Kubernetes."""
     processes: int | None = None
-    """Number of processes. If unset: likewise."""
+    """Number of processes. If unset: as given by the scheduler."""
     process_id: int | None = None
-    """Index of this process, from 0. If unset: likewise."""
+    """Index of this process, from 0. If unset: as given by the scheduler."""
     name: str | None = None
     """Name of the run's folder. If unset: the data set and "multihost"."""
     runs: Path = Path("runs")

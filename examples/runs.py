@@ -20,7 +20,7 @@ class RunError(RuntimeError):
 
 
 class Run:
-    """The folder `root`/`name`. Every write is atomic: a file is complete, or it is not there."""
+    """The folder `root`/`name`. Every write is atomic."""
 
     def __init__(self, root: Path, name: str) -> None:
         """Sets the folder; nothing is created before `start`."""

@@ -196,7 +196,7 @@ def reconstruction(params: Any, images: jax.Array) -> jax.Array:
 
 
 def stylization(params: Any, images: jax.Array) -> jax.Array:
-    """Loss of drawing each patch in the style of another: the drawn image must have these features."""
+    """Loss of drawing each patch in the style of another: the drawn image must reproduce its features."""
     features = ENCODER.apply(params["encoder"], images)
     mean, std = style_of(jnp.roll(features, 1, 0))
     meant = adain(features, mean, std)

@@ -4,7 +4,7 @@
 
 Trains a narrower version of the CIFAR-10 example's CNN with each norm on the same images in the same order,
 once per seed. The learning rate is the same for all norms and tuned for none. So a low accuracy means that a
-norm is not a good replacement for batch norm, not that it is bad where it belongs.
+norm is not a good replacement for batch norm, not that it is bad in the setting it was made for.
 """
 
 import statistics
