@@ -137,7 +137,7 @@ def test_two_devices_train_as_one(trained: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--name", "whole"), "must be a new folder; it holds a run"),
+        (("--name", "whole"), "must be a new folder; it contains a run"),
         (("--name", "whole", "--resume", "--lr", "3"), "has lr=0.1, and 3.0 was given"),
         (("--name", "absent", "--resume"), "Runs here: "),
         (("--batch-size", "63", "--devices", "2"), "must be a multiple of devices"),

@@ -257,7 +257,7 @@ def test_auto_does_not_replace_what_was_asked_for(
 
 def test_unknown_name() -> None:
     """A misspelled name raises an error that lists the right ones."""
-    with pytest.raises(DataError, match="auto, cifar10 or digits; 'mnist' came"):
+    with pytest.raises(DataError, match="auto, cifar10 or digits; got 'mnist'"):
         load("mnist")  # pyright: ignore[reportArgumentType]
 
 
@@ -271,7 +271,7 @@ def test_wrong_size_names_the_file(name: str, change: int, tmp_path: Path) -> No
     files = make_files()
     files[name] = (files[name] + b"\0")[: len(files[name]) + change]
     folder = write_files(tmp_path / "given", files)
-    expected = rf"{name} must hold 9,219 bytes; it holds {9219 + change:,};"
+    expected = rf"{name} must have 9,219 bytes; it has {9219 + change:,};"
     with pytest.raises(DataError, match=expected):
         load("cifar10", folder, archive=describe("unused"))
 
@@ -316,7 +316,7 @@ def test_truncated_download(serve: Serve, cache: Path) -> None:
     """A body that ends early is refused by its size, whatever length the server declared."""
     for declared in (len(PACKED) // 2, len(PACKED)):
         url = serve(send(PACKED[: len(PACKED) // 2], declared))
-        assert_fails(describe(url), cache, url, f"{len(PACKED):,}", "came", "JAXNORM_DATA")
+        assert_fails(describe(url), cache, url, f"{len(PACKED):,}", "got", "JAXNORM_DATA")
 
 
 def test_oversized_download_stops(serve: Serve, cache: Path) -> None:
@@ -411,7 +411,7 @@ def test_not_an_archive(serve: Serve, cache: Path) -> None:
 def test_unwritable_cache(cache: Path) -> None:
     """A file in place of the cache folder is reported with its path."""
     cache.write_bytes(b"")
-    assert_fails(describe(closed_port()), cache, str(cache), "written", "JAXNORM_DATA")
+    assert_fails(describe(closed_port()), cache, str(cache), "writable", "JAXNORM_DATA")
     assert cache.is_file()
 
 

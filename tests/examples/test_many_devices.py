@@ -155,7 +155,7 @@ def test_mistakes_are_explained(runs: Path) -> None:
     process = join(runs, "1", "--local", "2", "--timeout", "100", *SETTINGS)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "must be a new folder; it holds a run" in output
+    assert "must be a new folder; it contains a run" in output
 
 
 def test_shares_are_all_images_once() -> None:

@@ -65,7 +65,7 @@ def test_one_of_many_starts(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         started = list(pool.map(start, range(8)))
     assert sum(started) == 1
-    assert all("must be a new folder; it holds a run" in text for text in refused)
+    assert all("must be a new folder; it contains a run" in text for text in refused)
     assert Run(tmp_path, "a").config() == {"who": started.index(True)}
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -98,9 +98,7 @@ def test_a_damaged_file(case: str, run: Run) -> None:
     """The error names the file."""
     name, content, read = DAMAGED[case]
     (run.folder / name).write_bytes(content)
-    with pytest.raises(
-        RunError, match=f"{name} must be as training wrote it; it is damaged"
-    ) as raised:
+    with pytest.raises(RunError, match=f"{name} must be intact; it is damaged") as raised:
         read(run)
     assert "\n" not in str(raised.value)
 
@@ -114,7 +112,7 @@ def test_a_damaged_checkpoint(run: Run) -> None:
         try:
             np.testing.assert_array_equal(run.restore(state(0)).array, state(3).array)
         except RunError as error:
-            refused += "checkpoints/3 must be as training wrote it" in str(error)
+            refused += "checkpoints/3 must be intact" in str(error)
         path.write_bytes(whole)
     assert refused > 0
     np.testing.assert_array_equal(run.restore(state(0)).array, state(3).array)
@@ -135,7 +133,7 @@ def full_disk() -> Iterator[None]:
 def test_a_full_disk(run: Run) -> None:
     """Earlier data is still there."""
     for write in (lambda: run.save(state(4, 50_000)), lambda: run.write("config.json", "0" * 5000)):
-        with full_disk(), pytest.raises(RunError, match="a folder that can be written, on a disk"):
+        with full_disk(), pytest.raises(RunError, match="a writable folder on a disk"):
             write()
     assert run.config() == {"seed": 0}
     np.testing.assert_array_equal(run.restore(state(0)).array, state(3).array)
@@ -170,7 +168,7 @@ def test_a_read_only_folder() -> None:
         )
         with read_only(run.folder):
             for write in writing:
-                with pytest.raises(RunError, match="must be a folder that can be written"):
+                with pytest.raises(RunError, match="must be a writable folder"):
                     write()
             assert run.config() == {"seed": 0}
             assert run.metrics() == []
