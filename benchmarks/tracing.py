@@ -1,6 +1,7 @@
 """Measures the cost before the first step and outside of jit: tracing, lowering, compiling, eager calls.
 
     python -m benchmarks.tracing [--write]
+    python -m benchmarks.tracing --target v5e    # compiled for a device that need not be present
     python -m benchmarks.tracing --readme        # write the stored figures to README.md
 
 Compares training steps with our norms and with Flax Linen's. Times are CPU time (wall time for eager calls),
@@ -9,17 +10,22 @@ medians over rounds in which both libraries take turns.
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
+import tyro
+
+from benchmarks.accelerators import targets  # before jax starts
+
+import flax.linen as nn  # isort: skip
 import jax
 import jax.numpy as jnp
-import tyro
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import results
 from benchmarks.accelerators.models import ResNet
@@ -42,6 +48,8 @@ class Options:
 
     rounds: int = 5
     """Rounds in which every program is measured."""
+    target: str | None = None
+    """Compile for this TPU or GPU instead of the CPU; needs the environment of benchmarks.accelerators."""
     write: bool = False
     """Store the figures in benchmarks/results."""
     readme: bool = False
@@ -91,8 +99,13 @@ def equations(jaxpr: Any) -> int:
     return len(jaxpr.eqns) + sum(map(equations, inner))
 
 
-def measured(step: Callable[..., Any], arguments: Any) -> dict[str, float]:
+def measured(step: Callable[..., Any], arguments: Any, target: str | None) -> dict[str, float]:
     """Traces, lowers and compiles one program with empty caches."""
+    if target is not None:
+        where = NamedSharding(targets.mesh(target), PartitionSpec())
+        arguments = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), arguments
+        )
     jax.clear_caches()
     times = [time.process_time()]
     traced = jax.jit(step).trace(*arguments)
@@ -122,11 +135,13 @@ def eager(library: Library, name: str) -> float:
     return statistics.median(samples)
 
 
-def rows(rounds: int) -> Iterator[dict[str, Any]]:
+def rows(rounds: int, target: str | None) -> Iterator[dict[str, Any]]:
     """Yields the figures of each program with both libraries, as medians over `rounds` rounds."""
     ours, flax = ({name: (f, a) for name, f, a in steps(of)} for of in ("jaxnorm", "Flax"))
     for name in ours:
-        turns = [(measured(*ours[name]), measured(*flax[name])) for _ in range(rounds)]
+        turns = [
+            (measured(*ours[name], target), measured(*flax[name], target)) for _ in range(rounds)
+        ]
         yield {
             "program": name,
             "allocator": "keep",
@@ -137,7 +152,7 @@ def rows(rounds: int) -> Iterator[dict[str, Any]]:
                 for i, library in enumerate(("jaxnorm", "Flax"))
             },
         }
-    for name in STACKED:
+    for name in STACKED if target is None else ():
         turns = [(eager("jaxnorm", name), eager("Flax", name)) for _ in range(rounds)]
         medians = (statistics.median(times) for times in zip(*turns, strict=True))
         yield {
@@ -174,14 +189,17 @@ def main(options: Options) -> None:
         for page in (results.README, results.COSTS_PAGE):
             results.into_readme("tracing", section, page)
         return
+    if options.target and (problem := targets.missing(targets.platform(options.target))):
+        sys.exit(problem)
+    compiler = "" if options.target is None else f"compiled for {options.target} on "
     found = {
-        "machine": machine_used(),
+        "machine": compiler + machine_used(),
         "versions": versions_used(),
-        "rows": [*rows(options.rounds)],
+        "rows": [*rows(options.rounds, options.target)],
     }
     print(table(found))
     if options.write:
-        results.keep("tracing", found)
+        results.keep("-".join(filter(None, ("tracing", options.target))), found)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,11 @@ GPUS = {
 NEEDED = {"tpu": "libtpu", "gpu": "jax_plugins.xla_cuda12"}
 
 
+def platform(target: str) -> str:
+    """The platform of a target: "tpu" or "gpu"."""
+    return "tpu" if target in TPUS else "gpu"
+
+
 def missing(platform: str) -> str | None:
     """What must be installed to compile for a platform; None if it is there."""
     try:
