@@ -1,11 +1,11 @@
-# `make demo` and `make test` need Python 3.11 or later and nothing else: each makes its own
-# environment. Another Python: make test PYTHON=python3.13 VENV=.venv-3.13
+# `make demo` and `make test` need only Python 3.11 or later: each creates its own environment.
+# To use another Python: make test PYTHON=python3.13 VENV=.venv-3.13
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := -n auto --maxprocesses 8 --dist worksteal -q -ra --durations=15
 
-# Makes targets at the same time, and prints at the end how long each took.
+# Makes targets in parallel, then prints how long each took.
 define timed
 times=$$(mktemp); $(MAKE) --no-print-directory -j TIMES=$$times $(addprefix timed-,$(1)); status=$$?; \
 sort -n $$times; rm $$times; exit $$status
@@ -13,23 +13,23 @@ endef
 
 .PHONY: accelerators demo zoo test test-all quick check unit unit-all conformance mutants docs bench clean
 
-demo: $(VENV)/examples.done ## train the quick preset; the table, and where the pictures are
+demo: $(VENV)/examples.done ## train the quick preset, print the table and the paths of the plots
 	$(BIN)/python -m examples.cifar10 train
 
-zoo: $(VENV)/examples.done ## the same CNN with every norm; the table, and where the picture is
+zoo: $(VENV)/examples.done ## train the same CNN with every norm, print the table and the path of the plot
 	$(BIN)/python -m examples.zoo
 
-test: $(VENV)/dev.done ## style, types, tests and documentation, in ten minutes on two cores
+test: $(VENV)/dev.done ## check style, types, tests and documentation, in ten minutes on two cores
 	@$(call timed,check unit docs)
 
-test-all: $(VENV)/dev.done $(VENV)/converters.done ## the same with every test there is, compiled as users do; before a release
+test-all: $(VENV)/dev.done $(VENV)/converters.done ## the same with all tests, compiled as in user code; run before a release
 	@$(call timed,check unit-all docs)
 
 timed-%:
 	@began=$$(date +%s); $(MAKE) --no-print-directory $*; status=$$?; \
 	printf '%5d s  %s\n' $$(($$(date +%s) - began)) '$*' >> $(TIMES); exit $$status
 
-quick: $(VENV)/dev.done ## make quick FILES=tests/core: some tests at once, up to the first failure
+quick: $(VENV)/dev.done ## run some tests, up to the first failure: make quick FILES=tests/core
 	$(BIN)/python -m pytest -q -x $(or $(FILES),tests/core)
 
 check: $(VENV)/dev.done
@@ -43,16 +43,16 @@ unit: $(VENV)/dev.done
 unit-all: $(VENV)/dev.done
 	JAXNORM_TESTS=all $(BIN)/python -m pytest $(PYTEST)
 
-mutants: $(VENV)/dev.done ## one-line faults put into the package: which of them no test notices
+mutants: $(VENV)/dev.done ## insert one-line bugs into the package and list those that no test detects
 	$(BIN)/python -m tests.mutants --most 100
 
-conformance: $(VENV)/dev.done ## Flax's own tests of its norms with ours in their place, in all modes
+conformance: $(VENV)/dev.done ## run Flax's own tests of its norms with jaxnorm's instead, in all modes
 	$(BIN)/python -m tests.conformance
 
 docs: $(VENV)/dev.done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/bench.done ## every norm against its peers, then whole training steps; the tables in README.md
+bench: $(VENV)/bench.done ## benchmark every norm against other libraries, then whole training steps; write the tables in README.md
 	$(BIN)/python -m benchmarks.norms --write
 	$(BIN)/python -m benchmarks.norms --write --allocator default --sizes large
 	$(BIN)/python -m benchmarks.steps --write
@@ -65,7 +65,7 @@ bench: $(VENV)/bench.done ## every norm against its peers, then whole training s
 	$(BIN)/python -m benchmarks.folding --readme
 	$(BIN)/python -m benchmarks.tracing --readme
 
-accelerators: ## every norm beside Flax's, compiled for TPUs and GPUs that are not there
+accelerators: ## compile every norm and Flax's for TPUs and GPUs, without these devices
 	$(MAKE) .venv-tpu/tpu.done VENV=.venv-tpu
 	$(MAKE) .venv-gpu/gpu.done VENV=.venv-gpu
 	.venv-tpu/bin/python -m benchmarks.accelerators tpu --write

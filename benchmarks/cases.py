@@ -1,4 +1,4 @@
-"""What is measured: norms, phases, dtypes and shapes, and the least that a norm must read and write."""
+"""The benchmark cases: norms, phases, dtypes and shapes, and the least that a norm must read and write."""
 
 import math
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -16,8 +16,8 @@ SIZES: tuple[Size, ...] = get_args(Size)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 EPSILON = 1e-5
 
-# In sizes of x: forward reads x and writes y, backward reads x and dy and writes dx. Where statistics are of
-# more than a core's cache holds, what they are taken of is read twice.
+# In multiples of the size of x: forward reads x and writes y, backward reads x and dy and writes dx. If
+# statistics are over more elements than fit in a core's cache, their inputs are read twice.
 FLOORS: dict[Norm, dict[Phase, int]] = {
     "batch": {"eval": 2, "forward": 3, "both": 8},
     "layer": {"forward": 2, "both": 5},
@@ -26,7 +26,7 @@ FLOORS: dict[Norm, dict[Phase, int]] = {
     "instance": {"forward": 3, "both": 8},
 }
 
-# Large: megabytes and even lengths, as in training. Odd: lengths with few or no small factors of two.
+# Large: megabytes and even lengths, as in training. Odd: lengths with few or no factors of two.
 IN_BATCHES: dict[Size, tuple[tuple[int, ...], ...]] = {
     "large": (
         (64, 28, 28, 48),
@@ -59,7 +59,7 @@ SHAPES: dict[Norm, dict[Size, tuple[tuple[int, ...], ...]]] = {
 
 
 class Case(NamedTuple):
-    """A norm of an activation, channels last."""
+    """A norm applied to an activation, channels last."""
 
     norm: Norm
     shape: tuple[int, ...]
@@ -67,12 +67,12 @@ class Case(NamedTuple):
 
     @property
     def num_groups(self) -> int:
-        """32 groups, or as many of them as divide the channels."""
+        """The greatest common divisor of 32 and the number of channels."""
         return math.gcd(32, self.shape[-1])
 
 
 class Data(NamedTuple):
-    """What a norm is given; running statistics for batch norm only, and no bias for RMS norm."""
+    """The inputs of a norm: running statistics for batch norm only, and no bias for RMS norm."""
 
     x: Any
     parameters: tuple[Any, ...]
@@ -81,7 +81,7 @@ class Data(NamedTuple):
 
 
 def cases(norms: tuple[Norm, ...], sizes: tuple[Size, ...], quick: bool = False) -> list[Case]:
-    """All of these norms and sizes; `quick`: the first of each size."""
+    """Returns all cases of these norms and sizes; with `quick`, only the first shape of each size."""
     return [
         Case(norm, shape, size)
         for norm in norms
@@ -91,7 +91,7 @@ def cases(norms: tuple[Norm, ...], sizes: tuple[Size, ...], quick: bool = False)
 
 
 def draw(case: Case, dtype: Dtype) -> Data:
-    """Normal random numbers with a mean: x and dy of this dtype, the rest in float32."""
+    """Draws normally distributed inputs: x and dy in this dtype, the rest in float32."""
     rng = np.random.default_rng(0)
 
     def normal(shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What limits the training step of the CIFAR-10 example: convolutions alone, and the step with changes.
+"""Measures what limits the training step of the CIFAR-10 example: convolutions alone, and modified steps.
 
     python -m benchmarks.cifar_step
 
@@ -24,12 +24,12 @@ ROUNDS, STEPS = 7, 12
 
 
 def window_pool(x: jax.Array) -> jax.Array:
-    """The 2x2 max pool of Flax."""
+    """Flax's 2x2 max pool."""
     return nn.max_pool(x, (2, 2), (2, 2))
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
-    """Median time of a call."""
+    """The median time of a call."""
     jax.block_until_ready(call())
     times = []
     for _ in range(ROUNDS):
@@ -40,7 +40,7 @@ def milliseconds(call: Callable[[], Any]) -> float:
 
 
 def convolution(channels: int, pixels: int, features: int) -> list[float]:
-    """GFLOP/s of a 3x3 convolution at batch 128: itself, its input's gradient, its kernel's."""
+    """GFLOP/s of a 3x3 convolution at batch size 128: forward, gradient of x, gradient of the kernel."""
     x = jax.random.normal(jax.random.key(0), (128, pixels, pixels, channels))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, features))
     dy = jax.random.normal(jax.random.key(2), (128, pixels, pixels, features))
@@ -59,7 +59,7 @@ def convolution(channels: int, pixels: int, features: int) -> list[float]:
 
 
 def stepper(settings: cifar10.Settings) -> Callable[[], float]:
-    """A function that trains some steps and returns their images a second."""
+    """Returns a function that trains for some steps and returns the images per second."""
     images = np.random.default_rng(0).integers(0, 256, (2560, 32, 32, 3), np.uint8)
     labels = np.arange(2560, dtype=np.int32) % 10
     dataset = Dataset("random", images, labels, images, labels, CLASSES)
@@ -82,7 +82,7 @@ def stepper(settings: cifar10.Settings) -> Callable[[], float]:
 
 
 def main() -> None:
-    """Print both tables in Markdown."""
+    """Prints both tables in Markdown."""
     print("| 3x3 convolution | forward | gradient of x | gradient of the kernel |")
     print("|---|---|---|---|")
     for channels, pixels, features in CONVOLUTIONS:

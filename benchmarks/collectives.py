@@ -1,8 +1,8 @@
-"""What a synced batch norm sends over the devices: counted in compiled programs, and timed by a model.
+"""Counts what a synced batch norm sends between devices in compiled programs, and models the time it takes.
 
 python -m benchmarks.collectives [--channels 256]
 
-Nothing runs on the devices, which are virtual: the programs are only compiled, for 2 to 512 of them.
+The devices are virtual and nothing runs on them: the programs are only compiled, for 2 to 512 devices.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatte
 
 
 class Collective(NamedTuple):
-    """A collective in a compiled program: numbers and bytes that each device puts in or takes out."""
+    """A collective in a compiled program: elements and bytes that each device sends or receives."""
 
     op: str
     elements: int
@@ -38,7 +38,7 @@ class Collective(NamedTuple):
 
 
 def collectives(compiled: str) -> list[Collective]:
-    """Those of an HLO text; one that has several arrays is one, with all of them."""
+    """Returns the collectives of an HLO text; one with several arrays is listed once, with their sum."""
     found = []
     for types, op in re.findall(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", compiled):
         arrays = [
@@ -49,12 +49,12 @@ def collectives(compiled: str) -> list[Collective]:
     return found
 
 
-# --- a plain model of time -----------------------------------------------------------------------
+# --- a simple model of time ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Link:
-    """What joins the devices: bandwidth as published, the time of a step as assumed."""
+    """An interconnect between devices: its published bandwidth, and an assumed time per step."""
 
     name: str
     bytes_per_second: float  # in one direction
@@ -62,7 +62,7 @@ class Link:
 
 
 # H100 data sheet: NVLink 900 GB/s, both directions together. NDR InfiniBand: 400 Gbit/s. 100 Gbit Ethernet.
-# The times of a step are assumptions of the usual size, not published; they decide all of the result here.
+# The times per step are typical values that are assumed, not published; they dominate the result here.
 LINKS = (
     Link("NVLink 4", 450e9, 3e-6),
     Link("InfiniBand NDR", 50e9, 6e-6),
@@ -71,18 +71,18 @@ LINKS = (
 
 
 def seconds(link: Link, devices: int, size: int) -> float:
-    """Of one all-reduce of `size` bytes, by the better of a tree and a ring."""
+    """The time of one all-reduce of `size` bytes, by the faster of a tree and a ring."""
     steps = math.ceil(math.log2(devices))
     tree = 2 * steps * link.seconds_per_step + 2 * size / link.bytes_per_second
     ring = 2 * (devices - 1) * (link.seconds_per_step + size / devices / link.bytes_per_second)
     return min(tree, ring)
 
 
-# --- what is compiled ----------------------------------------------------------------------------
+# --- the compiled programs -----------------------------------------------------------------------
 
 
 def measured(way: str, channels: int) -> dict[str, list[Collective]]:
-    """Collectives forward, and of forward and backward together, on all devices there are."""
+    """Returns the collectives of forward, and of forward and backward together, on all devices."""
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -127,7 +127,7 @@ def measured(way: str, channels: int) -> dict[str, list[Collective]]:
 
 
 def measure_all(channels: int) -> dict[str, Any]:
-    """`measured` of every way, on every number of devices: each in a process of its own."""
+    """Runs `measured` for every way, with a separate process for each number of devices."""
     from examples.environment import versions_used
 
     rows = []
@@ -148,14 +148,14 @@ def measure_all(channels: int) -> dict[str, Any]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The two tables."""
+    """Returns both tables."""
     lines = [
         f"{found['versions']}; {found['channels']} channels",
         "",
         "| | devices | forward | bytes | forward and backward | bytes |",
         "|---|---|---|---|---|---|",
     ]
-    # Where several numbers of devices are alike, one line.
+    # Numbers of devices with the same result share a line.
     lines_of: dict[tuple[str, str], list[int]] = {}
     for row in sorted(found["rows"], key=lambda row: WAYS.index(row["way"])):
         cells = [
@@ -185,11 +185,11 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measures, prints the tables and keeps the figures."""
+    """Measures, prints the tables and stores the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument(
-        "--here", action="store_true", help="on the devices of this process, as JSON"
+        "--here", action="store_true", help="measure on the devices of this process; print JSON"
     )
     options = parser.parse_args()
     if options.here:

@@ -1,10 +1,10 @@
-"""How each library writes each norm: its own layer, given its parameters and its running statistics.
+"""The norms of each library: its own layers, with given parameters and running statistics.
 
-Of every library: epsilon 1e-5, float32 parameters, y in the dtype of x. PyTorch stands in `torch_peer`.
+All libraries use epsilon 1e-5, float32 parameters, and y in the dtype of x. PyTorch is in `torch_peer`.
 
-Flax and Haiku have channels last, as jaxnorm. Equinox's layers take one example, channels first: they are
-mapped over the examples, and an activation with spatial axes is transposed inside the program and back.
-Haiku's layers compute in what x and the parameters promote to, so their y is cast.
+Flax and Haiku have channels last, like jaxnorm. Equinox's layers take one example with channels first: they
+are mapped over the examples, and activations with spatial axes are transposed inside the program.
+Haiku's layers compute in the promoted dtype of x and the parameters, so y is cast.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ import jaxnorm as jn
 from benchmarks.cases import EPSILON, Case, Dtype, Norm, Phase
 
 Arrays: TypeAlias = tuple[jax.Array, ...]
-# x, (scale, bias), (mean, var) -> y, and the running statistics after it
+# x, (scale, bias), (mean, var) -> y, and the updated running statistics
 Forward: TypeAlias = Callable[[jax.Array, Arrays, Arrays], tuple[jax.Array, Any]]
 
 Peer: TypeAlias = Literal["Flax Linen", "Flax NNX", "Haiku", "Equinox", "PyTorch"]
@@ -38,7 +38,7 @@ MODULES = {
 }
 DISTRIBUTIONS = {"Haiku": "dm-haiku", "Equinox": "equinox", "PyTorch": "torch"}
 
-# Library, norm, phase, dtype: results that are not what the others compute, so that they are left out.
+# Library, norm, phase, dtype: results that differ from the others' and are left out, with the reason.
 DIFFERENCES: dict[tuple[str, Norm, Phase, Dtype], str] = {
     ("PyTorch", "layer", "both", "bfloat16"): "the gradients of scale and bias are summed in "
     "bfloat16, and are off by several percent",
@@ -46,7 +46,7 @@ DIFFERENCES: dict[tuple[str, Norm, Phase, Dtype], str] = {
 
 
 def installed(libraries: tuple[str, ...] = LIBRARIES) -> tuple[str, ...]:
-    """Those of them that can be imported, and run on the devices that jax has."""
+    """Returns the libraries that can be imported and can run on JAX's devices."""
     return tuple(
         name
         for name in libraries
@@ -140,7 +140,7 @@ def haiku(case: Case, train: bool) -> Forward:
     apply = hk.transform_with_state(lambda x: layers[case.norm]()(x)).apply
 
     def forward(x: jax.Array, parameters: Arrays, stats: Arrays) -> tuple[jax.Array, Any]:
-        def stored(a: jax.Array) -> jax.Array:  # its batch norm has parameters of the rank of x
+        def stored(a: jax.Array) -> jax.Array:  # its parameters have the rank of x
             return a.reshape((1,) * (x.ndim - 1) + a.shape) if stats else a
 
         params = {"norm": dict(zip(("scale", "offset"), map(stored, parameters), strict=False))}
@@ -163,7 +163,7 @@ def equinox(case: Case, train: bool) -> Forward | None:
     eqx: Any = import_module("equinox")
 
     def given(layer: Any, parameters: Arrays) -> Any:
-        """With these parameters."""
+        """Returns the layer with these parameters."""
         names = ("weight", "bias")[: len(parameters)]
         return eqx.tree_at(lambda x: [getattr(x, name) for name in names], layer, parameters)
 
@@ -194,7 +194,7 @@ def equinox(case: Case, train: bool) -> Forward | None:
     return forwards.get(case.norm)
 
 
-# What is written in jax; a library that lacks the norm gives None.
+# The libraries that are written in JAX; the result is None if a library lacks the norm.
 IN_JAX: dict[str, Callable[[Case, bool], Forward | None]] = {
     OURS: ours,
     FLAX: linen,

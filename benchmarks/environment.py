@@ -1,4 +1,4 @@
-"""The environment that a measurement runs under."""
+"""The environment variables that measurements run with."""
 
 import os
 import sys
@@ -6,10 +6,10 @@ from typing import Literal, TypeAlias
 
 Allocator: TypeAlias = Literal["keep", "default"]
 
-# Threads of OpenMP (PyTorch's) that spin while they wait slow whatever runs next.
+# OpenMP threads (PyTorch's) that spin while they wait slow down whatever runs next.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-# With glibc's defaults, every buffer over 32 MB is mapped afresh on each call, and page faults are added
-# to the time. "keep" gives no memory back.
+# With glibc's defaults, every buffer over 32 MB is mapped again on each call, and page faults add to the
+# time. "keep" never returns memory to the system.
 KEEP = {"mmap_threshold": 1 << 32, "trim_threshold": 1 << 33, "top_pad": 1 << 28}
 TUNABLES: dict[Allocator, str] = {
     "keep": ":".join(f"glibc.malloc.{name}={size}" for name, size in KEEP.items()),
@@ -18,7 +18,7 @@ TUNABLES: dict[Allocator, str] = {
 
 
 def run_under(allocator: Allocator) -> None:
-    """Starts this program again under its environment, unless it has that already: libraries read it once."""
+    """Restarts this program with this environment, unless it is already set: libraries read it only once."""
     wanted = {**PASSIVE, "GLIBC_TUNABLES": TUNABLES[allocator]}
     if any(os.environ.get(name, "") != value for name, value in wanted.items()):
         os.environ.update(wanted)

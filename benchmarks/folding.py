@@ -1,10 +1,10 @@
-"""Evaluation before and after `tools.fold`: time, memory, and what the compiled programs hold.
+"""Compares evaluation before and after `tools.fold`: time, memory and contents of the compiled programs.
 
     python -m benchmarks.folding [--write]
-    python -m benchmarks.folding --readme       # the stored figures into README.md, and the picture
+    python -m benchmarks.folding --readme       # write the stored figures to README.md, and draw the plot
 
-The networks of the CIFAR-10 example, with random weights and statistics: with Flax's batch norms, with ours,
-and with none left. One program, as it is deployed; and one operation after the other, without jit.
+Runs the networks of the CIFAR-10 example with random weights and statistics: with Flax's batch norms, with
+ours, and folded. Each runs as one compiled program, as in deployment, and without jit.
 """
 
 from collections.abc import Callable
@@ -34,24 +34,24 @@ PICTURE = results.PICTURES / "folding.png"
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     rounds: int = 11
-    """Turns of each row."""
+    """Rounds in which every program is timed."""
     write: bool = False
-    """Keep the figures in benchmarks/results."""
+    """Store the figures in benchmarks/results."""
     readme: bool = False
-    """Measure nothing; write the table of the stored figures into benchmarks/README.md, and the picture."""
+    """Measure nothing; write the table of the stored figures to benchmarks/README.md, and draw the plot."""
 
 
 def flax_norm() -> Callable[..., jax.Array]:
-    """Flax's batch norm, which takes no mask."""
+    """Flax's batch norm, with a `mask` argument that it ignores."""
     norm = nn.BatchNorm()
     return lambda x, use_running_average, mask: norm(x, use_running_average)
 
 
 def trained(variables: Any) -> Any:
-    """Statistics and scales as of a trained network, in which nothing can be left out."""
+    """Randomizes statistics, scales and biases, so that all of them matter, as in a trained network."""
     rng = np.random.default_rng(0)
 
     def replaced(path: Any, array: jax.Array) -> jax.Array:
@@ -65,15 +65,15 @@ def trained(variables: Any) -> Any:
 
 
 def evaluate(model: Any, images: jax.Array) -> jax.Array:
-    """The logits."""
+    """Returns the logits."""
     return model(images, train=False)
 
 
 def measured(rounds: int) -> dict[str, Any]:
-    """A row for each network and size of batch.
+    """Returns a row for each network and batch size.
 
     Raises:
-        RuntimeError: the outputs are not the same: then nothing may be compared.
+        RuntimeError: If the outputs differ, so that a comparison would be meaningless.
     """
     rows = []
     for name, network in NETWORKS.items():
@@ -87,7 +87,7 @@ def measured(rounds: int) -> dict[str, Any]:
 
 
 def row(network: Any, images: jax.Array, rounds: int, *, jitted: bool) -> dict[str, Any]:
-    """The figures of one network and batch."""
+    """Returns the figures of one network and batch."""
     models = {"Flax": network(norm=flax_norm), "jaxnorm": network(norm=jnl.BatchNorm)}
     ours = models["jaxnorm"]
     init = jax.jit(partial(ours.init, train=False))
@@ -96,7 +96,7 @@ def row(network: Any, images: jax.Array, rounds: int, *, jitted: bool) -> dict[s
     largest = float(abs(ours.apply(variables, images, train=False)).max())
     if not folded.difference < 1e-4 * largest:
         raise RuntimeError(
-            f"outputs differ by {folded.difference:.2g}, where the largest is {largest:.2g}"
+            f"outputs differ by {folded.difference:.2g}; the largest output is {largest:.2g}"
         )
     states = {"Flax": variables, "jaxnorm": variables, "folded": folded.variables}
     programs, counts = {}, {}
@@ -122,7 +122,7 @@ def row(network: Any, images: jax.Array, rounds: int, *, jitted: bool) -> dict[s
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures of one machine and versions."""
+    """Returns the figures of one machine and set of versions in Markdown."""
     lines = []
     for row in found["rows"]:
         before, after = row["counts"]["jaxnorm"], row["counts"]["folded"]
@@ -148,17 +148,17 @@ def table(found: dict[str, Any]) -> str:
 
 
 def section(stored: list[dict[str, Any]]) -> str:
-    """What README.md shows of all that is stored."""
+    """Returns the section of README.md with all stored figures."""
     return "\n\n".join(map(table, stored)) or NOTHING
 
 
 def label_of(row: dict[str, Any]) -> str:
-    """Below the points of a row."""
+    """Returns the label below the points of a row."""
     return str(row["batch"]) if row["jitted"] else f"{row['batch']}\nwithout jit"
 
 
 def draw(found: dict[str, Any]) -> None:
-    """The times over those with batch norms, with their quartiles."""
+    """Draws the times relative to those with batch norms, with quartiles."""
     figure, panels = report.new_panels(
         f"Evaluation with batch norms folded, on {found['machine']}",
         [f"{name}: time over that with batch norms" for name in NETWORKS],
@@ -182,7 +182,7 @@ def draw(found: dict[str, Any]) -> None:
 
 
 def main(options: Options) -> None:
-    """Measures, prints the table, and keeps the figures where that is asked for."""
+    """Measures, prints the table, and stores the figures if requested."""
     if options.readme:
         results.into_readme("folding", section)
         for found in results.stored("folding"):

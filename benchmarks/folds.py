@@ -1,10 +1,10 @@
-"""How sums over an activation are best written for XLA on a CPU: as they are, and in other ways.
+"""Compares ways to write sums over an activation for XLA on a CPU: as in the library, and alternatives.
 
     python -m benchmarks.folds
     python -m benchmarks.folds --norms layer rms --sizes large --no-quick
 
-Forward and backward in training; the time of each way over that of the library as it is, geometric means over
-the shapes, and the most temporary memory. Prints only.
+Measures forward and backward in training: the time of each way relative to the library as it is, as a
+geometric mean over the shapes, and the largest temporary memory. Stores nothing.
 """
 
 import math
@@ -30,12 +30,12 @@ AS_IT_IS = "as it is"
 
 
 def at_most(length: int) -> dict[str, object]:
-    """Folds of so many elements, whatever is computed."""
+    """Limits all folds to `length` elements."""
     limit = ((math.inf, length),)
     return {"_LONGEST": limit, "_LONGEST_IN_A_ROW": limit}
 
 
-# What is replaced in the modules that take the sums.
+# What each way replaces in the modules that compute the sums.
 WAYS: dict[str, dict[str, object]] = {
     AS_IT_IS: {},
     "plain sums": {"sums_on_cpu": lambda *a, **how: _reduce._plain(*a, partitions=(), **how)},
@@ -49,7 +49,7 @@ WAYS: dict[str, dict[str, object]] = {
 
 @contextmanager
 def written(way: str) -> Iterator[None]:
-    """The library with these things replaced."""
+    """Patches the library for one of the ways."""
     with ExitStack() as stack:
         for name, value in WAYS[way].items():
             for module in (_cpu_sums, _reduce, _normalize):
@@ -61,7 +61,7 @@ def written(way: str) -> Iterator[None]:
 
 
 def compare(norm: Callable[[], measure.Program]) -> dict[str, tuple[float, float]]:
-    """Time over that of the library as it is, and temporaries."""
+    """Returns the time relative to the library as it is, and the temporaries, for each way."""
     programs = {}
     for way in WAYS:
         with written(way):
@@ -75,18 +75,18 @@ def compare(norm: Callable[[], measure.Program]) -> dict[str, tuple[float, float
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     norms: tuple[Norm, ...] = NORMS
-    """Which norms."""
+    """Norms to measure."""
     sizes: tuple[Size, ...] = SIZES
-    """Which of the shapes."""
+    """Sizes of the shapes to measure."""
     quick: bool = True
-    """One shape of each size."""
+    """Measure only one shape of each size."""
 
 
 def main(options: Options) -> None:
-    """Print the table in Markdown."""
+    """Prints the table in Markdown."""
     print(f"{machine_used()}; {versions_used()}\n")
     lines = []
     for norm in options.norms:

@@ -1,4 +1,4 @@
-"""Timing in turns, and what the compiler counts."""
+"""Times programs in turns, and reads the compiler's counts."""
 
 import math
 import time
@@ -13,23 +13,23 @@ from jax._src.ad_checkpoint import saved_residuals
 from benchmarks.cases import Data, Phase
 from benchmarks.contestants import Forward
 
-SAMPLE = 0.015  # seconds that a sample should last
+SAMPLE = 0.015  # target duration of a sample in seconds
 
 
 @dataclass(frozen=True)
 class Program:
-    """A computation, compiled, with its arguments."""
+    """A compiled computation with its arguments."""
 
-    run: Callable[[int], Any]  # so many times, to their end; gives the last result
+    run: Callable[[int], Any]  # runs this many times, waits for all, and returns the last result
     results: Callable[[], list[np.ndarray]] = list
     counted: dict[str, float] = field(default_factory=dict)
 
 
 def repeated(call: Callable[[], Any]) -> Callable[[int], Any]:
-    """`Program.run` of a call of jax.
+    """Returns `Program.run` for a call of JAX.
 
-    On a CPU each call ends before the next begins, as in a loop that has one step at work; on other devices
-    they queue, so that what is measured is the device and not the wait for it.
+    On a CPU, each call ends before the next begins, as in a loop with one step in flight. On other devices,
+    the calls are queued, so that the device is measured and not the wait for it.
     """
     each = jax.default_backend() == "cpu"
 
@@ -45,7 +45,7 @@ def repeated(call: Callable[[], Any]) -> Callable[[int], Any]:
 
 
 def compiled(forward: Forward, phase: Phase, data: Data) -> jax.stages.Compiled:
-    """One program for y (and dx, dscale, dbias) and the running statistics after it."""
+    """Compiles one program for y (and dx, dscale, dbias) and the updated running statistics."""
 
     def one_way(x: Any, parameters: Any, stats: Any, dy: Any) -> Any:
         y, stats = forward(x, parameters, stats)
@@ -60,7 +60,7 @@ def compiled(forward: Forward, phase: Phase, data: Data) -> jax.stages.Compiled:
 
 
 def in_jax(forward: Forward, phase: Phase, data: Data) -> Program:
-    """That program, its arguments in place, and what is counted of it."""
+    """Returns that program with its arguments on the device, and its counts."""
     arguments = jax.device_put(tuple(data))
     program = compiled(forward, phase, data)
     size = data.x.nbytes
@@ -77,7 +77,7 @@ def in_jax(forward: Forward, phase: Phase, data: Data) -> Program:
 
 
 def compiler_counts(compiled: Any) -> dict[str, float]:
-    """Bytes that a program reads and writes, and those of its temporaries."""
+    """Bytes that a program reads and writes, and bytes of its temporaries."""
     cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     counts = {"bytes_accessed": cost.get("bytes accessed")}
     counts["temporaries"] = memory and memory.temp_size_in_bytes
@@ -85,30 +85,30 @@ def compiler_counts(compiled: Any) -> dict[str, float]:
 
 
 def saved_for_backward(function: Callable[..., jax.Array], *arguments: Any) -> int:
-    """Bytes that differentiation keeps, x included, before a compiler may choose to recompute."""
+    """Bytes of the residuals, x included, before a compiler may choose to rematerialize them."""
     residuals: list[tuple[Any, str]] = saved_residuals(function, *arguments)
     return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval, _ in residuals)
 
 
 def copy_of(x: np.ndarray) -> Program:
-    """Reads as many bytes as x has, and writes as many; as float32, so that the arithmetic is nothing."""
+    """Returns a program that reads and writes as many bytes as x has, with negligible arithmetic."""
     words = jax.device_put(np.zeros(math.ceil(x.nbytes / 4), np.float32))
     compiled = jax.jit(lambda a: -a).lower(words).compile()
     return Program(repeated(lambda: compiled(words)))
 
 
 def seconds(program: Program, calls: int) -> float:
-    """Of one call, the mean of so many."""
+    """The mean time of a call over `calls` calls."""
     start = time.perf_counter()
     program.run(calls)
     return (time.perf_counter() - start) / calls
 
 
 def in_turns(programs: Mapping[str, Program], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of a call in each round.
+    """Returns the seconds per call of each program in each round.
 
-    The order is reversed every round (A B B A): what else the machine does, and what the one before left
-    behind, hits all alike.
+    The order is reversed every round (A B B A), so that other load on the machine and whatever the previous
+    program leaves behind affect all programs equally.
     """
     calls = {}
     for name, program in programs.items():
@@ -125,5 +125,5 @@ def in_turns(programs: Mapping[str, Program], rounds: int) -> dict[str, np.ndarr
 
 
 def quartiles(values: Sequence[float] | np.ndarray) -> list[float]:
-    """The lower one, the median, the upper one."""
+    """Returns the lower quartile, the median and the upper quartile."""
     return [float(q) for q in np.quantile(values, (0.25, 0.5, 0.75))]

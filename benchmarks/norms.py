@@ -1,11 +1,11 @@
-"""Every norm against its peers, in one process: time, memory, bytes, and the fraction of copy bandwidth.
+"""Compares every norm with its peers in one process: time, memory, bytes and fraction of copy bandwidth.
 
     python -m benchmarks.norms --quick --norms batch          # prints; progress goes to stderr
-    python -m benchmarks.norms --write                        # keeps figures and picture, too
-    python -m benchmarks.norms --readme                       # the stored figures into README.md
+    python -m benchmarks.norms --write                        # also stores the figures and the plot
+    python -m benchmarks.norms --readme                       # writes the stored figures to README.md
 
-A program computes y (phases eval and forward), or y, dx, dscale and dbias from x and dy (both). What
-disagrees with float64 is refused. Ratios are medians over rounds in which all contestants take their turn.
+A program computes y (phases eval and forward), or y, dx, dscale and dbias from x and dy (phase both). Results
+that disagree with float64 are rejected. Ratios are medians over rounds in which all contestants take turns.
 """
 
 import sys
@@ -50,32 +50,32 @@ COPY = "copy"
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     norms: tuple[Norm, ...] = NORMS
-    """Which norms."""
+    """Norms to measure."""
     peers: tuple[Peer, ...] = get_args(Peer)
-    """Which other libraries; those not installed here, or not for this device, are left out."""
+    """Libraries to compare with; those not installed, or not built for this device, are left out."""
     phases: tuple[Phase, ...] = PHASES
-    """With running statistics; forward in training; forward and backward."""
+    """Evaluation with running statistics (eval); training, forward or forward and backward (both)."""
     dtypes: tuple[Dtype, ...] = DTYPES
-    """Of x and y."""
+    """dtypes of x and y."""
     sizes: tuple[Size, ...] = SIZES
-    """Which of the shapes."""
+    """Sizes of the shapes to measure."""
     quick: bool = False
-    """One shape of each size."""
+    """Measure only one shape of each size."""
     rounds: int = 15
-    """Turns of each contestant."""
+    """Rounds in which every contestant is timed."""
     allocator: Allocator = "keep"
-    """Whether freed memory is kept, or given back as glibc does by default."""
+    """Whether freed memory is kept, or returned to the system as glibc does by default."""
     write: bool = False
-    """Keep the figures of this allocator in benchmarks/results, and draw the picture."""
+    """Store the figures of this allocator in benchmarks/results, and draw the plot."""
     readme: bool = False
-    """Measure nothing; write the tables of the stored figures into benchmarks/README.md."""
+    """Measure nothing; write the tables of the stored figures to benchmarks/README.md."""
 
 
 def program_of(library: str, case: Case, phase: Phase, data: Data) -> measure.Program | None:
-    """The compiled computation; None where the library lacks the norm."""
+    """Returns the compiled computation, or None if the library lacks the norm."""
     if library == "PyTorch":
         from benchmarks.torch_peer import torch_program
 
@@ -87,10 +87,10 @@ def program_of(library: str, case: Case, phase: Phase, data: Data) -> measure.Pr
 def compare(
     case: Case, phase: Phase, dtype: Dtype, libraries: tuple[str, ...], rounds: int
 ) -> dict[str, Any]:
-    """All libraries on one case.
+    """Compares all libraries on one case.
 
     Raises:
-        RuntimeError: a result is off, see `truth.check`.
+        RuntimeError: If a result is wrong; see `truth.check`.
     """
     data = draw(case, dtype)
     different = {name: DIFFERENCES.get((name, case.norm, phase, dtype)) for name in libraries}
@@ -123,7 +123,7 @@ def compare(
 
 
 def measured(options: Options) -> dict[str, Any]:
-    """The rows of all that is asked for, and what they depend on."""
+    """Returns the rows of all requested cases, and the machine and versions."""
     libraries = installed((OURS, *options.peers))
     rows = []
     for case in cases(options.norms, options.sizes, options.quick):
@@ -144,7 +144,7 @@ def measured(options: Options) -> dict[str, Any]:
 
 
 def main(options: Options) -> None:
-    """Measures, prints the tables, and keeps the figures where that is asked for."""
+    """Measures, prints the tables, and stores the figures if requested."""
     if options.readme:
         results.into_readme("norms", tables.norms_section)
         results.into_readme("norms", tables.headline_section, results.PROJECT_README)

@@ -1,4 +1,4 @@
-"""What peers get wrong, measured: Flax's norms and ours on the same data, beside float64.
+"""Measures what peers get wrong: Flax's norms and ours on the same data, compared with float64.
 
 python -m benchmarks.peers
 """
@@ -17,7 +17,7 @@ from jaxnorm import linen as jnl, nnx as jnx
 
 
 class Row(NamedTuple):
-    """One figure three times. A NaN is an answer too."""
+    """One figure from peers, from jaxnorm and in float64. NaN is a possible value."""
 
     case: str
     figure: str
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def _train(layer: Any, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, Any]:
-    """Output and running statistics of one training step of a Linen batch norm."""
+    """Returns the output and running statistics of one training step of a Linen batch norm."""
     variables = layer.clone(axis_name=None).init(jax.random.key(0), x)
     y, updated = layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
     return y, updated["batch_stats"]
@@ -39,7 +39,7 @@ def _layers(**options: Any) -> tuple[Any, Any]:
 
 
 def _synced_means(x: np.ndarray, mask: np.ndarray) -> tuple[float, float, float]:
-    """Batch mean over both devices: Flax's, ours, and in float64."""
+    """The batch mean over both devices: Flax's, ours, and in float64."""
 
     def mean(layer: Any) -> float:
         on_each = jax.vmap(lambda x, mask: _train(layer, x, mask)[1]["mean"], axis_name="devices")
@@ -50,7 +50,7 @@ def _synced_means(x: np.ndarray, mask: np.ndarray) -> tuple[float, float, float]
 
 
 def uneven_batches() -> Row:
-    """Two devices, of whose ten examples two and eight count."""
+    """Two devices with ten examples each, of which two and eight are unmasked."""
     x = np.random.default_rng(0).normal([[[0.0]], [[1.5]]], size=(2, 10, 1)).astype(np.float32)
     mask = np.arange(10)[None, :, None] < np.array([2, 8])[:, None, None]
 
@@ -58,7 +58,7 @@ def uneven_batches() -> Row:
 
 
 def empty_shard() -> Row:
-    """Two devices, on one of which no example counts."""
+    """Two devices, one of which has no unmasked example."""
     x = np.random.default_rng(0).normal(2.0, size=(2, 10, 1)).astype(np.float32)
     mask = np.broadcast_to(np.array([True, False])[:, None, None], x.shape)
 
@@ -66,7 +66,7 @@ def empty_shard() -> Row:
 
 
 def nan_in_padding() -> Row:
-    """The gradient of the scale where padding is NaN and the loss looks at real examples alone."""
+    """The gradient of the scale if padding is NaN and the loss depends only on real examples."""
     x = np.random.default_rng(0).normal(size=(8, 1)).astype(np.float32)
     mask = np.arange(8)[:, None] < 6
     padded = jnp.asarray(np.where(mask, x, np.nan))
@@ -119,7 +119,7 @@ def half_precision() -> Row:
 
 
 def replicas() -> Row:
-    """Variance of four replicas with means 0, 2, 4 and 6; the common idiom averages variances."""
+    """The variance over four replicas with means 0, 2, 4 and 6; a common idiom averages their variances."""
     x = np.random.default_rng(0).normal([[0.0], [2.0], [4.0], [6.0]], size=(4, 1000))
     each = jn.moments(jnp.asarray(x, jnp.float32), 1)
     pooled = float(jn.pool(each, 0).var[0, 0])
@@ -133,7 +133,7 @@ def replicas() -> Row:
 
 
 def group_reduction_axes() -> Row:
-    """Group norm over columns and channels, each row by itself; the two groups differ in contrast."""
+    """Group norm over columns and channels, separately for each row; the two groups differ in contrast."""
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)) * np.repeat([1.0, 5.0], 3)
     x = x.astype(np.float32)
     options = {"num_groups": 2, "reduction_axes": (2, 3), "rngs": nnx.Rngs(0)}
@@ -181,7 +181,7 @@ CASES: tuple[Callable[[], Row], ...] = (
 
 
 def main() -> None:
-    """Print the table in Markdown."""
+    """Prints the table in Markdown."""
     print("| | | peers | jaxnorm | truth (float64) |\n|---|---|---|---|---|")
     for case in CASES:
         row = case()

@@ -1,4 +1,4 @@
-"""The picture of `norms`: each contestant's time and temporaries in every case, by norm."""
+"""The plot of `norms`: each contestant's time and temporaries in every case, by norm."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from benchmarks.contestants import FLAX, LIBRARIES, OURS
 from benchmarks.tables import present
 from examples import report
 
-# Okabe and Ito's, with a shape of its own for each: ours, then the peers.
+# Okabe and Ito's colours, with a different marker for each library.
 STYLES = {
     OURS: (report.BLUE, "o"),
     FLAX: (report.GREY, "s"),
@@ -19,7 +19,7 @@ STYLES = {
     "Equinox": ("#009E73", "D"),
     "PyTorch": (report.ORANGE, "P"),
 }
-# What the columns are, of the rows of the picture.
+# Norm, phase and label of each column of the plot.
 COLUMNS = (
     *((norm, "both", f"{norm}\ntraining") for norm in NORMS),
     ("batch", "eval", "batch\neval"),
@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Writes it, of the rows with the allocator that keeps its memory."""
+    """Draws the rows measured with the allocator that keeps its memory."""
     rows = [row for row in found["rows"] if row["allocator"] == "keep"]
     figure, panels = report.new_panels(
         f"Every norm and its peers on {found['machine']}",
@@ -47,7 +47,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def points(axes: Axes, rows: list[dict[str, Any]], names: list[str], what: str) -> None:
-    """A point for each case, those of a contestant one above the other."""
+    """Draws a point for each case; the points of a contestant share a vertical line."""
     for place, name in enumerate(names):
         colour, marker = STYLES[name]
         found = [

@@ -1,8 +1,8 @@
-"""What XLA compiles a norm to: its programs in their order, who runs them, and what they read and write.
+"""Lists what XLA compiles a norm to: its programs in order, what runs them, and what they read and write.
 
     python -m benchmarks.programs --norm layer --shape 6144 640
 
-Prints only. What is read counts whole, even if it is a slice of it.
+Stores nothing. An operand counts in full, even if only a slice of it is read.
 """
 
 import math
@@ -19,7 +19,7 @@ from benchmarks.contestants import FLAX, IN_JAX, OURS
 from benchmarks.measure import compiled
 from benchmarks.tables import markdown
 
-HIDDEN = 0.05  # of x: programs that move less are only counted
+HIDDEN = 0.05  # fraction of x: programs that move less are counted but not listed
 
 
 class Part(NamedTuple):
@@ -32,20 +32,20 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What is compiled."""
+    """Options of the benchmark."""
 
     norm: Norm = "layer"
-    """Which norm."""
+    """Norm to compile."""
     shape: tuple[int, ...] = (6144, 640)
-    """Of x, channels last."""
+    """Shape of x, channels last."""
     dtype: Dtype = "float32"
-    """Of x and y."""
+    """dtype of x and y."""
     phase: Phase = "forward"
-    """With running statistics; forward in training; forward and backward."""
+    """Evaluation with running statistics (eval); training, forward or forward and backward (both)."""
 
 
 def parts(program: jax.stages.Compiled) -> list[Part]:
-    """The programs that are run one after the other."""
+    """Returns the programs that run one after the other."""
     text = program.as_text() or ""
     entry = text[text.index("\nENTRY") :]
     lines = re.findall(r"  (?:ROOT )?(%[\w.-]+) = (.+?) ([\w-]+)\(([^\n]*)", entry)
@@ -61,7 +61,7 @@ def parts(program: jax.stages.Compiled) -> list[Part]:
 
 
 def _bytes(shapes: str) -> int:
-    """Of an array, or of the arrays of a tuple."""
+    """The bytes of an array, or of the arrays of a tuple."""
     return sum(
         math.prod(map(int, filter(None, sizes.split(",")))) * _itemsize(dtype)
         for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
@@ -83,7 +83,7 @@ def _by(operation: str, rest: str) -> str:
 
 
 def table(case: Case, dtype: Dtype, phase: Phase) -> str:
-    """Ours and Flax's, those that move much one by one."""
+    """A table of our programs and Flax's; large ones are listed one by one."""
     data = draw(case, dtype)
     lines = []
     for library in (OURS, FLAX):
@@ -103,7 +103,7 @@ def table(case: Case, dtype: Dtype, phase: Phase) -> str:
 
 
 def main(options: Options) -> None:
-    """Print the table in Markdown."""
+    """Prints the table in Markdown."""
     case = Case(options.norm, options.shape, "large")
     print(
         f"{options.norm} norm of {options.shape}, {jnp.dtype(options.dtype).name}, {options.phase}\n"

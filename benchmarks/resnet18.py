@@ -1,10 +1,10 @@
-"""A ResNet-18 of PyTorch and the same in Linen after `tools.convert`: how far apart they are, layer by layer.
+"""Compares a PyTorch ResNet-18 with the same network in Linen after `tools.convert`, layer by layer.
 
     python -m benchmarks.resnet18 [--write]
 
-All parameters and running statistics of PyTorch's are random. Outputs of every layer are compared in
-evaluation and in training, running statistics after a step of training; in float32, as a share of the
-largest value.
+All parameters and running statistics of the PyTorch network are random. The outputs of every layer are
+compared in evaluation and in training, and the running statistics after one training step: in float32, as a
+fraction of the largest value.
 """
 
 import json
@@ -29,21 +29,21 @@ SHAPE = (4, 64, 64, 3)
 
 @dataclass(frozen=True)
 class Options:
-    """What is done with the figures."""
+    """Compares a PyTorch ResNet-18 with the same network in Linen after `tools.convert`."""
 
     write: bool = False
-    """Keep them in benchmarks/results, and draw docs/images/convert.png."""
+    """Store the figures in benchmarks/results, and draw docs/images/convert.png."""
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut, under the names of torchvision."""
+    """Two convolutions and a shortcut, with torchvision's layer names."""
 
     features: int
     strides: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Of (N, H, W, C)."""
+        """Returns activations with `features` channels for an input (N, H, W, C)."""
         y = conv(self.features, 3, self.strides, "conv1")(x)
         y = nn.relu(norm(train, "bn1")(y))
         y = norm(train, "bn2")(conv(self.features, 3, 1, "conv2")(y))
@@ -54,11 +54,11 @@ class Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """He et al. (2015, https://arxiv.org/abs/1512.03385), with the names of torchvision's layers."""
+    """ResNet-18 (He et al., 2015, https://arxiv.org/abs/1512.03385), with torchvision's layer names."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Logits (N, 1000) of images (N, H, W, 3)."""
+        """Returns logits (N, 1000) for images (N, H, W, 3)."""
         x = nn.relu(norm(train, "bn1")(conv(64, 7, 2, "conv1")(x)))
         padding: Any = ((1, 1), (1, 1))
         x = nn.max_pool(x, (3, 3), (2, 2), padding)
@@ -70,18 +70,18 @@ class ResNet18(nn.Module):
 
 
 def conv(features: int, size: int, strides: int, name: str) -> nn.Module:
-    """A convolution padded as PyTorch's are: the same on both sides."""
+    """A convolution with the same padding on both sides, as in PyTorch."""
     padding = (size // 2, size // 2)
     return nn.Conv(features, (size, size), strides, (padding, padding), use_bias=False, name=name)
 
 
 def norm(train: bool, name: str) -> nn.Module:
-    """What `tools.torch_options` says of PyTorch's default."""
+    """A batch norm with PyTorch's defaults, as given by `tools.torch_options`."""
     return jnl.BatchNorm(not train, momentum=0.9, unbiased=True, name=name)
 
 
 def in_torch(torch: Any, seed: int = 0) -> Any:
-    """The same in PyTorch, with random parameters and running statistics."""
+    """Returns the same network in PyTorch, with random parameters and running statistics."""
     layers = torch.nn
 
     def conv(inputs: int, outputs: int, size: int, strides: int) -> Any:
@@ -132,7 +132,7 @@ def in_torch(torch: Any, seed: int = 0) -> Any:
 
 
 def outputs_in_torch(torch: Any, model: Any, images: np.ndarray, train: bool) -> dict[str, Any]:
-    """What each layer with parameters gives, channels last, by its name."""
+    """Returns the output of each layer with parameters, channels last, by layer name."""
     found: dict[str, Any] = {}
     hooks = [
         module.register_forward_hook(
@@ -150,7 +150,7 @@ def outputs_in_torch(torch: Any, model: Any, images: np.ndarray, train: bool) ->
 
 
 def outputs_in_linen(variables: Any, images: Any, train: bool) -> tuple[dict[str, Any], Any]:
-    """The same, and the running statistics afterwards."""
+    """Returns the same outputs in Linen, and the updated running statistics."""
 
     @jax.jit
     def run(variables: Any, images: Any) -> Any:
@@ -171,12 +171,12 @@ def outputs_in_linen(variables: Any, images: Any, train: bool) -> tuple[dict[str
 
 
 def apart(ours: Any, theirs: Any) -> float:
-    """The largest difference, as a share of the largest value."""
+    """The largest difference, as a fraction of the largest value."""
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
 def measured() -> dict[str, Any]:
-    """How far each layer is from PyTorch's, in either mode; and the statistics after a step."""
+    """Returns how far each layer is from PyTorch's in both modes, and the statistics after a step."""
     torch = import_module("torch")
     model = in_torch(torch)
     images = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
@@ -198,7 +198,7 @@ def measured() -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """The differences of all layers, from the first to the last."""
+    """Draws the differences of all layers, from the first to the last."""
     figure, axes = report.new_figure(
         "ResNet-18 from PyTorch, converted: every layer's output",
         "Largest difference over the largest value, float32; at the foot: equal to the bit",
@@ -226,7 +226,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def main(options: Options) -> None:
-    """Prints the worst of each kind."""
+    """Prints the largest difference of each kind."""
     found = measured()
     for what in ("evaluation", "training", "statistics"):
         name, worst = max(found[what].items(), key=lambda item: item[1])

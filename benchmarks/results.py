@@ -1,4 +1,4 @@
-"""The stored figures of `norms` and `steps`, and their tables in README.md."""
+"""Stores the figures of the benchmarks, and writes their tables to README.md."""
 
 import json
 from collections.abc import Callable
@@ -16,10 +16,10 @@ COSTS_PAGE = HERE.parent / "docs" / "what-a-norm-costs.md"
 
 
 def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:
-    """Stores figures beside those of other allocators, if these are of the same machine and versions.
+    """Stores figures; keeps those of other allocators if they have the same machine and versions.
 
     Returns:
-        All that is stored now.
+        All figures that are stored now.
     """
     path = RESULTS / f"{what}-{jax.default_backend()}-jax{jax.__version__}.json"
     old = json.loads(path.read_text()) if path.exists() else {}
@@ -33,12 +33,12 @@ def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def stored(what: str) -> list[dict[str, Any]]:
-    """The figures of every backend and version."""
+    """Returns the figures of every backend and version."""
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{what}-*.json"))]
 
 
 def into_readme(
     what: str, section: Callable[[list[dict[str, Any]]], str], readme: Path = README
 ) -> None:
-    """Writes the tables of the stored figures into a README.md."""
+    """Writes the tables of the stored figures to a README.md."""
     readme.write_text(with_section(readme.read_text(), what, section(stored(what))))

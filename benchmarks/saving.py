@@ -1,9 +1,9 @@
-"""What batch norm may save for its backward pass, in a deep stack: time, memory, and the error of gradients.
+"""Compares what batch norm can save for the backward pass of a deep stack: time, memory, gradient error.
 
     python -m benchmarks.saving [--write]
-    python -m benchmarks.saving --readme        # the stored figures into README.md
+    python -m benchmarks.saving --readme        # write the stored figures to README.md
 
-Dense → batch norm → leaky_relu, 16 times, in one training step. The rows differ in one call.
+Each row is a training step of dense → batch norm → leaky_relu, 16 times. The rows differ only in the norm.
 """
 
 from collections.abc import Callable
@@ -42,24 +42,24 @@ LAYERS: dict[str, Callable[[], Any]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     rounds: int = 9
-    """Turns of each row."""
+    """Rounds in which every row is timed."""
     write: bool = False
-    """Keep the figures in benchmarks/results."""
+    """Store the figures in benchmarks/results."""
     readme: bool = False
-    """Measure nothing; write the table of the stored figures into benchmarks/README.md."""
+    """Measure nothing; write the table of the stored figures to benchmarks/README.md."""
 
 
 class Stack(nn.Module):
-    """Dense → norm → leaky_relu, of which the norm may do the last itself."""
+    """Dense → norm → leaky_relu, repeated; the norm may apply leaky_relu itself."""
 
     norm: Callable[[], Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Shape as x."""
+        """Returns an array with the shape of x."""
         for _ in range(DEPTH):
             norm = self.norm()
             x = norm(nn.Dense(x.shape[-1], use_bias=False)(x))
@@ -68,14 +68,14 @@ class Stack(nn.Module):
 
 
 def data() -> tuple[jax.Array, jax.Array]:
-    """Inputs and targets."""
+    """Returns inputs and targets."""
     rng = np.random.default_rng(0)
     x, target = (jnp.asarray(rng.standard_normal((ROWS, WIDTH), np.float32)) for _ in range(2))
     return x, target
 
 
 def start(norm: Callable[[], Any], x: jax.Array) -> tuple[Callable[..., Any], Any]:
-    """A stack as a function of its state, and the state."""
+    """Returns a stack as a function of its state, and the state."""
     model = Stack(norm)
     variables = model.init(jax.random.key(0), x)
 
@@ -88,17 +88,17 @@ def start(norm: Callable[[], Any], x: jax.Array) -> tuple[Callable[..., Any], An
 
 
 def gradient(norm: Callable[[], Any], x: jax.Array, target: jax.Array) -> np.ndarray:
-    """Of the mean squared error, for all parameters."""
+    """The gradient of the mean squared error for all parameters."""
     apply, (params, stats) = start(norm, x)
     loss = lambda params: jnp.mean((apply(params, stats, x)[0] - target) ** 2)  # noqa: E731
     return np.concatenate([np.ravel(g) for g in jax.tree.leaves(jax.jit(jax.grad(loss))(params))])
 
 
 def measured(rounds: int) -> dict[str, Any]:
-    """A figure of each kind for each row.
+    """Returns the figures of each row.
 
     Raises:
-        RuntimeError: the gradients are not the same: then nothing may be compared.
+        RuntimeError: If the gradients differ, so that a comparison would be meaningless.
     """
     x, target = data()
     exact = gradient(LAYERS[FLAX], x, target)
@@ -125,7 +125,7 @@ def measured(rounds: int) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures of one machine and versions."""
+    """Returns the figures of one machine and set of versions in Markdown."""
     lines = [
         [
             f"`{row['layer']}`",
@@ -140,12 +140,12 @@ def table(found: dict[str, Any]) -> str:
 
 
 def section(stored: list[dict[str, Any]]) -> str:
-    """What README.md shows of all that is stored."""
+    """Returns the section of README.md with all stored figures."""
     return "\n\n".join(map(table, stored)) or NOTHING
 
 
 def main(options: Options) -> None:
-    """Measures, prints the table, and keeps the figures where that is asked for."""
+    """Measures, prints the table, and stores the figures if requested."""
     if options.readme:
         results.into_readme("saving", section)
         return

@@ -1,4 +1,4 @@
-"""The models of `steps`, in Linen and in NNX; the norm is an argument, and all else is Flax's."""
+"""The models of `steps` in Linen and in NNX; the norm is an argument, and everything else is Flax's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,14 @@ WIDTH, HEADS, DEPTH = 256, 4, 16
 
 
 class LinenStack(nn.Module):
-    """Dense → norm → relu, 16 times: all that is stored is what the norms and the layers keep."""
+    """Dense → norm → relu, 16 times; the only residuals are those of the norms and the layers."""
 
     norm: Callable[..., Any]
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Shape as x."""
+        """Returns an array with the shape of x."""
         for _ in range(DEPTH):
             x = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype)(x)
             x = nn.relu(self.norm(use_running_average=False, dtype=self.dtype)(x))
@@ -27,14 +27,14 @@ class LinenStack(nn.Module):
 
 
 class LinenBlock(nn.Module):
-    """A transformer block, norms first."""
+    """A pre-norm transformer block."""
 
     norm: Callable[..., Any]
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Shape as x."""
+        """Returns an array with the shape of x."""
         x = x.astype(self.dtype)
         y = self.norm(dtype=self.dtype)(x)
         x = x + nn.MultiHeadDotProductAttention(num_heads=HEADS, dtype=self.dtype)(y)
@@ -44,27 +44,27 @@ class LinenBlock(nn.Module):
 
 
 class NNXStack(nnx.Module):
-    """As `LinenStack`."""
+    """The NNX version of `LinenStack`."""
 
     def __init__(self, norm: Callable[..., Any], width: int, dtype: Any, rngs: nnx.Rngs) -> None:
-        """So many features in and out."""
+        """Creates layers with `width` features in and out."""
         self.layers = nnx.List(
             nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs) for _ in range(DEPTH)
         )
         self.norms = nnx.List(norm(width, dtype=dtype, rngs=rngs) for _ in range(DEPTH))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Shape as x."""
+        """Returns an array with the shape of x."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = nnx.relu(norm(layer(x)))
         return x
 
 
 class NNXBlock(nnx.Module):
-    """As `LinenBlock`."""
+    """The NNX version of `LinenBlock`."""
 
     def __init__(self, norm: Callable[..., Any], dtype: Any, rngs: nnx.Rngs) -> None:
-        """All of `WIDTH` features."""
+        """Creates layers with `WIDTH` features."""
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.dtype = dtype
         self.norms = nnx.List(norm(WIDTH, **options) for _ in range(2))
@@ -73,32 +73,32 @@ class NNXBlock(nnx.Module):
         self.narrow = nnx.Linear(4 * WIDTH, WIDTH, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Shape as x."""
+        """Returns an array with the shape of x."""
         x = x.astype(self.dtype)
         x = x + self.attention(self.norms[0](x))
         return x + self.narrow(nnx.gelu(self.wide(self.norms[1](x))))
 
 
 class NNXConv(nnx.Module):
-    """3x3 convolution and norm."""
+    """A 3x3 convolution and a norm."""
 
     def __init__(
         self, norm: Callable[..., Any], features: tuple[int, int], strides: int, rngs: nnx.Rngs
     ) -> None:
-        """From so many channels to so many."""
+        """Creates the layers; `features` are the input and output channels."""
         self.conv = nnx.Conv(*features, (3, 3), strides, use_bias=False, rngs=rngs)
         self.norm = norm(features[1], rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Without the activation."""
+        """Returns the normalized output, without an activation."""
         return self.norm(self.conv(x))
 
 
 class NNXResNet20(nnx.Module):
-    """As `examples.models.ResNet20`."""
+    """The NNX version of `examples.models.ResNet20`."""
 
     def __init__(self, norm: Callable[..., Any], classes: int, rngs: nnx.Rngs) -> None:
-        """For images with three channels."""
+        """Creates the layers for images with three channels."""
         self.stem = NNXConv(norm, (3, 16), 1, rngs)
         self.convs = nnx.List()
         width = 16
@@ -110,7 +110,7 @@ class NNXResNet20(nnx.Module):
         self.head = nnx.Linear(width, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits."""
+        """Returns logits."""
         x = nnx.relu(self.stem(x))
         for first, second in zip(self.convs[::2], self.convs[1::2], strict=True):
             y = second(nnx.relu(first(x)))

@@ -1,10 +1,10 @@
-"""Whole training steps with our layers and with Flax's, the same model otherwise: time and memory.
+"""Compares whole training steps with our layers and with Flax's in the same model: time and memory.
 
     python -m benchmarks.steps [--write]
-    python -m benchmarks.steps --readme        # the stored figures into README.md
+    python -m benchmarks.steps --readme        # write the stored figures to README.md
 
-A step is one program: loss, gradients and SGD, on random data, its state donated. Refuses to compare if the
-first losses disagree. Memory is what the compiler says.
+A step is one program: loss, gradients and SGD, on random data, with donated state. The first losses must
+agree. Memory is as reported by the compiler.
 """
 
 import sys
@@ -42,31 +42,31 @@ Model: TypeAlias = Literal[
 MODELS: tuple[Model, ...] = get_args(Model)
 MODULES = ("linen", "nnx")
 LEARNING_RATE, FIRST = 1e-3, 3
-# Of the first losses, relative.
+# Relative tolerances of the first losses.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-2}
 IMAGES, TOKENS, ROWS = (128, 32, 32, 3), (16, 197, WIDTH), (8192, 128)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     models: tuple[Model, ...] = MODELS
-    """Which models."""
+    """Models to measure."""
     dtypes: tuple[Dtype, ...] = DTYPES
-    """bfloat16 is for the transformer block: XLA computes convolutions of it in float32 on a CPU."""
+    """dtypes of the models; bfloat16 only for transformer blocks (on a CPU, XLA convolves in float32)."""
     rounds: int = 9
-    """Turns of each contestant."""
+    """Rounds in which every contestant is timed."""
     allocator: Allocator = "keep"
-    """Whether freed memory is kept, or given back as glibc does by default."""
+    """Whether freed memory is kept, or returned to the system as glibc does by default."""
     write: bool = False
-    """Keep the figures of this allocator in benchmarks/results."""
+    """Store the figures of this allocator in benchmarks/results."""
     readme: bool = False
-    """Measure nothing; write the table of the stored figures into benchmarks/README.md."""
+    """Measure nothing; write the table of the stored figures to benchmarks/README.md."""
 
 
 class Task(NamedTuple):
-    """A model as a function of its parameters and its running statistics, and its data."""
+    """A model as a function of its parameters and running statistics, and its data."""
 
     apply: Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
     state: tuple[Any, Any]
@@ -75,7 +75,7 @@ class Task(NamedTuple):
 
 
 def in_linen(model: Model, layers: Any, dtype: Any, x: jax.Array) -> tuple[Any, Any]:
-    """`Task.apply` and `Task.state` with these norms, `jaxnorm.linen` or `flax.linen`."""
+    """Returns `Task.apply` and `Task.state` with the norms of `layers`: `jaxnorm.linen` or `flax.linen`."""
     match model:
         case "ResNet-20":
             module: Any = ResNet20(norm=layers.BatchNorm, dtype=dtype)
@@ -96,7 +96,7 @@ def in_linen(model: Model, layers: Any, dtype: Any, x: jax.Array) -> tuple[Any, 
 
 
 def in_nnx(model: Model, layers: Any, dtype: Any, x: jax.Array) -> tuple[Any, Any]:
-    """The same with `jaxnorm.nnx` or `flax.nnx`."""
+    """Does the same with `jaxnorm.nnx` or `flax.nnx`."""
     rngs = nnx.Rngs(0)
     match model:
         case "ResNet-20":
@@ -108,7 +108,7 @@ def in_nnx(model: Model, layers: Any, dtype: Any, x: jax.Array) -> tuple[Any, An
     graph, params, others = nnx.split(module, nnx.Param, ...)
 
     def apply(params: Any, others: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        module = nnx.merge(graph, params, others, copy=True)  # to be updated in this trace
+        module = nnx.merge(graph, params, others, copy=True)  # a copy for this trace to update
         y = module(x)
         return y, nnx.split(module, nnx.Param, ...)[2]
 
@@ -116,7 +116,7 @@ def in_nnx(model: Model, layers: Any, dtype: Any, x: jax.Array) -> tuple[Any, An
 
 
 def task(model: Model, modules: str, whose: str, dtype: Dtype) -> Task:
-    """A contestant: `modules` is linen or nnx, `whose` are the norms."""
+    """Returns a contestant: `modules` is linen or nnx; `whose` norms are jaxnorm's or flax's."""
     shape = {"ResNet-20": IMAGES, "16 x dense, BatchNorm": ROWS}.get(model, TOKENS)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal(shape, np.float32))
@@ -128,7 +128,7 @@ def task(model: Model, modules: str, whose: str, dtype: Dtype) -> Task:
 
 
 def train_step(apply: Any, state: Any, x: jax.Array, target: jax.Array) -> tuple[Any, jax.Array]:
-    """Mean squared error, its gradients, SGD: the new state, and the loss before it."""
+    """Takes an SGD step on the mean squared error; returns the new state and the loss before the step."""
     params, stats = state
 
     def loss_of(params: Any) -> tuple[jax.Array, Any]:
@@ -143,7 +143,7 @@ def train_step(apply: Any, state: Any, x: jax.Array, target: jax.Array) -> tuple
 
 
 def training(start: Task) -> tuple[measure.Program, list[float]]:
-    """The step as a program that trains on and on, and its first losses."""
+    """Returns the step as a program that keeps training, and its first losses."""
     apply, state, x, target = start
     step = jax.jit(partial(train_step, apply), donate_argnums=0).lower(state, x, target).compile()
     losses = []
@@ -162,9 +162,9 @@ def training(start: Task) -> tuple[measure.Program, list[float]]:
 
 
 def memory(compiled: Any) -> dict[str, float]:
-    """Bytes of temporaries, and of these with the arguments and the results that do not share theirs.
+    """Bytes of temporaries, and the total with arguments and with results that do not alias them.
 
-    `peak_memory_in_bytes` of jax is no help: on a CPU it leaves the temporaries out.
+    JAX's `peak_memory_in_bytes` does not help: on a CPU it leaves out the temporaries.
     """
     found = compiled.memory_analysis()
     if found is None:
@@ -174,17 +174,17 @@ def memory(compiled: Any) -> dict[str, float]:
 
 
 def agree(where: str, dtype: Dtype, ours: list[float], theirs: list[float]) -> None:
-    """Refuses losses that are not the same: then it is not the same model.
+    """Checks that the losses agree, as those of the same model must.
 
     Raises:
-        RuntimeError: with both.
+        RuntimeError: If they differ.
     """
     if not np.allclose(ours, theirs, rtol=TOLERANCES[dtype], atol=0):
         raise RuntimeError(f"{where}: the first losses are {ours} with ours, {theirs} with Flax's")
 
 
 def compare(model: Model, dtype: Dtype, rounds: int) -> list[dict[str, Any]]:
-    """Ours and Flax's norms in Linen and in NNX: a row each."""
+    """Compares our norms with Flax's; returns a row for Linen and a row for NNX."""
     names = [(modules, whose) for modules in MODULES for whose in ("jaxnorm", "flax")]
     trained = {f"{m} {w}": training(task(model, m, w, dtype)) for m, w in names}
     for modules in MODULES:
@@ -210,7 +210,7 @@ def compare(model: Model, dtype: Dtype, rounds: int) -> list[dict[str, Any]]:
 
 
 def measured(options: Options) -> dict[str, Any]:
-    """The rows of all that is asked for, and what they depend on."""
+    """Returns the rows of all requested models, and the machine and versions."""
     rows = []
     for model in options.models:
         for dtype in options.dtypes:
@@ -226,7 +226,7 @@ def measured(options: Options) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Of one machine and versions."""
+    """Returns the figures of one machine and set of versions in Markdown."""
 
     def megabytes(row: dict[str, Any], what: str) -> str:
         return " / ".join(f"{n / 1e6:,.0f}" for n in row[what]) if what in row else "–"
@@ -257,12 +257,12 @@ def table(found: dict[str, Any]) -> str:
 
 
 def section(stored: list[dict[str, Any]]) -> str:
-    """What README.md shows of all that is stored."""
+    """Returns the section of README.md with all stored figures."""
     return "\n\n".join(map(table, stored)) or NOTHING
 
 
 def main(options: Options) -> None:
-    """Measures, prints the table, and keeps the figures where that is asked for."""
+    """Measures, prints the table, and stores the figures if requested."""
     if options.readme:
         results.into_readme("steps", section)
         return

@@ -1,4 +1,4 @@
-"""The tables of `norms` in Markdown, made from its figures: what is printed, and what README.md shows."""
+"""The tables of `norms` in Markdown, for printing and for README.md."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import geometric_mean
@@ -20,23 +20,23 @@ MISSING = "–"
 
 
 def medians(rows: Iterable[Row], name: str, ratio: str) -> list[float]:
-    """A ratio of a contestant, in all rows that have it."""
+    """Returns the medians of a contestant's ratio in all rows that have it."""
     of_rows = (row["contestants"].get(name, {}).get(ratio) for row in rows)
     return [quartiles[1] for quartiles in of_rows if quartiles]
 
 
 def mean_and_largest(values: Sequence[float]) -> str:
-    """Geometric mean, and the largest in brackets."""
+    """Formats the geometric mean, with the largest value in parentheses."""
     return f"{geometric_mean(values):.2f} ({max(values):.2f})" if values else MISSING
 
 
 def present(rows: Sequence[Row]) -> list[str]:
-    """The libraries that took part, in their order."""
+    """Returns the libraries that took part, in the order of `LIBRARIES`."""
     return [name for name in LIBRARIES if any(name in row["contestants"] for row in rows)]
 
 
 def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, list[Row]]]:
-    """Norm, phase, dtype and their rows; then those of both dtypes and of all norms, if there are several."""
+    """Yields norm, phase, dtype and their rows, also for both dtypes and all norms if there are several."""
     for norm in (*NORMS, ALL):
         for phase in PHASES:
             for dtype in (*DTYPES, BOTH):
@@ -54,7 +54,7 @@ def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, list[Row]]]:
 
 
 def summary(rows: Sequence[Row], names: Sequence[str], ratio: str) -> str:
-    """Geometric means over the shapes."""
+    """A table of geometric means over the shapes."""
     return markdown(
         ["norm", "", "dtype", *names],
         (
@@ -70,13 +70,13 @@ def summary(rows: Sequence[Row], names: Sequence[str], ratio: str) -> str:
 
 
 def ours_and_flax(row: Row, what: str) -> str:
-    """A count of the compiler, in sizes of x."""
+    """Formats one of the compiler's counts, in multiples of the size of x."""
     counts = (row["contestants"].get(name, {}).get(what) for name in (OURS, FLAX))
     return " / ".join(MISSING if n is None else f"{n:.1f}" for n in counts)
 
 
 def with_quartiles(contestant: dict[str, Any]) -> str:
-    """Time of ours over that of a contestant."""
+    """Formats our time relative to a contestant's."""
     if not contestant:
         return MISSING
     low, middle, high = contestant["ours_over"]
@@ -84,7 +84,7 @@ def with_quartiles(contestant: dict[str, Any]) -> str:
 
 
 def details(rows: Sequence[Row], peers: Sequence[str]) -> str:
-    """Case by case."""
+    """A table with a row for each case."""
     return markdown(
         [
             "norm",
@@ -117,7 +117,7 @@ def details(rows: Sequence[Row], peers: Sequence[str]) -> str:
 
 
 def left_out(rows: Sequence[Row]) -> list[str]:
-    """What is not compared, and why; each once."""
+    """Says what is not compared and why, without repetitions."""
     notes = [
         f"Left out, {name}, {row['norm']} norm in {row['dtype']}, {PHASE_NAMES[row['phase']]}: {why}."
         for row in rows
@@ -127,7 +127,7 @@ def left_out(rows: Sequence[Row]) -> list[str]:
 
 
 def norms(found: dict[str, Any], fold: bool = False) -> str:
-    """All tables of one machine and versions; `fold`: those case by case open on a click."""
+    """All tables of one machine and set of versions; with `fold`, the tables of cases are collapsed."""
     parts = [f"{found['machine']}; {found['versions']}"]
     if found["not_installed"]:
         parts.append(f"Not installed, or not for this device: {', '.join(found['not_installed'])}.")
@@ -159,15 +159,15 @@ def norms(found: dict[str, Any], fold: bool = False) -> str:
 
 
 def norms_section(stored: Sequence[dict[str, Any]]) -> str:
-    """What README.md shows of all that is stored."""
+    """Returns the section of README.md with all stored figures."""
     return "\n\n".join(norms(found, fold=True) for found in stored) or NOTHING
 
 
 def headline(found: dict[str, Any]) -> str:
-    """Each norm in a line: forward and backward in training, with the allocator that keeps its memory."""
+    """A row for each norm: forward and backward in training, with the allocator that keeps its memory."""
 
     def most(rows: Sequence[Row], what: str) -> str:
-        """The largest count of ours, and of Flax, in sizes of x, where x is large."""
+        """Formats our largest count and Flax's over the large shapes, in multiples of the size of x."""
         large = [row["contestants"] for row in rows if row["size"] == "large"]
         counts = ([found[name][what] for found in large] for name in (OURS, FLAX))
         return " / ".join(f"{max(n):.1f} N" for n in counts)
@@ -200,7 +200,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def headline_section(stored: Sequence[dict[str, Any]]) -> str:
-    """What the README of the project shows: the oldest versions that are stored."""
+    """Returns the section of the project's README: the figures of the oldest stored versions."""
     return (
         f"{stored[0]['versions']}; {stored[0]['machine']}\n\n{headline(stored[0])}"
         if stored
@@ -209,9 +209,9 @@ def headline_section(stored: Sequence[dict[str, Any]]) -> str:
 
 
 def progress(row: Row) -> str:
-    """One case in a line."""
+    """Formats one case as a line."""
     ratios = ", ".join(
-        f"{contestant['ours_over'][1]:.2f} of {name}"
+        f"{contestant['ours_over'][1]:.2f} of the time of {name}"
         for name, contestant in row["contestants"].items()
         if name != OURS
     )

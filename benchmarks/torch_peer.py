@@ -1,8 +1,8 @@
-"""How PyTorch writes each norm: its functions, on as many threads as there are cores.
+"""The norms of PyTorch: its functions, on as many threads as there are cores.
 
-An activation with spatial axes has PyTorch's order of axes. In memory it is channels last for batch norm,
-which has kernels for that, and channels first for group and instance norm, whose own layout that is.
-Parameters are float32, but for RMS norm, whose fused kernel wants them in the dtype of x.
+An activation with spatial axes has PyTorch's order of axes. In memory, it is channels last for batch norm,
+which has kernels for this layout, and channels first for group and instance norm, their native layout.
+Parameters are float32, except for RMS norm: its fused kernel needs them in the dtype of x.
 """
 
 import os
@@ -16,13 +16,13 @@ import numpy as np
 from benchmarks.cases import EPSILON, Case, Data, Phase
 from benchmarks.measure import Program
 
-torch: Any = import_module("torch")  # not everywhere
+torch: Any = import_module("torch")  # not installed everywhere
 F = torch.nn.functional
 DEVICE = "cpu" if jax.default_backend() == "cpu" else "cuda"
 
 
 def torch_program(case: Case, phase: Phase, data: Data) -> Program:
-    """As `measure.in_jax`, with the gradients by autograd."""
+    """Like `measure.in_jax`, with gradients from autograd."""
     torch.set_num_threads(os.cpu_count() or 1)
     dtype = getattr(torch, str(data.x.dtype))
     param_dtype = dtype if case.norm == "rms" else torch.float32
@@ -59,7 +59,7 @@ def torch_program(case: Case, phase: Phase, data: Data) -> Program:
 
 
 def norm_of(case: Case, train: bool, stats: list[Any]) -> Callable[..., Any]:
-    """The function of x, scale and bias; running statistics are updated in place."""
+    """Returns a function of x, scale and bias that updates the running statistics in place."""
     norms: dict[str, Callable[..., Any]] = {
         "batch": lambda x, *p: F.batch_norm(x, *stats, *p, train, 0.01, EPSILON),
         "layer": lambda x, *p: F.layer_norm(x, x.shape[-1:], *p, EPSILON),

@@ -1,9 +1,10 @@
-"""What is paid before the first step, and outside of jit: tracing, lowering, compiling, and eager calls.
+"""Measures the cost before the first step and outside of jit: tracing, lowering, compiling, eager calls.
 
     python -m benchmarks.tracing [--write]
-    python -m benchmarks.tracing --readme        # the stored figures into README.md
+    python -m benchmarks.tracing --readme        # write the stored figures to README.md
 
-Training steps with our norms and with Flax Linen's. Times are CPU time, medians of several rounds in turn.
+Compares training steps with our norms and with Flax Linen's. Times are CPU time (wall time for eager calls),
+medians over rounds in which both libraries take turns.
 """
 
 import math
@@ -37,14 +38,14 @@ DEPTH = 12
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     rounds: int = 5
-    """Turns of each program."""
+    """Rounds in which every program is measured."""
     write: bool = False
-    """Keep the figures in benchmarks/results."""
+    """Store the figures in benchmarks/results."""
     readme: bool = False
-    """Measure nothing; write the table of the stored figures into benchmarks/README.md."""
+    """Measure nothing; write the table of the stored figures to benchmarks/README.md."""
 
 
 class Stack(nn.Module):
@@ -54,14 +55,14 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Shape as x."""
+        """Returns an array with the shape of x."""
         for _ in range(DEPTH):
             x = nn.relu(self.norm()(nn.Dense(x.shape[-1])(x)))
         return x
 
 
 def step_of(model: nn.Module, x: jax.Array) -> tuple[Callable[..., Any], tuple[Any, jax.Array]]:
-    """Loss, gradients and SGD of a model, and what they are abstractly called with."""
+    """Returns a training step (loss, gradients, SGD) of a model, and its arguments, partly abstract."""
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
 
     def step(variables: Any, x: jax.Array) -> Any:
@@ -76,7 +77,7 @@ def step_of(model: nn.Module, x: jax.Array) -> tuple[Callable[..., Any], tuple[A
 
 
 def steps(library: Library) -> Iterator[tuple[str, Callable[..., Any], Any]]:
-    """The programs by name, with what they are called with."""
+    """Yields the programs: name, function and arguments."""
     for name, options in STACKED.items():
         norm = partial(getattr(LIBRARIES[library], name), **options)
         yield f"{DEPTH} x dense, {name}, relu", *step_of(Stack(norm), jnp.ones((32, 64)))
@@ -85,13 +86,13 @@ def steps(library: Library) -> Iterator[tuple[str, Callable[..., Any], Any]]:
 
 
 def equations(jaxpr: Any) -> int:
-    """How many equations a program has, with those of the programs in it."""
+    """The number of equations in a program, including nested programs."""
     inner = (j for eqn in jaxpr.eqns for j in jaxprs_in_params(eqn.params))
     return len(jaxpr.eqns) + sum(map(equations, inner))
 
 
 def measured(step: Callable[..., Any], arguments: Any) -> dict[str, float]:
-    """One program, from nothing."""
+    """Traces, lowers and compiles one program with empty caches."""
     jax.clear_caches()
     times = [time.process_time()]
     traced = jax.jit(step).trace(*arguments)
@@ -109,7 +110,7 @@ def measured(step: Callable[..., Any], arguments: Any) -> dict[str, float]:
 
 
 def eager(library: Library, name: str) -> float:
-    """Seconds of a call outside of jit, the layer and its variables being there."""
+    """Seconds of a call outside of jit, for an existing layer with variables."""
     layer, x = getattr(LIBRARIES[library], name)(**STACKED[name]), jnp.ones((32, 64))
     variables = layer.init(jax.random.key(0), x)
     call = partial(layer.apply, variables, x, mutable=["batch_stats"])
@@ -122,7 +123,7 @@ def eager(library: Library, name: str) -> float:
 
 
 def rows(rounds: int) -> Iterator[dict[str, Any]]:
-    """Figures of each program with either library, medians of so many rounds."""
+    """Yields the figures of each program with both libraries, as medians over `rounds` rounds."""
     ours, flax = ({name: (f, a) for name, f, a in steps(of)} for of in ("jaxnorm", "Flax"))
     for name in ours:
         turns = [(measured(*ours[name]), measured(*flax[name])) for _ in range(rounds)]
@@ -147,7 +148,7 @@ def rows(rounds: int) -> Iterator[dict[str, Any]]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures of one machine and versions: ours over Flax's, and Flax's."""
+    """Returns the figures of one machine and set of versions: ours over Flax's, and Flax's."""
     kinds = ("trace and lower", "compile", "eager", "equations", "lines")
 
     def cell(row: dict[str, Any], kind: str) -> str:
@@ -163,12 +164,12 @@ def table(found: dict[str, Any]) -> str:
 
 
 def section(stored: list[dict[str, Any]]) -> str:
-    """What README.md shows of all that is stored."""
+    """Returns the section of README.md with all stored figures."""
     return "\n\n".join(map(table, stored)) or NOTHING
 
 
 def main(options: Options) -> None:
-    """Measures, prints the table, and keeps the figures where that is asked for."""
+    """Measures, prints the table, and stores the figures if requested."""
     if options.readme:
         for page in (results.README, results.COSTS_PAGE):
             results.into_readme("tracing", section, page)

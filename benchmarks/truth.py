@@ -1,16 +1,16 @@
-"""What every contestant must find: the norms and their gradients in NumPy float64, in closed form."""
+"""The reference for every contestant: norms and their gradients in closed form, in NumPy float64."""
 
 import numpy as np
 
 from benchmarks.cases import EPSILON, Case, Data, Phase
 
-# Of the largest value. bfloat16 has 8 bits, and peers round their statistics to it too.
+# Relative to the largest value. bfloat16 has 8 bits of precision, and peers round statistics to it, too.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}
 NAMES = ("y", "dx", "dscale", "dbias")
 
 
 def truth(case: Case, phase: Phase, data: Data) -> list[np.ndarray]:
-    """y, and for both directions dx, dscale and, where there is a bias, dbias."""
+    """Returns y, and in phase both also dx, dscale and (if there is a bias) dbias."""
     x, dy = (np.asarray(a, np.float64) for a in (data.x, data.dy))
     scale, bias = (*(np.asarray(p, np.float64) for p in data.parameters), np.float64(0))[:2]
     if phase == "eval":
@@ -47,10 +47,10 @@ def truth(case: Case, phase: Phase, data: Data) -> list[np.ndarray]:
 def check(
     who: str, case: Case, phase: Phase, dtype: str, found: list[np.ndarray], right: list[np.ndarray]
 ) -> None:
-    """Refuses a result that is off: then no time means anything.
+    """Checks a contestant's results, without which its times mean nothing.
 
     Raises:
-        RuntimeError: a value differs by more than the tolerance, or there are not as many as there should be.
+        RuntimeError: If a value differs by more than the tolerance, or the number of results is wrong.
     """
     where = f"{who}, {case.norm} norm of {case.shape} {dtype}, {phase}"
     if len(found) != len(right):
@@ -58,5 +58,5 @@ def check(
     for name, mine, true in zip(NAMES, found, right, strict=False):
         limit = TOLERANCES[dtype] * np.abs(true).max()
         difference = np.abs(np.asarray(mine, np.float64) - true).max()
-        if not difference <= limit:  # so that NaN is refused too
+        if not difference <= limit:  # also rejects NaN
             raise RuntimeError(f"{where}: {name} differs by {difference:.3g}, limit {limit:.3g}")

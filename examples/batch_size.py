@@ -1,14 +1,14 @@
-"""Batch sizes from 2 to 256, at the same number of images: where batch norm fails, and what does not.
+"""Compares norms at batch sizes from 2 to 256 on the same number of images: where does batch norm fail?
 
     python -m examples.batch_size
 
-Trains the CNN of the CIFAR-10 example, narrower, on 9,600 images with every norm and batch size, at a
-learning rate that follows the batch size. Then data-parallel on 8 devices, each with a batch of that size:
-with statistics of each device alone, and synced, which are those of 8 times as many images. (One device
-computes both: `virtual_batch_size` is what a device has.)
+Trains a narrower version of the CIFAR-10 example's CNN on 7,680 images with every norm and batch size; the
+learning rate scales with the batch size. Then trains data-parallel on 8 devices, each with a batch of that
+size: once with separate statistics per device, and once with synced statistics, which cover 8 times as many
+images. (A single device simulates both: `virtual_batch_size` is the batch size per device.)
 
 Batch norm is evaluated on the same held-out images with its running statistics, with statistics
-re-estimated on the training images, and with those of batches as small as in training.
+re-estimated on the training images, and with the statistics of batches as small as in training.
 """
 
 import statistics
@@ -32,27 +32,27 @@ LARGEST = 256  # images in a batch over all devices
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSize(OnImages):
-    """What is trained."""
+    """The batch-size experiment."""
 
     name: ClassVar = "batch_size"
 
     sizes: tuple[int, ...] = (2, 8, 32, 256)
-    """Batch sizes."""
+    """Batch sizes to compare."""
     norms: tuple[cifar10.NormName, ...] = ("batch", "group", "layer", "instance")
-    """Norms."""
+    """Norms to compare."""
     images: int = 7_680
     """Training images, each seen once."""
     lr: float = 0.05
-    """Learning rate of batches of 64; it is proportional to the batch size up to there, and stays."""
+    """Learning rate for batches of 64 and more; it is scaled down in proportion for smaller batches."""
     seeds: int = 3
-    """How often everything is repeated, from another initialization."""
+    """Number of repetitions, each from a different initialization."""
 
     def title(self, dataset: str) -> str:
-        """What was trained on what."""
+        """The title of the plots."""
         return f"CNN on {self.images:,} images of {dataset}, each seen once"
 
     def run(self, dataset: data.Dataset) -> Any:
-        """Held-out accuracy by norm, way to evaluate it, and batch size, for each seed."""
+        """Returns the held-out accuracies of all seeds, by norm and evaluation method, and by batch size."""
         dataset = dataset.first(self.images, 4096)
         runs = [(norm, size, 1) for norm in self.norms for size in self.sizes]
         runs += [("batch", size, DEVICES) for size in self.sizes if size * DEVICES <= LARGEST]
@@ -65,7 +65,7 @@ class BatchSize(OnImages):
 
     @staticmethod
     def tables(found: Any) -> dict[str, Rows]:
-        """Accuracy by batch size."""
+        """A table of accuracy by batch size."""
         sizes = list(next(iter(found.values())))
         lines = (
             [name, *(mean_and_range(shares.get(size, [])) for size in sizes)]
@@ -75,14 +75,14 @@ class BatchSize(OnImages):
 
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:
-        """batch_size.png."""
+        """Draws batch_size.png."""
         draw(found, title, folder / "batch_size.png")
 
 
 def trained(
     options: BatchSize, norm: Any, size: int, devices: int, seed: int, dataset: data.Dataset
 ) -> dict[str, float]:
-    """Held-out accuracy, in each of the ways to train and to evaluate that there are for this norm."""
+    """Returns held-out accuracy for each way to train and to evaluate this norm."""
     if devices > 1:
         lines = {"batch, 8 devices, synced": None, "batch, 8 devices, not synced": size}
         return {
@@ -113,14 +113,14 @@ def fitted(
     dataset: data.Dataset,
     virtual: int | None = None,
 ) -> tuple[Any, Any]:
-    """The network, and its variables after training."""
+    """Trains a network; returns it and its trained variables."""
     settings = cifar10.Settings(
         norm=norm,
         widths=(32, 32, 64),
         epochs=1,
         batch_size=size,
         lr=options.lr * min(size, 64) / 64,
-        # As many images make the running average, whatever the batch size.
+        # The running average spans the same number of images at every batch size.
         momentum=0.9 ** (min(size, 64) / 64),
     )
     settings = cifar10.completed(settings, dataset)
@@ -131,11 +131,11 @@ def fitted(
     return model, jax.device_get(state.variables)
 
 
-# --- the picture -----------------------------------------------------------------------------------
+# --- the plot --------------------------------------------------------------------------------------
 
 
 def draw(found: dict[str, dict[str, list[float]]], title: str, path: Path) -> None:
-    """A line for each norm and way to evaluate: the mean over seeds, and their range."""
+    """Draws a line for each norm and evaluation method: the mean over seeds, with a band for the range."""
     figure, axes = report.new_figure(title, "Held-out accuracy by the batch size of training")
     colours = [
         report.BLUE,

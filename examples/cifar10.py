@@ -1,11 +1,11 @@
-"""Train a small CNN with batch norm on CIFAR-10, and see what its two kinds of statistics do.
+"""Train a small CNN with batch norm on CIFAR-10, and compare its running statistics with batch statistics.
 
     python -m examples.cifar10 train                     # quick: minutes on a laptop
     python -m examples.cifar10 train --preset full       # 90 % and more, within the hour
     python -m examples.cifar10 eval --name cifar10-quick
 
-Read it from the top: the training state, the training step and the evaluation are all that batch norm
-asks of a Flax program. The networks are in models.py, the measurements in measure.py.
+Read it from the top: batch norm affects only the training state, the training step and the evaluation of a
+Flax program. The networks are in models.py, the measurements in measure.py.
 """
 
 import argparse
@@ -68,7 +68,7 @@ NormName: TypeAlias = Literal[
     "weight_standardization",
 ]
 WEIGHT_NORMS = get_args(NormName)[-5:]
-PARTNERS = {"weight_standardization": "group"}  # they are used together
+PARTNERS = {"weight_standardization": "group"}  # the norm of activations to combine it with
 WITH_ACTIVATION = ("evo_b0", "evo_s0", "filter_response")
 
 
@@ -77,14 +77,14 @@ WITH_ACTIVATION = ("evo_b0", "evo_s0", "filter_response")
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a training run depends on."""
+    """All settings of a training run."""
 
     preset: Literal["quick", "full"] = "quick"
-    """Starting values of all other settings: quick takes minutes on two cores, full up to an hour."""
+    """Defaults of all other settings: quick takes minutes on two cores, full up to an hour."""
     data: Literal["auto", "cifar10", "digits"] = "auto"
-    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
+    """CIFAR-10, scikit-learn's 8x8 digits, or (auto) CIFAR-10 if it is available and otherwise digits."""
     model: Literal["cnn", "resnet20"] = "cnn"
-    """The network."""
+    """Network to train."""
     widths: tuple[int, ...] = (64, 64, 128)
     """Channels of each group of convolutions (cnn only)."""
     depth: int = 2
@@ -94,38 +94,38 @@ class Settings:
     stem_stride: int = 2
     """Stride of the first convolution: 2 computes on 16x16 pixels, 1 on 32x32 (cnn only)."""
     norm: NormName = "batch"
-    """Normalization after each convolution, or of its weights (weight standardization with group norm
-    after it). With none, a smaller --lr is needed."""
+    """Norm after each convolution, or of its weights (weight standardization is followed by group norm).
+    With none, use a smaller --lr."""
     place: Place = "before"
-    """The place of the norm: before or after the activation."""
+    """Whether the norm comes before or after the activation."""
     momentum: float = 0.9
-    """Weight of the old running statistics at each step (PyTorch's momentum is 1 minus this)."""
+    """Weight of the previous running statistics in each update (PyTorch's momentum is 1 minus this)."""
     epochs: int | None = None
-    """Passes over the training images [unset: 4 in quick, 20 in full; 20 and 60 on digits]."""
+    """Passes over the training images. If unset: 4 for quick, 20 for full; on digits, 20 and 60."""
     batch_size: int = 64
-    """Images in a training batch, over all devices."""
+    """Images per training batch, over all devices."""
     lr: float = 0.1
     """Peak learning rate."""
     schedule: Literal["onecycle", "cosine"] = "onecycle"
-    """Learning rate: linearly up and down again, or a cosine downwards after a short rise."""
+    """Learning-rate schedule: linear up and down (onecycle), or warmup and cosine decay (cosine)."""
     sgd_momentum: float = 0.9
     """Momentum of the optimizer (Nesterov)."""
     weight_decay: float = 5e-4
-    """Weight decay of the kernels; scales and biases have none."""
+    """Weight decay of the kernels; scales and biases are not decayed."""
     label_smoothing: float = 0.1
-    """Share of the target that is spread over all classes."""
+    """Fraction of the target that is spread over all classes."""
     crop: int = 2
-    """Pixels by which a training image is shifted at most, in each direction; 0 for none."""
+    """Largest random shift of a training image in each direction, in pixels; 0 for none."""
     flip: bool = True
-    """Mirror half of the training images (never digits)."""
+    """Mirror a random half of the training images (never digits)."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Of the activations. Parameters are float32, statistics too where activations are narrower."""
+    """dtype of the activations. Parameters are float32; statistics are at least float32."""
     seed: int = 0
-    """Of the initialization, the order of the images and their augmentation."""
+    """Random seed for the initialization, the order of the images and their augmentation."""
     devices: int = 1
-    """Train data-parallel on this many devices; on a CPU they are virtual ones."""
+    """Train data-parallel on this many devices; on a CPU, they are virtual."""
     eval_images: int = 2048
-    """Held-out images to measure on after each epoch; 0 is all of them. The end measures on all."""
+    """Held-out images to evaluate after each epoch; 0 means all. The final evaluation uses all of them."""
 
 
 PRESETS = {
@@ -140,21 +140,21 @@ EPOCHS = {
 }
 
 
-# --- state and steps: what batch norm asks for ---------------------------------------------------
+# --- state and steps: the parts that batch norm affects ------------------------------------------
 
 
 class TrainState(tools.TrainState):
-    """Parameters, the state of the optimizer, and the running statistics beside them.
+    """Parameters, optimizer state and running statistics.
 
-    They are not parameters: no gradient reaches them and no optimizer moves them. Each training step
-    hands them to the model and takes the updated ones back.
+    Running statistics are not parameters: they have no gradients, and the optimizer does not update them.
+    Each training step passes them to the model and gets the updated ones back.
     """
 
-    totals: Any = None  # of this epoch so far: loss times images, right ones, images
+    totals: Any = None  # sums over this epoch so far: loss times images, correct images, images
 
 
 def create_state(model: nn.Module, settings: Settings, images: Any, steps: int) -> TrainState:
-    """Initial parameters, running statistics (mean 0, variance 1) and optimizer."""
+    """Returns the initial parameters, running statistics (mean 0, variance 1) and optimizer state."""
     example = measure.scaled(jnp.asarray(images[:1]))
     return initial_state(model, optimizer(settings, steps))(settings.seed, example)
 
@@ -162,7 +162,7 @@ def create_state(model: nn.Module, settings: Settings, images: Any, steps: int) 
 def initial_state(
     model: nn.Module, tx: optax.GradientTransformation
 ) -> Callable[[int, jax.Array], TrainState]:
-    """The function from a seed and images to the state that training begins with."""
+    """Returns a function that creates the initial training state from a seed and images."""
 
     @jax.jit
     def state_of(seed: int, images: jax.Array) -> TrainState:
@@ -171,7 +171,7 @@ def initial_state(
             apply_fn=model.apply,
             params=variables["params"],
             tx=tx,
-            batch_stats=variables.get("batch_stats", {}),  # empty where no layer has any
+            batch_stats=variables.get("batch_stats", {}),  # empty if no layer has any
             totals=jnp.zeros(3),
         )
 
@@ -179,9 +179,9 @@ def initial_state(
 
 
 def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainState]:
-    """The function from a state, a seed and a batch to the next state.
+    """Returns the training step, a function from a state, a seed and a batch to the next state.
 
-    The seed is that of the augmentation. A batch that is filled up says which of its images are counted.
+    The seed is for the augmentation. For a padded batch, `counted` is True for the images to include.
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -197,8 +197,8 @@ def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainStat
         mask = None if counted is None else counted[:, None, None, None]
 
         def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-            # Training mode normalizes with the statistics of this batch, and returns running
-            # statistics that it has moved. They come back beside the loss, not through it.
+            # Training mode normalizes with the statistics of this batch and returns the updated
+            # running statistics. They are an auxiliary output: the loss does not depend on them.
             logits, updated = state.apply_fn(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
@@ -225,7 +225,7 @@ def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainStat
 
 
 def evaluate(model: nn.Module, state: TrainState, images: Any, labels: Any) -> dict[str, Any]:
-    """Accuracy with running statistics, with the batch's own at several sizes, and the gap per layer."""
+    """Returns accuracy with running and batch statistics (several batch sizes), and the gap per layer."""
     variables = jax.device_get(state.variables)
     compares = measure.has_batch_norm(variables)
     by_batch = partial(measure.accuracy_with_batch_statistics, model, variables, images, labels)
@@ -240,7 +240,7 @@ def evaluate(model: nn.Module, state: TrainState, images: Any, labels: Any) -> d
 
 
 def augment(key: jax.Array, images: jax.Array, crop: int, flip: bool) -> jax.Array:
-    """Mirrors half of the images, and shifts each by up to `crop` pixels, edges reflected."""
+    """Mirrors half of the images, and shifts each by up to `crop` pixels with reflection at the edges."""
     flip_key, crop_key = jax.random.split(key)
     n, height, width, _ = images.shape
     if flip:
@@ -255,7 +255,7 @@ def augment(key: jax.Array, images: jax.Array, crop: int, flip: bool) -> jax.Arr
 
 
 def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum; weight decay on kernels alone."""
+    """SGD with Nesterov momentum, and weight decay for kernels only."""
     if settings.schedule == "onecycle":
         rise = max(1, steps // 5)
         rate = optax.join_schedules(
@@ -276,7 +276,7 @@ def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
 
 
 def build_model(settings: Settings, classes: int) -> nn.Module:
-    """The network that `settings` describe."""
+    """Builds the network that `settings` describe."""
     if settings.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     dtype = jnp.dtype(settings.dtype)
@@ -303,23 +303,23 @@ def build_model(settings: Settings, classes: int) -> nn.Module:
 
 
 class Training(NamedTuple):
-    """What the loop needs at hand."""
+    """Everything that the training loop needs, except the state."""
 
     settings: Settings
     dataset: data.Dataset
     model: nn.Module
     run: Run
-    split: NamedSharding  # of a batch: a part on each device
-    everywhere: NamedSharding  # of the state: the whole of it on each device
+    split: NamedSharding  # for batches: one part on each device
+    everywhere: NamedSharding  # for the state: replicated on all devices
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of full size; the images left over differ from epoch to epoch."""
+        """Full batches per epoch; the images left over differ from epoch to epoch."""
         return len(self.dataset.train_labels) // self.settings.batch_size
 
 
 def fit(training: Training, state: TrainState, metrics: list[dict[str, Any]]) -> TrainState | None:
-    """Trains from `state` to the last epoch, saving after each; None if interrupted."""
+    """Trains from `state` to the last epoch and saves after each; returns None if interrupted."""
     train_step = make_train_step(training.settings, len(training.dataset.classes))
     epochs = training.settings.epochs or 0
     with interruptible() as interruption, progress_bar() as bar:
@@ -345,8 +345,8 @@ def fit(training: Training, state: TrainState, metrics: list[dict[str, Any]]) ->
             seconds = time.perf_counter() - start
             metrics.append(measured_epoch(training, state, epoch + 1, seconds, first))
             state = state.replace(totals=jnp.zeros_like(state.totals))
-            # Metrics before the checkpoint: a kill between the two repeats the epoch, and writes its
-            # line again.
+            # Write the metrics before the checkpoint: if the process is killed between the two, the
+            # epoch is repeated and its line is rewritten.
             training.run.write_metrics(metrics)
             training.run.save(state)
             if interruption.asked and epoch + 1 < epochs:
@@ -355,7 +355,7 @@ def fit(training: Training, state: TrainState, metrics: list[dict[str, Any]]) ->
 
 
 def batches(training: Training, epoch: int, first: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """The batches of one epoch from number `first` on, in an order that seed and epoch fix."""
+    """Yields the batches of one epoch from batch `first` on, in an order set by the seed and the epoch."""
     dataset, size = training.dataset, training.settings.batch_size
     order = np.random.default_rng((training.settings.seed, epoch)).permutation(
         len(dataset.train_labels)
@@ -367,7 +367,7 @@ def batches(training: Training, epoch: int, first: int) -> Iterator[tuple[jax.Ar
 
 
 def epoch_averages(state: TrainState) -> tuple[float, float]:
-    """Mean loss and accuracy of this epoch's training batches so far."""
+    """Returns the mean loss and accuracy of this epoch's training batches so far."""
     loss, right, images = (float(total) for total in state.totals)
     return loss / images, right / images
 
@@ -375,7 +375,7 @@ def epoch_averages(state: TrainState) -> tuple[float, float]:
 def measured_epoch(
     training: Training, state: TrainState, epoch: int, seconds: float, first: int
 ) -> dict[str, Any]:
-    """One line of metrics.jsonl."""
+    """Evaluates the state after an epoch, prints the result and returns a line for metrics.jsonl."""
     loss, accuracy = epoch_averages(state)
     images = training.settings.eval_images or len(training.dataset.test_labels)
     held_out = training.dataset.test_images[:images], training.dataset.test_labels[:images]
@@ -383,7 +383,7 @@ def measured_epoch(
     by_batch = "  ".join(f"{share:.1%} ({size})" for size, share in measured["batch"].items())
     console.print(
         f"epoch {epoch:2}  loss {loss:.3f}  train {accuracy:.1%}  held out {measured['running']:.1%}"
-        + (f"  by statistics of batches: {by_batch}" if by_batch else ""),
+        + (f"  with statistics of batches: {by_batch}" if by_batch else ""),
         soft_wrap=True,
         highlight=False,
     )
@@ -393,14 +393,14 @@ def measured_epoch(
         "step": int(state.step),
         "train_loss": loss,
         "train_accuracy": accuracy,
-        "seconds": seconds,  # since the start, if training was resumed in this epoch
+        "seconds": seconds,  # since resuming, if training was resumed in this epoch
         "images_per_second": trained / seconds,
         **measured,
     }
 
 
 def progress_bar() -> Progress:
-    """A bar with the note of the epoch; nothing when the output is no terminal."""
+    """A progress bar with a note on the epoch; disabled if the output is not a terminal."""
     columns = (
         "{task.description}",
         BarColumn(),
@@ -411,7 +411,7 @@ def progress_bar() -> Progress:
 
 
 def finish(training: Training, state: TrainState, metrics: list[dict[str, Any]]) -> None:
-    """Measures on all held-out images; prints the tables, draws the pictures."""
+    """Evaluates on all held-out images, prints the tables and draws the plots."""
     dataset, folder = training.dataset, training.run.folder
     measured = evaluate(training.model, state, dataset.test_images, dataset.test_labels)
     training.run.write("results.json", json.dumps(measured, indent=2))
@@ -419,18 +419,18 @@ def finish(training: Training, state: TrainState, metrics: list[dict[str, Any]])
     if measured["gap"]:
         console.print(report.gap_table(measured))
         console.print(
-            "jaxnorm.tools does this for any model, and names the cause: examine. Then there are recalibrate "
-            "(new statistics), freeze (fine-tuning), fold (deployment), swap (another norm): see docs/.",
+            "jaxnorm.tools.examine compares the statistics of any model and names the cause. See docs/ for "
+            "recalibrate (new statistics), freeze (fine-tuning), fold (deployment) and swap (another norm).",
             soft_wrap=True,
             highlight=False,
         )
     norm = training.settings.norm.replace("_", " ")
     kind = norm if norm == "weight standardization" else f"{norm} norm".replace("none", "no")
     title = f"{training.settings.model.upper()} with {kind} on {dataset.name}"
-    if metrics:  # there is a whole epoch
+    if metrics:  # at least one epoch is complete
         report.draw(metrics, measured, title, folder)
     console.print(
-        f"Pictures, metrics and checkpoint are in {folder}/", soft_wrap=True, highlight=False
+        f"Plots, metrics and checkpoint are in {folder}/", soft_wrap=True, highlight=False
     )
 
 
@@ -439,32 +439,32 @@ def finish(training: Training, state: TrainState, metrics: list[dict[str, Any]])
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network; write metrics, pictures and checkpoints to runs/NAME/."""
+    """Train a network; write metrics, plots and checkpoints to runs/NAME/."""
 
     settings: Settings
     name: str | None = None
-    """Of the run's folder [unset: data set and preset]."""
+    """Name of the run's folder. If unset: the data set and the preset."""
     runs: Path = Path("runs")
-    """The folder of all runs."""
+    """Folder of all runs."""
     data_dir: Path | None = None
-    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    """Folder that contains cifar-10-batches-bin/. If unset: $JAXNORM_DATA, or else a one-time download."""
     resume: bool = False
-    """Continue the run NAME from its last checkpoint, with its settings, to the same numbers."""
+    """Resume run NAME from its last checkpoint with its settings; results match an uninterrupted run."""
 
     def run(self) -> int:
-        """Train, or continue; the program's exit status."""
+        """Trains or resumes a run; returns the exit status."""
         if self.resume:
             if not self.name:
                 raise RunError(
-                    f"--resume needs --name NAME, that of the run's folder in {self.runs}/."
+                    f"--resume needs --name NAME, the name of the run's folder in {self.runs}/."
                 )
             run = Run(self.runs, self.name)
             training, state = prepare(resumed(self.settings, run), run, self.data_dir)
-            if run.has_checkpoint():  # else it was stopped before the first: from the start
+            if run.has_checkpoint():  # otherwise it stopped before the first: start over
                 state = jax.device_put(run.restore(state), training.everywhere)
             done = int(state.step) // training.steps_per_epoch
             metrics = run.metrics(done)[:done]
-            console.print(f"Continuing {run.folder}/ after {done} epochs, with its own settings.")
+            console.print(f"Resuming {run.folder}/ after {done} epochs, with its own settings.")
         else:
             dataset = data.load(self.settings.data, self.data_dir)
             settings = completed(self.settings, dataset)
@@ -480,7 +480,7 @@ class Train:
                 f"python -m examples.cifar10 train --runs {self.runs} --name {run.name} --resume"
             )
             console.print(
-                f"Interrupted; a checkpoint is saved. Continue with\n  {again}", soft_wrap=True
+                f"Interrupted; a checkpoint was saved. Resume with\n  {again}", soft_wrap=True
             )
             return 130
         seconds = sum(epoch["seconds"] for epoch in metrics)
@@ -491,17 +491,17 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a trained network again, from its last checkpoint."""
+    """Evaluate a trained network again from its last checkpoint."""
 
     name: str
-    """Of the run's folder."""
+    """Name of the run's folder."""
     runs: Path = Path("runs")
-    """The folder of all runs."""
+    """Folder of all runs."""
     data_dir: Path | None = None
-    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    """Folder that contains cifar-10-batches-bin/. If unset: $JAXNORM_DATA, or else a one-time download."""
 
     def run(self) -> int:
-        """Measure; the program's exit status."""
+        """Evaluates the network; returns the exit status."""
         run = Run(self.runs, self.name)
         training, state = prepare(resumed(None, run), run, self.data_dir)
         state = run.restore(state)
@@ -510,21 +510,21 @@ class Evaluate:
 
 
 def completed(settings: Settings, dataset: data.Dataset) -> Settings:
-    """`settings` with what depends on the data set filled in."""
+    """Returns `settings` with the values that depend on the data set filled in."""
     if settings.epochs is None:
         settings = replace(settings, epochs=EPOCHS[settings.preset, dataset.name])
     settings = replace(settings, data=dataset.name)
-    if dataset.name == "digits":  # a mirrored digit is none, and two pixels of eight are too many
+    if dataset.name == "digits":  # a mirrored digit is not a digit; 2 of 8 pixels are too many
         settings = replace(settings, flip=False, crop=min(settings.crop, 1))
     return settings
 
 
 def resumed(given: Settings | None, run: Run) -> Settings:
-    """The settings of `run`.
+    """Returns the settings of `run`.
 
     Raises:
-        RunError: there is no such run, its file is damaged, or `given` has a setting that is neither the
-            run's nor its preset's own.
+        RunError: If there is no such run, its file is damaged, or a setting in `given` differs from both
+            the run's value and the default of the given preset.
     """
     try:
         stored = run.config()
@@ -537,17 +537,17 @@ def resumed(given: Settings | None, run: Run) -> Settings:
         value, kept = getattr(given, field.name), getattr(settings, field.name)
         if value not in (kept, getattr(PRESETS[given.preset], field.name)):
             raise RunError(
-                f"a resumed run keeps its settings; {run.folder} has {field.name}={kept}, and "
-                f"{value} was given. Leave the option out, or start a new run."
+                f"a resumed run must keep its settings; {run.folder} has {field.name}={kept}, and "
+                f"{value} was given. Omit the option, or start a new run."
             )
     return settings
 
 
 def prepare(settings: Settings, run: Run, data_dir: Path | None) -> tuple[Training, TrainState]:
-    """Data, network and initial state, placed on the devices.
+    """Loads the data, builds the network and places the initial state on the devices.
 
     Raises:
-        RunError: a number is out of range, or the batch cannot be split over the devices.
+        RunError: If a number is out of range, or the batch cannot be split over the devices.
     """
     if min(settings.epochs or 0, settings.batch_size, settings.devices) < 1:
         raise RunError(
@@ -556,8 +556,8 @@ def prepare(settings: Settings, run: Run, data_dir: Path | None) -> tuple[Traini
         )
     if not 0 <= settings.momentum <= 1:
         raise RunError(
-            f"momentum must lie in [0, 1]; got {settings.momentum}. It is the weight of the old running "
-            f"statistics: 0.9 is usual."
+            f"momentum must lie in [0, 1]; got {settings.momentum}. It is the weight of the previous "
+            f"running statistics; a typical value is 0.9."
         )
     dataset = data.load(settings.data, data_dir)
     if settings.batch_size % settings.devices or settings.batch_size > len(dataset.train_labels):
@@ -575,33 +575,33 @@ def prepare(settings: Settings, run: Run, data_dir: Path | None) -> tuple[Traini
 
 
 def shardings(count: int) -> tuple[NamedSharding, NamedSharding]:
-    """On the first `count` devices: a batch split over them, and a state that each has whole.
+    """Returns shardings over the first `count` devices: split for batches, replicated for the state.
 
-    With these, jit does the rest: the statistics of batch norm are those of the whole batch.
+    With these, jit does the rest: batch norm computes the statistics of the whole batch.
     """
     mesh = jax.make_mesh((count,), ("batch",), (AxisType.Auto,), devices=devices(count))
     return NamedSharding(mesh, PartitionSpec("batch")), NamedSharding(mesh, PartitionSpec())
 
 
 def devices(count: int) -> list[Any]:
-    """The first `count` devices; a CPU is split into as many virtual ones.
+    """Returns the first `count` devices; a CPU is split into that many virtual devices.
 
     Raises:
-        RunError: there are fewer.
+        RunError: If there are fewer devices.
     """
-    with contextlib.suppress(RuntimeError):  # jax runs already: then it has what it has
+    with contextlib.suppress(RuntimeError):  # JAX is already initialized: keep its devices
         jax.config.update("jax_num_cpu_devices", count)
     if len(jax.devices()) < count:
         raise RunError(
-            f"--devices must be at most the {len(jax.devices())} devices there are; got {count}."
+            f"--devices must be at most {len(jax.devices())}, the number of devices; got {count}."
         )
     return jax.devices()[:count]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # The preset is read first, so that --help and the parser start from its values.
+    # Parse the preset first: its values are the defaults of --help and the parser.
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--preset", default="quick")
     preset = PRESETS.get(peek.parse_known_args(arguments)[0].preset, PRESETS["quick"])

@@ -1,11 +1,11 @@
 """Small image data sets for the examples: CIFAR-10, and scikit-learn's digits.
 
-    data = load()            # CIFAR-10 when it can be had, else digits
+    data = load()            # CIFAR-10 if it is available, otherwise digits
     data.train_images        # uint8, (N, H, W, C)
 
 CIFAR-10 (170 MB) is downloaded once into the user's cache folder. To use a copy you already
-have, unpack ``cifar-10-binary.tar.gz`` and name the folder that holds ``cifar-10-batches-bin/``
-in ``data_dir`` or in the environment variable ``JAXNORM_DATA``.
+have, unpack ``cifar-10-binary.tar.gz`` and set ``data_dir`` or the environment variable
+``JAXNORM_DATA`` to the folder that contains ``cifar-10-batches-bin/``.
 """
 
 import gzip
@@ -36,11 +36,11 @@ TEXT_FILES = ("batches.meta.txt", "readme.html")
 MEMBERS = {FOLDER} | {f"{FOLDER}/{name}" for name in (*TRAIN_FILES, TEST_FILE, *TEXT_FILES)}
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORD_BYTES = 1 + 3 * 32 * 32  # the label, then the pixels as (channel, row, column)
-TIMEOUT_SECONDS = 10  # to connect, and between two chunks: `auto` must not hang without a network
+TIMEOUT_SECONDS = 10  # for connecting and for each chunk: `auto` must not hang without a network
 CHUNK_BYTES = 1 << 16
 BY_HAND = (
     f"unpack cifar-10-binary.tar.gz yourself and set {DATA_VARIABLE} "
-    f"to the folder that holds {FOLDER}/"
+    f"to the folder that contains {FOLDER}/"
 )
 
 Bytes = npt.NDArray[np.uint8]
@@ -48,11 +48,11 @@ Labels = npt.NDArray[np.int32]
 
 
 class DataError(RuntimeError):
-    """A data set could not be had. The message says what must hold, what came, what to do."""
+    """A data set could not be loaded. The message says what is required, what was found and what to do."""
 
 
 class Dataset(NamedTuple):
-    """Images and labels: `name` is "cifar10" or "digits", `classes` names the labels.
+    """Images and labels. `name` is "cifar10" or "digits"; `classes` are the names of the labels.
 
     Images are uint8, shape (N, H, W, C), 0 to 255. Labels are int32, shape (N,), each an index
     into `classes`.
@@ -66,7 +66,7 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...]
 
     def first(self, train: int, test: int | None = None) -> "Dataset":
-        """The first so many training images, and test images if there shall be fewer."""
+        """Returns the first `train` training images and the first `test` test images (None: all)."""
         return self._replace(
             train_images=self.train_images[:train],
             train_labels=self.train_labels[:train],
@@ -76,7 +76,7 @@ class Dataset(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """Where a CIFAR-10 archive lies and what it must be."""
+    """The location of a CIFAR-10 archive and its expected contents."""
 
     url: str
     size: int  # bytes
@@ -97,21 +97,21 @@ def load(
     *,
     archive: Archive = CIFAR10,
 ) -> Dataset:
-    """Load a data set, downloading it on first use.
+    """Loads a data set, downloading it on first use.
 
     Args:
-        name: "cifar10", "digits", or "auto": CIFAR-10 when it can be had, else digits, with one
+        name: "cifar10", "digits", or "auto": CIFAR-10 if it is available, otherwise digits, with one
             line on standard error that says why.
-        data_dir: the folder that holds ``cifar-10-batches-bin/``. Wins over `JAXNORM_DATA`, which
-            wins over the cache. Not used for digits.
-        archive: where CIFAR-10 is downloaded from.
+        data_dir: The folder that contains ``cifar-10-batches-bin/``. It takes precedence over
+            `JAXNORM_DATA`, which takes precedence over the cache. Not used for digits.
+        archive: Where CIFAR-10 is downloaded from.
 
     Raises:
-        DataError: the data set could not be had. With "auto", only for a folder that
-            `data_dir` or `JAXNORM_DATA` names: what you ask for is never replaced.
+        DataError: If the data set cannot be loaded. With "auto", only for a folder given by
+            `data_dir` or `JAXNORM_DATA`: data that you ask for is never replaced.
     """
     if name not in ("auto", "cifar10", "digits"):
-        raise DataError(f"name must be auto, cifar10 or digits; {name!r} came; use one of those")
+        raise DataError(f"name must be auto, cifar10 or digits; got {name!r}; use one of those")
     if name == "digits":
         return _digits()
     given = data_dir or os.environ.get(DATA_VARIABLE)
@@ -125,22 +125,22 @@ def load(
     except DataError as error:
         if name == "cifar10":
             raise
-        print(f"CIFAR-10 cannot be had, using digits instead: {error}", file=sys.stderr)
+        print(f"CIFAR-10 is not available, using digits instead: {error}", file=sys.stderr)
         return _digits()
 
 
 def cache_dir() -> Path:
-    """Return the folder that keeps downloads (follows `XDG_CACHE_HOME`); it may not exist yet."""
+    """Returns the cache folder for downloads (respects `XDG_CACHE_HOME`); it may not exist yet."""
     return platformdirs.user_cache_path("jaxnorm", appauthor=False)
 
 
 def _digits() -> Dataset:
-    """Return scikit-learn's 1,797 digits, 8x8 grey: 1,437 to train on, 360 to test on.
+    """Returns scikit-learn's 1,797 digits, 8x8 in grey: 1,437 for training and 360 for testing.
 
-    The split has no randomness: sorted by label, every fifth image is a test image, so each
-    class has the same share of both to within one image. Both keep the original order.
+    The split is deterministic: sorted by label, every fifth image is a test image, so each class
+    has the same share in both parts, to within one image. Both parts keep the original order.
     """
-    from sklearn.datasets import load_digits  # here: slow to import, and CIFAR-10 needs none of it
+    from sklearn.datasets import load_digits  # slow to import, and not needed for CIFAR-10
 
     pixels, classes = load_digits(return_X_y=True)  # float 0 to 16, (1797, 64)
     images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -152,10 +152,10 @@ def _digits() -> Dataset:
 
 
 def _cifar10(folder: Path, records: int, remedy: str) -> Dataset:
-    """Read the six .bin files of `folder`, each with `records` images.
+    """Reads the six .bin files of `folder`, each with `records` images.
 
     Raises:
-        DataError: a file is missing, has the wrong size or a wrong label; ends in `remedy`.
+        DataError: If a file is missing, has the wrong size or a wrong label. The message ends with `remedy`.
     """
     train = np.concatenate([_read(folder / name, records, remedy) for name in TRAIN_FILES])
     test = _read(folder / TEST_FILE, records, remedy)
@@ -163,36 +163,36 @@ def _cifar10(folder: Path, records: int, remedy: str) -> Dataset:
 
 
 def _read(path: Path, records: int, remedy: str) -> Bytes:
-    """Return one .bin file as uint8, shape (records, 3073); see `_cifar10` for the errors."""
+    """Returns one .bin file as uint8, shape (records, 3073); see `_cifar10` for the errors."""
     expected = records * RECORD_BYTES
     try:
         size = path.stat().st_size  # before reading: a wrong file may be huge
         if size != expected:
-            raise DataError(f"{path} must hold {expected:,} bytes; it holds {size:,}; {remedy}")
+            raise DataError(f"{path} must have {expected:,} bytes; it has {size:,}; {remedy}")
         rows = np.fromfile(path, np.uint8).reshape(records, RECORD_BYTES)
     except OSError as error:
         raise DataError(f"{path} must be a readable file; {error.strerror}; {remedy}") from error
     worst = int(rows[:, 0].argmax())
     if rows[worst, 0] >= len(CLASSES):
         found = f"record {worst} has label {rows[worst, 0]}"
-        raise DataError(f"{path} must hold labels from 0 to 9; {found}; {remedy}")
+        raise DataError(f"{path} must contain labels from 0 to 9; {found}; {remedy}")
     return rows
 
 
 def _split(rows: Bytes) -> tuple[Bytes, Labels]:
-    """Return the images (N, 32, 32, 3) and the labels (N,) of records (N, 3073)."""
+    """Returns the images (N, 32, 32, 3) and the labels (N,) of records (N, 3073)."""
     images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), rows[:, 0].astype(np.int32)
 
 
 def _fetch(archive: Archive) -> Path:
-    """Return the cached CIFAR-10 folder, downloading `archive` into it if it is not there.
+    """Returns the cached CIFAR-10 folder; downloads and unpacks `archive` first if it is not there.
 
-    Work happens in a temporary folder that is always removed; the finished folder moves in as
-    one step. So nobody reads half a folder, and two processes that download at once do not meet.
+    The work happens in a temporary folder that is always removed, and the finished folder is moved
+    into place in one step. So no process reads a partial folder, and concurrent downloads are safe.
 
     Raises:
-        DataError: the download fails, is not what it must be, or cannot be kept.
+        DataError: If the download fails, has the wrong contents, or cannot be stored.
     """
     cache = cache_dir()
     target = cache / FOLDER
@@ -205,17 +205,17 @@ def _fetch(archive: Archive) -> Path:
                 _unpack(archive, packed, Path(temporary))
                 _move(Path(temporary, FOLDER), target)
     except OSError as error:
-        need = f"{cache} must be a folder that can be written, with 360 MB free"
-        raise DataError(f"{need}; {error}; make it so, or {BY_HAND}") from error
+        need = f"{cache} must be a writable folder with 360 MB free"
+        raise DataError(f"{need}; {error}; fix this, or {BY_HAND}") from error
     return target
 
 
 def _download(archive: Archive, path: Path) -> None:
-    """Write the archive to `path`, showing a progress bar, and check its size and SHA-256.
+    """Writes the archive to `path`, showing a progress bar, and checks its size and SHA-256.
 
     Raises:
-        DataError: the download failed, or other bytes came.
-        OSError: `path` cannot be written.
+        DataError: If the download fails, or the size or the SHA-256 is wrong.
+        OSError: If `path` cannot be written.
     """
     size, digest = 0, hashlib.sha256()
     console = Console(stderr=True)
@@ -229,49 +229,49 @@ def _download(archive: Archive, path: Path) -> None:
             size += len(chunk)
             bar.update(task, completed=size)
             if size > archive.size:
-                break  # already wrong: a server that never ends must not fill the disk
+                break  # already wrong: an endless response must not fill the disk
     again = f"try again later, or {BY_HAND}"
     if size != archive.size:
-        need = f"{archive.url} must hold {archive.size:,} bytes"
-        raise DataError(f"{need}; {size:,} came; {again}")
+        need = f"{archive.url} must have {archive.size:,} bytes"
+        raise DataError(f"{need}; got {size:,}; {again}")
     if digest.hexdigest() != archive.sha256:
         need = f"{archive.url} must have the SHA-256 {archive.sha256}"
-        raise DataError(f"{need}; {digest.hexdigest()} came; {again}")
+        raise DataError(f"{need}; got {digest.hexdigest()}; {again}")
 
 
 def _chunks(url: str) -> Iterator[bytes]:
-    """Yield what `url` holds, a chunk at a time; `DataError` where the network fails."""
+    """Yields the contents of `url` in chunks; raises `DataError` if the network fails."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
             while chunk := response.read(CHUNK_BYTES):
                 yield chunk
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it holds the connection
+            error.close()  # closes the connection
         need = f"{url} must be reachable"
         raise DataError(f"{need}; {error}; check the network, or {BY_HAND}") from error
 
 
 def _unpack(archive: Archive, packed: Path, folder: Path) -> None:
-    """Unpack the file `packed` into `folder`.
+    """Unpacks the file `packed` into `folder`.
 
     Raises:
-        DataError: it is no archive, or holds anything but the files of CIFAR-10.
-        OSError: `folder` cannot be written.
+        DataError: If it is not an archive, or contains anything but the files of CIFAR-10.
+        OSError: If `folder` cannot be written.
     """
-    need = f"{archive.url} must be a tar.gz archive of the CIFAR-10 files alone"
+    need = f"{archive.url} must be a tar.gz archive of only the CIFAR-10 files"
     try:
         with tarfile.open(packed, "r:gz") as tar:
             for member in tar:
                 if member.name not in MEMBERS:
-                    raise DataError(f"{need}; it holds {member.name!r}; do not use this archive")
+                    raise DataError(f"{need}; it contains {member.name!r}; do not use this archive")
                 tar.extract(member, folder, filter="data")
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{need}; {error}; do not use this archive") from error
 
 
 def _move(source: Path, target: Path) -> None:
-    """Move a finished folder into place, unless another process has just done the same."""
+    """Moves a finished folder into place, unless another process has already done so."""
     try:
         os.replace(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a figure depends on: the machine and the versions."""
+"""The machine and the library versions that a measurement depends on."""
 
 import os
 import platform
@@ -6,8 +6,8 @@ from importlib.metadata import version
 
 
 def machine_used() -> str:
-    """Backend, device, cores, architecture."""
-    import jax  # here: benchmarks set the environment of its libraries first
+    """Describes the backend, the device, the number of cores and the architecture."""
+    import jax  # imported late: benchmarks set environment variables for its libraries first
 
     kind = jax.devices()[0].device_kind
     backend = jax.default_backend() + ("" if kind == "cpu" else f" ({kind})")
@@ -15,6 +15,6 @@ def machine_used() -> str:
 
 
 def versions_used(*others: str) -> str:
-    """Of what a figure depends on; `others` are the distributions of more peers."""
+    """Lists the versions of jax, flax, the distributions `others`, and Python."""
     names = [f"{name} {version(name)}" for name in ("jax", "flax", *others)]
     return ", ".join([*names, f"Python {platform.python_version()}"])

@@ -1,4 +1,4 @@
-"""What the experiments have in common: a command line, the data, a record of what was found, its tables."""
+"""Shared code of the experiments: the command line, the data, the stored results and their tables."""
 
 import json
 import statistics
@@ -21,62 +21,62 @@ console = Console()
 RESULTS = Path(__file__).parent / "results"
 
 Rows: TypeAlias = Sequence[Sequence[str]]
-"""A table: its header and its lines."""
+"""A table: the header, then the rows."""
 
 E = TypeVar("E", bound="Experiment")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(ABC):
-    """An experiment: its fields are its options, and what it returns is stored as JSON."""
+    """An experiment: its fields are command-line options, and its results are stored as JSON."""
 
     name: ClassVar[str]
-    """Of the module, and of what it stores."""
+    """Name of the module and of the stored results."""
 
     out: Path | None = None
-    """The folder for the metrics and the pictures [unset: runs/ and the name of the experiment]."""
+    """Folder for the metrics and plots. If unset: runs/ and the name of the experiment."""
     redraw: bool = False
-    """Draw the metrics that are stored in the folder again, and train nothing."""
+    """Redraw the plots from the metrics stored in the folder, without training."""
 
     @abstractmethod
     def load(self) -> Any:
-        """The data; it has a name."""
+        """Loads the data, which has a `name`."""
 
     @abstractmethod
     def title(self, dataset: str) -> str:
-        """What was trained on what, for the pictures."""
+        """The title of the plots: what was trained on which data."""
 
     @abstractmethod
     def run(self, dataset: Any) -> Any:
-        """Everything that is found, as JSON can hold it; and arrays of images."""
+        """Runs the experiment; returns the results, as values that JSON can store and arrays of images."""
 
     @staticmethod
     @abstractmethod
     def tables(found: Any) -> Mapping[str, Rows]:
-        """Tables of it, by title."""
+        """Tables of the results, by title."""
 
     @staticmethod
     @abstractmethod
     def draw(found: Any, title: str, folder: Path) -> None:
-        """Its pictures."""
+        """Draws the plots."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnImages(Experiment):
-    """An experiment on CIFAR-10, if it is there."""
+    """An experiment on CIFAR-10 or digits."""
 
     data: Literal["auto", "cifar10", "digits"] = "auto"
-    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
+    """CIFAR-10, scikit-learn's 8x8 digits, or (auto) CIFAR-10 if it is available and otherwise digits."""
     data_dir: Path | None = None
-    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    """Folder that contains cifar-10-batches-bin/. If unset: $JAXNORM_DATA, or else a one-time download."""
 
     def load(self) -> Dataset:
-        """Images and labels."""
+        """Loads the images and labels."""
         return load(self.data, self.data_dir)
 
 
 def main(kind: type[E], description: str | None, arguments: Sequence[str] | None = None) -> int:
-    """The command line of an experiment: runs it, prints and stores what it finds, and draws it.
+    """Runs an experiment from the command line: prints, stores and plots the results.
 
     Returns:
         The exit status.
@@ -115,32 +115,32 @@ def main(kind: type[E], description: str | None, arguments: Sequence[str] | None
             "found": found,
         }
         folder.mkdir(parents=True, exist_ok=True)
-        # Images are drawn, not stored.
+        # Images are plotted, not stored.
         path.write_text(json.dumps(record, indent=1, default=lambda image: None) + "\n")
     for title, rows in kind.tables(record["found"]).items():
         console.print(printed(title, rows))
     kind.draw(record["found"], record["title"], folder)
-    console.print(f"Metrics and pictures are in {folder}/", soft_wrap=True, highlight=False)
+    console.print(f"Metrics and plots are in {folder}/", soft_wrap=True, highlight=False)
     return 0
 
 
 def expected(kind: type[Experiment]) -> str:
-    """How long the run whose results are kept took."""
+    """Says how long the run with the stored results took."""
     stored = RESULTS / f"{kind.name}.json"
     record = json.loads(stored.read_text()) if stored.exists() else {}
     if "minutes" not in record:
-        return "It takes some minutes."
-    return f"With its defaults it took {record['minutes']} minutes on {record['machine']}."
+        return "It takes a few minutes."
+    return f"With the default options, it took {record['minutes']} minutes on {record['machine']}."
 
 
 def settings(options: Experiment) -> dict[str, Any]:
-    """The options that make a difference to what is found."""
+    """The options that affect the results."""
     shared = {field.name for field in fields(OnImages)}
     return {name: value for name, value in asdict(options).items() if name not in shared}
 
 
 def printed(title: str, rows: Rows) -> Table:
-    """A table for the terminal."""
+    """Returns a table for the terminal."""
     header, *lines = rows
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(header):
@@ -151,7 +151,7 @@ def printed(title: str, rows: Rows) -> Table:
 
 
 def mean_and_range(shares: Sequence[float]) -> str:
-    """Over the seeds; empty if there are none."""
+    """Formats the mean and the range over the seeds; empty if there are none."""
     if not shares:
         return ""
     mean = statistics.mean(shares)

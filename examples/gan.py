@@ -1,16 +1,16 @@
-"""A small GAN on real images, its discriminator with spectral norm and without.
+"""A small GAN on real images, with and without spectral norm in the discriminator.
 
     python -m examples.gan
 
-The images are CIFAR-10's in 16x16 pixels (digits have 8x8). The generator has batch norm; both discriminators
-are three convolutions and a linear layer, trained with the hinge loss, one with spectral norm around each
-layer (Miyato et al., 2018, https://arxiv.org/abs/1802.05957). On the way it is measured
+The images are CIFAR-10 at 16x16 pixels (digits have 8x8). The generator has batch norm. Both discriminators
+have three convolutions and a linear layer and are trained with the hinge loss; one has spectral norm around
+each layer (Miyato et al., 2018, https://arxiv.org/abs/1802.05957). During training, the example measures
 
-- what the discriminator's Lipschitz constant is at most: the product of the largest singular values of its
-  layers. Those are of the convolution itself, found by power iteration; spectral norm divides by that of the
-  kernel as a matrix, which a convolution can exceed;
-- how steep it really is: the longest gradient at real and generated images and between them;
-- how far generated images are from real ones: the Fréchet distance of their logits under a classifier.
+- an upper bound on the discriminator's Lipschitz constant: the product of the largest singular values of its
+  layers. For a convolution, it is that of the whole linear map, found by power iteration; spectral norm
+  divides by that of the kernel as a matrix, which can be smaller;
+- how steep the discriminator is: the largest gradient norm at real and generated images and between them;
+- how far generated images are from real ones: the Fréchet distance between their logits under a classifier.
 """
 
 import statistics
@@ -35,41 +35,41 @@ from .experiment import OnImages, Rows, main
 from .training import fit, network_of
 
 WIDTHS = (16, 32, 64)  # of the discriminator's convolutions
-NOISE = 64  # numbers that an image is generated from
+NOISE = 64  # length of the noise vector for each image
 KINDS = {"without a norm": False, "spectral norm": True}
 
 
 class Discriminator(nn.Module):
-    """How real images (N, H, W, channels) look: a number for each."""
+    """Scores how real images (N, H, W, channels) look, with one number per image."""
 
     spectral: bool
 
     def setup(self) -> None:
-        """Its layers."""
+        """Creates the layers."""
         layers = [*(nn.Conv(width, (4, 4), 2) for width in WIDTHS), nn.Dense(1)]
         self.layers = [jnl.SpectralNorm(layer) if self.spectral else layer for layer in layers]
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Scores (N,)."""
+        """Returns scores (N,)."""
         for i in range(len(WIDTHS)):
             x = nn.leaky_relu(self.affine(i, x, train), 0.1)
         return self.affine(len(WIDTHS), x, train)[:, 0]
 
     def affine(self, i: int, x: jax.Array, train: bool) -> jax.Array:
-        """Layer i, without its activation."""
+        """Applies layer i, without its activation."""
         x = x if i < len(WIDTHS) else x.reshape(len(x), -1)
         return self.layers[i](x, update_stats=train) if self.spectral else self.layers[i](x)
 
 
 class Generator(nn.Module):
-    """Images of `pixels` x `pixels` in [-1, 1] from noise (N, NOISE)."""
+    """Generates images of `pixels` x `pixels` in [-1, 1] from noise (N, NOISE)."""
 
     pixels: int
     channels: int
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
-        """Images."""
+        """Returns images."""
         x = nn.Dense(4 * 4 * 64)(z).reshape(-1, 4, 4, 64)
         while x.shape[1] < self.pixels:
             x = nn.relu(jnl.BatchNorm(not train, momentum=0.9)(x))
@@ -80,25 +80,25 @@ class Generator(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Gan(OnImages):
-    """What is trained."""
+    """The GAN experiment."""
 
     name: ClassVar = "gan"
 
     steps: int = 1000
-    """Training steps of both networks."""
+    """Training steps for both networks."""
     batch_size: int = 64
-    """Real images in a step, and as many generated ones."""
+    """Real images per step, and as many generated images."""
     lr: float = 5e-4
-    """Learning rate of Adam, for both."""
+    """Learning rate of Adam for both networks."""
     seeds: int = 3
-    """How often everything is repeated."""
+    """Number of repetitions, each with a different seed."""
 
     def title(self, dataset: str) -> str:
-        """What was trained on what."""
+        """The title of the plots."""
         return f"GAN on small images of {dataset}, batches of {self.batch_size}"
 
     def run(self, dataset: data.Dataset) -> Any:
-        """What was measured on the way, for each kind and seed; and some generated images of seed 0."""
+        """Returns the measurements for each kind and seed, and some generated images of seed 0."""
         dataset = smaller(dataset)
         settings = cifar10.completed(cifar10.Settings(widths=(32, 64), epochs=1), dataset)
         model = network_of(settings, len(dataset.classes))
@@ -116,7 +116,7 @@ class Gan(OnImages):
 
     @staticmethod
     def tables(found: Any) -> dict[str, Rows]:
-        """At the end of training: medians and ranges over seeds."""
+        """A table of the measurements at the end of training: medians and ranges over seeds."""
         rows: list[list[str]] = [["at the end", *found["measured"]]]
         for what, label in LABELS.items():
             cells = []
@@ -129,7 +129,7 @@ class Gan(OnImages):
 
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:
-        """gan.png and gan_samples.png."""
+        """Draws gan.png and gan_samples.png."""
         draw(found["measured"], title, folder / "gan.png")
         if found["samples"] is not None:
             draw_samples(found["samples"], title, folder / "gan_samples.png")
@@ -144,7 +144,7 @@ LABELS = {
 
 
 def smaller(dataset: data.Dataset) -> data.Dataset:
-    """Images of at most 16x16 pixels, each the mean of some."""
+    """Scales the images down to at most 16x16 pixels by averaging blocks of pixels."""
 
     def pooled(images: np.ndarray) -> np.ndarray:
         by = max(1, images.shape[1] // 16)
@@ -162,14 +162,14 @@ def smaller(dataset: data.Dataset) -> data.Dataset:
 
 @lru_cache
 def optimizer(lr: float) -> optax.GradientTransformation:
-    """Adam, with the little momentum that GANs want."""
+    """Adam with the low momentum that GANs need."""
     return optax.adam(lr, b1=0.5)
 
 
 def trained(
     kind: str, seed: int, options: Gan, dataset: data.Dataset, logits: Any
 ) -> tuple[dict[str, list[float]], np.ndarray]:
-    """What was measured every 100 steps, and 64 images at the end."""
+    """Trains both networks; returns measurements every 100 steps, and 64 images from the end."""
     images, size = dataset.train_images, options.batch_size
     models = generator, discriminator = network(kind, images.shape[1], images.shape[-1])
     keys = jax.random.split(jax.random.key(seed), 3)
@@ -201,12 +201,12 @@ def trained(
 
 @lru_cache
 def network(kind: str, pixels: int, channels: int) -> tuple[Any, Any]:
-    """Generator and discriminator: the same objects for all seeds, so they are compiled once."""
+    """Returns generator and discriminator: the same objects for all seeds, so they are compiled once."""
     return Generator(pixels, channels), Discriminator(KINDS[kind])
 
 
 def as_fed(images: np.ndarray) -> jax.Array:
-    """Pixels as numbers from -1 to 1, half of what the classifier is fed."""
+    """Scales pixels to [-1, 1], half of the classifier's input range."""
     return measure.scaled(jnp.asarray(images)) / 2
 
 
@@ -214,7 +214,7 @@ def as_fed(images: np.ndarray) -> jax.Array:
 def train_step(
     models: Any, states: tuple[tools.TrainState, tools.TrainState], key: jax.Array, real: jax.Array
 ) -> tuple[Any, jax.Array]:
-    """One step of the discriminator, then one of the generator; and the loss of the former."""
+    """Updates the discriminator, then the generator; also returns the discriminator's loss."""
     (generator, discriminator), (g, d) = models, states
     key, other = jax.random.split(jax.random.fold_in(key, d.step))
 
@@ -247,7 +247,7 @@ def train_step(
 
 @partial(jax.jit, static_argnums=0)
 def lipschitz_bound(discriminator: Any, variables: Any, x: jax.Array) -> jax.Array:
-    """Product of the largest singular values of the layers; the activations' slope is 1 at most."""
+    """Product of the layers' largest singular values; the slope of the activations is at most 1."""
     x, bound = x[:1], jnp.ones(())
     for i in range(len(WIDTHS) + 1):
         layer = partial(discriminator.apply, variables, i, train=False, method="affine")
@@ -257,7 +257,7 @@ def lipschitz_bound(discriminator: Any, variables: Any, x: jax.Array) -> jax.Arr
 
 
 def largest_singular_value(affine: Any, x: jax.Array, steps: int = 30) -> jax.Array:
-    """Of the linear part of a function, by power iteration."""
+    """The largest singular value of the linear part of a function, by power iteration."""
     _, transposed = jax.vjp(affine, x)
 
     def step(v: jax.Array, _: Any) -> tuple[jax.Array, jax.Array]:
@@ -274,14 +274,14 @@ def largest_singular_value(affine: Any, x: jax.Array, steps: int = 30) -> jax.Ar
 def longest_gradient(
     discriminator: Any, variables: Any, real: jax.Array, fake: jax.Array
 ) -> jax.Array:
-    """Over real and generated images, and those halfway between."""
+    """The largest gradient norm over real images, generated images and the points halfway between."""
     points = jnp.concatenate([real, fake, (real + fake) / 2])
     gradients = jax.grad(lambda x: discriminator.apply(variables, x, False).sum())(points)
     return jnp.linalg.norm(gradients.reshape(len(points), -1), axis=1).max()
 
 
 def frechet(a: Any, b: Any) -> float:
-    """Fréchet distance of two clouds (N, features), taken for Gaussian: |μ₁-μ₂|² + tr(Σ₁+Σ₂-2√(Σ₁Σ₂))."""
+    """Fréchet distance of two Gaussians fitted to (N, features): |μ₁-μ₂|² + tr(Σ₁+Σ₂-2√(Σ₁Σ₂))."""
     (mean, cov), (other_mean, other_cov) = (
         (np.mean(c, 0), np.cov(c, rowvar=False)) for c in map(np.float64, (a, b))
     )
@@ -290,11 +290,11 @@ def frechet(a: Any, b: Any) -> float:
     return float(squares + np.trace(cov) + np.trace(other_cov) - 2 * of_product)
 
 
-# --- the pictures --------------------------------------------------------------------------------
+# --- the plots -----------------------------------------------------------------------------------
 
 
 def draw(found: dict[str, list[dict[str, list[float]]]], title: str, path: Path) -> None:
-    """A panel for each of what was measured, a line for each seed."""
+    """Draws a panel for each measurement, with a line for each seed."""
     figure, panels = report.new_panels(
         title, ["Of the discriminator", "Its loss", "Of the generated images"]
     )
@@ -317,7 +317,7 @@ def draw(found: dict[str, list[dict[str, list[float]]]], title: str, path: Path)
 
 
 def draw_samples(samples: np.ndarray, title: str, path: Path) -> None:
-    """Generated images, eight by eight, of each kind."""
+    """Draws an 8x8 grid of generated images for each kind."""
     figure, panels = report.new_panels(title, [f"Discriminator: {kind}" for kind in KINDS])
     for axes, images in zip(panels, samples, strict=True):
         _, height, width, channels = images.shape

@@ -1,11 +1,11 @@
-"""Initialization and depth: how wrong the first weights may be, and how deep a network without shortcuts.
+"""Initialization and depth: badly scaled initial weights and many layers, with and without batch norm.
 
     python -m examples.init_and_depth
 
-Trains the CNN of the CIFAR-10 example, narrower, for a few hundred steps. First with the kernels of all
-convolutions multiplied by a factor from 1/10 to 10 at the start; then with more convolutions in each of its
-three groups (no shortcuts, so that nothing but the norm carries the signal). Each with batch norm before the
-activation, after it, and without any norm.
+Trains a narrower version of the CIFAR-10 example's CNN for 120 steps. First, all initial convolution kernels
+are multiplied by a factor from 1/10 to 10; then each of the three groups gets more convolutions (there are no
+shortcuts, so only the norm keeps the signal alive). Each network is trained with batch norm before the
+activation, after it, and without a norm.
 """
 
 import statistics
@@ -32,25 +32,25 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class InitAndDepth(OnImages):
-    """What is trained."""
+    """The experiment on initialization and depth."""
 
     name: ClassVar = "init_and_depth"
 
     scales: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
-    """Factors of the initial kernels."""
+    """Factors by which the initial kernels are multiplied."""
     depths: tuple[int, ...] = (1, 3, 6)
     """Convolutions in each of the three groups."""
     images: int = 7_680
     """Training images, each seen once, in batches of 64."""
     seeds: int = 3
-    """How often everything is repeated."""
+    """Number of repetitions, each with a different seed."""
 
     def title(self, dataset: str) -> str:
-        """What was trained on what."""
+        """The title of the plots."""
         return f"CNN on {self.images:,} images of {dataset}, each seen once"
 
     def run(self, dataset: data.Dataset) -> Any:
-        """Held-out accuracy of each network by scale and by depth, for each seed."""
+        """Returns the held-out accuracies of all seeds, for each network by scale and by depth."""
         dataset = dataset.first(self.images, 4096)
 
         def shares(network: str, scale: float, depth: int) -> list[float]:
@@ -69,7 +69,7 @@ class InitAndDepth(OnImages):
 
     @staticmethod
     def tables(found: Any) -> dict[str, Rows]:
-        """Accuracy by scale, and by depth."""
+        """Tables of accuracy by scale and by depth."""
         titles = {
             "scale": "Held-out accuracy by the factor of the initial kernels",
             "depth": "Held-out accuracy by the number of convolutions",
@@ -87,12 +87,12 @@ class InitAndDepth(OnImages):
 
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:
-        """init_and_depth.png."""
+        """Draws init_and_depth.png."""
         draw(found, title, folder / "init_and_depth.png")
 
 
 def trained(kind: str, scale: float, depth: int, seed: int, dataset: data.Dataset) -> float:
-    """Held-out accuracy after training from kernels multiplied by `scale`."""
+    """Trains from kernels multiplied by `scale`; returns the held-out accuracy."""
     settings = cifar10.Settings(
         widths=(32, 32, 64), depth=depth, epochs=1, lr=0.05, **NETWORKS[kind]
     )
@@ -110,7 +110,7 @@ def trained(kind: str, scale: float, depth: int, seed: int, dataset: data.Datase
 
 
 def draw(found: Any, title: str, path: Path) -> None:
-    """Two panels: by scale and by depth; lines for the means, bands for the range over seeds."""
+    """Draws accuracy by scale and by depth: lines are means, bands the range over seeds."""
     figure, panels = report.new_panels(
         title, ["Initial kernels multiplied by a factor", "More convolutions, one after the other"]
     )

@@ -1,13 +1,13 @@
-"""Batch norm's whole life on CIFAR-10: look at it while it trains, average it, re-estimate it, swap it.
+"""The life of a batch norm on CIFAR-10: examine it in training, average, re-estimate and swap it.
 
     python -m examples.life
 
-Trains the CNN of the CIFAR-10 example with Flax's default momentum of 0.99, and uses the tools on it:
+Trains the CNN of the CIFAR-10 example with Flax's default momentum of 0.99, and applies the tools to it:
 
-- `tools.examine` on the way: how far the running statistics lag behind, and what that costs evaluation;
+- `tools.examine` during training: how far the running statistics lag, and what that costs in evaluation;
 - `tools.average` and `tools.recalibrate`: statistics for averaged weights, estimated in several ways;
-- `tools.swap`: group norm in the place of the trained network's batch norm, and what training it takes;
-- `tools.accumulate`: batches in parts, and what the loop that everyone writes does to the running statistics.
+- `tools.swap`: group norm instead of the trained network's batch norm, and how much training that takes;
+- `tools.accumulate`: batches in parts, and how the usual accumulation loop affects the running statistics.
 """
 
 import sys
@@ -26,12 +26,12 @@ from . import cifar10, data, measure, report
 from .experiment import OnImages, Rows, main
 from .training import accuracy, evaluated, fit, shuffled, step_count
 
-DECAY = 0.995  # of the averaged weights: about the last 200 steps
+DECAY = 0.995  # for the average of the weights, which spans about 200 steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Life(OnImages):
-    """What is trained, and how much is measured."""
+    """The experiment on the life of a batch norm."""
 
     name: ClassVar = "life"
 
@@ -40,20 +40,20 @@ class Life(OnImages):
     looks: tuple[int, ...] = (25, 50, 100, 200, 400, 800, 1600)
     """Steps at which the network is examined."""
     batch_size: int = 64
-    """Images in a training batch."""
+    """Images per training batch."""
     recalibration: tuple[int, ...] = (64, 256, 1024, 4096)
     """Numbers of training images to estimate statistics from."""
     parts: tuple[int, ...] = (1, 4, 16, 32)
-    """Into how many parts a batch is divided."""
+    """Numbers of parts to divide a batch into."""
     seed: int = 0
-    """Of the initialization and the order of the images."""
+    """Random seed for the initialization and the order of the images."""
 
     def title(self, dataset: str) -> str:
-        """What was trained on what."""
+        """The title of the plots."""
         return f"CNN on {dataset}"
 
     def run(self, dataset: data.Dataset) -> Any:
-        """What was seen in each part."""
+        """Returns the results of each part."""
         settings = cifar10.completed(
             cifar10.Settings(
                 epochs=self.epochs, batch_size=self.batch_size, momentum=0.99, seed=self.seed
@@ -75,7 +75,7 @@ class Life(OnImages):
 
     @staticmethod
     def tables(found: Any) -> dict[str, Rows]:
-        """A table of each part."""
+        """A table for each part."""
         looks = [
             [
                 f"{look['step']:,}",
@@ -110,7 +110,7 @@ class Life(OnImages):
 
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:
-        """examine.png, recalibrate.png, swap.png and accumulate.png."""
+        """Draws examine.png, recalibrate.png, swap.png and accumulate.png."""
         draw_looks(found["looks"], f"{title}, momentum 0.99", folder / "examine.png")
         draw_averages(found["averages"], title, folder / "recalibrate.png")
         draw_swaps(found["swaps"], title, folder / "swap.png")
@@ -118,14 +118,14 @@ class Life(OnImages):
 
 
 def sample(dataset: data.Dataset, images: int) -> Any:
-    """The first of the training images."""
+    """Returns the first `images` training images."""
     return dataset.train_images[:images]
 
 
 def trained_with_looks(
     model: Any, settings: cifar10.Settings, dataset: data.Dataset, at: tuple[int, ...]
 ) -> tuple[list[dict[str, float]], tuple[Any, Any], Any]:
-    """What was seen at these steps and at the end; halfway, the variables and their average; the last."""
+    """Returns what was seen at these steps, the variables and their average halfway, and the last ones."""
     looks: list[dict[str, float]] = []
     average = jax.jit(partial(tools.average, decay=DECAY))
     averaged: Any = None
@@ -157,7 +157,7 @@ def trained_with_looks(
 
 
 def recalibrated(model: Any, variables: Any, images: Any, size: int = 64, **options: Any) -> Any:
-    """The variables with statistics of these images, seen in batches of `size`."""
+    """Returns the variables with statistics re-estimated on these images, in batches of `size`."""
     batches = [images[i : i + size] for i in range(0, len(images), size)]
     return tools.recalibrate(model, batches, variables=variables, run=evaluated, **options)
 
@@ -165,7 +165,7 @@ def recalibrated(model: Any, variables: Any, images: Any, size: int = 64, **opti
 def statistics_for(
     model: Any, latest: Any, averaged: Any, dataset: data.Dataset, counts: tuple[int, ...]
 ) -> dict[str, float]:
-    """Held-out accuracy of the averaged weights, with statistics that they were given in many ways."""
+    """Held-out accuracy of the averaged weights, with statistics from several sources."""
     measure = partial(accuracy, model, dataset=dataset)
     found = {
         "latest weights and statistics": measure(latest),
@@ -190,7 +190,7 @@ def statistics_for(
 def swapped(
     model: Any, settings: cifar10.Settings, dataset: data.Dataset, variables: Any
 ) -> dict[str, float]:
-    """Held-out accuracy with group norm: at once, after one epoch more, and of one epoch from scratch."""
+    """Held-out accuracy with group norm: just swapped, after one more epoch, and after one from scratch."""
     other, carried = tools.swap(model, "group", variables=variables, num_groups=8)
     epoch = cifar10.replace(settings, epochs=1)
     gentle = cifar10.replace(epoch, lr=settings.lr / 5)
@@ -207,9 +207,9 @@ def swapped(
 def in_parts(
     model: Any, settings: cifar10.Settings, dataset: data.Dataset, variables: Any, count: int
 ) -> dict[str, float]:
-    """Held-out accuracy with running statistics from 40 batches in `count` parts, kept in two ways.
+    """Held-out accuracy with running statistics of 40 batches in `count` parts, updated in two ways.
 
-    The weights stay. With momentum 0.9, forty batches are enough to forget where the statistics began.
+    The weights are fixed. With momentum 0.9, forty batches are enough to forget the initial statistics.
     """
     model = model.clone(norm=partial(model.norm, momentum=0.9))
     batches = [measure.scaled(images) for images, _ in shuffled(dataset, settings, 40)]
@@ -243,11 +243,11 @@ def in_parts(
     return accuracies
 
 
-# --- pictures ------------------------------------------------------------------------------------
+# --- the plots -----------------------------------------------------------------------------------
 
 
 def draw_looks(looks: list[dict[str, float]], title: str, path: Path) -> None:
-    """KL of running and batch statistics over the steps, beside what it costs evaluation."""
+    """Draws the KL divergence of running and batch statistics over the steps, and its cost in evaluation."""
     figure, (left, right) = report.new_panels(
         title,
         ["How far the running statistics are from the batch's", "What that does to evaluation"],
@@ -274,7 +274,7 @@ def draw_looks(looks: list[dict[str, float]], title: str, path: Path) -> None:
 
 
 def draw_averages(averages: dict[str, float], title: str, path: Path) -> None:
-    """Accuracy of averaged weights against the number of images that their statistics are from."""
+    """Draws accuracy of the averaged weights against the number of images used for their statistics."""
     figure, axes = report.new_figure(title, "Averaged weights, with statistics from so many images")
     lines: dict[str, list[tuple[int, float]]] = {}
     for name, share in averages.items():
@@ -307,7 +307,7 @@ def draw_averages(averages: dict[str, float], title: str, path: Path) -> None:
 
 
 def draw_swaps(swaps: dict[str, float], title: str, path: Path) -> None:
-    """Accuracy before and after."""
+    """Draws accuracy before and after the swap."""
     figure, axes = report.new_figure(title, "Group norm in the place of batch norm")
     names = list(swaps)[::-1]
     bars = axes.barh(names, [swaps[name] for name in names], color=report.BLUE)
@@ -319,7 +319,7 @@ def draw_swaps(swaps: dict[str, float], title: str, path: Path) -> None:
 
 
 def draw_parts(parts: dict[str, dict[str, float]], title: str, path: Path) -> None:
-    """Accuracy against the number of parts, for both ways to keep running statistics."""
+    """Draws accuracy against the number of parts, for both ways to update running statistics."""
     figure, axes = report.new_figure(
         title, "The same weights, running statistics from batches in parts"
     )

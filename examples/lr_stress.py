@@ -1,11 +1,11 @@
-"""The learning rate rising until training breaks: with batch norm, without, and with what is between.
+"""Raises the learning rate until training breaks: with batch norm, group norm, frozen batch norm or none.
 
     python -m examples.lr_stress
 
 Trains the CNN of the CIFAR-10 example while the learning rate rises from 0.003 to 30, by a factor of 10
-every 150 steps, and sees where the loss leaves for good: with batch norm, without any norm, with group
-norm, and with batch norm frozen at the statistics of the beginning, which is a scale and a shift of each
-channel and no normalization any more. With batch norm, it also sees what evaluation does on the way.
+every 150 steps, and finds where the loss stops recovering: with batch norm, without any norm, with group
+norm, and with batch norm frozen at the initial statistics, which only scales and shifts each channel and
+does not normalize. For batch norm, the accuracy in evaluation is tracked as well.
 """
 
 import math
@@ -28,31 +28,31 @@ from . import cifar10, data, measure, report
 from .experiment import OnImages, Rows, main
 from .training import evaluated, initial_variables, network_of, shuffled
 
-GUESSING = math.log(10)  # cross-entropy (nats) of no knowledge among ten classes
+GUESSING = math.log(10)  # cross-entropy (nats) of guessing among ten classes
 NETWORKS = ("batch", "group", "frozen batch", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LrStress(OnImages):
-    """What is trained, and how far."""
+    """The learning-rate experiment."""
 
     name: ClassVar = "lr_stress"
 
     low: float = 0.003
     """Learning rate of the first step."""
     high: float = 30.0
-    """Learning rate of the last."""
+    """Learning rate of the last step."""
     steps: int = 600
-    """Training steps, of 64 images."""
+    """Training steps, each with 64 images."""
     seeds: int = 3
-    """How often everything is repeated."""
+    """Number of repetitions, each with a different seed."""
 
     def title(self, dataset: str) -> str:
-        """What was trained on what."""
+        """The title of the plots."""
         return f"CNN on {dataset}, batches of 64"
 
     def run(self, dataset: data.Dataset) -> Any:
-        """Loss and accuracy along the ramp, for each network and seed."""
+        """Returns the losses and accuracies along the ramp, for each network and seed."""
         return {
             kind: [ramp(kind, seed, self, dataset) for seed in range(self.seeds)]
             for kind in NETWORKS
@@ -60,7 +60,7 @@ class LrStress(OnImages):
 
     @staticmethod
     def tables(found: Any) -> dict[str, Rows]:
-        """Where each breaks, and the least loss on the way."""
+        """A table of where each network breaks, and its lowest loss."""
         lines = [["network", "breaks at (each seed)", "least loss (median)"]]
         for network, runs in found.items():
             rates = sorted(breaks_at(run) for run in runs)
@@ -71,14 +71,14 @@ class LrStress(OnImages):
 
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:
-        """lr_stress.png."""
+        """Draws lr_stress.png."""
         draw(found, title, folder / "lr_stress.png")
 
 
 def ramp(
     kind: str, seed: int, options: LrStress, dataset: data.Dataset
 ) -> dict[str, list[float | None]]:
-    """Loss at each learning rate, and now and then the accuracy with either kind of statistics."""
+    """Returns the loss at each rate; for batch norm, also accuracies with both kinds of statistics."""
     name: Any = "batch" if kind == "frozen batch" else kind
     settings = cifar10.completed(cifar10.Settings(norm=name, epochs=1), dataset)
     model = network_of(settings, len(dataset.classes))
@@ -119,7 +119,7 @@ def ramp(
 
 @lru_cache
 def ramping(options: LrStress) -> tuple[Any, optax.GradientTransformation]:
-    """The learning rate by the step, and the optimizer that follows it."""
+    """Returns the learning-rate schedule and the optimizer that follows it."""
     rate: Any = optax.exponential_decay(options.low, options.steps - 1, options.high / options.low)
     return rate, optax.sgd(rate, 0.9, nesterov=True)
 
@@ -128,7 +128,7 @@ def ramping(options: LrStress) -> tuple[Any, optax.GradientTransformation]:
 def train_step(
     model: Any, state: tools.TrainState, images: jax.Array, labels: jax.Array
 ) -> tuple[tools.TrainState, jax.Array]:
-    """One step of plain cross-entropy."""
+    """Takes one training step with plain cross-entropy; returns the new state and the loss."""
 
     def loss_of(params: Any) -> tuple[jax.Array, Any]:
         logits, updated = model.apply(
@@ -145,24 +145,24 @@ def train_step(
 
 
 def smoothed(losses: list[Any]) -> np.ndarray:
-    """Mean over 10 steps; NaN counts as infinite."""
+    """Mean of the losses over 10 steps; None (a loss that is not finite) counts as infinite."""
     values = np.array([math.inf if loss is None else loss for loss in losses])
     return np.array([values[max(0, i - 9) : i + 1].mean() for i in range(len(values))])
 
 
 def breaks_at(found: dict[str, list[Any]]) -> float:
-    """The learning rate from which on the loss is that of guessing, or above; infinite if none is."""
+    """The learning rate from which on the loss is no better than guessing; infinite if there is none."""
     losing = smoothed(found["loss"]) > 0.99 * GUESSING
     if not losing[-1]:
         return math.inf
     return found["rate"][len(losing) - int(np.argmin(losing[::-1]))]
 
 
-# --- the picture -----------------------------------------------------------------------------------
+# --- the plot --------------------------------------------------------------------------------------
 
 
 def draw(found: dict[str, list[dict[str, list[Any]]]], title: str, path: Path) -> None:
-    """Training loss of all, and the evaluation of batch norm, against the learning rate."""
+    """Draws all training losses and the accuracy of batch norm in evaluation against the learning rate."""
     figure, (left, right) = report.new_panels(
         title, ["Training loss as the learning rate rises", "Batch norm, evaluated on the way"]
     )

@@ -1,11 +1,11 @@
-"""The same training on one device and on many, three ways: jit over a mesh, shard_map and pmap.
+"""The same training on one device and on many, in three ways: jit over a mesh, shard_map and pmap.
 
-    python -m examples.many_devices                # on 1, 2, 4 and 8 (virtual) devices, some minutes
+    python -m examples.many_devices                # on 1, 2, 4 and 8 (virtual) devices, a few minutes
 
-Trains the CNN of the CIFAR-10 example for some steps at one global batch size, and compares the loss of
-every step with that on one device; then once more with statistics of each device alone. The arithmetic is
-float64, so that what remains is no rounding: in float32, activations that tie in a maximum make the
-smallest rounding grow from step to step, on one device as on many.
+Trains the CNN of the CIFAR-10 example for 40 steps at the same global batch size, and compares the loss of
+every step with the loss on one device; then repeats this with separate statistics per device. The arithmetic
+is float64 to rule out rounding: in float32, activations that tie in a maximum amplify even the smallest
+rounding error from step to step, on one device as well as on many.
 """
 
 import json
@@ -36,26 +36,26 @@ Step: TypeAlias = Callable[..., tuple[cifar10.TrainState, jax.Array]]
 
 @dataclass(frozen=True)
 class Options:
-    """What is trained, and where."""
+    """Options of the comparison."""
 
     devices: tuple[int, ...] = (2, 4, 8)
-    """Numbers of devices to compare with one; on a CPU they are virtual ones."""
+    """Numbers of devices to compare with one; on a CPU, they are virtual."""
     steps: int = 40
     """Training steps."""
     dtype: Literal["float64", "float32"] = "float64"
-    """Of everything."""
+    """dtype of the parameters, the statistics and the activations."""
     data: Literal["auto", "cifar10", "digits"] = "auto"
-    """CIFAR-10, scikit-learn's 8x8 digits, or CIFAR-10 if it can be had and else digits."""
+    """CIFAR-10, scikit-learn's 8x8 digits, or (auto) CIFAR-10 if it is available and otherwise digits."""
     batch_size: int = 256
-    """Images in a batch, over all devices."""
+    """Images per batch, over all devices."""
     lr: float = 0.1
     """Peak learning rate."""
     seed: int = 0
-    """Of the initialization and the order of the images."""
+    """Random seed for the initialization and the order of the images."""
     data_dir: Path | None = None
-    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    """Folder that contains cifar-10-batches-bin/. If unset: $JAXNORM_DATA, or else a one-time download."""
     out: Path = Path("runs/many-devices")
-    """The folder for losses.json and losses.png."""
+    """Folder for losses.json and losses.png."""
 
 
 # --- one step, and where it runs -----------------------------------------------------------------
@@ -70,9 +70,9 @@ def train_step(
     batch_size: int,
     over_devices: Callable[[Any], Any] = lambda gradients: gradients,
 ) -> tuple[cifar10.TrainState, jax.Array]:
-    """The state after a step on these images, and their share of the loss.
+    """Returns the state after a step on these images, and their share of the loss.
 
-    `batch_size` is that of all devices: so the shares of the loss, and of its gradient, add up.
+    `batch_size` counts the images of all devices, so the shares of the loss and of its gradient add up.
     """
 
     def loss_of(params: Any) -> tuple[jax.Array, Any]:
@@ -90,12 +90,12 @@ def train_step(
 
 
 def on(way: str, model: Any, count: int, batch_size: int, *, synced: bool = True) -> Step:
-    """The step on `count` devices; `synced` or not are the statistics of batch norm."""
+    """Returns the step on `count` devices, with synced batch statistics or separate ones per device."""
     chosen = cifar10.devices(count)
     mesh = jax.make_mesh((count,), (AXIS,), (AxisType.Auto,), devices=chosen)
     whole, part = PartitionSpec(), PartitionSpec(AXIS)
     if way == "jit over a mesh":
-        # The program of one device. The compiler finds that statistics and loss are of all devices.
+        # The same program as on one device: the compiler computes statistics and loss over all devices.
         step = jax.jit(partial(train_step, model, batch_size=batch_size))
 
         def call(state: Any, images: Any, labels: Any) -> Any:
@@ -104,15 +104,15 @@ def on(way: str, model: Any, count: int, batch_size: int, *, synced: bool = True
 
         return call
 
-    # The program of each device: the norms must be told the name of the axis.
+    # The program that each device runs: the norms need the name of the axis.
     model = model.clone(norm=partial(model.norm, axis_name=AXIS if synced else None))
     step = partial(train_step, model, batch_size=batch_size)
     if way == "shard_map":
 
         def of_each(state: Any, images: Any, labels: Any) -> Any:
-            # jax itself sums the gradient of what is whole on every device.
+            # JAX itself sums the gradients of replicated arrays over the devices.
             state, loss = step(state, images, labels)
-            if not synced:  # for the sake of the comparison: any device's
+            if not synced:  # out_specs need replicated statistics; the loss ignores them
                 state = state.replace(batch_stats=lax.pmean(state.batch_stats, AXIS))
             return state, lax.psum(loss, AXIS)
 
@@ -138,7 +138,7 @@ def on(way: str, model: Any, count: int, batch_size: int, *, synced: bool = True
 
 
 def losses(step: Step, state: cifar10.TrainState, batches: Sequence[Any]) -> list[float]:
-    """The loss of each step."""
+    """Returns the loss of each step."""
     found = []
     for images, labels in batches:
         state, loss = step(state, images, labels)
@@ -147,7 +147,7 @@ def losses(step: Step, state: cifar10.TrainState, batches: Sequence[Any]) -> lis
 
 
 def compare(options: Options) -> dict[str, list[float]]:
-    """The losses on one device, on many in each way, and with statistics of each device alone."""
+    """Returns the losses on one device, on many in each way, and with separate statistics per device."""
     dataset = data.load(options.data, options.data_dir)
     settings = cifar10.Settings(
         widths=(16, 32),
@@ -180,7 +180,7 @@ def compare(options: Options) -> dict[str, list[float]]:
 
 
 def apart(found: dict[str, list[float]]) -> dict[str, np.ndarray]:
-    """How far each is from one device at each step, relative to its loss there."""
+    """The relative difference of each run's losses from those on one device, at each step."""
     one = np.asarray(found["1 device"])
     return {
         name: np.abs(np.asarray(x) / one - 1) for name, x in found.items() if name != "1 device"
@@ -188,7 +188,7 @@ def apart(found: dict[str, list[float]]) -> dict[str, np.ndarray]:
 
 
 def table(found: dict[str, list[float]]) -> Table:
-    """The largest difference of each."""
+    """A table of the largest difference of each run."""
     result = Table(title="Loss of each step against one device", title_justify="left")
     result.add_column("trained on")
     result.add_column("largest difference", justify="right")
@@ -198,7 +198,7 @@ def table(found: dict[str, list[float]]) -> Table:
 
 
 def draw(found: dict[str, list[float]], title: str, path: Path) -> None:
-    """The differences over the steps: with statistics of all devices, and of each alone."""
+    """Draws the differences over the steps: with synced statistics, and with separate ones per device."""
     figure, axes = report.new_figure(
         title, "Difference of each step's loss from that on one device"
     )
@@ -221,7 +221,7 @@ def draw(found: dict[str, list[float]], title: str, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     options = tyro.cli(
         Options,
         prog="python -m examples.many_devices",
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"The same training on {counts} devices ({options.dtype})",
         options.out / "losses.png",
     )
-    console.print(f"Losses and picture are in {options.out}/", soft_wrap=True, highlight=False)
+    console.print(f"Losses and plot are in {options.out}/", soft_wrap=True, highlight=False)
     return 0
 
 

@@ -1,9 +1,9 @@
-"""What batch norm does in training and in evaluation, measured on the same held-out images.
+"""Measures what batch norm does in training and in evaluation mode, on the same held-out images.
 
-- `accuracy_with_running_statistics`: evaluation mode. Each image is classified by itself.
-- `accuracy_with_batch_statistics`: training mode. Images are classified in batches of some size, and
-  each batch normalizes itself; nothing is learned.
-- `statistics_gap`: how far the running statistics of each layer are from those of a batch.
+- `accuracy_with_running_statistics`: evaluation mode. Each image is classified independently.
+- `accuracy_with_batch_statistics`: training mode. Images are classified in batches, each normalized with
+  its own statistics; nothing is learned.
+- `statistics_gap`: how far the running statistics of each layer are from the statistics of a batch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from flax.traverse_util import flatten_dict
 
-EPSILON = 1e-5  # that of BatchNorm
-CHUNK = 512  # images in one call; also the largest batch whose statistics are tried
+EPSILON = 1e-5  # the default of BatchNorm
+CHUNK = 512  # images per call, and the largest batch size for batch statistics
 
 Variables = Mapping[str, Any]
 Images = npt.NDArray[np.uint8]
@@ -26,17 +26,17 @@ Labels = npt.NDArray[np.int32]
 
 
 class Gap(NamedTuple):
-    """How far the running statistics of one layer are from those of a batch, over its channels."""
+    """The gap between one layer's running statistics and those of a batch, over its channels."""
 
     layer: str
     mean: float  # root mean square of (batch mean - running mean), in running standard deviations
-    std: float  # mean factor between the standard deviations of batch and running; 1 is agreement
+    std: float  # mean factor between the batch's and the running standard deviation; 1 if equal
 
 
 def accuracy_with_running_statistics(
     model: nn.Module, variables: Variables, images: Images, labels: Labels
 ) -> float:
-    """Share of `images` classified right in evaluation mode; it depends on no batch size."""
+    """Fraction of `images` classified correctly in evaluation mode; independent of the batch size."""
     correct = sum(
         int(_correct_by_running_statistics(model, variables, *chunk))
         for chunk in _chunks(images, labels)
@@ -47,10 +47,10 @@ def accuracy_with_running_statistics(
 def accuracy_with_batch_statistics(
     model: nn.Module, variables: Variables, images: Images, labels: Labels, batch_size: int
 ) -> float:
-    """Share of `images` classified right in training mode, in batches of `batch_size`.
+    """Fraction of `images` classified correctly in training mode, in batches of `batch_size`.
 
-    `batch_size` divides 512. The last batch may have fewer images: it is filled up and masked, so the
-    filling takes no part in the statistics.
+    `batch_size` must divide 512. If the last batch has fewer images, it is padded and masked, so the
+    padding does not enter the statistics.
     """
     if CHUNK % batch_size:
         raise ValueError(f"batch_size must divide {CHUNK}; got {batch_size}; try 2, 8, 32 or 512.")
@@ -64,7 +64,7 @@ def accuracy_with_batch_statistics(
 def statistics_gap(
     model: nn.Module, variables: Variables, images: Images, labels: Labels
 ) -> list[Gap]:
-    """The gap of every batch norm in `model`, on the first 512 of `images`."""
+    """Returns the gap of every batch norm in `model`, on the first 512 of `images`."""
     if not has_batch_norm(variables):
         return []
     chunk, _, counted = next(_chunks(images, labels))
@@ -85,13 +85,13 @@ def statistics_gap(
 
 
 def has_batch_norm(variables: Variables) -> bool:
-    """Whether some layer of the model is a batch norm, with two kinds of statistics to compare."""
+    """Whether the model has a batch norm, and so two kinds of statistics to compare."""
     paths = flatten_dict(variables.get("batch_stats", {}))
     return any(name.startswith("BatchNorm_") for path in paths for name in path)
 
 
 def scaled(images: jax.Array) -> jax.Array:
-    """uint8 pixels to about [-2, 2]: what the network is fed."""
+    """Scales uint8 pixels to about [-2, 2], the input of the network."""
     return images.astype(jnp.float32) / 64 - 2
 
 
@@ -118,7 +118,7 @@ def _correct_by_batch_statistics(
         logits, _ = model.apply(variables, images, train=True, mask=mask, mutable=["batch_stats"])
         return logits.argmax(-1)
 
-    # One vmap over many small batches: each has statistics of its own.
+    # vmap over many small batches, each with its own statistics.
     batches = scaled(images).reshape(-1, batch_size, *images.shape[1:])
     answers = jax.vmap(classify)(batches, counted.reshape(-1, batch_size)).reshape(-1)
     return ((answers == labels) & counted).sum()
@@ -128,7 +128,7 @@ def _correct_by_batch_statistics(
 def _statistics_of(
     forgetful: Any, variables: Variables, images: jax.Array, counted: jax.Array
 ) -> Variables:
-    """Statistics of this batch in every layer: the running ones of a model that keeps nothing old."""
+    """Statistics of this batch in every layer: the running statistics of a model with momentum 0."""
     mask = counted[:, None, None, None]
     _, updated = forgetful.apply(
         variables, scaled(images), train=True, mask=mask, mutable=["batch_stats"]
@@ -138,14 +138,14 @@ def _statistics_of(
 
 @cache
 def _forgetful(model: Any) -> nn.Module:
-    """`model`, keeping nothing old in its running statistics. One for each, so that jit knows it again."""
+    """Returns `model` with momentum 0. The result is cached, so jit recognizes it."""
     return model.clone(norm=partial(model.norm, momentum=0.0))
 
 
 def _chunks(
     images: Images, labels: Labels
 ) -> Iterator[tuple[Images, Labels, npt.NDArray[np.bool_]]]:
-    """Chunks of 512 images, labels and which of them count: the last one is filled up."""
+    """Yields chunks of 512 images, labels and a mask that excludes the padding of the last chunk."""
     for start in range(0, len(labels), CHUNK):
         part = slice(start, start + CHUNK)
         missing = CHUNK - len(labels[part])
@@ -158,6 +158,6 @@ def _chunks(
 
 
 def _natural(layer: str) -> list[tuple[str, int]]:
-    """Sorts NormalizedConv_10 after NormalizedConv_9."""
+    """Sort key that puts NormalizedConv_10 after NormalizedConv_9."""
     parts = [part.rpartition("_") for part in layer.split("/")]
     return [(name, int(number)) for name, _, number in parts]

@@ -1,8 +1,8 @@
-"""The two networks of the CIFAR-10 example. Which norm they have is an argument.
+"""The two networks of the CIFAR-10 example, with the norm as an argument.
 
-A norm is a constructor, such as `jnl.get_norm("group", num_groups=8)` gives. Batch norm needs two things
-of a model: `train` tells whether to use the statistics of the batch or the running ones, and `mask` says
-which images of a padded batch count. Every other norm takes them too, and ignores what it has no use for.
+A norm is a constructor, as returned by `jnl.get_norm("group", num_groups=8)`. Batch norm needs two arguments
+from a model: `train` selects batch statistics or running statistics, and `mask` excludes the padding of a
+batch. Every other norm accepts both as well, and ignores those it does not use.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ SHARED = ("norm", "wrap", "bias", "place", "activation", "dtype")
 
 
 class NormalizedConv(nn.Module):
-    """3x3 convolution, max pool if asked for, then norm and activation in the order `place` says."""
+    """3x3 convolution and optional max pool, then norm and activation in the order given by `place`."""
 
     features: int
     norm: Norm = jnl.BatchNorm
-    wrap: Norm | None = None  # a norm of weights around the convolution
-    bias: bool = False  # batch norm would subtract it again with the mean
+    wrap: Norm | None = None  # a norm of the weights, wrapped around the convolution
+    bias: bool = False  # batch norm would cancel it by subtracting the mean
     place: Place = "before"
     dtype: Any = jnp.float32
     pool: bool = False
@@ -37,7 +37,7 @@ class NormalizedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Activations of (N, H, W, features) from (N, H, W, channels)."""
+        """Returns activations with `features` channels for an input (N, H, W, channels)."""
         conv = nn.Conv(self.features, (3, 3), self.strides, use_bias=self.bias, dtype=self.dtype)
         x = conv(x) if self.wrap is None else self.wrap(conv)(x, use_running_average=not train)
         if self.pool:
@@ -51,34 +51,34 @@ class NormalizedConv(nn.Module):
 
 
 class CNN(nn.Module):
-    """A stem, groups of convolutions that halve the image, a maximum over what is left, a linear layer.
+    """A stem, groups of convolutions that each halve the image, global max pooling and a linear layer.
 
-    The shape is that of airbench (Jordan, 2024, https://arxiv.org/abs/2404.00498), narrower.
+    A narrower version of airbench (Jordan, 2024, https://arxiv.org/abs/2404.00498).
     """
 
     widths: tuple[int, ...] = (64, 64, 128)  # channels of each group
-    depth: int = 2  # convolutions a group
+    depth: int = 2  # convolutions per group
     stem_width: int = 32
     stem_stride: int = 2
     norm: Norm = jnl.BatchNorm
     wrap: Norm | None = None
     bias: bool = False
     place: Place = "before"
-    activation: Activation | None = nn.relu  # None where the norm has one of its own
+    activation: Activation | None = nn.relu  # None if the norm includes one
     dtype: Any = jnp.float32
     classes: int = 10
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Logits (N, classes) of images (N, H, W, channels)."""
+        """Returns logits (N, classes) for images (N, H, W, channels)."""
         x = x.astype(self.dtype)
-        stride = self.stem_stride if x.shape[1] > 16 else 1  # 8x8 digits have no pixel to spare
+        stride = self.stem_stride if x.shape[1] > 16 else 1  # 8x8 digits are too small for a stride
         x = nn.relu(nn.Conv(self.stem_width, (stride + 2,) * 2, stride, dtype=self.dtype)(x))
         for width in self.widths:
             for i in range(self.depth):
                 x = normalized_conv(self, width, pool=i == 0)(x, train, mask)
         x = x.max((1, 2))
-        # Small logits at the start, so that the first steps are not all about their size.
+        # Start with small logits, so that their scale does not dominate the first steps.
         return nn.Dense(self.classes, use_bias=False)(at_least_float32(x)) / 9
 
 
@@ -89,13 +89,13 @@ class ResNet20(nn.Module):
     wrap: Norm | None = None
     bias: bool = False
     place: Place = "before"
-    activation: Activation | None = nn.relu  # None where the norm has one of its own
+    activation: Activation | None = nn.relu  # None if the norm includes one
     dtype: Any = jnp.float32
     classes: int = 10
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Logits (N, classes) of images (N, H, W, channels)."""
+        """Returns logits (N, classes) for images (N, H, W, channels)."""
 
         def conv(features: int, x: jax.Array, **options: Any) -> jax.Array:
             return normalized_conv(self, features, **options)(x, train, mask)
@@ -105,7 +105,7 @@ class ResNet20(nn.Module):
             for _ in range(3):
                 strides = 1 if x.shape[-1] == width else 2
                 y = conv(width, conv(width, x, strides=strides), activation=None)
-                # Where the shape changes, the shortcut takes every other pixel and pads the channels.
+                # If the shape changes, the shortcut takes every other pixel and pads the channels.
                 shortcut = x[:, ::strides, ::strides]
                 x = nn.relu(y + jnp.pad(shortcut, [(0, 0)] * 3 + [(0, width - x.shape[-1])]))
         x = at_least_float32(x).mean((1, 2))
@@ -113,21 +113,21 @@ class ResNet20(nn.Module):
 
 
 def normalized_conv(model: CNN | ResNet20, features: int, **options: Any) -> NormalizedConv:
-    """A convolution with the norm of `model`."""
+    """Returns a convolution with the norm of `model`."""
     of_all = {name: getattr(model, name) for name in SHARED}
     return NormalizedConv(features, **{**of_all, **options})
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """`x` for the last layer, which decides."""
+    """Casts `x` to at least float32 for the last layer."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pool; an odd last row or column is dropped, and a single pixel stays as it is.
+    """2x2 max pool that drops an odd last row or column; a single row or column is returned as it is.
 
-    Written with maxima of slices, its gradient is a select. That of a window reduction is a scatter,
-    which takes a CPU several times as long.
+    It is written with maxima of slices, so its gradient is a select. The gradient of a window reduction is
+    a scatter, which is several times slower on a CPU.
     """
     _, h, w, _ = x.shape
     if min(h, w) == 1:

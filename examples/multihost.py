@@ -1,11 +1,11 @@
-"""Train the CIFAR-10 example in several processes: on one machine, or one on each of many.
+"""Train the CIFAR-10 example in several processes, on one machine or on many.
 
     python -m examples.multihost --local 3          # three processes here, on the CPU
-    srun python -m examples.multihost               # one of those that SLURM has started
+    srun python -m examples.multihost               # one of the processes that SLURM starts
 
-Each process loads its share of every batch. The statistics of batch norm are those of the whole batch, as
-under any jit over a mesh: the model has no axis name, and the step is that of cifar10.py. The last batch
-of an epoch is what is left over: it is filled up and masked, so some processes may have no image in it.
+Each process loads its share of every batch. Batch norm computes the statistics of the whole batch, as with
+any jit over a mesh: the model has no axis name, and the training step is the one of cifar10.py. The last
+batch of an epoch is padded and masked, so some processes may have no real images in it.
 """
 
 import dataclasses
@@ -30,41 +30,41 @@ from . import cifar10, data
 from .runs import Run, RunError
 
 console = Console()
-AGAIN = "Start all of them again with --name NAME --resume to continue from the last checkpoint."
+AGAIN = "Restart all processes with --name NAME --resume to continue from the last checkpoint."
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every process is told."""
+    """Options of every process."""
 
     settings: cifar10.Settings
     local: int | None = None
     """Start this many processes here, on the CPU, and wait for them."""
     coordinator: str | None = None
-    """HOST:PORT of process 0 [unset: what SLURM, Open MPI or Kubernetes says]."""
+    """HOST:PORT of process 0. If unset: as given by SLURM, Open MPI or Kubernetes."""
     processes: int | None = None
-    """How many processes there are [unset: likewise]."""
+    """Number of processes. If unset: as given by the scheduler."""
     process_id: int | None = None
-    """Which of them this is, from 0 [unset: likewise]."""
+    """Index of this process, from 0. If unset: as given by the scheduler."""
     name: str | None = None
-    """Of the run's folder [unset: data set and multihost]."""
+    """Name of the run's folder. If unset: the data set and "multihost"."""
     runs: Path = Path("runs")
-    """The folder of all runs, which all processes must see."""
+    """Folder of all runs, accessible to all processes."""
     data_dir: Path | None = None
-    """Folder that holds cifar-10-batches-bin/ [unset: $JAXNORM_DATA, or it is downloaded once]."""
+    """Folder that contains cifar-10-batches-bin/. If unset: $JAXNORM_DATA, or else a one-time download."""
     resume: bool = False
-    """Continue the run NAME from its last checkpoint; the number of processes may be another."""
+    """Resume run NAME from its last checkpoint; the number of processes may be different."""
     timeout: int = 60
-    """Seconds to wait for the others to join, and for a sign of life of each."""
+    """Seconds to wait for other processes to join, and for a heartbeat of each."""
 
 
 # --- one process ---------------------------------------------------------------------------------
 
 
 def join(options: Options) -> int:
-    """Be one of the processes, and train; the exit status."""
+    """Joins the other processes and trains; returns the exit status."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # Said before it waits: jax itself ends the process if one does not join, and does not say this.
+    # Printed before the wait: if a process does not join, JAX ends this one without such a message.
     say(
         f"process {'?' if options.process_id is None else options.process_id}: waiting for "
         f"{options.processes or 'all'} processes at {options.coordinator or 'the coordinator'}; "
@@ -78,10 +78,10 @@ def join(options: Options) -> int:
             initialization_timeout=options.timeout,
             heartbeat_timeout_seconds=options.timeout,
         )
-    except ValueError as error:  # it found no scheduler
+    except ValueError as error:  # JAX found no scheduler
         raise RunError(
-            f"the processes must be started by a scheduler that jax knows, or be told of each other; "
-            f"jax says: {error} Start several here with --local 3, or give each --coordinator HOST:PORT "
+            f"the processes must be started by a scheduler that JAX supports, or get explicit addresses; "
+            f"JAX says: {error} Start several here with --local 3, or give each --coordinator HOST:PORT "
             f"--processes N --process-id I."
         ) from error
     try:
@@ -90,18 +90,18 @@ def join(options: Options) -> int:
         me = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(error, RunError | data.DataError):
             say(f"[bold red]error:[/] {me}: {error}")
-        else:  # of a collective, perhaps: jax has no type of its own for it
+        else:  # perhaps from a collective: JAX has no error type for these
             traceback.print_exc()
             say(
-                f"[bold red]error:[/] {me} stopped: {str(error).splitlines()[0]}\nIf this speaks of a "
+                f"[bold red]error:[/] {me} stopped: {str(error).splitlines()[0]}\nIf this mentions a "
                 f"connection, another process died: look for its message. {AGAIN}"
             )
-        os._exit(1)  # an orderly end would wait for the others, and they wait for this one
+        os._exit(1)  # a regular exit would wait for the others, which wait for this one
     return 0
 
 
 def train(options: Options) -> None:
-    """Trains to the last epoch, saving after each; process 0 prints and measures."""
+    """Trains to the last epoch and saves after each; process 0 prints and evaluates."""
     first = jax.process_index() == 0
     settings, run, dataset = begin(options)
     model = cifar10.build_model(settings, len(dataset.classes))
@@ -115,7 +115,7 @@ def train(options: Options) -> None:
         state = run.restore(state)
     done = int(state.step) // steps_per_epoch
     metrics = run.metrics(done)
-    # Every process has the same state; together they make it one array that is whole on each device.
+    # Every process has the same state: turn it into global arrays that are replicated on all devices.
     state = jax.tree.map(
         lambda a: jax.make_array_from_process_local_data(everywhere, np.asarray(a)), state
     )
@@ -153,12 +153,12 @@ def train(options: Options) -> None:
 
 
 def begin(options: Options) -> tuple[cifar10.Settings, Run, data.Dataset]:
-    """The settings, the folder and the data of a new run, or of the one to continue.
+    """Returns the settings, the folder and the data of a new run, or of the run to resume.
 
     Raises:
-        RunError: there is no such run, or the batch cannot be split over the devices.
+        RunError: If there is no such run, or the batch cannot be split over the devices.
     """
-    if options.resume and options.name:  # the run knows its data
+    if options.resume and options.name:  # the run's settings name its data
         run = Run(options.runs, options.name)
         settings = cifar10.resumed(options.settings, run)
         dataset = data.load(settings.data, options.data_dir)
@@ -183,13 +183,13 @@ def begin(options: Options) -> tuple[cifar10.Settings, Run, data.Dataset]:
 def shares(
     dataset: data.Dataset, settings: cifar10.Settings, epoch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """This process's images and labels of each batch, and which of them count: all but in the last batch."""
+    """Yields this process's part of each batch: images, labels and a mask that excludes padding."""
     size, each = settings.batch_size, settings.batch_size // jax.process_count()
     order = np.random.default_rng((settings.seed, epoch)).permutation(len(dataset.train_labels))
     for start in range(0, len(order), size):
         chosen = order[start : start + size][each * jax.process_index() :][:each]
         counted = np.arange(each) < len(chosen)
-        chosen = np.resize(chosen, each) if len(chosen) else np.zeros(each, int)  # filled up
+        chosen = np.resize(chosen, each) if len(chosen) else np.zeros(each, int)  # padding
         yield dataset.train_images[chosen], dataset.train_labels[chosen], counted
 
 
@@ -197,7 +197,7 @@ def shares(
 
 
 def start(options: Options, arguments: list[str]) -> int:
-    """Start several processes with the same arguments, and wait for them; the exit status."""
+    """Starts several processes with the same arguments and waits for them; returns the exit status."""
     assert options.local is not None
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -223,12 +223,12 @@ def start(options: Options, arguments: list[str]) -> int:
 
 
 def say(text: str) -> None:
-    """A line on standard error."""
+    """Prints a line to standard error."""
     Console(stderr=True).print(text, soft_wrap=True, highlight=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = tyro.cli(
         Options,

@@ -1,4 +1,4 @@
-"""The tables of the documentation, made from the stored metrics of the experiments.
+"""Writes the tables of the documentation from the stored metrics of the experiments.
 
 python -m examples.page          # after results/ has changed
 """
@@ -28,20 +28,20 @@ PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("measured.md", "
 
 
 def main() -> None:
-    """Writes them."""
+    """Updates the tables on all pages."""
     for page in PAGES:
         page.write_text(written(page.read_text()))
 
 
 def written(page: str) -> str:
-    """The page with the tables of all that is stored."""
+    """Returns the page with the tables of all stored results."""
     for name in EXPERIMENTS:
         page = with_section(page, name, section(name))
     return page
 
 
 def section(name: str) -> str:
-    """What was trained on what, where, for how long; and the tables."""
+    """Returns the command, duration, machine and versions of an experiment, and its tables."""
     module = importlib.import_module(f"examples.{name}")
     kind: type[Experiment] = getattr(module, EXPERIMENTS[name])
     record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
@@ -55,13 +55,13 @@ def section(name: str) -> str:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
+    """Returns a Markdown table."""
     lines = [f"| {' | '.join(line)} |" for line in (header, *rows)]
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
 def with_section(page: str, what: str, section: str) -> str:
-    """The page with this between the marks of `what`."""
+    """Returns the page with `section` between the markers of `what`."""
     start, end = rf"<!-- {re.escape(what)}: written by [^>]+ -->\n", f"<!-- end of {what} -->\n"
     pattern = rf"({start}).*?{re.escape(end)}"
     return re.sub(pattern, lambda mark: f"{mark[1]}\n{section}\n\n{end}", page, flags=re.S)

@@ -1,4 +1,4 @@
-"""The tables and pictures of the CIFAR-10 example."""
+"""Tables and plots of the CIFAR-10 example, and the plot style of all examples."""
 
 import math
 import os
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Files only, without a screen; a notebook has chosen already.
+# Render to files without a screen, unless a notebook has already chosen a backend.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import matplotlib.pyplot as plt
@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.table import Table
 
-# Okabe and Ito's colours: apart in greyscale and for the colour-blind.
+# Okabe and Ito's colours, distinguishable in greyscale and for the colour-blind.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 
 
 def accuracy_table(measured: Mapping[str, Any]) -> Table:
-    """Accuracy with each kind of statistics."""
+    """A table of accuracy with each kind of statistics."""
     table = Table(title=f"Accuracy on {measured['images']:,} held-out images", title_justify="left")
     table.add_column("normalized with")
     table.add_column("accuracy", justify="right")
@@ -30,7 +30,7 @@ def accuracy_table(measured: Mapping[str, Any]) -> Table:
 
 
 def gap_table(measured: Mapping[str, Any]) -> Table:
-    """Running statistics of each layer against those of a batch."""
+    """A table of each layer's running statistics compared with the statistics of a batch."""
     table = Table(
         title=f"Running statistics against a batch of {min(512, measured['images'])}",
         title_justify="left",
@@ -46,7 +46,7 @@ def gap_table(measured: Mapping[str, Any]) -> Table:
 def draw(
     epochs: Sequence[Mapping[str, Any]], measured: Mapping[str, Any], title: str, folder: Path
 ) -> None:
-    """Writes curves.png and train_vs_eval.png, as far as there is something to draw."""
+    """Draws curves.png and train_vs_eval.png, if there is data for them."""
     if epochs:
         draw_curves(epochs, title, folder / "curves.png")
     if measured["batch"]:
@@ -55,7 +55,7 @@ def draw(
 
 
 def draw_curves(epochs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """Accuracy over the epochs: in training, and in evaluation with either kind of statistics."""
+    """Draws accuracy over the epochs: in training, and in evaluation with both kinds of statistics."""
     figure, axes = new_figure(title, "Training batches against held-out images")
     _of_accuracy(axes)
     number = [epoch["epoch"] for epoch in epochs]
@@ -81,7 +81,7 @@ def draw_curves(epochs: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
 def draw_train_vs_eval(
     running: float, by_batch_size: Mapping[int, float], title: str, path: Path
 ) -> None:
-    """Accuracy against the size of the batch that normalizes itself; running statistics as a line."""
+    """Draws accuracy with batch statistics against the batch size, and a line for running statistics."""
     figure, axes = new_figure(title, "The same held-out images, the same weights")
     _of_accuracy(axes)
     axes.axhline(running, color=BLUE)
@@ -111,7 +111,7 @@ def draw_train_vs_eval(
         textcoords="offset points",
         color=BLUE,
     )
-    # Beside the first segment: the curve rises there, so its lower right is free.
+    # Place it beside the first segment: the curve rises there, so the space below it is free.
     beside = math.sqrt(sizes[0] * sizes[1]), (values[0] + values[1]) / 2
     axes.annotate(
         "statistics of the batch (train mode)",
@@ -124,13 +124,13 @@ def draw_train_vs_eval(
 
 
 def new_figure(title: str, subtitle: str) -> tuple[Any, Axes]:
-    """A figure in the style of all of them."""
+    """Returns a figure in the common style."""
     figure, (axes,) = new_panels(title, [subtitle])
     return figure, axes
 
 
 def new_panels(title: str, subtitles: Sequence[str]) -> tuple[Any, Sequence[Axes]]:
-    """The same with panels side by side."""
+    """Returns a figure in the common style with panels side by side."""
     count = len(subtitles)
     figure, (panels,) = plt.subplots(
         1, count, figsize=(7 * count, 4.5), layout="constrained", squeeze=False
@@ -144,7 +144,7 @@ def new_panels(title: str, subtitles: Sequence[str]) -> tuple[Any, Sequence[Axes
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes it, and forgets it."""
+    """Saves a figure and closes it."""
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -1,14 +1,14 @@
-"""Sequences of different lengths: a recurrent network and a transformer with batch, layer and RMS norm.
+"""Sequences of different lengths: a transformer and a recurrent network with batch, layer and RMS norm.
 
     python -m examples.sequence
 
-The data are scikit-learn's digits, read as sequences: the ink of each in reading order, as (row, column,
-strength). So they are 16 to 42 long; shorter ones are padded, with NaN, to see that none gets through. A
-masked batch norm standardizes the three features, and is the only thing that the padding ever reaches.
+The data are scikit-learn's digits, read as sequences: the ink of each digit in reading order, as (row,
+column, strength). The sequences have 16 to 42 steps; shorter ones are padded with NaN, to check that no
+padding leaks. A masked batch norm standardizes the three features; it is the only layer that padding reaches.
 
-Batch norm takes the mean of all time steps of all sequences in the transformer, and of one time step in the
-recurrent network, which shares its running statistics over time. It is also trained with its mask left out
-(on padding of zeros, since NaN would end it at once), which is the usual mistake.
+In the transformer, batch norm takes statistics over all time steps of all sequences. In the recurrent
+network, it takes them over one time step, and shares its running statistics over time. Batch norm is also
+trained without its mask, a common mistake (with zeros as padding, because NaN would break it at once).
 """
 
 import statistics
@@ -41,14 +41,14 @@ NORMS = ("none", "batch, not masked", "batch", "layer", "rms")
 
 
 class Transformer(nn.Module):
-    """Two blocks of attention and a small perceptron, a norm before each."""
+    """Two blocks of attention and a small MLP, with a norm before each."""
 
     norm: Norm
     masked: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
-        """Logits (N, 10) of sequences (N, time, features), of which `mask` (N, time) says what counts."""
+        """Returns logits (N, 10) for sequences (N, time, features) with a `mask` (N, time)."""
 
         def normalized(x: jax.Array) -> jax.Array:
             counted = mask[..., None] if self.masked else None
@@ -63,19 +63,19 @@ class Transformer(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """h ← tanh(norm(W x + U h)), and the last h of each sequence."""
+    """The recurrence h ← tanh(norm(W x + U h)), and a linear layer on the last h of each sequence."""
 
     norm: Norm
     masked: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
-        """Logits (N, 10), as those of the transformer."""
+        """Returns logits (N, 10), like the transformer."""
         x = nn.Dense(WIDTH)(standardized(x, mask, train))
         cell, h = Cell(self.norm, self.masked, train), jnp.zeros((len(x), WIDTH))
         if self.is_initializing():
-            cell(h, (x[:, 0], mask[:, 0]))  # the scan takes statistics that are there already
-        # All time steps share them: in training each hands them on, in evaluation each reads the same.
+            cell(h, (x[:, 0], mask[:, 0]))  # creates the statistics, which the scan needs
+        # All time steps share the statistics: training carries them along, evaluation broadcasts them.
         over_time = nn.scan(
             lambda cell, h, step: cell(h, step),
             variable_broadcast=["params"] if train else ["params", "batch_stats"],
@@ -96,7 +96,7 @@ class Cell(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        """The next h."""
+        """Returns the next h."""
         x, going_on = step[0], step[1][:, None]
         z = x + nn.Dense(WIDTH, use_bias=False, kernel_init=nn.initializers.orthogonal())(h)
         counted = going_on if self.masked else None
@@ -105,7 +105,7 @@ class Cell(nn.Module):
 
 
 def standardized(x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
-    """Features with mean 0 and variance 1 over all that counts; whatever the padding is."""
+    """Standardizes the features over the unmasked time steps, whatever the padding is."""
     return jnl.BatchNorm(use_running_average=not train, momentum=0.9)(x, mask=mask[..., None])
 
 
@@ -114,7 +114,7 @@ NETWORKS: dict[str, Any] = {"transformer": Transformer, "recurrent network": Rec
 
 @lru_cache
 def network(kind: str, norm: str) -> Any:
-    """The same object for the same arguments, so that it is compiled once."""
+    """Returns the same object for the same arguments, so that it is compiled once."""
     name = norm.split(",")[0]
     options = {"momentum": 0.9} if name == "batch" else {}
     return NETWORKS[kind](jnl.get_norm(name, **options), masked=norm != "batch, not masked")
@@ -125,31 +125,31 @@ def network(kind: str, norm: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence(Experiment):
-    """What is trained."""
+    """The sequence experiment."""
 
     name: ClassVar = "sequence"
 
     norms: tuple[str, ...] = NORMS
-    """Norms of the network."""
+    """Norms to compare."""
     epochs: int = 20
     """Passes over the training sequences."""
     batch_size: int = 32
-    """Sequences in a batch."""
+    """Sequences per batch."""
     lr: float = 3e-3
     """Learning rate of Adam."""
     seeds: int = 3
-    """How often everything is repeated."""
+    """Number of repetitions, each with a different seed."""
 
     def load(self) -> Dataset:
-        """scikit-learn's 8x8 digits."""
+        """Loads scikit-learn's 8x8 digits."""
         return load("digits")
 
     def title(self, dataset: str) -> str:
-        """What was trained on what."""
+        """The title of the plots."""
         return f"The ink of {dataset}, read as sequences"
 
     def run(self, dataset: Dataset) -> Any:
-        """Held-out accuracy after each epoch for each seed; and how far NaN in the padding shows."""
+        """Returns held-out accuracies after each epoch for all seeds, and the effect of NaN padding."""
         train, test = sequences(dataset.train_images), sequences(dataset.test_images)
         examples = (*train, dataset.train_labels), (*test, dataset.test_labels)
         return {
@@ -165,7 +165,7 @@ class Sequence(Experiment):
 
     @staticmethod
     def tables(found: Any) -> dict[str, Rows]:
-        """The last accuracy, and the differences."""
+        """Tables of the final accuracy, and of the differences due to padding."""
         of_kinds = list(found["accuracy"].values())
         return {
             "Held-out accuracy": [
@@ -183,12 +183,12 @@ class Sequence(Experiment):
 
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:
-        """sequence.png."""
+        """Draws sequence.png."""
         draw(found["accuracy"], title, folder / "sequence.png")
 
 
 def sequences(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(row, column, strength) of the ink in each, padded with NaN to 64, and what of it counts."""
+    """Returns (row, column, strength) of the ink in each image, padded with NaN, and the mask."""
     values = np.full((len(images), 64, 3), np.nan, np.float32)
     counts = np.zeros((len(images), 64), bool)
     for i, image in enumerate(images[..., 0]):
@@ -200,7 +200,7 @@ def sequences(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trained(kind: str, norm: str, options: Sequence, seed: int, train: Any, test: Any) -> Any:
-    """Held-out accuracy after each epoch."""
+    """Trains a network; returns the held-out accuracy after each epoch."""
     if norm == "batch, not masked":
         train, test = ((np.nan_to_num(x), *rest) for x, *rest in (train, test))
     model = network(kind, norm)
@@ -224,7 +224,7 @@ adam = lru_cache(optax.adam)
 def train_step(
     model: Any, state: tools.TrainState, x: jax.Array, mask: jax.Array, labels: jax.Array
 ) -> tuple[tools.TrainState, Any]:
-    """One step of cross-entropy, and its logits and gradients."""
+    """Takes one training step with cross-entropy; also returns its logits and gradients."""
 
     def loss_of(params: Any) -> tuple[jax.Array, Any]:
         variables = {**state.variables, "params": params}
@@ -238,12 +238,12 @@ def train_step(
 
 @partial(jax.jit, static_argnames="model")
 def accuracy(model: Any, variables: Any, x: Any, mask: Any, labels: Any) -> jax.Array:
-    """Share of sequences classified right, in evaluation."""
+    """Fraction of sequences classified correctly in evaluation mode."""
     return (model.apply(variables, x, mask, train=False).argmax(-1) == labels).mean()
 
 
 def nan_against_zeros(kind: str, x: Any, mask: Any, labels: Any) -> tuple[float, float]:
-    """Largest difference of logits, and of gradients, between padding of NaN and of zeros."""
+    """Largest differences of logits and of gradients between padding with NaN and with zeros."""
     model = network(kind, "batch")
     variables = model.init(jax.random.key(0), x[:64], mask[:64], train=False)
     state = tools.TrainState.of(model, variables, adam(0.0))
@@ -255,11 +255,11 @@ def nan_against_zeros(kind: str, x: Any, mask: Any, labels: Any) -> tuple[float,
     return logits, max(jax.tree.leaves(grads))
 
 
-# --- the picture ---------------------------------------------------------------------------------
+# --- the plot ------------------------------------------------------------------------------------
 
 
 def draw(found: dict[str, dict[str, list[list[float]]]], title: str, path: Path) -> None:
-    """Accuracy over the epochs: lines are means, bands the range over seeds."""
+    """Draws accuracy over the epochs: lines are means, bands the range over seeds."""
     figure, panels = report.new_panels(title, [kind.capitalize() for kind in found])
     styles = (
         (report.GREY, ":"),

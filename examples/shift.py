@@ -1,13 +1,13 @@
-"""Corrupted test images, and which statistics to meet them with.
+"""Classifies corrupted test images with running, batch, mixed and re-estimated statistics.
 
     python -m examples.shift
 
-Trains the CNN of the CIFAR-10 example on clean images. Then the test images are corrupted, and classified
-by the same weights with
+Trains the CNN of the CIFAR-10 example on clean images. Then corrupts the test images, and classifies them
+with the same weights and
 
-- running statistics, those of clean images;
-- statistics of the batch itself (64 images), as training does;
-- a mixture, 16 / (16 + 64) running and the rest the batch's (Schneider et al., 2020,
+- running statistics, which come from clean images;
+- statistics of the batch itself (64 images), as in training;
+- a mixture of 16 / (16 + 64) running statistics and the rest batch statistics (Schneider et al., 2020,
   https://arxiv.org/abs/2006.16971);
 - statistics re-estimated on 2,048 corrupted images without labels (`tools.recalibrate`; Li et al., 2016,
   https://arxiv.org/abs/1603.04779).
@@ -34,30 +34,30 @@ from .training import evaluated, fit, network_of
 Found: TypeAlias = dict[str, dict[str, list[float]]]
 """Accuracy by corruption and kind of statistics, for each seed."""
 
-PRIOR = 16  # images that the running statistics count for in the mixture
+PRIOR = 16  # weight of the running statistics in the mixture, in images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(OnImages):
-    """What is trained, and what it meets."""
+    """The experiment on corrupted images."""
 
     name: ClassVar = "shift"
 
     epochs: int = 2
     """Passes over the training images."""
     images: int = 4096
-    """Test images of each corruption."""
+    """Test images per corruption."""
     batch_size: int = 64
-    """Images in a batch that has statistics of its own."""
+    """Images per batch for batch statistics."""
     seeds: int = 3
-    """How often everything is repeated."""
+    """Number of repetitions, each with a different seed."""
 
     def title(self, dataset: str) -> str:
-        """What was trained on what."""
+        """The title of the plots."""
         return f"CNN trained on clean {dataset}"
 
     def run(self, dataset: data.Dataset) -> Any:
-        """Accuracy of each corruption with each kind of statistics, for each seed."""
+        """Returns the accuracies of all seeds, for each corruption and each kind of statistics."""
         settings = cifar10.completed(cifar10.Settings(epochs=self.epochs), dataset)
         model = network_of(settings, len(dataset.classes))
         images = dataset.test_images[: self.images]
@@ -76,14 +76,14 @@ class Shift(OnImages):
 
     @staticmethod
     def tables(found: Any) -> dict[str, Rows]:
-        """A line for each corruption: mean and range over the seeds."""
+        """A table with a row for each corruption: mean and range over the seeds."""
         header = ["images", *next(iter(found.values()))]
         lines = ([name, *map(mean_and_range, kinds.values())] for name, kinds in found.items())
         return {"Accuracy with each kind of statistics": [header, *lines]}
 
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:
-        """shift.png."""
+        """Draws shift.png."""
         draw(found, title, folder / "shift.png")
 
 
@@ -107,9 +107,9 @@ def accuracies(model: Any, variables: Any, images: Any, labels: Any, size: int) 
 def accuracy_with_share_of_running(
     model: Any, variables: Any, images: Any, labels: Any, size: int, share: float
 ) -> float:
-    """Accuracy in batches, with `share` of the running statistics and the rest from the batch.
+    """Accuracy with `share` of the running statistics and the rest from the batch.
 
-    A step in training mode with that momentum makes these statistics; evaluation then uses them.
+    One step in training mode with momentum `share` computes this mixture, and evaluation then uses it.
     """
     whole = len(labels) // size * size
     parts = zip(*(np.split(a[:whole], whole // size) for a in (images, labels)), strict=True)
@@ -120,7 +120,7 @@ def accuracy_with_share_of_running(
 def right(
     model: Any, share: float, variables: Any, images: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """How many of a batch are classified right."""
+    """The number of images in a batch that are classified correctly."""
     moving, x = model.clone(norm=partial(model.norm, momentum=share)), measure.scaled(images)
     _, updated = moving.apply(variables, x, train=True, mutable=["batch_stats"])
     return (moving.apply({**variables, **updated}, x, train=False).argmax(-1) == labels).sum()
@@ -146,7 +146,7 @@ def _cast(images: Any, seed: int) -> Any:
 
 
 def _corruption(change: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
-    """`change`, rounded to pixels again."""
+    """Wraps `change` to take and return uint8 images."""
     return lambda images, seed: np.clip(change(images.astype(float), seed), 0, 255).astype(np.uint8)
 
 
@@ -159,11 +159,11 @@ CORRUPTIONS: dict[str, Callable[[Any, int], Any]] = {
 }
 
 
-# --- the picture -----------------------------------------------------------------------------------
+# --- the plot --------------------------------------------------------------------------------------
 
 
 def draw(found: Found, title: str, path: Path) -> None:
-    """A row for each corruption: the mean over the seeds, and a line from the least to the most."""
+    """Draws a row for each corruption: the mean over the seeds, and a line for the range."""
     figure, axes = report.new_figure(title, "The same weights, test images corrupted")
     names = list(found)[::-1]
     styles = {

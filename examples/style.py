@@ -1,17 +1,17 @@
-"""Instance norm takes the style of an image away, adaptive instance norm gives it another.
+"""Instance norm removes the style of an image; adaptive instance norm replaces it with another.
 
     python -m examples.style
 
-The two photographs that come with scikit-learn, a palace and a flower. An autoencoder of a few convolutions
-learns patches of both; then its encoder stays, and the decoder learns to draw the features of one photograph
-with the mean and the standard deviation of each channel of the other:
+Uses the two photographs that come with scikit-learn, a palace and a flower. An autoencoder of a few
+convolutions learns patches of both. Then its encoder is frozen, and the decoder learns to draw the features
+of one photograph with each channel's mean and standard deviation from the other:
 
     AdaIN(content, style) = instance_norm(content) · std(style) + mean(style)
 
-(Huang and Belongie, 2017, https://arxiv.org/abs/1703.06868). Between the two, instance norm alone: the
-features of every image with mean 0 and variance 1.
+(Huang and Belongie, 2017, https://arxiv.org/abs/1703.06868). An intermediate result uses instance norm alone:
+the features of every image with mean 0 and variance 1.
 
-The photographs are of danielbuechele (the palace) and vultilion (the flower), on Flickr, under CC BY 2.0.
+The photographs are by danielbuechele (the palace) and vultilion (the flower), on Flickr, under CC BY 2.0.
 """
 
 import sys
@@ -37,7 +37,7 @@ WAYS = ("as it is", "decoded", "instance norm", "AdaIN with the other")
 
 
 class Photographs(NamedTuple):
-    """Two of them, (H, W, 3), from 0 to 1."""
+    """Two photographs, (H, W, 3), with values from 0 to 1."""
 
     name: str
     palace: np.ndarray
@@ -45,21 +45,21 @@ class Photographs(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Features (N, H/4, W/4, FEATURES) of images."""
+    """Encodes images as features (N, H/4, W/4, FEATURES)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Features."""
+        """Returns features."""
         x = nn.relu(nn.Conv(FEATURES, (5, 5), 2)(2 * x - 1))
         return nn.Conv(FEATURES, (3, 3), 2)(x)
 
 
 class Decoder(nn.Module):
-    """Images of features."""
+    """Decodes features to images."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Images, from 0 to 1."""
+        """Returns images with values from 0 to 1."""
         x = nn.relu(nn.Conv(2 * FEATURES, (3, 3))(x))
         x = nn.relu(nn.Conv(FEATURES, (3, 3))(x.repeat(2, 1).repeat(2, 2)))
         return nn.sigmoid(nn.Conv(3, (3, 3))(x.repeat(2, 1).repeat(2, 2)))
@@ -70,7 +70,7 @@ DECODER: Any = Decoder()
 
 
 def adain(content: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """Features with this mean and standard deviation of each channel."""
+    """Gives each channel of `content` this mean and standard deviation."""
     return jn.instance_norm(content) * std + mean
 
 
@@ -82,32 +82,32 @@ def style_of(features: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @dataclass(frozen=True, kw_only=True)
 class Style(Experiment):
-    """What is trained."""
+    """The style experiment."""
 
     name: ClassVar = "style"
 
     steps: int = 600
     """Training steps of the autoencoder, and then of the decoder."""
     patch: int = 64
-    """Pixels of a patch, in each direction."""
+    """Height and width of a patch in pixels."""
     batch_size: int = 16
-    """Patches in a step."""
+    """Patches per step."""
     seed: int = 0
-    """Of the initialization and the patches."""
+    """Random seed for the initialization and the patches."""
 
     def load(self) -> Photographs:
-        """The photographs, at half their size."""
-        from sklearn.datasets import load_sample_images  # here: slow to import
+        """Loads the photographs, at half their size."""
+        from sklearn.datasets import load_sample_images  # slow to import
 
         palace, flower = (image[:424:2, :640:2] / 255.0 for image in load_sample_images().images)
         return Photographs("photographs", palace.astype("float32"), flower.astype("float32"))
 
     def title(self, dataset: str) -> str:
-        """What was trained on what."""
+        """The title of the plots."""
         return f"An autoencoder of two {dataset}, and the statistics of its features"
 
     def run(self, dataset: Photographs) -> Any:
-        """How far the styles are apart before and after; and the pictures."""
+        """Returns the distances between the styles before and after, and the images."""
         params = trained(self, dataset)
         images = {"palace": dataset.palace[None], "flower": dataset.flower[None]}
         features = {name: ENCODER.apply(params["encoder"], x) for name, x in images.items()}
@@ -127,7 +127,7 @@ class Style(Experiment):
 
     @staticmethod
     def tables(found: Any) -> dict[str, Rows]:
-        """How far the style of each picture is from that of the other photograph."""
+        """A table of the distance of each image's style from the style of the other photograph."""
         lines = (
             [content, *(f"{value:.2f}" for value in distances)]
             for content, distances in found["distance"].items()
@@ -136,18 +136,18 @@ class Style(Experiment):
 
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:
-        """style.png."""
+        """Draws style.png."""
         if found["pictures"] is not None:
             draw(found["pictures"], title, folder / "style.png")
 
 
 def drawn(params: Any, features: jax.Array) -> jax.Array:
-    """The image of these features."""
+    """Decodes these features to an image."""
     return DECODER.apply(params["decoder"], features)
 
 
 def distance(params: Any, image: Any, style: tuple[jax.Array, jax.Array]) -> float:
-    """Root mean square over channels, of the differences in mean and in standard deviation."""
+    """Root mean square over channels of the differences in mean and in standard deviation."""
     own = style_of(ENCODER.apply(params["encoder"], image))
     squares = [jnp.mean((a - b) ** 2) for a, b in zip(own, style, strict=True)]
     return float(jnp.sqrt(sum(squares)))
@@ -157,7 +157,7 @@ def distance(params: Any, image: Any, style: tuple[jax.Array, jax.Array]) -> flo
 
 
 def trained(options: Style, photographs: Photographs) -> Any:
-    """Parameters of the encoder, and of the decoder that draws any content in any style."""
+    """Trains and returns the parameters of the encoder, and of a decoder for any content in any style."""
     rng = np.random.default_rng(options.seed)
     key, other = jax.random.split(jax.random.key(options.seed))
     patch = jnp.zeros((1, options.patch, options.patch, 3))
@@ -185,18 +185,18 @@ def trained(options: Style, photographs: Photographs) -> Any:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def step(loss_of: Any, tx: Any, params: Any, state: Any, images: jax.Array) -> tuple[Any, Any]:
-    """One step of the optimizer."""
+    """Takes one step of the optimizer."""
     updates, state = tx.update(jax.grad(loss_of)(params, images), state, params)
     return optax.apply_updates(params, updates), state
 
 
 def reconstruction(params: Any, images: jax.Array) -> jax.Array:
-    """Mean square error of images that are encoded and decoded."""
+    """Mean squared error of images that are encoded and decoded."""
     return ((drawn(params, ENCODER.apply(params["encoder"], images)) - images) ** 2).mean()
 
 
 def stylization(params: Any, images: jax.Array) -> jax.Array:
-    """Each patch in the style of the next: its picture must have these features."""
+    """Loss of drawing each patch in the style of another: the drawn image must reproduce its features."""
     features = ENCODER.apply(params["encoder"], images)
     mean, std = style_of(jnp.roll(features, 1, 0))
     meant = adain(features, mean, std)
@@ -207,7 +207,7 @@ def stylization(params: Any, images: jax.Array) -> jax.Array:
 
 
 def patches(rng: np.random.Generator, options: Style, photographs: Photographs) -> np.ndarray:
-    """Patches of both photographs, in turn, mirrored or not."""
+    """Returns patches of both photographs in turn, randomly mirrored."""
     chosen = []
     for i in range(options.batch_size):
         image = photographs.palace if i % 2 else photographs.flower
@@ -217,11 +217,11 @@ def patches(rng: np.random.Generator, options: Style, photographs: Photographs) 
     return np.stack(chosen)
 
 
-# --- the picture ---------------------------------------------------------------------------------
+# --- the plot ------------------------------------------------------------------------------------
 
 
 def draw(pictures: np.ndarray, title: str, path: Path) -> None:
-    """A row for each photograph."""
+    """Draws a row for each photograph."""
     plt = report.plt
     figure, rows = plt.subplots(2, 4, figsize=(10, 3.9), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")

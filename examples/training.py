@@ -1,4 +1,4 @@
-"""Short trainings of the CIFAR-10 example's networks, for examples that compare several of them."""
+"""Short training runs of the CIFAR-10 example's networks, for examples that compare several of them."""
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -25,9 +25,9 @@ def fit(
     after_step: AfterStep | None = None,
     note: str = "training",
 ) -> cifar10.TrainState:
-    """Trains `model` for the epochs of `settings`, from `variables` or from the beginning.
+    """Trains `model` for the epochs of `settings`, from `variables` or from initialization.
 
-    `after_step` is called with the number of steps done and the state, which the next step consumes.
+    `after_step` is called with the number of finished steps and the state, which the next step donates.
     """
     steps = step_count(settings, dataset)
     state, train_step = begun(model, settings, dataset)
@@ -36,7 +36,7 @@ def fit(
             jnp.array, (variables["params"], variables.get("batch_stats", {}))
         )
         state = state.replace(params=params, batch_stats=stats, opt_state=state.tx.init(params))
-    # A notebook can show a bar only with ipywidgets.
+    # A notebook needs ipywidgets to show a progress bar.
     with Progress(transient=True, disable=get_console().is_jupyter) as bar:
         task = bar.add_task(note, total=steps)
         for done, batch in enumerate(shuffled(dataset, settings, steps), 1):
@@ -49,9 +49,9 @@ def fit(
 
 @lru_cache(maxsize=16)
 def network_of(settings: cifar10.Settings, classes: int, **of_norm: Any) -> Any:
-    """The network of `settings`, its norm with these arguments more.
+    """Returns the network of `settings`, with `of_norm` as additional arguments of its norm.
 
-    For the same arguments it is the same object, so nothing is compiled twice: give settings of seed 0.
+    The same arguments return the same object, so nothing is compiled twice: pass settings with seed 0.
     """
     model: Any = cifar10.build_model(settings, classes)
     return model.clone(norm=partial(model.norm, **of_norm)) if of_norm else model
@@ -61,7 +61,7 @@ def network_of(settings: cifar10.Settings, classes: int, **of_norm: Any) -> Any:
 def compiled(
     model: nn.Module, settings: cifar10.Settings, steps: int, classes: int
 ) -> tuple[Callable[..., cifar10.TrainState], Callable[..., cifar10.TrainState]]:
-    """The initial state and the training step of `settings`; the seed is an argument of both."""
+    """Returns functions for the initial state and the training step; both take the seed as an argument."""
     tx = cifar10.optimizer(settings, steps)
     return cifar10.initial_state(model, tx), cifar10.make_train_step(settings, classes)
 
@@ -69,14 +69,14 @@ def compiled(
 def initial_variables(
     model: nn.Module, settings: cifar10.Settings, dataset: data.Dataset
 ) -> dict[str, Any]:
-    """Where `fit` begins."""
+    """Returns the variables that `fit` starts from."""
     return begun(model, settings, dataset)[0].variables
 
 
 def begun(
     model: nn.Module, settings: cifar10.Settings, dataset: data.Dataset
 ) -> tuple[cifar10.TrainState, Callable[..., cifar10.TrainState]]:
-    """The initial state and the training step."""
+    """Returns the initial state and the training step."""
     steps = step_count(settings, dataset)
     blank = cifar10.replace(settings, seed=0)
     state_of, train_step = compiled(model, blank, steps, len(dataset.classes))
@@ -85,12 +85,12 @@ def begun(
 
 
 def step_count(settings: cifar10.Settings, dataset: data.Dataset) -> int:
-    """Batches in all epochs."""
+    """The number of batches in all epochs."""
     return (settings.epochs or 1) * (len(dataset.train_labels) // settings.batch_size)
 
 
 def shuffled(dataset: data.Dataset, settings: cifar10.Settings, steps: int) -> Iterator[Any]:
-    """So many batches, in a new order every epoch."""
+    """Yields `steps` batches, in a new order every epoch."""
     images, size = len(dataset.train_labels), settings.batch_size
     per_epoch = images // size
     for epoch in range(-(-steps // per_epoch)):
@@ -101,7 +101,7 @@ def shuffled(dataset: data.Dataset, settings: cifar10.Settings, steps: int) -> I
 
 
 def accuracy(model: nn.Module, variables: Any, dataset: data.Dataset, images: int = 0) -> float:
-    """Share of the first `images` held-out images (0: all) classified right, in evaluation mode."""
+    """Fraction of the first `images` held-out images (0: all) classified correctly in evaluation mode."""
     some = slice(images or None)
     return measure.accuracy_with_running_statistics(
         model, variables, dataset.test_images[some], dataset.test_labels[some]
@@ -109,5 +109,5 @@ def accuracy(model: nn.Module, variables: Any, dataset: data.Dataset, images: in
 
 
 def evaluated(model: Any, images: Any) -> jax.Array:
-    """How the tools run the networks: on images as they are stored."""
+    """Runs a network for the tools, in evaluation mode and on images as they are stored."""
     return model(measure.scaled(jnp.asarray(images)), train=False)

@@ -1,14 +1,14 @@
-"""A trained network moved to other data: what to do with its batch norms.
+"""Fine-tunes a trained network on other data: what to do with its batch norms?
 
     python -m examples.transfer
 
-Trains the CNN of the CIFAR-10 example on the first five classes. Then it gets 500 images of the other
-five, taken with another camera, so to say: flat and yellowish. The network is fine-tuned with batches of 64
-and of 4, and its batch norms are
+Trains the CNN of the CIFAR-10 example on the first five classes. Then fine-tunes it on 500 images of the
+other five, which look as if taken with another camera: low in contrast and yellowish. Batches have 64 or 4
+images, and the batch norms are
 
-- frozen with the statistics that they came with, which are those of the old data;
+- frozen with their original statistics, which come from the old data;
 - frozen with statistics re-estimated on the new data (`tools.recalibrate`, then `tools.freeze`);
-- trained as they were, with the statistics of each batch;
+- trained as before, with the statistics of each batch;
 - trained, and re-estimated at the end.
 """
 
@@ -38,7 +38,7 @@ RECIPES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(OnImages):
-    """What is trained."""
+    """The fine-tuning experiment."""
 
     name: ClassVar = "transfer"
 
@@ -47,18 +47,18 @@ class Transfer(OnImages):
     images: int = 500
     """New images to fine-tune on."""
     fine_tuning_epochs: int = 15
-    """Passes over them."""
+    """Passes over the new images."""
     batch_sizes: tuple[int, ...] = (64, 4)
-    """Of fine-tuning."""
+    """Batch sizes for fine-tuning."""
     seeds: int = 3
-    """How often fine-tuning is repeated, with other images."""
+    """Number of fine-tuning runs, each with different images."""
 
     def title(self, dataset: str) -> str:
-        """What was trained on what."""
+        """The title of the plots."""
         return f"{self.images} images of other classes and colours, {dataset}"
 
     def run(self, dataset: data.Dataset) -> Any:
-        """Held-out accuracy by batch size and recipe, for each seed."""
+        """Returns the held-out accuracies of all seeds, by batch size and recipe."""
         old = classes_of(dataset, range(5))
         new = shifted(classes_of(dataset, range(5, 10)))
         settings = cifar10.completed(cifar10.Settings(epochs=self.epochs), dataset)
@@ -69,7 +69,7 @@ class Transfer(OnImages):
             found[str(size)] = {recipe: [] for recipe in RECIPES}
             for seed in range(self.seeds):
                 some = few(new, self.images, seed)
-                # The learning rate follows the batch size, so that each image moves the weights as far.
+                # Scale the learning rate with the batch size: each image moves the weights equally far.
                 tuning = cifar10.replace(
                     settings,
                     epochs=self.fine_tuning_epochs,
@@ -83,7 +83,7 @@ class Transfer(OnImages):
 
     @staticmethod
     def tables(found: Any) -> dict[str, Rows]:
-        """Mean and range over the seeds."""
+        """A table of the mean and range over the seeds."""
         lines = (
             [recipe, *(mean_and_range(shares[recipe]) for shares in found.values())]
             for recipe in RECIPES
@@ -93,14 +93,14 @@ class Transfer(OnImages):
 
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:
-        """transfer.png."""
+        """Draws transfer.png."""
         draw(found, title, folder / "transfer.png")
 
 
 def fine_tuned(
     model: Any, trained: Any, settings: cifar10.Settings, dataset: data.Dataset
 ) -> dict[str, float]:
-    """Held-out accuracy on the new data, by recipe."""
+    """Fine-tunes with each recipe; returns the held-out accuracies on the new data."""
     start = with_new_head(trained, settings.seed)
     found = {}
     for recipe, variables in (
@@ -118,7 +118,7 @@ def fine_tuned(
 
 
 def recalibrated(model: Any, variables: Any, dataset: data.Dataset) -> Any:
-    """The variables with statistics of the training images."""
+    """Returns the variables with statistics re-estimated on the training images."""
     images = dataset.train_images
     batches = [images[i : i + 100] for i in range(0, len(images), 100)]
     return tools.recalibrate(
@@ -127,7 +127,7 @@ def recalibrated(model: Any, variables: Any, dataset: data.Dataset) -> Any:
 
 
 def with_new_head(variables: Any, seed: int) -> Any:
-    """The variables with a last layer that knows nothing yet."""
+    """Returns the variables with a newly initialized last layer."""
     kernel = variables["params"]["Dense_0"]["kernel"]
     fresh = jax.nn.initializers.lecun_normal()(jax.random.key(seed), kernel.shape, kernel.dtype)
     return {**variables, "params": {**variables["params"], "Dense_0": {"kernel": fresh}}}
@@ -137,7 +137,7 @@ def with_new_head(variables: Any, seed: int) -> Any:
 
 
 def classes_of(dataset: data.Dataset, classes: range) -> data.Dataset:
-    """The part of these classes, counted from 0."""
+    """Returns the images of these classes, with labels from 0."""
 
     def part(images: Any, labels: Any) -> tuple[Any, Any]:
         chosen = np.isin(labels, classes)
@@ -151,7 +151,7 @@ def classes_of(dataset: data.Dataset, classes: range) -> data.Dataset:
 
 
 def shifted(dataset: data.Dataset) -> data.Dataset:
-    """Two fifths of the contrast, and a yellow cast."""
+    """Reduces the contrast to two fifths and adds a yellow cast."""
     channels = dataset.train_images.shape[-1]
     cast = np.array([110, 90, 40])[:channels]
 
@@ -164,18 +164,18 @@ def shifted(dataset: data.Dataset) -> data.Dataset:
 
 
 def few(dataset: data.Dataset, images: int, seed: int) -> data.Dataset:
-    """So many training images, chosen at random."""
+    """Keeps `images` training images, chosen at random."""
     chosen = np.random.default_rng(seed).permutation(len(dataset.train_labels))[:images]
     return dataset._replace(
         train_images=dataset.train_images[chosen], train_labels=dataset.train_labels[chosen]
     )
 
 
-# --- the picture -----------------------------------------------------------------------------------
+# --- the plot --------------------------------------------------------------------------------------
 
 
 def draw(found: dict[str, dict[str, list[float]]], title: str, path: Path) -> None:
-    """A point for each seed, a bar for their mean; one panel for each batch size."""
+    """Draws a panel for each batch size: points for the seeds, bars for their means."""
     figure, panels = report.new_panels(title, [f"Fine-tuned with batches of {n}" for n in found])
     for axes, shares in zip(panels, found.values(), strict=True):
         names = RECIPES[::-1]

@@ -1,10 +1,10 @@
-"""Every norm of the registry in the same small CNN: accuracy, time of a step, memory.
+"""Compares all registered norms in the same small CNN: accuracy, time per step, memory.
 
     python -m examples.zoo          # or: make zoo
 
-Trains the CNN of the CIFAR-10 example, narrower, on the same images in the same order with each norm, once
-for every seed. The learning rate is the same for all and tuned for none, so that a low accuracy says that a
-norm does not do well in the place of batch norm, not that it is bad in its own.
+Trains a narrower version of the CIFAR-10 example's CNN with each norm on the same images in the same order,
+once per seed. The learning rate is the same for all norms and tuned for none. So a low accuracy means that a
+norm is not a good replacement for batch norm, not that it is bad in the setting it was made for.
 """
 
 import statistics
@@ -26,27 +26,27 @@ from .training import accuracy, begun, compiled, network_of, shuffled, step_coun
 
 @dataclass(frozen=True, kw_only=True)
 class Zoo(OnImages):
-    """What is trained."""
+    """The comparison of all norms."""
 
     name: ClassVar = "zoo"
 
     norms: tuple[cifar10.NormName, ...] = get_args(cifar10.NormName)
-    """The norms."""
+    """Norms to compare."""
     images: int = 9_600
     """Training images, each seen once."""
     batch_size: int = 64
-    """Images in a training batch."""
+    """Images per training batch."""
     lr: float = 0.03
-    """Learning rate, the same for all."""
+    """Learning rate, the same for all norms."""
     seeds: int = 3
-    """How often each is trained."""
+    """Number of training runs per norm, each with a different seed."""
 
     def title(self, dataset: str) -> str:
-        """What was trained on what."""
+        """The title of the plots."""
         return f"CNN on {self.images:,} images of {dataset}, each seen once"
 
     def run(self, dataset: data.Dataset) -> Any:
-        """What each norm reached, and what its training step takes."""
+        """Returns the accuracy of each norm, and the time and memory of its training step."""
         dataset = dataset.first(self.images, 4096)
         return {
             norm: trained(norm, self, dataset)
@@ -55,7 +55,7 @@ class Zoo(OnImages):
 
     @staticmethod
     def tables(found: Any) -> dict[str, Rows]:
-        """A line for each norm, the most accurate first."""
+        """A table with a row for each norm, the most accurate first."""
         header = ["`--norm`", "held-out accuracy", "milliseconds a step", "temporary memory, MB"]
         lines = [
             [
@@ -70,12 +70,12 @@ class Zoo(OnImages):
 
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:
-        """zoo.png."""
+        """Draws zoo.png."""
         draw(found, title, folder / "zoo.png")
 
 
 def trained(norm: cifar10.NormName, options: Zoo, dataset: data.Dataset) -> dict[str, Any]:
-    """Accuracies, the median time of a step, and what it needs besides state and images."""
+    """Returns the accuracies, the median time of a step, and its temporary memory."""
     settings = cifar10.Settings(
         norm=norm,
         widths=(32, 32, 64),
@@ -99,7 +99,7 @@ def trained(norm: cifar10.NormName, options: Zoo, dataset: data.Dataset) -> dict
             state = jax.block_until_ready(step(state, np.int32(seed), *batch))
             seconds.append(time.perf_counter() - start)
         accuracies.append(accuracy(model, state.variables, dataset))
-    compiled.cache_clear()  # a program for every norm adds up
+    compiled.cache_clear()  # the programs of all norms would add up
     return {
         "accuracy": accuracies,
         "milliseconds": 1000 * statistics.median(seconds),
@@ -108,12 +108,12 @@ def trained(norm: cifar10.NormName, options: Zoo, dataset: data.Dataset) -> dict
 
 
 def in_order(found: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The most accurate first."""
+    """Sorts the results, the most accurate norm first."""
     return sorted(found.items(), key=lambda item: -statistics.mean(item[1]["accuracy"]))
 
 
 def draw(found: dict[str, Any], title: str, path: Path) -> None:
-    """Accuracy and time side by side; a point for each seed."""
+    """Draws accuracy and time side by side, with a point for each seed."""
     figure, (left, right) = report.new_panels(title, ["Accuracy (points: seeds)", "Time of a step"])
     runs = in_order(found)[::-1]
     names = [name.replace("_", " ") for name, _ in runs]

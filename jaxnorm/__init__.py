@@ -1,6 +1,7 @@
-"""Exact, fast normalization for JAX, beginning with batch norm: pure functions over explicit state.
+"""Exact, fast normalization for JAX, as pure functions over explicit state.
 
-The same as Flax modules is in `jaxnorm.linen` and `jaxnorm.nnx`. This package imports jax, never Flax.
+`jaxnorm.linen` and `jaxnorm.nnx` provide the same norms as Flax modules. This package imports only jax, not
+Flax.
 """
 
 from .core._moments import moments as moments

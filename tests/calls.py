@@ -1,4 +1,4 @@
-"""How every public function is called in tests: small arguments for each of its parameters, by name."""
+"""How tests call every public function: small arguments for each of its parameters, by name."""
 
 import inspect
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from tests import reference
 from tests.cases import draw
 from tests.oracle import wide
 
-SHAPE = (4, 4, 2, 4)  # the channels last or, with feature_axes=1, second
+SHAPE = (4, 4, 2, 4)  # channels are last or, with feature_axes=1, second
 FEATURES = SHAPE[-1]
 ELSEWHERE = {
     "init_running_stats": "tests/core/test_running.py",
     "init_spectral_norm": "tests/norms/test_spectral_norm.py",  # it is random
 }
-"""Functions whose options are tested there."""
+"""Functions whose options have their own tests."""
 DEVICE_OPTIONS = ("axis_name", "axis_index_groups")  # tests/norms/test_pooling.py
 
 _RNG = np.random.default_rng(7)
@@ -34,14 +34,14 @@ def _positive(*shape: int) -> Any:
 
 
 def pattern(shape: tuple[int, ...]) -> np.ndarray:
-    """A mask that leaves two of any three neighbours along every axis."""
+    """A mask that keeps two of any three neighbors along every axis."""
     return np.indices(shape).sum(0) % 3 != 0
 
 
 X = _normal(*SHAPE, mean=0.5, std=1.5)
 MASK = pattern(SHAPE)
 POSITIONS = MASK[..., :1]  # the same for all channels
-MASKS = {"iterative_whitening": POSITIONS}  # for the others it may be MASK
+MASKS = {"iterative_whitening": POSITIONS}  # all other functions accept MASK
 STATS = jn.RunningStats(
     *(jnp.array(a, jnp.float32) for a in ([0.3, -0.2, 1.0, -3.0], [1.0, 2.0, 4.0, 0.1]))
 )
@@ -82,8 +82,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "modulate": {"scale": _normal(4, FEATURES), "bias": _normal(4, FEATURES)},
     "scale_norm": {"scale": np.float32(3.0)},
 }
-"""What these need instead."""
-# Whose parameters of these names are options, like epsilon, and not inputs.
+"""Arguments for functions that need other inputs."""
+# In these functions the parameter is an option, like epsilon, not an input.
 _OPTIONS_THERE = {
     ("lp_normalize", "reduction_axes"),
     ("local_response_norm", "alpha"),
@@ -93,18 +93,18 @@ _OPTIONS_THERE = {
 
 
 def parameters(name: str) -> dict[str, inspect.Parameter]:
-    """Of a public function."""
+    """The parameters of a public function."""
     return dict(inspect.signature(getattr(jn, name)).parameters)
 
 
 def functions(*having: str) -> list[str]:
-    """The public functions of arrays, or those with all of these parameters."""
+    """The public functions that take arguments, or those with all of the given parameters."""
     names = (name for name in sorted(vars(jn)) if inspect.isfunction(getattr(jn, name)))
     return [name for name in names if {*having} <= parameters(name).keys() != set()]
 
 
 def options(name: str) -> list[str]:
-    """Of a function: every parameter that has a default or is given by keyword only."""
+    """The parameters of a function that have a default or are keyword-only."""
     return [
         p.name
         for p in parameters(name).values()
@@ -113,7 +113,7 @@ def options(name: str) -> list[str]:
 
 
 def arguments(name: str) -> dict[str, Any]:
-    """All the inputs of a function, by name; its other options have their defaults."""
+    """All inputs of a function, by name; its other options have their defaults."""
     found = {}
     for parameter in parameters(name):
         if parameter in ARGUMENTS.get(name, {}):
@@ -124,14 +124,14 @@ def arguments(name: str) -> dict[str, Any]:
 
 
 def expected(name: str, given: dict[str, Any]) -> tuple[Any, ...]:
-    """What the reference returns, in float64."""
+    """The results of the reference, in float64."""
     formula: Callable[..., Any] = getattr(reference, name)
     known = {k: v for k, v in given.items() if k not in ("dtype", *DEVICE_OPTIONS)}
     return tuple(np.asarray(leaf) for leaf in formula(**jax.tree.map(_widened, known)))
 
 
 def _widened(leaf: Any) -> Any:
-    """Arrays of numbers as float64; masks and options as they are."""
+    """Casts floating arrays to float64; leaves masks and options as they are."""
     if isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)
         return wide(leaf) if floating else np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""Shapes, axes, masks and dtypes: the one list that tests and benchmarks read."""
+"""Shapes, axes, masks and dtypes for tests and benchmarks."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ MASKS: dict[str, Callable[[tuple[int, ...], np.random.Generator], np.ndarray]] =
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One input of a norm that keeps ``feature_axes``."""
+    """One input of a norm with these ``feature_axes``."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,13 +44,13 @@ class Case:
 
     @property
     def result_dtype(self) -> str:
-        """What x and its parameters promote to."""
+        """The promoted dtype of x and its parameters."""
         if self.dtype == "int32" or self.dtype == self.param_dtype:
             return self.param_dtype
         return "complex64" if "complex64" in (self.dtype, self.param_dtype) else "float32"
 
     def rng(self) -> np.random.Generator:
-        """Random numbers of this case's own."""
+        """A random generator specific to this case."""
         return np.random.default_rng(zlib.crc32(self.name.encode()))
 
     def mask(self) -> Any:
@@ -58,7 +58,7 @@ class Case:
         return None if self.mask_name is None else MASKS[self.mask_name](self.shape, self.rng())
 
     def primals(self) -> Primals:
-        """An activation with a mean and a spread of its own, running statistics, scale and bias."""
+        """Returns x with a nonzero mean, running statistics, scale and bias."""
         rng = self.rng()
         stats = "complex64" if self.dtype == "complex64" else "float32"
         params = self.param_dtype
@@ -71,12 +71,12 @@ class Case:
         )
 
     def tangents(self) -> Primals:
-        """Random directions of the primals, of their shapes and dtypes."""
+        """Random tangents with the shapes and dtypes of the primals."""
         rng = np.random.default_rng(2)
         return Primals(*(draw(rng, p.shape, str(p.dtype)) for p in self.primals()))
 
     def like(self, outputs: Outputs) -> Outputs:
-        """Random cotangents of the shapes and dtypes of ``outputs``."""
+        """Random cotangents with the shapes and dtypes of ``outputs``."""
         rng = np.random.default_rng(1)
         return Outputs(*(draw(rng, o.shape, str(o.dtype)) for o in outputs))
 
@@ -88,7 +88,7 @@ def draw(
     mean: float = 0.0,
     std: float = 1.0,
 ) -> Any:
-    """Normal random numbers; complex ones have a normal imaginary part too."""
+    """Normal random numbers; complex ones also have a normal imaginary part."""
     values = mean + std * rng.standard_normal(shape)
     if dtype == "complex64":
         values = values + 1j * std * rng.standard_normal(shape)
@@ -120,7 +120,7 @@ SHAPES = (
     Case("empty_batch", (0, 12, 12, 2)),
     Case("empty_pixels", (5, 0, 3)),
 )
-# Over 32k rows, where compilers choose other reductions.
+# More than 32k rows, for which compilers choose other reductions.
 LARGE = (
     Case("large_rows", (40009, 3)),
     Case("large_rows_channels_first", (3, 40009), 0),

@@ -1,4 +1,4 @@
-"""How the tests compile: quickly in `make test`, as users do in `make test-all`."""
+"""How tests compile: quickly in `make test`, with users' settings in `make test-all`."""
 
 import os
 from importlib.metadata import version
@@ -8,11 +8,11 @@ EVERYTHING = os.environ.get("JAXNORM_TESTS") == "all"
 
 
 def compiler_flags() -> str:
-    """XLA_FLAGS of the tests, and of the processes that they start.
+    """XLA_FLAGS for the tests and the processes that they start.
 
-    Most of the time of a test goes into compiling programs that run once. `make test` leaves out LLVM's
-    optimizations and generates code without MLIR where XLA still can; XLA's own passes all run. Tests
-    of what a compiler does with a program compile as users do, and so does `make test-all`.
+    Most of a test's time goes into compiling programs that run once. `make test` turns off LLVM's
+    optimizations and generates code without MLIR where XLA still can; XLA's own passes all run. Tests of
+    compiler output use users' settings, and so does `make test-all`.
     """
     if EVERYTHING:
         return ""
@@ -21,6 +21,6 @@ def compiler_flags() -> str:
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
-    if version("jaxlib").startswith("0.10."):  # later ones have no other way than MLIR
+    if version("jaxlib").startswith("0.10."):  # later versions always use MLIR
         flags.append("--xla_cpu_use_fusion_emitters=false")
     return " ".join(flags)

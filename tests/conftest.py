@@ -1,4 +1,4 @@
-"""What every test runs under: 8 CPU devices, no silent promotion. And which tests `make test` runs."""
+"""The environment of all tests (8 CPU devices, strict promotion), and the selection for `make test`."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 from tests.compiling import EVERYTHING, compiler_flags
 from tests.selecting import covering
 
-# Before jax starts, when these are fixed.
+# These must be set before JAX starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -20,7 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 
-# A broadcast or a widening that nobody wrote is a bug in a library of numerics.
+# In a numerical library, an implicit broadcast or promotion is a bug.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -33,7 +33,7 @@ def users_promotion() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves for `make test-all` what is marked ``thorough``, and most of what is marked ``sampled``."""
+    """Without `make test-all`, deselects ``thorough`` tests and most cases of ``sampled`` ones."""
     if EVERYTHING:
         return
     kept = [item for item in items if not item.get_closest_marker("thorough")]

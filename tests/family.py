@@ -1,4 +1,4 @@
-"""Every norm but batch norm: the function, what shares a statistic, and where its parameters lie."""
+"""Every norm except batch norm: its function, the elements that share a statistic, and its parameters."""
 
 import zlib
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from tests.oracle import norm_of_cells, wide
 
 
 class Norm(NamedTuple):
-    """A norm of ours at some shape, and which elements of x share a statistic: its cells, numbered."""
+    """A norm at some shape, and its cells: the sets of elements of x that share a statistic."""
 
     ours: Callable[..., jax.Array]
     shape: tuple[int, ...]
     reduced: tuple[int, ...] = (-1,)
     features: tuple[int, ...] = (-1,)
-    groups: int | None = None  # of the channels, which are then among those reduced
+    groups: int | None = None  # groups of channels; channels are then in ``reduced``
     statistic: str = "variance"
     epsilon: float = 1e-6  # the default
     parameters: int = 2
@@ -27,12 +27,12 @@ class Norm(NamedTuple):
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Of scale and bias."""
+        """The shape of scale and bias."""
         axes = sorted(i % len(self.shape) for i in self.features)
         return tuple(self.shape[i] for i in axes)
 
     def cells(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Every element's cell: its place along the axes that are not reduced, and its group."""
+        """Every element's cell number, from its index along the axes that are not reduced and its group."""
         reduced = {i % len(shape) for i in self.reduced}
         places = list(np.indices(shape))
         for i in reduced:
@@ -62,18 +62,18 @@ class Norm(NamedTuple):
         return y
 
     def primals(self, seed: int = 0, mean: float = 1.0, dtype: str = "float32") -> tuple[Any, ...]:
-        """x, scale and, of those that have one, bias."""
+        """A tuple of x, scale and, for norms that have one, bias."""
         rng = np.random.default_rng([seed, zlib.crc32(repr(self.shape).encode())])
         x = draw(rng, self.shape, dtype, mean, 2.0)
         return x, *(draw(rng, self.feature_shape, dtype) for _ in range(self.parameters))
 
     def mask(self) -> np.ndarray | None:
-        """One that leaves something in most cells."""
+        """A mask that keeps some elements in most cells."""
         return np.random.default_rng(5).random(self.shape) < 0.7 if self.takes_mask else None
 
 
 def of(norm: Callable[..., jax.Array], **options: Any) -> Callable[..., jax.Array]:
-    """``norm`` with options filled in, under keyword arguments that may say otherwise."""
+    """``norm`` with default options that keyword arguments can override."""
     return lambda *args, **more: norm(*args, **(options | more))
 
 
@@ -128,7 +128,7 @@ def _standard(shape: tuple[int, ...], features: tuple[int, ...]) -> Norm:
     return _of_kernel(jn.weight_standardization, shape, features, "variance", 1e-10)
 
 
-# Of sizes as they occur, and of more than 32k rows, where compilers choose other reductions.
+# Realistic sizes, and more than 32k rows, for which compilers choose other reductions.
 NORMS = {
     "layer": Norm(jn.layer_norm, (6, 37)),
     "layer, long rows": Norm(jn.layer_norm, (3, 4099)),
@@ -147,7 +147,7 @@ NORMS = {
     "standardization": _standard((3, 3, 7, 6), (-1,)),
     "standardization, outputs first": _standard((6, 7, 3, 3), (0,)),
 }
-# Of every choice of axes, as small as can be: each entry of a gradient is two values of the oracle.
+# Every choice of axes, as small as possible: each gradient entry takes two values of the oracle.
 AXES = {
     "layer -1": _layer((4, 7), (-1,), (-1,)),
     "layer first": _layer((5, 4), (0,), (1,)),

@@ -1,4 +1,4 @@
-"""Our module classes beside Flax's: data, options that both take, and what a comparison needs."""
+"""Data, common options and comparisons for testing our modules against Flax's."""
 
 import inspect
 import math
@@ -24,7 +24,7 @@ RANDOM: Fields = {
     "bias_init": nn.initializers.normal(),
     "scale_init": nn.initializers.uniform(2.0),
 }
-# What Flax's classes take too, in both of its systems.
+# Options that Flax's classes also have, in Linen and NNX.
 OPTIONS: dict[str, dict[str, Fields]] = {
     "BatchNorm": {
         "default": {},
@@ -59,7 +59,7 @@ CASES = [(name, option) for name, options in OPTIONS.items() for option in optio
 
 
 def normal(shape: tuple[int, ...], dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:
-    """Well-scaled activations, on which Flax's fast variance loses nothing."""
+    """Well-scaled activations, for which Flax's fast variance is accurate."""
     values = jax.random.normal(jax.random.key(seed), shape, jnp.float32)
     return (0.3 + 1.5 * values).astype(dtype)
 
@@ -70,20 +70,20 @@ MASK = jnp.arange(X.size).reshape(X.shape) % 3 != 1
 
 
 def ramp(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """An initializer unlike 0 and 1, and quicker to compile than a random one."""
+    """An initializer other than 0 and 1 that compiles faster than a random one."""
     del key
     return jnp.asarray(np.linspace(0.5, 2.0, math.prod(shape)).reshape(shape), dtype)
 
 
 def compiled(f: Callable[..., Any], *args: Any) -> Any:
-    """``f(*args)`` in one program: far quicker to compile than its operations one by one."""
+    """``f(*args)`` in one program, which compiles much faster than its operations separately."""
     return jax.jit(f)(*args)
 
 
 def called(module: Any, f: Callable[..., Any], *args: Any) -> Any:
-    """``f(module, *args)`` of an NNX module in one program; ``module`` has the state that came of it.
+    """``f(module, *args)`` for an NNX module, in one program; updates the state of ``module``.
 
-    Compiled once for an ``f`` and modules that are built alike.
+    Compiles once for each ``f`` and module structure.
     """
     graph, state = nnx.split(module)
     with promotion_of(module):
@@ -101,18 +101,18 @@ def _pure(graph: Any, f: Callable[..., Any], state: Any, *args: Any) -> Any:
 
 @contextmanager
 def loose() -> Iterator[None]:
-    """What Flax needs: it promotes silently."""
+    """The implicit promotion that Flax needs."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def promotion_of(module: Any) -> Any:
-    """The promotion that ``module`` is called under: ours under the strict one of conftest."""
+    """The promotion to call ``module`` with: our modules run under conftest's strict one."""
     return nullcontext() if type(module).__module__.startswith("jaxnorm") else loose()
 
 
 def inits(name: str, init: Any = ramp) -> Fields:
-    """Initializers for the parameters that the class ``name`` has."""
+    """Initializers for the parameters of the class ``name``."""
     return {"scale_init": init} if name == "RMSNorm" else {"scale_init": init, "bias_init": init}
 
 
@@ -125,14 +125,14 @@ def features_of(name: str, x: Any = X, **fields: Any) -> Any:
 
 
 def nnx_norm(system: Any, name: str, x: Any = X, seed: int = 0, **fields: Any) -> Any:
-    """An NNX norm of activations, of Flax or of ours, for ``x``."""
+    """An NNX norm from Flax or from us, for ``x``."""
     return getattr(system, name)(features_of(name, x, **fields), rngs=nnx.Rngs(seed), **fields)
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of Linen variables or of NNX state, named alike by what their paths have in common.
+    """The leaves of Linen variables or NNX state, by the parts of their paths that both have.
 
-    ``scale`` of a norm, ``kernel`` of a wrapped layer, ``kernel/u`` and ``kernel/scale`` of a wrapper.
+    Examples are ``scale`` of a norm, ``kernel`` of a wrapped layer, and ``kernel/u`` of a wrapper.
     """
     if isinstance(tree, nnx.Module | nnx.State):
         state = tree if isinstance(tree, nnx.State) else nnx.state(tree)
@@ -146,7 +146,7 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 
 def load(module: Any, values: Mapping[str, Any]) -> None:
-    """Gives the variables of an NNX module the values that `flat` names alike."""
+    """Sets the variables of an NNX module from a dictionary with names as in `flat`."""
     state = nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState)))
     names = {"/".join(_words(path)): variable for path, variable in state}
     assert names.keys() == values.keys()
@@ -168,27 +168,27 @@ def _is_number(leaf: Any) -> bool:
 
 
 def assert_close(ours: Any, theirs: Any, tolerance: float = 2e-5) -> None:
-    """Trees of the same structure, shapes, dtypes and (nearly) values."""
+    """Compares the structure, shapes, dtypes and (approximate) values of two trees."""
     chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
     chex.assert_trees_all_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:
-    """Trees equal bit by bit."""
+    """Compares two trees bit for bit."""
     assert_close(ours, theirs, 0.0)
 
 
 def moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
-    """The names of what is not bit for bit what it was."""
+    """The names of arrays that have changed in any bit."""
     assert before.keys() == after.keys()
     return {n for n in before if not np.array_equal(before[n], after[n], equal_nan=True)}
 
 
 def own(ours: Any, theirs: Any) -> list[str]:
-    """What the signature of ``ours`` has beyond that of ``theirs``, which it must begin with.
+    """Parameters of ``ours`` that ``theirs`` lacks, after checking that the signatures are compatible.
 
-    The same names in the same order, by position where they are there, and with the same defaults; what
-    is required there may have a default here.
+    The common parameters must have the same names, order and defaults, and be positional in both or
+    neither. A parameter that is required in ``theirs`` may have a default in ``ours``.
     """
     mine, flaxs = (inspect.signature(inspect.unwrap(f)).parameters for f in (ours, theirs))
     assert [n for n in mine if n in flaxs] == list(flaxs)
@@ -204,5 +204,5 @@ def own(ours: Any, theirs: Any) -> list[str]:
 
 
 def _plain(default: Any) -> Any:
-    """No metadata is none at all."""
+    """Treats empty metadata as None."""
     return None if isinstance(default, Mapping) and not default else default

@@ -1,12 +1,12 @@
 """The norms in NumPy at double precision, written from the papers; shares no code with the package.
 
-Batch norm: Ioffe and Szegedy (2015), algorithm 1, and for the gradient the equations of their section 3,
-with a mask (only counted values enter the statistics, every value is normalized by them), for complex
-values as well, and with the running statistics as outputs of their own. The tangent is derived
-separately from the forward equations; `tests/test_oracle.py` holds each against finite differences and
-the other. The other norms have a value only, and are differentiated by differences.
+Batch norm follows Ioffe and Szegedy (2015): algorithm 1, and the equations of section 3 for the gradient.
+It also supports a mask (only unmasked values enter the statistics, but all values are normalized),
+complex values, and running statistics as further outputs. The tangent is derived separately from the
+forward equations; `tests/test_oracle.py` compares each with finite differences and with the other. The
+other norms have only a value, and are differentiated by differences.
 
-Complex cotangents follow jax: a change dL of the loss is Re Σ cotangent · tangent, unconjugated.
+Complex cotangents follow JAX: a change dL of the loss is Re Σ cotangent · tangent, unconjugated.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ Array = Any
 
 
 class Moments(NamedTuple):
-    """Of the counted values, reduced axes kept; where nothing counts mean is 0 and var is 1."""
+    """Moments of unmasked values, reduced axes kept; with no values the mean is 0 and var is 1."""
 
     mean: np.ndarray
     var: np.ndarray
@@ -27,7 +27,7 @@ class Moments(NamedTuple):
 
 
 class Primals(NamedTuple):
-    """What batch norm reads; also its tangents, and its gradients."""
+    """The inputs of batch norm, their tangents, or their gradients."""
 
     x: Array
     mean: Array
@@ -37,7 +37,7 @@ class Primals(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What batch norm returns: y and the running statistics; also their tangents and cotangents."""
+    """The outputs of batch norm (y and the running statistics), their tangents, or their cotangents."""
 
     y: Array
     mean: Array
@@ -70,7 +70,7 @@ def moments(x: Array, axes: int | tuple[int, ...], mask: Array = None) -> Moment
 
 @dataclasses.dataclass(frozen=True)
 class BatchNorm:
-    """One batch norm: its options, and its value, tangent and gradient at some `Primals`."""
+    """A batch norm with its options, and its value, tangent and gradient at given `Primals`."""
 
     feature_axes: int | tuple[int, ...] = -1
     momentum: float = 0.99
@@ -79,7 +79,7 @@ class BatchNorm:
     mask: Array = None
 
     def value(self, at: Primals) -> Outputs:
-        """Y and the new running statistics."""
+        """Returns y and the new running statistics."""
         z = self._known(at)
         rho = self._old_weight(z)
         return Outputs(
@@ -89,7 +89,7 @@ class BatchNorm:
         )
 
     def tangent(self, at: Primals, along: Primals) -> Outputs:
-        """Their derivative along ``along``, from the chain rule through μ and σ²."""
+        """The derivative of the outputs along ``along``, by the chain rule through μ and σ²."""
         z = self._known(at)
         dx, dmean, dvar, dgamma, dbeta = self._known_direction(along, z)
         dmu = np.where(z.counts, dx, 0).sum(z.axes, keepdims=True) / z.n
@@ -127,18 +127,18 @@ class BatchNorm:
         return Primals._make(real)
 
     def inference(self, at: Primals) -> np.ndarray:
-        """Y from the running statistics."""
+        """Returns y from the running statistics."""
         z = self._known(at)
         return (wide(at.x) - z.old_mean) / np.sqrt(z.old_var + self.epsilon) * z.gamma + z.beta
 
-    # Everything below has the rank of x, with size 1 along the reduced axes.
+    # All arrays below have the rank of x, with size 1 along the reduced axes.
 
     def _known(self, at: Primals) -> SimpleNamespace:
         x = wide(at.x)
         axes = complement(self.feature_axes, x.ndim)
         counts = np.broadcast_to(True if self.mask is None else np.asarray(self.mask) != 0, x.shape)
         batch = moments(x, axes, self.mask)
-        unread = ~counts & ~np.isfinite(x)  # a masked NaN is read as the mean
+        unread = ~counts & ~np.isfinite(x)  # a masked NaN reads as the mean
         centered = np.where(unread, 0, np.where(unread, 0, x) - batch.mean)
         inv = 1 / np.sqrt(batch.var + self.epsilon)
         n = np.maximum(batch.count, 1)
@@ -154,7 +154,7 @@ class BatchNorm:
         return [wide(along.x), *(self._spread(wide(a), z) for a in along[1:])]
 
     def _old_weight(self, z: SimpleNamespace) -> np.ndarray:
-        return np.where(z.batch.count > 0, self.momentum, 1.0)  # nothing counted, nothing moves
+        return np.where(z.batch.count > 0, self.momentum, 1.0)  # no values, no update
 
     @staticmethod
     def _spread(feature: np.ndarray, z: SimpleNamespace) -> Any:
@@ -171,11 +171,11 @@ class BatchNorm:
 def norm_of_cells(
     x: Array, cells: Array, *, epsilon: float, mask: Array = None, statistic: str = "variance"
 ) -> np.ndarray:
-    """``x`` over the root of a statistic that the elements of one number in ``cells`` share.
+    """``x`` divided by the root of a statistic of all elements with the same number in ``cells``.
 
-    "variance" (less the mean: Ba, Kiros and Hinton, 2016; Wu and He, 2018), "mean square" (Zhang and
-    Sennrich, 2019) or "square length" (Salimans and Kingma, 2016), plus ``epsilon``. A cell that counts
-    nothing has mean 0 and statistic 1.
+    The statistic is "variance" (x less its mean; Ba, Kiros and Hinton, 2016; Wu and He, 2018), "mean
+    square" (Zhang and Sennrich, 2019) or "square length" (Salimans and Kingma, 2016), plus ``epsilon``. A
+    fully masked cell has mean 0 and statistic 1.
     """
     x, bins = wide(x), cells.max(initial=-1) + 1
     counts = np.broadcast_to(True if mask is None else np.asarray(mask) != 0, x.shape)
@@ -190,7 +190,7 @@ def norm_of_cells(
     count = total(np.ones(x.shape))
     n = np.maximum(count, 1)
     mean = (total(x) / n if statistic == "variance" else np.zeros_like(n))[cells]
-    centered = np.where(counts | np.isfinite(x), x - mean, 0)  # a masked NaN is read as the mean
+    centered = np.where(counts | np.isfinite(x), x - mean, 0)  # a masked NaN reads as the mean
     squares = total(np.abs(centered) ** 2) / (1 if statistic == "square length" else n)
     return centered / np.sqrt(np.where(count > 0, squares, 1)[cells] + epsilon)
 
@@ -204,7 +204,7 @@ def local_response_norm(
     channel: int = -1,
     mask: Array = None,
 ) -> np.ndarray:
-    """Krizhevsky, Sutskever and Hinton (2012), section 3.3, with α over ``size`` as PyTorch has it."""
+    """Krizhevsky, Sutskever and Hinton (2012), section 3.3, with α divided by ``size`` as in PyTorch."""
     counts = np.broadcast_to(True if mask is None else np.asarray(mask) != 0, np.shape(x))
     x, counts = np.moveaxis(wide(x), channel, -1), np.moveaxis(counts, channel, -1)
     counted, y = np.where(counts, x, 0), np.empty_like(x)
@@ -216,9 +216,9 @@ def local_response_norm(
 
 
 def typical_moments(x: Array, unbiased: bool = False, mask: Array = None) -> tuple[Array, ...]:
-    """Mean and variance of each (example, channel) of (N, ..., C), averaged over those that count any.
+    """Mean and variance of each (example, channel) of (N, ..., C), averaged over examples with values.
 
-    And how many these are, for each channel.
+    Also returns the number of these examples for each channel.
     """
     x = wide(x)
     counts = np.broadcast_to(True if mask is None else np.asarray(mask) != 0, x.shape)
@@ -234,11 +234,11 @@ def typical_moments(x: Array, unbiased: bool = False, mask: Array = None) -> tup
 
 
 def power_iteration(kernel: Array, u: Array, steps: int) -> tuple[float, np.ndarray]:
-    """σ and the next u of (..., outputs): Miyato et al. (2018), algorithm 1."""
+    """Returns σ and the next u for (..., outputs): Miyato et al. (2018), algorithm 1."""
     matrix, u = wide(kernel).reshape(-1, np.shape(kernel)[-1]), wide(u).ravel()
     v = np.zeros(len(matrix))
     for _ in range(steps):
-        v = matrix @ u.conj()  # of unit length, with u = v* W for a complex kernel
+        v = matrix @ u.conj()  # has unit length; for a complex kernel u = v* W
         v = v / np.linalg.norm(v)
         u = v.conj() @ matrix
         u = u / np.linalg.norm(u)
@@ -246,21 +246,21 @@ def power_iteration(kernel: Array, u: Array, steps: int) -> tuple[float, np.ndar
 
 
 def largest_singular_value(kernel: Array) -> float:
-    """Of (..., outputs) as a matrix."""
+    """The largest singular value of (..., outputs) as a matrix."""
     return np.linalg.svd(wide(kernel).reshape(-1, np.shape(kernel)[-1]), compute_uv=False)[0]
 
 
-# --- derivatives of what has no closed form here -------------------------------------------------
+# --- derivatives without a closed form here ------------------------------------------------------
 
 
 def slope(f: Any, at: Any, along: Any, h: float = 1e-5) -> Any:
-    """Derivative of ``f(*at)`` along ``along``, by central differences: to some 1e-9 with this step."""
+    """The derivative of ``f(*at)`` along ``along``, by central differences; accurate to about 1e-9."""
     ends = (f(*(wide(a) + s * wide(d) for a, d in zip(at, along, strict=True))) for s in (h, -h))
     return (next(ends) - next(ends)) / (2 * h)
 
 
 def gradient(f: Any, at: Any, h: float = 1e-5) -> list[np.ndarray]:
-    """Derivative of the number ``f(*at)`` for each entry."""
+    """The derivative of the scalar ``f(*at)`` with respect to each entry."""
     zeros = [np.zeros(np.shape(a)) for a in at]
     gradients = [z.copy() for z in zeros]
     for i, g in enumerate(gradients):
@@ -272,20 +272,20 @@ def gradient(f: Any, at: Any, h: float = 1e-5) -> list[np.ndarray]:
 
 
 def hessian_times(f: Any, at: Any, along: Any, h: float = 4e-4) -> list[np.ndarray]:
-    """Second derivative of the number ``f(*at)``, once along ``along``: to some 1e-6."""
+    """The second derivative of the scalar ``f(*at)``, once along ``along``; accurate to about 1e-6."""
     return gradient(lambda *here: slope(f, here, along, h), at, h)
 
 
 # --- comparison ----------------------------------------------------------------------------------
 
-# float32 results: sums of up to 50000 terms of mixed sign and a reciprocal square root, each some ten
-# roundings of 6e-8, relative to the largest entry. What is stored narrower is rounded once, by half
-# its eps: so a statistic that was ever rounded to bfloat16 is caught in a float32 result.
+# For float32 results: sums of up to 50000 terms of mixed sign and a reciprocal square root, each with
+# about ten roundings of 6e-8, relative to the largest entry. Narrower results are rounded once, by half
+# their eps, so a statistic that was rounded to bfloat16 on the way shows in a float32 result.
 FLOAT32_TOLERANCE = 2e-5
 
 
 def assert_close(got: Array, want: Array, tolerance: float = FLOAT32_TOLERANCE) -> None:
-    """``got`` is ``want`` up to float32 arithmetic, and one rounding to the dtype that ``got`` has."""
+    """Checks ``got`` up to float32 arithmetic and one rounding to the dtype of ``got``."""
     want = np.asarray(want)
     assert got.shape == want.shape
     name = str(got.dtype)

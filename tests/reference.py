@@ -1,7 +1,7 @@
-"""Every public function that has options, in NumPy at float64, with the same arguments and defaults.
+"""Every public function with options, in NumPy at float64, with the same arguments and defaults.
 
-Written from the formulas of the docstrings and `notes/zoo.md`, as plainly as they are there. Each returns
-the leaves of what the function returns, in their order. What is about devices and dtypes is left out.
+The code follows the formulas of the docstrings as directly as possible. Each function returns the leaves
+of the public function's result, in the same order. Options for devices and dtypes are left out.
 """
 
 import math
@@ -20,7 +20,7 @@ def _axes(axes: Any, ndim: int) -> tuple[int, ...]:
 
 
 def _along(p: Array, x: Array, axes: Any) -> Any:
-    """``p``, of the shape of the feature axes, against ``x``."""
+    """Reshapes ``p``, which has the shape of the feature axes, to broadcast against ``x``."""
     kept = _axes(axes, x.ndim)
     return np.reshape(p, [n if i in kept else 1 for i, n in enumerate(x.shape)])
 
@@ -50,7 +50,7 @@ def _activated(y: Array, activation: str | None) -> Any:
         return np.where(y >= 0, y, 0.01 * y)
     if activation == "silu":
         return y / (1 + np.exp(-y))
-    if activation == "gelu":  # by tanh, as jax.nn.gelu
+    if activation == "gelu":  # the tanh form, as in jax.nn.gelu
         return y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
     return y
 
@@ -66,7 +66,7 @@ def moments(x: Array, reduction_axes: Any, *, mask: Array = None) -> Leaves:
 def update_running_stats(
     stats: Any, moments: Any, *, momentum: float | None = 0.99, unbiased: bool = False
 ) -> Leaves:
-    """``unbiased`` leaves the variance of a single value as it is."""
+    """The unbiased variance of a single value is its biased variance."""
     mean, var, seen = stats
     count = np.broadcast_to(moments.count, np.shape(moments.mean)).reshape(np.shape(mean))
     new_mean, new_var = (np.reshape(a, np.shape(mean)) for a in moments[:2])
@@ -99,7 +99,7 @@ def batch_norm(
     residual: Array = None,
     save_as: Any = None,
 ) -> Leaves:
-    """Virtual batches are normalized one by one; ``save_as`` changes no value."""
+    """Virtual batches are normalized separately; ``save_as`` does not change any value."""
     reduced, counted = complement(feature_axes, x.ndim), np.broadcast_to(_or_all(mask), x.shape)
     size = virtual_batch_size or len(x)
     parts = [slice(i, i + size) for i in range(0, len(x), size)]
@@ -128,7 +128,7 @@ def batch_norm_inference(
     activation: str | None = None,
     residual: Array = None,
 ) -> Leaves:
-    """A masked NaN is read as the mean."""
+    """A masked NaN reads as the mean."""
     mean, var = (_along(a, x, feature_axes) for a in stats[:2])
     x = np.where(_or_all(mask) | np.isfinite(x), x, mean)
     y = _affine((x - mean) / np.sqrt(var + epsilon), scale, bias, feature_axes)
@@ -168,7 +168,7 @@ def batch_renorm(
     epsilon: float = 1e-3,
     mask: Array = None,
 ) -> Leaves:
-    """It is the deviation that moves."""
+    """The running average is over standard deviations."""
     m = oracle.moments(x, complement(feature_axes, x.ndim), mask)
     std, old_std = np.sqrt(m.var + epsilon), np.sqrt(stats[1] + epsilon)
     wide_old = _along(old_std, x, feature_axes)
@@ -199,7 +199,7 @@ def mean_only_batch_norm(
 def mean_only_batch_norm_inference(
     x: Array, stats: Any, bias: Array = None, *, feature_axes: Any = -1, mask: Array = None
 ) -> Leaves:
-    """With the running mean, as which a masked NaN is read."""
+    """Subtracts the running mean; a masked NaN reads as it."""
     mean = _along(stats[0], x, feature_axes)
     x = np.where(_or_all(mask) | np.isfinite(x), x, mean)
     return (_affine(x - mean, None, bias, feature_axes),)
@@ -248,7 +248,7 @@ def switchable_norm(
     epsilon: float = 1e-5,
     mask: Array = None,
 ) -> Leaves:
-    """Instance, layer and batch norm, each by its own definition."""
+    """Instance, layer and batch norm, each from its own definition."""
     batch = oracle.moments(x, complement(feature_axes, x.ndim), mask)
     kinds = [
         oracle.moments(x, _positions(x, feature_axes), mask),
@@ -278,7 +278,7 @@ def iterative_whitening(
     epsilon: float = 1e-5,
     mask: Array = None,
 ) -> Leaves:
-    """Huang et al. (2019), algorithm 1; it is the matrix that moves. Of no rows, nothing does."""
+    """Huang et al. (2019), algorithm 1; the matrix is averaged, and without rows nothing changes."""
     assert momentum is not None
     last = np.moveaxis(x, feature_axes, -1)
     mean, matrix = stats
@@ -329,7 +329,7 @@ def rms_norm(
     fraction: float = 1.0,
     mask: Array = None,
 ) -> Leaves:
-    """The mean square is that of the first features if ``fraction`` is less than 1."""
+    """The mean square covers only the first features if ``fraction`` is less than 1."""
     (axis, *_) = _axes(reduction_axes, x.ndim)
     first = range(int(x.shape[axis] * fraction)) if fraction < 1 else range(x.shape[axis])
     counted = np.broadcast_to(_or_all(mask), x.shape)
@@ -350,7 +350,7 @@ def group_norm(
     epsilon: float = 1e-6,
     mask: Array = None,
 ) -> Leaves:
-    """Group by group."""
+    """Each group has its own moments."""
     m = _moments_of_groups(x, num_groups, group_size, feature_axes, reduction_axes, mask)
     return (_affine(_standardized(x, m, epsilon), scale, bias, feature_axes),)
 
@@ -363,7 +363,7 @@ def _moments_of_groups(
     reduction_axes: Any,
     mask: Array,
 ) -> oracle.Moments:
-    """Of each channel's group."""
+    """The moments of each channel's group."""
     axes = tuple(range(1, x.ndim)) if reduction_axes is None else reduction_axes
     channels = x.shape[channel]
     size = group_size or channels // (num_groups or 1)
@@ -419,7 +419,7 @@ def tracked_instance_norm(
     unbiased: bool = False,
     mask: Array = None,
 ) -> Leaves:
-    """The statistics move towards the plain averages of the instances'."""
+    """The statistics move towards the unweighted averages over instances."""
     (y,) = instance_norm(x, scale, bias, feature_axes=feature_axes, epsilon=epsilon, mask=mask)
     kept = _axes(feature_axes, x.ndim)
     last = [
@@ -500,7 +500,7 @@ def modulate(
     feature_axes: Any = -1,
     scale_offset: float = 0.0,
 ) -> Leaves:
-    """Scale and bias are (examples, features)."""
+    """Scale and bias have shape (examples, features)."""
     axes = (0, *_axes(feature_axes, x.ndim))
     return (_affine(x, None if scale is None else scale_offset + scale, bias, axes),)
 
@@ -517,7 +517,7 @@ def l2_normalize(
     epsilon: float = 1e-12,
     mask: Array = None,
 ) -> Leaves:
-    """Over the Euclidean length."""
+    """Divides by the Euclidean length."""
     square = np.where(_or_all(mask), x**2, 0).sum(_axes(reduction_axes, x.ndim), keepdims=True)
     return (_affine(x / np.sqrt(square + epsilon), scale, None, feature_axes),)
 
@@ -525,7 +525,7 @@ def l2_normalize(
 def lp_normalize(
     x: Array, *, p: float = 2.0, reduction_axes: Any = -1, epsilon: float = 1e-12
 ) -> Leaves:
-    """Over the p-norm, or ε if that is more."""
+    """Divides by the p-norm, or by ε if that is larger."""
     powers = (np.abs(x) ** p).sum(_axes(reduction_axes, x.ndim), keepdims=True)
     return (x / np.maximum(powers ** (1 / p), epsilon),)
 
@@ -573,7 +573,7 @@ def local_response_norm(
     feature_axes: Any = -1,
     mask: Array = None,
 ) -> Leaves:
-    """Krizhevsky, Sutskever and Hinton (2012); in the sums, what is masked is 0."""
+    """Krizhevsky, Sutskever and Hinton (2012); masked elements are 0 in the sums."""
     constants = size, alpha, beta, k, feature_axes
     return (oracle.local_response_norm(_readable(x, mask), *constants, mask=mask),)
 
@@ -582,7 +582,7 @@ def local_response_norm(
 
 
 def _readable(x: Array, mask: Array) -> Any:
-    """A masked NaN is read as 0."""
+    """A masked NaN reads as 0."""
     return np.where(_or_all(mask) | np.isfinite(x), x, 0)
 
 
@@ -624,12 +624,12 @@ def act_norm(
 
 
 def act_norm_inverse(y: Array, log_scale: Array, bias: Array, *, feature_axes: Any = -1) -> Leaves:
-    """And back."""
+    """The inverse of `act_norm`."""
     return (_affine(y, np.exp(-log_scale), -bias, feature_axes),)
 
 
 def init_act_norm(x: Array, *, feature_axes: Any = -1, epsilon: float = 1e-6) -> Leaves:
-    """ε is added to the deviation."""
+    """ε is added to the standard deviation."""
     reduced = complement(feature_axes, x.ndim)
     return -np.log(x.std(reduced) + epsilon), -x.mean(reduced)
 
@@ -675,7 +675,7 @@ def magnitude_preserving(
 
 
 def forced_magnitude(kernel: Array, *, feature_axes: Any = -1, epsilon: float = 1e-4) -> Leaves:
-    """Over the root mean square and ε."""
+    """Divides by the sum of the root mean square and ε."""
     square = (kernel**2).mean(complement(feature_axes, kernel.ndim), keepdims=True)
     return (kernel / (np.sqrt(square) + epsilon),)
 
@@ -683,7 +683,7 @@ def forced_magnitude(kernel: Array, *, feature_axes: Any = -1, epsilon: float = 
 def spectral_norm(
     kernel: Array, state: Any, *, n_steps: int | None = 1, epsilon: float = 1e-12
 ) -> Leaves:
-    """Miyato et al. (2018); ε beside the kernel at the size where its largest weight is 1."""
+    """Miyato et al. (2018); ε is relative to a kernel with a largest weight of 1."""
     _, u, sigma = singular_vectors(kernel, state[0], n_steps, epsilon)
     return kernel / sigma, u, np.asarray(sigma)
 
@@ -691,8 +691,8 @@ def spectral_norm(
 def singular_vectors(
     kernel: Array, u: Array, n_steps: int | None, epsilon: float = 1e-12
 ) -> tuple[Any, Any, float]:
-    """After some steps of power iteration: v, u and σ."""
-    assert n_steps is not None  # the exact one has no sign
+    """Returns v, u and σ after some steps of power iteration."""
+    assert n_steps is not None  # the exact vectors have no defined sign
     matrix = wide(kernel).reshape(-1, kernel.shape[-1])
     unit = matrix / np.abs(matrix).max()
     u, v = wide(u), np.zeros((1, len(matrix)))
@@ -721,7 +721,7 @@ def conv_spectral_norm(
 def singular_images(
     kernel: Array, image: Array, strides: Any = (1, 1), padding: Any = "SAME", n_steps: int = 1
 ) -> tuple[Any, Any]:
-    """Of a convolution: u and v after some steps of power iteration, u made of the last v."""
+    """Returns u and v of a convolution after some steps of power iteration; u comes from the last v."""
     image = wide(image)
     columns = np.eye(image.size).reshape(-1, *image.shape[1:])
     operator = conv(columns, wide(kernel), strides, padding)

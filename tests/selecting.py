@@ -1,4 +1,4 @@
-"""Which cases of a test `make test` runs; `make test-all` runs them all."""
+"""Selects the cases that `make test` runs; `make test-all` runs all."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,16 +7,16 @@ import pytest
 
 
 def thorough_but(cases: Iterable[Any], *quick: Any) -> list[Any]:
-    """``cases`` to parametrize a test with, all ``thorough`` but those in ``quick``."""
+    """``cases`` for parametrize, all marked ``thorough`` except those in ``quick``."""
     return [
         pytest.param(case, marks=[] if case in quick else pytest.mark.thorough) for case in cases
     ]
 
 
 def covering(cases: list[Any]) -> list[Any]:
-    """Enough of the cases of one ``sampled`` test that each value of each of its parameters occurs.
+    """Enough cases of one ``sampled`` test for every value of every parameter to occur.
 
-    Greedy: always the case with the most values that have not occurred.
+    The selection is greedy: it always adds the case with the most values that have not occurred yet.
     """
     values = {
         case: {(name, id(value)) for name, value in case.callspec.params.items()} for case in cases

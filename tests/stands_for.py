@@ -1,8 +1,8 @@
-"""What each module class computes: a function of `jaxnorm`, or arithmetic written out; and fields to try.
+"""The function or formula that each module class corresponds to, and values for its fields.
 
-`ROWS` says for each class, of Linen and NNX alike, which public function it calls with its variables and its
-fields. Where a module has arithmetic of its own (a projection, a table, a convolution), that is written here
-in plain jax.
+For each class, in Linen and NNX alike, `ROWS` names the public function that it calls with its variables
+and fields. If a module has arithmetic of its own (a projection, a table, a convolution), it is written
+here in plain JAX.
 """
 
 import dataclasses
@@ -35,28 +35,28 @@ Variables: TypeAlias = dict[str, Any]
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-# --- what a module is asked for, and what it stands for --------------------------------------------
+# --- calls and references -------------------------------------------------------------------------
 
 
 class Asked(NamedTuple):
-    """A call of a module: all that its answer depends on."""
+    """A call of a module, with everything that the result depends on."""
 
     x: Any
     after: tuple[Any, ...]
     variables: Variables
-    fields: Fields  # all of them, those at their defaults too
+    fields: Fields  # all fields, defaults included
     training: bool
     mask: Any = None
 
     def options(self, function: Callable[..., Any]) -> Fields:
-        """The keyword arguments of ``function`` that the module has fields for; and the call's own."""
+        """The keyword arguments of ``function`` that are fields of the module or arguments of the call."""
         known = {**self.fields, "mask": self.mask, "training": self.training}
         if "axis" in known:
             known["feature_axes"] = known["axis"]
         return {n: known[n] for n in inspect.signature(function).parameters if n in known}
 
     def named(self, *names: str) -> list[Any]:
-        """These variables, None for what the module does not have."""
+        """The variables with these names, None for those that the module does not have."""
         return [self.variables.get(name) for name in names]
 
     @property
@@ -69,7 +69,7 @@ class Asked(NamedTuple):
 
 
 Answer: TypeAlias = tuple[Any, Variables]
-"""The output, and the variables that changed."""
+"""The output, and the updated variables."""
 Reference: TypeAlias = Callable[[Asked], Answer]
 
 
@@ -79,7 +79,7 @@ def kept(stats: Any) -> Variables:
 
 
 def plain(function: Callable[..., Any], *names: str) -> Reference:
-    """A function without state, of x, what comes after it, and these variables."""
+    """A stateless function of x, the further arguments and these variables."""
     return lambda a: (
         function(a.x, *a.after, *a.named(*names), **a.options(function)),
         {},
@@ -87,7 +87,7 @@ def plain(function: Callable[..., Any], *names: str) -> Reference:
 
 
 def tracking(function: Callable[..., Any], *names: str) -> Reference:
-    """A function of x, running statistics and these variables, which is told whether it trains."""
+    """A function of x, running statistics and these variables that takes ``training``."""
 
     def answer(a: Asked) -> Answer:
         y, stats = function(a.x, a.stats, *a.named(*names), **a.options(function))
@@ -97,7 +97,7 @@ def tracking(function: Callable[..., Any], *names: str) -> Reference:
 
 
 def modes(train: Callable[..., Any], evaluate: Callable[..., Any], *names: str) -> Reference:
-    """A function for training, which moves the running statistics, and another for evaluation."""
+    """A function for training, which updates the running statistics, and another for evaluation."""
 
     def answer(a: Asked) -> Answer:
         if a.training:
@@ -111,7 +111,7 @@ batch_norm = modes(jn.batch_norm, jn.batch_norm_inference, "scale", "bias")
 
 
 def maybe_untracked(a: Asked) -> Answer:
-    """Batch norm; without running statistics, always with those of the batch."""
+    """Batch norm; without running statistics it always uses those of the batch."""
     if a.fields["track_running_stats"]:
         return batch_norm(a)
     options = a.options(jn.batch_norm) | {"momentum": 0.99}
@@ -120,14 +120,14 @@ def maybe_untracked(a: Asked) -> Answer:
 
 
 def instance_norm(a: Asked) -> Answer:
-    """With running statistics or without."""
+    """Instance norm with or without running statistics."""
     if not a.fields["track_running_stats"]:
         return plain(jn.instance_norm, "scale", "bias")(a)
     return modes(jn.tracked_instance_norm, jn.batch_norm_inference, "scale", "bias")(a)
 
 
 def batch_renorm(a: Asked) -> Answer:
-    """Limits are numbers, or functions of the steps, which are counted."""
+    """Batch renorm with limits that are numbers or functions of the step count."""
     steps = a.variables["steps"]
     limits = {n: a.fields[n] for n in ("rmax", "dmax")}
     limits = {n: limit(steps) if callable(limit) else limit for n, limit in limits.items()}
@@ -137,32 +137,32 @@ def batch_renorm(a: Asked) -> Answer:
 
 
 def act_norm(a: Asked) -> Answer:
-    """Without the log-determinant."""
+    """Activation norm without the log-determinant."""
     return jn.act_norm(a.x, *a.named("log_scale", "bias"), **a.options(jn.act_norm))[0], {}
 
 
 def scale_norm(a: Asked) -> Answer:
-    """The features are what is reduced."""
+    """Scale norm, which reduces over the feature axes."""
     options = a.options(jn.scale_norm) | {"reduction_axes": a.fields["feature_axes"]}
     return jn.scale_norm(a.x, a.variables["scale"], **options), {}
 
 
-# --- arithmetic of their own, in plain jax ---------------------------------------------------------
+# --- modules with arithmetic of their own, in plain JAX ------------------------------------------
 
 
 def wide(a: Any) -> Any:
-    """In float32."""
+    """Casts to float32."""
     return None if a is None else jnp.asarray(a, jnp.float32)
 
 
 def narrowed(a: Asked, y: Any, *more: Any) -> Any:
-    """In the ``dtype`` that was asked for."""
+    """Casts to the requested ``dtype``."""
     dtype = a.fields["dtype"] or jnp.float32
     return (y.astype(dtype), *(b.astype(dtype) for b in more)) if more else y.astype(dtype)
 
 
 def over(a: Asked, per_example: Any) -> Any:
-    """(examples, *features), or (1, *features), against x: size 1 along the other axes."""
+    """Reshapes (examples, *features) or (1, *features) to broadcast against x."""
     axes = a.fields["feature_axes"]
     features = {i % X.ndim for i in ((axes,) if isinstance(axes, int) else axes)}
     sizes = [n if i in features else 1 for i, n in enumerate(a.x.shape)]
@@ -170,7 +170,7 @@ def over(a: Asked, per_example: Any) -> Any:
 
 
 def standardized(a: Asked, reduced: tuple[int, ...], x: Any = None) -> Any:
-    """(x - μ) / sqrt(σ² + ε) over what is counted; what is masked and not a number is read as μ."""
+    """(x - μ) / sqrt(σ² + ε) over unmasked elements; masked elements that are not finite read as μ."""
     x = a.x if x is None else x
     counted = jnp.ones(x.shape, bool) if a.mask is None else jnp.broadcast_to(a.mask, x.shape)
     mean = jnp.mean(x, reduced, keepdims=True, where=counted)
@@ -180,7 +180,7 @@ def standardized(a: Asked, reduced: tuple[int, ...], x: Any = None) -> Any:
 
 
 def ada_layer_norm(a: Asked) -> Answer:
-    """Layer norm · (1 + s) + b, where (s, b) = silu(c) @ kernel + bias; Zero has a gate as well."""
+    """Layer norm · (1 + s) + b, where (s, b) = silu(c) @ kernel + bias; AdaLayerNormZero also has a gate."""
     (c,), kernel, bias = a.after, wide(a.variables["kernel"]), wide(a.variables["bias"])
     axes = a.fields["feature_axes"]
     chunks = jnp.einsum("nc,ck...->nk...", c / (1 + jnp.exp(-c)), kernel) + bias[None]
@@ -190,7 +190,7 @@ def ada_layer_norm(a: Asked) -> Answer:
 
 
 def convolved(x: Any, kernel: Any, bias: Any) -> Any:
-    """A convolution of stride 1 that keeps the size, as the sum over its window."""
+    """A convolution of stride 1 that keeps the size, as a sum over its window."""
     (rows, columns), (h, w) = kernel.shape[:2], x.shape[1:3]
     padded = jnp.pad(x, [(0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)])
     window = [(i, j) for i in range(rows) for j in range(columns)]
@@ -199,7 +199,7 @@ def convolved(x: Any, kernel: Any, bias: Any) -> Any:
 
 
 def spade(a: Asked) -> Answer:
-    """Instance norm · (1 + scale) + bias, both convolved from a map of (8, 1) that is resized to (4, 2)."""
+    """Instance norm · (1 + scale) + bias, both convolved from a map of (8, 1) resized to (4, 2)."""
     names = ("kernel", "bias", "affine_kernel", "affine_bias")
     kernel, bias, affine_kernel, affine_bias = map(wide, a.named(*names))
     drawn = jnp.repeat(a.after[0][:, ::2], 2, 2)
@@ -211,7 +211,7 @@ def spade(a: Asked) -> Answer:
 
 
 def qk_norm(a: Asked) -> Answer:
-    """X / sqrt(mean x² + ε) · scale, of queries and of keys."""
+    """Queries and keys as x / sqrt(mean x² + ε) · scale."""
 
     def normalized(x: Any, scale: Any) -> Any:
         y = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + a.fields["epsilon"])
@@ -222,7 +222,7 @@ def qk_norm(a: Asked) -> Answer:
 
 
 def conditional_batch_norm(a: Asked) -> Answer:
-    """Batch norm without an affine; then the rows of the tables that the labels name."""
+    """Batch norm without scale and bias, followed by the rows of both tables for the labels."""
     (labels,), (scale, bias) = a.after, map(wide, a.named("scale", "bias"))
     bare = {n: v for n, v in a.variables.items() if n not in ("scale", "bias")}
     y, updated = batch_norm(a._replace(variables=bare, fields=a.fields | {"dtype": None}))
@@ -232,7 +232,7 @@ def conditional_batch_norm(a: Asked) -> Answer:
 
 
 def domain_batch_norm(a: Asked) -> Answer:
-    """Batch norm with one row of the statistics, which is put back."""
+    """Batch norm that uses and updates one row of the statistics."""
     (domain,), tables = a.after, kept(a.stats)
     rows = {name: table[domain] for name, table in tables.items()}
     y, updated = batch_norm(a._replace(variables=a.variables | rows))
@@ -240,7 +240,7 @@ def domain_batch_norm(a: Asked) -> Answer:
 
 
 def frozen_batch_norm(a: Asked) -> Answer:
-    """A fixed affine, in training as well; what is masked and not a number is read as the mean."""
+    """A constant affine map, also in training; masked elements that are not finite read as the mean."""
     mean, var, scale, bias = (over(a, p[None]) for p in a.named("mean", "var", "scale", "bias"))
     x = a.x if a.mask is None else jnp.where(a.mask | jnp.isfinite(a.x), a.x, mean)
     return narrowed(a, (x - mean) / jnp.sqrt(var + a.fields["epsilon"]) * scale + bias), {}
@@ -250,7 +250,7 @@ def frozen_batch_norm(a: Asked) -> Answer:
 
 
 def dense(weight_of: Callable[[Asked, str], Answer]) -> Reference:
-    """X @ kernel + bias, with other weights in the place of those that are chosen."""
+    """Computes x @ kernel + bias, with the chosen weights replaced."""
 
     def answer(a: Asked) -> Answer:
         chosen = a.fields.get("variable_filter", {"kernel"})
@@ -264,7 +264,7 @@ def dense(weight_of: Callable[[Asked, str], Answer]) -> Reference:
 
 
 def of_weight(function: Callable[..., Any], *names: str) -> Reference:
-    """A function of a weight, and of these variables that lie under its name."""
+    """A function of a weight and of the variables with these names under its path."""
 
     def weight_of(a: Asked, name: str) -> Answer:
         options = a.options(function)
@@ -277,7 +277,7 @@ def of_weight(function: Callable[..., Any], *names: str) -> Reference:
 
 
 def spectral_norm(a: Asked, name: str) -> Answer:
-    """The state is stored in training."""
+    """Spectral norm, which stores its state in training."""
     weight = a.variables[name]
     if a.fields["n_steps"] == 0:
         return weight, {}
@@ -288,7 +288,7 @@ def spectral_norm(a: Asked, name: str) -> Answer:
 
 
 def magnitude_preserving(a: Asked, name: str) -> Answer:
-    """Each output at length 1: EDM2's ``normalize``, and 1/√fan-in."""
+    """Scales each output to length 1: EDM2's ``normalize`` and 1/√fan-in."""
     w = a.variables[name]
     fan_in = w.size // w.shape[-1]
     square = jnp.sum(w**2, tuple(range(w.ndim - 1)), keepdims=True)
@@ -296,7 +296,7 @@ def magnitude_preserving(a: Asked, name: str) -> Answer:
 
 
 def scaled_weight_standardization(a: Asked, name: str) -> Answer:
-    """Each output with mean 0 and length 1."""
+    """Gives each output mean 0 and length 1."""
     w = a.variables[name]
     inputs, fan_in = tuple(range(w.ndim - 1)), w.size // w.shape[-1]
     centered = w - w.mean(inputs, keepdims=True)
@@ -305,12 +305,12 @@ def scaled_weight_standardization(a: Asked, name: str) -> Answer:
 
 
 def function_of_weight(a: Asked, name: str) -> Answer:
-    """What was given."""
+    """Calls the function in the field."""
     return a.fields["function"](a.variables[name]), {}
 
 
 def unless_given(default: Callable[..., Any], arithmetic: Callable[..., Answer]) -> Any:
-    """The arithmetic of a wrapper's own function, where it was not given another."""
+    """The wrapper's own arithmetic, unless its ``function`` field has another function."""
     return lambda a, name: (arithmetic if a.fields["function"] is default else function_of_weight)(
         a, name
     )
@@ -320,23 +320,23 @@ def unless_given(default: Callable[..., Any], arithmetic: Callable[..., Answer])
 
 
 class Row(NamedTuple):
-    """What a class stands for."""
+    """The reference of a class, and how to test it."""
 
     reference: Reference
     base: Mapping[str, Any] = NONE
-    """The fields of every comparison, if there are any."""
+    """Fields for every comparison, if any."""
     values: Mapping[str, tuple[Any, ...]] = NONE
-    """The values of fields that `VALUES` lacks, or that are others here."""
+    """Values of fields that are missing from `VALUES` or differ here."""
     after: Callable[[Fields, int], tuple[Any, ...]] = lambda fields, examples: ()
-    """What it is called with after x."""
+    """The arguments after x."""
     split: int = 0
-    """The axis of x that devices divide: what ``axis_name`` puts together again."""
+    """The axis of x that is split over devices, to be pooled by ``axis_name``."""
     tolerance: float = 1e-6
     mask: Any = MASK
 
 
 def start(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
-    """An initializer with which no parameter is at its default."""
+    """An initializer that gives no parameter its default value."""
     del key
     return jnp.asarray(np.linspace(0.75, 2, math.prod(shape)).reshape(shape), dtype)
 
@@ -489,7 +489,7 @@ ROWS: dict[str, Row] = {
 
 
 def fields_of(system: str, name: str) -> dict[str, Any]:
-    """The fields of a class with their defaults; `inspect.Parameter.empty` where there is none."""
+    """The fields of a class with their defaults; `inspect.Parameter.empty` if there is none."""
     cls = getattr(SYSTEMS[system], name)
     if system == "nnx":
         parameters = inspect.signature(cls.__init__).parameters
@@ -520,7 +520,7 @@ def has_modes(name: str) -> bool:
 
 
 def made(system: str, name: str, fields: Fields) -> Any:
-    """A module; a wrapper is one of a dense layer."""
+    """Creates a module; a wrapper gets a dense layer."""
     cls, rngs = getattr(SYSTEMS[system], name), nnx.Rngs(0)
     if "variable_filter" in fields and system == "nnx":
         fields = fields | {
@@ -543,11 +543,11 @@ def variables_of(module: nnx.Module) -> dict[str, nnx.Variable]:
 
 
 def by_name(tree: Any) -> Variables:
-    """Linen variables by the name of their like in NNX."""
+    """Linen variables with the names of their NNX counterparts."""
     leaves = jax.tree.leaves_with_path(dict(tree))
     return {"/".join(_words(tuple(key.key for key in path))): value for path, value in leaves}
 
 
 def after_of(name: str, fields: Fields, examples: int) -> tuple[Any, ...]:
-    """What the module is called with after x."""
+    """The arguments of the module after x."""
     return ROWS[name].after({**fields_of("linen", name), **fields}, examples)

@@ -1,4 +1,4 @@
-"""What norms cost on a TPU and a GPU, by their compilers' account; and how that account is read."""
+"""The cost of norms on a TPU and a GPU, as their compilers estimate it, and the parser of these estimates."""
 
 import json
 import subprocess
@@ -57,7 +57,7 @@ ENTRY %main (x: bf16[8,128], y: f32[128], p: pred[]) -> f32[128] {
 
 
 def test_an_account_of_a_program() -> None:
-    """Slices count as slices, loops as often as they run, conditionals by what is meant to run."""
+    """Slices count as slices, loops as often as they run, conditionals by their likely branch."""
     kernels, collectives = hlo.run_in_order(TEXT)
     assert [kernel.op for kernel in kernels] == ["fusion", "negate", "negate", "negate"]
     assert kernels[0].read == 128 * 2 + 128 * 4
@@ -67,7 +67,7 @@ def test_an_account_of_a_program() -> None:
 
 
 def test_programs_are_timed_in_turns() -> None:
-    """On whatever device is there; the table has a column more."""
+    """Programs are timed on any device, which adds a column to the table."""
     x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
 
     def of(library: programs.Library) -> Any:
@@ -87,7 +87,7 @@ def test_programs_are_timed_in_turns() -> None:
 
 
 def accounts(platform: str, target: str, folder: Path, *parts: str) -> list[dict[str, Any]]:
-    """What the compiler of a platform says of ours and of Flax's, in an environment of its own."""
+    """The compiler's estimates for our norms and Flax's, from the platform's own environment."""
     python = ROOT / f".venv-{platform}" / "bin" / "python"
     if not python.exists():
         pytest.skip(
@@ -101,7 +101,7 @@ def accounts(platform: str, target: str, folder: Path, *parts: str) -> list[dict
 
 @pytest.mark.thorough
 def test_norms_and_blocks_on_a_tpu(tmp_path: Path) -> None:
-    """No copy of x is stored, and sums are taken where x is made: or else a block would take longer."""
+    """No copy of x is stored, and sums fuse into the op that makes x; otherwise a block would take longer."""
     rows = accounts("tpu", "v5e", tmp_path, "norms", "blocks")
     assert len(rows) == 2 * (5 * 2 + 1) + 5
     for row in rows:
@@ -114,7 +114,7 @@ def test_norms_and_blocks_on_a_tpu(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_norms_and_blocks_on_a_gpu(tmp_path: Path) -> None:
-    """No copy of x is stored, no pass over x is added, and no kernel to forward and backward."""
+    """No copy of x is stored, and no pass over x and no kernel is added to a forward and backward pass."""
     rows = accounts("gpu", "h100", tmp_path, "norms", "blocks")
     assert len(rows) == 2 * (5 * 2 + 1) + 5
     for row in rows:
@@ -130,13 +130,13 @@ def test_norms_and_blocks_on_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize(("platform", "target"), [("tpu", "v5e"), ("gpu", "h100")])
 def test_batch_norm_over_devices(platform: str, target: str, tmp_path: Path) -> None:
-    """All-reduces of a few numbers for each feature, and nothing is gathered."""
+    """A few numbers per feature are all-reduced, and nothing is gathered."""
     rows = accounts(platform, target, tmp_path, "sync")
     assert len(rows) == 4
     for row in rows:
         ours, flax = row["jaxnorm"]["collectives"], row["Flax"]["collectives"]
         assert {c["op"] for c in ours} == {"all-reduce"}, row
-        # Under jit over a mesh a GPU reads a shift of all of x first.
+        # Under jit over a mesh, a GPU first reads a shift from the whole x.
         more = platform == "gpu" and "jit" in row["program"]
         assert len(ours) <= len(flax) + more, row
         assert sum(c["bytes"] for c in ours) <= 256 * 4 * (6 if row["phase"] == "forward" else 8)

@@ -1,6 +1,6 @@
-"""Every number and every flag of every public function and module is looked at, whatever it is.
+"""Every number and flag of every public function and module is validated.
 
-Which there are is read from the annotations: one that is new is tried, and fails if nothing refuses it.
+The arguments come from the annotations: a new one is tried, and fails if no invalid value is refused.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ OUT_OF_RANGE = [
     jnp.array(jnp.nan),
 ]
 NOT_FINITE = [float("nan"), float("inf")]
-# Shapes, axes and what jax itself takes are looked at elsewhere.
+# Shapes, axes and arguments that JAX itself validates are tested elsewhere.
 SHAPES = {
     "feature_axes",
     "reduction_axes",
@@ -46,11 +46,11 @@ SHAPES = {
     "padding",
 }
 SHAPES |= {"variable_filter", "axis_index_groups", "axis_name", "domain", "rngs", "parent", "name"}
-# Any number will do: also those that may be trained, which are arrays then, whatever their value.
+# Any number is valid; some of these may be trained, and are then arrays of any value.
 ANY = {"scale_offset", "beta", "seed", ("derf", "alpha"), "shift", ("dynamic_tanh", "alpha")}
 ANY |= {("scale_norm", "scale"), ("magnitude_preserving", "gain"), "num_groups", "group_size"}
 MAY_BE_TRAINED = ANY - {"scale_offset", "beta", "seed", "num_groups", "group_size"}
-STATIC = {"p", "fraction"}  # no array
+STATIC = {"p", "fraction"}  # never an array
 
 
 def kinds_of(annotation: Any) -> set[type]:
@@ -60,7 +60,7 @@ def kinds_of(annotation: Any) -> set[type]:
 
 
 def refused_of(owner: str, name: str, annotation: Any) -> list[Any]:
-    """Values that must be refused; none for what is neither a number nor a flag."""
+    """Values that must be refused; none for arguments that are neither numbers nor flags."""
     kinds = kinds_of(annotation)
     if name in SHAPES or not kinds & {bool, int, float}:
         return []
@@ -76,11 +76,11 @@ def refused_of(owner: str, name: str, annotation: Any) -> list[Any]:
 
 
 def assert_refused(call: Callable[..., Any], name: str, values: list[Any]) -> None:
-    """By a ValueError that begins with the name and says what came."""
+    """Checks that each value raises a ValueError that starts with the name and quotes the value."""
     for value in values:
         with pytest.raises(ValueError, match=f"^{name} must .*; got ") as raised:
             call(**{name: value})
-        assert len(str(raised.value)) > 50  # it goes on to say what to do
+        assert len(str(raised.value)) > 50  # the rest says what to do
 
 
 OPTIONS = [
@@ -95,7 +95,7 @@ OPTIONS = [
     ("name", "option", "refused"), OPTIONS, ids=lambda v: v if isinstance(v, str) else ""
 )
 def test_functions(name: str, option: str, refused: list[Any]) -> None:
-    """Called as they are, and under jit."""
+    """Functions refuse invalid values, also under jit."""
     given = {k: v for k, v in arguments(name).items() if k != option}
     if option == "group_size":
         given["num_groups"] = None
@@ -107,7 +107,7 @@ def test_functions(name: str, option: str, refused: list[Any]) -> None:
 
 
 def annotations_of(system: str, name: str) -> dict[str, Any]:
-    """Of the fields of a class."""
+    """The annotations of a class's fields."""
     cls = getattr(SYSTEMS[system], name)
     if dataclasses.is_dataclass(cls):
         found = {field.name: field.type for field in dataclasses.fields(cls)}
@@ -120,7 +120,7 @@ def annotations_of(system: str, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("name", CLASSES)
 def test_modules(system: str, name: str) -> None:
-    """When they are made, or else when they are called."""
+    """Modules refuse invalid values when they are created or called."""
     row = ROWS[name]
     for field, annotation in annotations_of(system, name).items():
 
@@ -146,7 +146,7 @@ def test_modules(system: str, name: str) -> None:
     "name", [n for n in CLASSES if "use_running_average" in fields_of("linen", n)]
 )
 def test_the_mode_of_a_call(system: str, name: str) -> None:
-    """It is one of two, and decides what is compiled: a traced one is told so."""
+    """The mode must be a static boolean; the error for a traced one says so."""
     base = {"track_running_stats": True} if name == "InstanceNorm" else dict(ROWS[name].base)
     module, after = made(system, name, base), after_of(name, base, len(X))
 
@@ -173,7 +173,7 @@ TOOLS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_tools(name: str) -> None:
-    """Their own arguments are looked at before the model is."""
+    """Tools validate their own arguments before the model."""
     model = nnx.Sequential(SYSTEMS["nnx"].BatchNorm(8, rngs=nnx.Rngs(0)))
     inputs = {
         "accumulate": (model, X),
@@ -190,7 +190,7 @@ def test_tools(name: str) -> None:
 
 
 def test_no_tool_is_left_out() -> None:
-    """That has a number or a flag."""
+    """Every tool with a number or a flag is in the table."""
     public = {n: f for n, f in vars(tools).items() if inspect.isfunction(f)}
     having = {
         name

@@ -1,4 +1,4 @@
-"""No argument is accepted and ignored: each is read, or only stands in, as its docstring says."""
+"""No argument is silently ignored: each is read, or documented as present for compatibility."""
 
 import ast
 import re
@@ -7,28 +7,28 @@ from pathlib import Path
 import jaxnorm
 
 ROOT = Path(jaxnorm.__file__).parent
-# So that one norm can stand where another does; none of these changes what is computed.
+# Arguments that only make norms interchangeable, without an effect on results.
 STANDING_IN = {"num_features", "rngs", "use_running_average"}
-# What a recipe may have use for, and `NoNorm`, which does nothing: so says `get_norm`.
+# Hooks of recipes that only some use, and `NoNorm`, which does nothing, as `get_norm` documents.
 EXCUSED = {"parameters", "state", "normalized", "NoNorm"}
 
 
 def unread(node: ast.FunctionDef) -> list[str]:
-    """The parameters whose name does not occur in the body."""
+    """The parameters that do not occur in the function's body."""
     given = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
     names = {n.id for part in node.body for n in ast.walk(part) if isinstance(n, ast.Name)}
     return [name for name in given if name not in names and name != "self"]
 
 
 def is_public(node: ast.FunctionDef) -> bool:
-    """And no overload, which has no body."""
+    """Whether a function is public and not an overload, which has no body."""
     decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
     private = re.match("_[^_]", node.name) or node.name in EXCUSED
     return not private and "overload" not in decorators
 
 
 def test_arguments_are_read() -> None:
-    """By public functions, and by the methods of modules."""
+    """Public functions and the methods of modules read all their arguments."""
     ignored = []
     for path in (
         p for folder in ("norms", "linen", "nnx", "tools") for p in (ROOT / folder).glob("*.py")

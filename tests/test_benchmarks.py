@@ -1,4 +1,4 @@
-"""The benchmarks of norms and of steps: what they compare, what they refuse, what their tables say."""
+"""The benchmarks of norms and steps: what they compare and refuse, and what their tables show."""
 
 import json
 from collections.abc import Callable
@@ -41,7 +41,7 @@ SHAPES: dict[Norm, tuple[int, ...]] = {
 
 
 def small(norm: Norm) -> Case:
-    """A tiny activation."""
+    """A case with a tiny activation."""
     return Case(norm, SHAPES[norm], "small")
 
 
@@ -49,7 +49,7 @@ def small(norm: Norm) -> Case:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_contestants_agree_with_float64(library: str, norm: Norm) -> None:
-    """Every library's norm, forward and backward."""
+    """Every library's norm matches float64 in its forward and backward passes."""
     pytest.importorskip(MODULES[library], exc_type=ImportError)
     case = small(norm)
     data = draw(case, "float32")
@@ -64,7 +64,7 @@ def test_contestants_agree_with_float64(library: str, norm: Norm) -> None:
 
 @pytest.mark.parametrize(("phase", "dtype"), [("eval", "bfloat16"), ("forward", "float32")])
 def test_measured(phase: Phase, dtype: Dtype) -> None:
-    """What the command measures and prints of batch norm, with all libraries that are installed."""
+    """The command measures batch norm for all installed libraries and prints the result."""
     row = norms.compare(small("batch"), phase, dtype, installed(), 1)
     assert list(row["contestants"]) == list(installed()) and row["left_out"] == {}
     for found in row["contestants"].values():
@@ -74,7 +74,7 @@ def test_measured(phase: Phase, dtype: Dtype) -> None:
 
 
 def test_truth_is_the_gradient() -> None:
-    """The closed form in float64 against differences of its own y."""
+    """The closed-form gradient in float64 matches differences of the forward pass."""
     step = 1e-6
     for norm in NORMS:
         case = small(norm)
@@ -90,7 +90,7 @@ def test_truth_is_the_gradient() -> None:
 
 
 def off(wrong: Callable[[jax.Array], jax.Array]) -> Callable[[Case, bool], Forward]:
-    """Flax's norm with this done to its y."""
+    """Flax's norm with a wrong y."""
 
     def contestant(case: Case, train: bool) -> Forward:
         def forward(x: Any, parameters: Any, stats: Any) -> Any:
@@ -114,7 +114,7 @@ def off(wrong: Callable[[jax.Array], jax.Array]) -> Callable[[Case, bool], Forwa
 def test_wrong_result_is_refused(
     wrong: Callable[[jax.Array], jax.Array], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A contestant whose y or gradient is off is not timed."""
+    """A contestant with a wrong y or gradient is not timed."""
     monkeypatch.setitem(contestants.IN_JAX, FLAX, off(wrong))
     message = rf"Flax Linen, layer norm of \(3, 5, 32\) float32, both: {name} differs by"
     with pytest.raises(RuntimeError, match=message):
@@ -122,7 +122,7 @@ def test_wrong_result_is_refused(
 
 
 def test_missing_result_is_refused() -> None:
-    """As many results as there should be."""
+    """The number of results must be right."""
     case = small("rms")
     right = truth(case, "both", draw(case, "float32"))
     with pytest.raises(RuntimeError, match="2 results instead of 3"):
@@ -131,7 +131,7 @@ def test_missing_result_is_refused() -> None:
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=" ".join)
 def test_what_is_left_out_is_different(difference: tuple[Any, ...]) -> None:
-    """A peer that is left out is off indeed (else it must come back), and the tables say why."""
+    """A library that is left out really differs (else it must come back), and the tables give the reason."""
     library, norm, phase, dtype = difference
     pytest.importorskip(MODULES[library], exc_type=ImportError)
     case = Case(norm, IN_ROWS["small"][0], "small")
@@ -146,7 +146,7 @@ def test_what_is_left_out_is_different(difference: tuple[Any, ...]) -> None:
 
 
 def figures(*ratios: dict[str, float], **others: Any) -> dict[str, Any]:
-    """Made-up figures with these times over ours, by library."""
+    """Made-up figures with these ratios to our time, by library."""
     rows = [
         {
             "allocator": "keep",
@@ -176,7 +176,7 @@ def figures(*ratios: dict[str, float], **others: Any) -> dict[str, Any]:
 
 
 def test_geometric_means() -> None:
-    """Of the medians, by dtype and of both, with the largest; a peer that has no figure has a dash."""
+    """The tables have geometric means of medians by dtype and overall, and dashes for missing figures."""
     found = figures({FLAX: 0.5}, {FLAX: 2.0}, {FLAX: 0.125, "Haiku": 3.0})
     printed = tables.norms(found).splitlines()
     assert not any(line.startswith("| all norms ") for line in printed)
@@ -189,7 +189,7 @@ def test_geometric_means() -> None:
 
 
 def test_turns() -> None:
-    """The order is reversed every round, and a sample is of several calls."""
+    """The order is reversed every round, and a sample covers several calls."""
     ran: list[tuple[str, int]] = []
     programs = {
         name: measure.Program(lambda times, name=name: ran.append((name, times))) for name in "ab"
@@ -203,7 +203,7 @@ def test_turns() -> None:
 
 
 def test_kept_beside_another_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures replace those of their allocator, and of other versions all."""
+    """New figures replace those for the same allocator, and all from other versions."""
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     results.keep("norms", figures({FLAX: 0.5}))
     default = figures({FLAX: 0.7})
@@ -219,7 +219,7 @@ def test_kept_beside_another_allocator(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_readme_section() -> None:
-    """What stands between the marks is replaced, and nothing else."""
+    """Only the text between the marks is replaced."""
     marks = "<!-- norms: written by --readme -->\n", "<!-- end of norms -->\n"
     readme = "before\n{}{}{}after\n"
     found = with_section(readme.format(marks[0], "old\n", marks[1]), "norms", "new \\1")
@@ -243,21 +243,21 @@ def test_readme_section() -> None:
 def test_readme_has_the_stored_figures(
     what: str, section: Callable[[Any], str], path: Path
 ) -> None:
-    """The tables of the pages are those of benchmarks/results."""
+    """The tables in the pages match benchmarks/results."""
     readme = path.read_text()
     assert section(results.stored(what)) in readme
     assert with_section(readme, what, section(results.stored(what))) == readme
 
 
 def test_picture(tmp_path: Path) -> None:
-    """Is drawn of figures that lack a library, and a norm."""
+    """The picture can be drawn for figures that lack a library and a norm."""
     picture.draw(figures({FLAX: 0.5}, {FLAX: 0.5, "PyTorch": 2.0}), tmp_path / "norms.png")
     assert (tmp_path / "norms.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("modules", steps.MODULES)
 def test_step(modules: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same losses with ours and with Flax's norms; the table has a line."""
+    """Our modules and Flax's have the same losses, and the table gets a row."""
     monkeypatch.setattr(steps, "MODULES", (modules,))
     monkeypatch.setattr(steps, "ROWS", (64, 16))
     monkeypatch.setattr(step_models, "DEPTH", 2)
@@ -270,7 +270,7 @@ def test_step(modules: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.thorough
 def test_saving(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every row has the gradients of Flax's, and a line."""
+    """Every layer has Flax's gradients and gets a row."""
     monkeypatch.setattr(saving, "ROWS", 256)
     monkeypatch.setattr(saving, "DEPTH", 2)
     found = json.loads(json.dumps(saving.measured(1)))
@@ -283,7 +283,7 @@ def test_saving(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.thorough
 def test_folding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A row for each network, without a root after folding; the picture is drawn."""
+    """Every network gets a row, with no root after folding, and the picture is drawn."""
     small = partial(folding.CNN, widths=(4,), depth=1, stem_width=4)
     monkeypatch.setattr(folding, "NETWORKS", {"CNN": small})
     monkeypatch.setattr(folding, "BATCHES", (1, 2))
@@ -301,7 +301,7 @@ def test_folding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_step_with_another_loss_is_refused() -> None:
-    """Beyond the tolerance of the dtype."""
+    """Losses that differ by more than the dtype's tolerance are refused."""
     steps.agree("here", "bfloat16", [1.0], [1.005])
     with pytest.raises(RuntimeError, match="here: the first losses are"):
         steps.agree("here", "float32", [1.0], [1.005])
@@ -309,7 +309,7 @@ def test_step_with_another_loss_is_refused() -> None:
 
 @pytest.mark.parametrize(("norm", "by"), [("rms", ["library"]), ("layer", ["loop"] * 3)])
 def test_programs(norm: Norm, by: list[str]) -> None:
-    """One of the library for a float32 RMS norm; for layer norm loops over x: a value, its sums, y."""
+    """A float32 RMS norm takes one library program; layer norm loops over x: a value, its sums, y."""
     case, size = Case(norm, (4096, 64), "large"), 4096 * 64 * 4
     forward = contestants.ours(case, True)
     found = programs.parts(measure.compiled(forward, "forward", draw(case, "float32")))

@@ -1,4 +1,4 @@
-"""The table of collectives: what is counted, and the model of time beside it."""
+"""The table of collectives: the counts and the model of time."""
 
 import json
 import os
@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.thorough
 def test_counted_on_64_devices() -> None:
-    """One all-reduce forward and one back under shard_map; nothing but all-reduces anywhere.
+    """Under shard_map there is one all-reduce forward and one backward, and no other collective anywhere.
 
-    Over a mesh there is one more forward, and the compiler of a newer jax leaves two backward apart.
+    Over a mesh there is one more forward, and newer compilers do not merge the two backward ones.
     """
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.collectives", "--channels", "16", "--here"],
@@ -41,7 +41,7 @@ def test_counted_on_64_devices() -> None:
 
 
 def test_bytes_of_an_hlo_text() -> None:
-    """Several arrays of one collective are counted together; other lines are not."""
+    """All arrays of a collective are counted; other lines are not."""
     text = """
       %a = (f64[16]{0}, f32[2,3]{1,0}) all-reduce(%x, %y), to_apply=%add
       %g = bf16[8,4]{1,0} all-gather-start(%z), dimensions={0}
@@ -54,7 +54,7 @@ def test_bytes_of_an_hlo_text() -> None:
 
 
 def test_time_of_an_all_reduce() -> None:
-    """By hand: two steps on two devices; for many bytes, twice what there is over the bandwidth."""
+    """Matches a calculation by hand: two steps on two devices, and the bandwidth limit for many bytes."""
     link = LINKS[0]
     assert seconds(link, 2, 0) == pytest.approx(2 * link.seconds_per_step)
     size = 10**12
@@ -64,7 +64,7 @@ def test_time_of_an_all_reduce() -> None:
 
 
 def test_readme_has_the_figures_of_the_results() -> None:
-    """The tables of benchmarks/README.md are those of the stored figures."""
+    """The tables of benchmarks/README.md match the stored figures."""
     readme = (ROOT / "benchmarks" / "README.md").read_text().splitlines()
     found = json.loads((RESULTS / "collectives-jax0.10.2.json").read_text())
     assert [line for line in markdown(found).splitlines() if line and line not in readme] == []

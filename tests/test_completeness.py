@@ -1,6 +1,6 @@
-"""No norm is left out: functions, classes, names, oracles, cases and pages, held against each other.
+"""Every norm has its functions, classes, names, oracles, cases and pages.
 
-What is in one set and not in another fails by name, unless it stands here with the reason.
+An entry that one of these sets lacks fails by name, unless it is listed here with a reason.
 """
 
 import inspect
@@ -27,7 +27,7 @@ ROOT = Path(jn.__file__).parents[1]
 PAGES = ("README.md", "docs/norms.md", "docs/zoo.md")
 REGISTERED: tuple[dict[str, Any], ...] = (LINEN, NNX)  # pyright: ignore[reportAssignmentType]
 FUNCTIONS = {name for name, thing in vars(jn).items() if inspect.isfunction(thing)}
-# Public functions that normalize nothing by themselves.
+# Public functions that are not norms.
 HELPERS = {
     "combine": "of moments",
     "init_act_norm": "of parameters",
@@ -42,7 +42,7 @@ HELPERS = {
     "with_stats_of_domain": "of state",
 }
 NORMS = FUNCTIONS - HELPERS.keys()
-# Norms whose oracle is neither in tests.zoo nor in tests.family: where they are held against NumPy.
+# Norms with an oracle outside tests.zoo and tests.family, and the file that compares them with NumPy.
 ORACLES = {
     "act_norm_inverse": "tests/norms/test_zoo_facts.py",
     "batch_norm": "tests/norms/test_batch_norm.py",
@@ -57,19 +57,19 @@ ORACLES = {
     "spectral_norm": "tests/norms/test_spectral_norm.py",
     "tracked_instance_norm": "tests/norms/test_tracked_instance.py",
 }
-# Running statistics that tests/norms/test_zoo_state.py need not follow.
+# Running statistics that are tested outside tests/norms/test_zoo_state.py.
 STATES = {
     "batch_norm": "tests/norms/test_batch_norm.py",
     "tracked_instance_norm": "tests/norms/test_tracked_instance.py",
 }
-# Twins that `tests.stands_for` holds against the function, each by itself, and nothing else does.
+# Classes whose two versions are compared only with the function, in `tests.stands_for`.
 BY_THEMSELVES = {"MagnitudePreserving", "Reparameterized", "ScaledWeightStandardization"}
-# Norms that no table of the pages has: the row of another leads to them, by way of the reference.
+# Norms without a row in the tables of the pages, and the norm whose row leads to them.
 IN_THE_REFERENCE = {
     "act_norm_inverse": "act_norm",
     "mean_only_batch_norm_inference": "mean_only_batch_norm",
 }
-# Classes that get_norm does not name: a model would not know what to call them with.
+# Classes that get_norm does not name, and what a model would have to pass to them.
 UNNAMED = {
     "AdaIN": "a style",
     "AdaLayerNorm": "a condition",
@@ -83,18 +83,18 @@ UNNAMED = {
 
 
 def function_of(norm: family.Norm) -> str:
-    """The name of what a norm of tests.family calls."""
+    """The name of the function that a norm of tests.family calls."""
     return inspect.getclosurevars(norm.ours).nonlocals.get("norm", norm.ours).__name__
 
 
 def left_out(wanted: Iterable[str], found: Iterable[str], but: Iterable[str] = ()) -> list[str]:
-    """What is wanted and not found, unless it is excused; and what is excused for nothing."""
+    """Wanted names that are neither found nor excused, and unnecessary excuses."""
     wanted, found, but = set(wanted), set(found), set(but)
     return sorted((wanted - found) ^ but)
 
 
 def test_every_norm_has_an_oracle() -> None:
-    """In float64, of the function."""
+    """Every public norm has an oracle in float64."""
     found = {re.split("[, ]", key)[0] for key in ZOO}
     found |= {function_of(norm) for norm in (*family.NORMS.values(), *family.AXES.values())}
     assert left_out(NORMS, found, ORACLES) == [] and left_out(found, NORMS) == []
@@ -103,7 +103,7 @@ def test_every_norm_has_an_oracle() -> None:
 
 
 def test_running_statistics_are_followed() -> None:
-    """Of functions that move those that they are given, and of the zoo's classes that keep some."""
+    """All functions that update running statistics, and all classes that store them, have tests of these."""
     parameters = {n: inspect.signature(getattr(jn, n)).parameters for n in NORMS}
     moving = {n for n, known in parameters.items() if {"stats", "momentum"} <= set(known)}
     followed = {n for n in moving for step in STEPS if n.startswith(step)}
@@ -113,7 +113,7 @@ def test_running_statistics_are_followed() -> None:
 
 
 def test_every_class_has_cases() -> None:
-    """Against its function, and Linen against NNX."""
+    """Every class is compared with its function, and Linen with NNX."""
     assert left_out(CLASSES, ROWS) == [] and left_out(ROWS, CLASSES) == []
     options = {*OPTIONS, *(name for name, _ in MORE.values())}
     wrappers = {name for name, _, _ in WRAPPED.values()}
@@ -122,7 +122,7 @@ def test_every_class_has_cases() -> None:
 
 
 def test_every_class_has_a_name() -> None:
-    """The same in both systems, each with a case of its own in test_get_norm.py."""
+    """Both systems have the same names, each with a case in test_get_norm.py."""
     linen, nnx = ({n: c.__name__ for n, c in norms.items()} for norms in REGISTERED)
     assert linen == nnx and linen.keys() == NAMES.keys()
     assert left_out(CLASSES, linen.values(), UNNAMED) == []
@@ -131,7 +131,7 @@ def test_every_class_has_a_name() -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_everything_is_documented(system: str) -> None:
-    """In the reference, in a table of the pages and, with its name, in the docstring of `get_norm`."""
+    """Everything is in the reference and in a table of the pages, and names are in `get_norm`'s docstring."""
     reference = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference.md").read_text(), re.M)
     assert left_out({f"jaxnorm.{n}" for n in FUNCTIONS}, reference) == []
     assert left_out({f"jaxnorm.{system}.{n}" for n in CLASSES}, reference) == []

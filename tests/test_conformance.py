@@ -1,4 +1,4 @@
-"""Flax's own tests pass with our classes in place of Flax's; and the harness sees when they are not."""
+"""Flax's own tests pass with our classes instead of Flax's, and the harness notices if they are not used."""
 
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def test_builds_each():
 
 @pytest.fixture
 def flax_tests(tmp_path: Path) -> Iterator[Path]:
-    """The folder of Flax's tests, while it is needed."""
+    """The folder of Flax's tests, for the duration of a test."""
     with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
         try:
             yield flax_source(Path(folder))
@@ -34,13 +34,13 @@ def flax_tests(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.thorough
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_flax_tests_pass(mode: Mode, flax_tests: Path) -> None:
-    """All of them, with each of our classes in use, and none of those that it replaces."""
+    """All of Flax's tests pass, each of our classes is used, and none of the replaced classes is."""
     outcome = run(mode, flax_tests)
     assert not outcome.problems, "\n".join([outcome.output, *outcome.problems])
 
 
 def test_an_absent_replacement_fails(tmp_path: Path) -> None:
-    """Tests that pass prove nothing if they ran Flax's class, or no class of the name."""
+    """The run fails if it used Flax's class or none."""
     (tmp_path / "test_each.py").write_text(BUILDS_EACH)
     mode = Mode("linen alone", ("linen",), ("test_each.py",))
     assert run(mode, tmp_path).problems == []
@@ -54,7 +54,7 @@ def test_an_absent_replacement_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ours", [1.001, np.nan, np.inf, [1.0]])
 def test_close_is_not_anything(ours: object) -> None:
-    """The comparison of the mode with one side replaced lets pass roundings, and numbers for NaN."""
+    """With one side replaced, the comparison accepts rounding errors, and numbers instead of NaN."""
     one = np.float32(1)
     assert_close(one, one + np.float32(1e-6))
     assert_close(np.float32(np.nan), one)
@@ -63,7 +63,7 @@ def test_close_is_not_anything(ours: object) -> None:
 
 
 def test_without_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a network it is one paragraph, with what pip said."""
+    """Without a network, the error is one paragraph that quotes pip."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(NotToBeHad, match=r"What pip said last: .*No matching distribution"):

@@ -1,7 +1,7 @@
-"""Defaults: those of the papers, of Flax and of PyTorch, as the docstrings and notes document them.
+"""Defaults are the documented ones, from the papers, Flax and PyTorch.
 
-What Flax's classes have too is held against Flax in tests/linen and tests/nnx. This is every number and
-choice of the functions, and what the modules have of their own; and the values that variables begin at.
+Defaults that Flax's classes also have are compared with Flax in tests/linen and tests/nnx. The tests here
+cover every number and choice of the functions, our modules' additional fields, and initial values.
 """
 
 import inspect
@@ -30,7 +30,7 @@ from tests.stands_for import (
     variables_of,
 )
 
-# The same wherever they occur: channels last, biased statistics, everything there is.
+# Defaults that are the same everywhere: channels last, biased statistics, all parameters.
 EVERYWHERE: Fields = {
     "axis": -1,
     "feature_axes": -1,
@@ -54,7 +54,7 @@ FUNCTIONS: dict[str, Fields] = {
     "conv_spectral_norm": {"n_steps": 1, "padding": "SAME", "strides": (1, 1)},
     "derf": {"alpha": 0.5, "shift": 0.0},  # paper
     "dynamic_tanh": {"alpha": 0.5},  # paper
-    "evo_norm_b0": {"epsilon": 1e-3, "momentum": 0.9},  # timm, whose momentum is 0.1
+    "evo_norm_b0": {"epsilon": 1e-3, "momentum": 0.9},  # timm, with momentum 0.1 there
     "evo_norm_s0": {"epsilon": 1e-5, "num_groups": 32},  # paper, timm
     "filter_response_norm": {"epsilon": 1e-6},  # paper
     "forced_magnitude": {"epsilon": 1e-4},  # EDM2
@@ -83,14 +83,14 @@ FUNCTIONS: dict[str, Fields] = {
     "scaled_weight_standardization": {"epsilon": 1e-6},  # timm
     "spectral_norm": {"epsilon": 1e-12, "n_steps": 1},  # paper, Flax
     "stats_of_domain": {},
-    "switchable_norm": {"epsilon": 1e-5, "momentum": 0.9},  # the authors'
+    "switchable_norm": {"epsilon": 1e-5, "momentum": 0.9},  # the authors' code
     "tracked_instance_norm": {"epsilon": 1e-6, "momentum": 0.99},
     "update_running_stats": {"momentum": 0.99},
     "weight_norm": {"epsilon": 1e-12},  # Flax
     "weight_standardization": {"epsilon": 1e-10},  # big_vision
     "with_stats_of_domain": {},
 }
-# The function whose defaults a class has.
+# The function with the same defaults as the class.
 OF_CLASS = {
     "ActNorm": "act_norm",
     "AdaIN": "adain",
@@ -127,14 +127,14 @@ OF_CLASS = {
     "WeightNorm": "weight_norm",
     "WeightStandardization": "weight_standardization",
 }
-# What a class has beyond its function, or otherwise, and why.
+# Defaults that a class adds or changes, and why.
 OWN: dict[str, Fields] = {
     "BatchNorm": {"track_running_stats": True},
     "FilterResponseNorm": {"use_threshold": True},  # the paper's unit
     "GhostBatchNorm": {"track_running_stats": True, "virtual_batch_size": 32},  # the usual size
     "InstanceNorm": {"track_running_stats": False},  # PyTorch
-    "LocalResponseNorm": {"size": 5},  # AlexNet; the function must be told
-    "Spade": {"epsilon": 1e-5, "hidden": 128, "kernel_size": 3},  # the authors'
+    "LocalResponseNorm": {"size": 5},  # AlexNet; the function has no default
+    "Spade": {"epsilon": 1e-5, "hidden": 128, "kernel_size": 3},  # the authors' code
     "SpectralNorm": {
         "collection_name": "batch_stats",
         "error_on_non_matrix": False,
@@ -142,18 +142,18 @@ OWN: dict[str, Fields] = {
     },  # Flax
     "WeightStandardization": {"use_gain": False},  # the paper has none
 }
-# Flax's NNX modules train unless they are told otherwise; all others must be told.
+# Flax's NNX modules train by default; all others must be told the mode.
 TRAINS = {("nnx", name) for name in CLASSES if "use_running_average" in fields_of("nnx", name)}
 
 
 def choices(parameters: dict[str, Any]) -> Fields:
-    """Of defaults, the numbers and the words."""
+    """The defaults that are numbers or other choices."""
     return {n: d for n, d in parameters.items() if isinstance(d, bool | int | float | str | tuple)}
 
 
 @pytest.mark.parametrize("name", sorted(functions()))
 def test_function(name: str) -> None:
-    """All numbers and choices of a public function."""
+    """All numbers and choices of a public function match the table."""
     assert name in FUNCTIONS, f"the defaults of {name} are not in the table"
     parameters = inspect.signature(getattr(jn, name)).parameters
     found = choices({n: p.default for n, p in parameters.items()})
@@ -177,7 +177,7 @@ def test_class(system: str, name: str) -> None:
     assert known.get("param_dtype", jnp.float32) is jnp.float32
 
 
-# --- what variables begin at -----------------------------------------------------------------------
+# --- initial values of variables -----------------------------------------------------------------
 
 BEGIN: dict[str, float] = {
     **dict.fromkeys(("scale", "v", "query_scale", "key_scale", "var", "sigma"), 1.0),
@@ -189,15 +189,15 @@ BEGIN: dict[str, float] = {
 BEGIN_OWN: dict[str, Any] = {
     "AdaLayerNorm kernel": 0.0,
     "AdaLayerNormZero kernel": 0.0,
-    "GlobalResponseNorm scale": 0.0,  # begins as the identity
+    "GlobalResponseNorm scale": 0.0,  # starts as the identity
     "IterativeWhitening matrix": np.eye(X.shape[-1]),
     "ScaleNorm scale": math.sqrt(X.shape[-1]),  # the root of the number of features
 }
-RANDOM = {"Spade kernel"}  # Lecun's: variance of 1 / fan-in
+RANDOM = {"Spade kernel"}  # LeCun's initializer: variance 1 / fan-in
 
 
 def test_variables_begin_as_the_papers_say() -> None:
-    """Of every class but wrappers, whose scales begin at 1, in both systems."""
+    """The variables of every class except wrappers start as in the papers, in both systems."""
     names = [name for name in CLASSES if not is_wrapper(name)]
 
     def run(x: jax.Array) -> Any:
@@ -225,7 +225,7 @@ def test_variables_begin_as_the_papers_say() -> None:
 
 
 def test_wrappers_begin_at_one() -> None:
-    """Scales, gains and singular values; the direction is random, of length 1."""
+    """Scales, gains and singular values start at 1, and directions are random with length 1."""
 
     def run(x: jax.Array) -> Any:
         found = {}
@@ -248,7 +248,7 @@ def test_wrappers_begin_at_one() -> None:
             np.testing.assert_allclose(found_here, np.ones(np.shape(found_here)), rtol=1e-6)
 
 
-# --- what a default does ---------------------------------------------------------------------------
+# --- the effect of a default ---------------------------------------------------------------------
 
 SIGNS = np.where(np.indices((2, 4, 4, 4)).sum(0) % 2, -1.0, 1.0).astype(np.float32)
 SHOWN: dict[str, tuple[Callable[[Any], Any], int]] = {
@@ -273,7 +273,7 @@ SHOWN: dict[str, tuple[Callable[[Any], Any], int]] = {
 
 
 def test_epsilon_is_seen_in_what_is_as_small() -> None:
-    """Values of a mean square (or square length, of so many) of ε come out at 1/√2 of their unit size."""
+    """Values with a mean square (or square length) of ε come out at 1/√2 of their normalized size."""
     epsilons = {name: FUNCTIONS[name]["epsilon"] for name in SHOWN}
 
     def run(signs: jax.Array) -> Any:

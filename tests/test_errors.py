@@ -1,4 +1,4 @@
-"""Every error of the package, word for word: what must hold, what came, what to do."""
+"""Every error of the package, word for word: what must hold, what was given, what to do."""
 
 import ast
 import tempfile
@@ -28,7 +28,7 @@ NESTED: Any = [[0]]
 
 
 def train(x: Any = X, stats: Any = STATS, *affine: Any, **options: Any) -> Callable[[], Any]:
-    """A call of `batch_norm`, to be made later."""
+    """A deferred call of `batch_norm`."""
     return lambda: jn.batch_norm(x, stats, *affine, **options)
 
 
@@ -39,12 +39,12 @@ def synced(name: Any, groups: Any = None) -> Callable[[], Any]:
 
 
 def evaluate(x: Any = X, stats: Any = STATS, *affine: Any, **options: Any) -> Callable[[], Any]:
-    """A call of `batch_norm_inference`, to be made later."""
+    """A deferred call of `batch_norm_inference`."""
     return lambda: jn.batch_norm_inference(x, stats, *affine, **options)
 
 
 def layer(x: Any = X, mask: Any = None, variables: Any = None, **fields: Any) -> Callable[[], Any]:
-    """A training step of the Linen layer, on ``variables`` or else at its initialization."""
+    """A training step of the Linen layer, with ``variables`` or else freshly initialized ones."""
 
     def call() -> Any:
         module = jnl.BatchNorm(False, **fields)
@@ -61,12 +61,12 @@ def spectral(kernel: jax.Array) -> jn.SpectralState:
 
 
 def moments(*shape: int, dtype: Any = jnp.float32) -> jn.Moments:
-    """Moments of some shape."""
+    """Moments of the given shape."""
     return jn.Moments(jnp.zeros(shape, dtype), jnp.ones(shape), jnp.ones(shape))
 
 
 def variables_of(features: int) -> dict[str, dict[str, jax.Array]]:
-    """Statistics of another layer than the parameters are of."""
+    """Variables with statistics of ``features`` features, but parameters of 4."""
     ones = jnp.ones(features)
     return {
         "params": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
@@ -75,32 +75,32 @@ def variables_of(features: int) -> dict[str, dict[str, jax.Array]]:
 
 
 def wrong_shape(name: str, came: str, needed: str = "(4,)", axes: str = "(2,)") -> str:
-    """What a parameter of another shape than the features is told."""
+    """The error for a parameter that does not have the shape of the features."""
     return (
         f"{name} must have the shape of the feature axes; got {name} of shape {came} for x of shape "
         f"(6, 5, 4) with feature_axes={axes}, which needs {needed}. Check feature_axes (axis, in a "
-        f"module), or make {name} of shape {needed}."
+        f"module), or give {name} the shape {needed}."
     )
 
 
 def wrong_mask(shape: str, x: str = "(6, 5, 4)", needed: str = "(6, 1, 1)") -> str:
-    """What a mask that does not broadcast is told."""
+    """The error for a mask that does not broadcast."""
     return (
-        f"mask must broadcast to x; got mask of shape {shape} for x of shape {x}. Axes are matched from "
-        f"the last: a mask of examples in x needs shape {needed}."
+        f"mask must broadcast to x; got mask of shape {shape} for x of shape {x}. Axes are aligned from "
+        f"the last: a mask of the examples in x needs shape {needed}."
     )
 
 
 def out_of_range(name: str, axis: int, came: str) -> str:
-    """What an axis that x does not have is told."""
+    """The error for an axis that x does not have."""
     return (
         f"{name} must lie in [-3, 2] for an array of rank 3; got {axis} in {name}={came}. Count all its "
-        f"axes, the first one included."
+        f"axes, including the first."
     )
 
 
 def no_axes(name: str) -> str:
-    """What a scalar is told; not that its axes must lie in [0, -1]."""
+    """The error for a scalar, which does not say that its axes must lie in [0, -1]."""
     return (
         f"{name} must name axes of an array; got {name}=-1 for an array of rank 0, which has none. Give "
         f"it an axis, as in x[None]."
@@ -108,40 +108,40 @@ def no_axes(name: str) -> str:
 
 
 def not_an_integer(name: str, came: str) -> str:
-    """What an axis that is no number is told."""
+    """The error for an axis that is not an integer."""
     return (
-        f"{name} must be an integer or a sequence of integers; got {came}. Name axes by number: -1 is "
-        f"the last."
+        f"{name} must be an integer or a sequence of integers; got {came}. Give each axis by its number: "
+        f"-1 is the last."
     )
 
 
 def repeated(name: str, came: str, counted: str) -> str:
-    """What an axis named twice is told."""
+    """The error for an axis named twice."""
     return (
         f"{name} must name each axis once; got {name}={came}, which for an array of rank 3 is {counted}. "
-        f"Leave out the repeated one."
+        f"Remove the repeated axis."
     )
 
 
 def no_stats(came: str) -> str:
-    """What statistics of another type are told."""
+    """The error for statistics of another type."""
     return (
         f"stats must be RunningStats(mean, var); got {came}. Start from "
-        f"init_running_stats(feature_shape) and pass what the last step returned; a dict or a tuple from "
-        f"a checkpoint becomes one by RunningStats(**d) or RunningStats(*t)."
+        f"init_running_stats(feature_shape) and pass what the last step returned; convert a dict or a "
+        f"tuple from a checkpoint with RunningStats(**d) or RunningStats(*t)."
     )
 
 
 def float_mask(came: str) -> str:
-    """What a mask of floats is told."""
+    """The error for a mask of floats."""
     return (
-        f"mask must be boolean or integer (True or nonzero counts); got {came}. Compare it with "
-        f"something, as in mask > 0.5: statistics count a value or do not."
+        f"mask must be boolean or integer (True or nonzero includes an element); got {came}. Compare it "
+        f"with a threshold, as in mask > 0.5: statistics include an element or exclude it."
     )
 
 
 def bad_epsilon(came: str) -> str:
-    """What a negative epsilon is told."""
+    """The error for a negative epsilon."""
     return (
         f"epsilon must be zero or positive; got epsilon={came}. It is added to the variance so that a "
         f"constant input divides by sqrt(epsilon): 1e-5 is usual."
@@ -149,15 +149,15 @@ def bad_epsilon(came: str) -> str:
 
 
 def no_flag(name: str, came: str, choices: str = "True or False") -> str:
-    """What is neither of the two is told."""
+    """The error for an invalid flag."""
     return (
-        f"{name} must be {choices}; got {came}. It decides what is compiled, and so cannot be traced: under "
+        f"{name} must be {choices}; got {came}. It decides what is compiled, so it cannot be traced: under "
         f"jit, name it in static_argnames."
     )
 
 
 def bad_momentum(came: str) -> str:
-    """What a momentum that is no weight is told."""
+    """The error for a momentum outside [0, 1]."""
     return (
         f"momentum must lie in [0, 1]; got momentum={came}. It is the weight of the old value: 0.99 "
         f"moves slowly, and PyTorch's 0.1 is 0.9 here."
@@ -165,61 +165,61 @@ def bad_momentum(came: str) -> str:
 
 
 def bad_dtype(came: str) -> str:
-    """What an integer result is told."""
+    """The error for an integer result."""
     return (
-        f"dtype must be a floating or complex type; got {came}. Normalized values are fractions: ask for "
-        f"float32, or convert the result yourself."
+        f"dtype must be a floating or complex type; got {came}. Normalized values are not integers: use "
+        f"float32, or cast the result yourself."
     )
 
 
 def other_moments(stats: str, came: str) -> str:
-    """What moments of other features are told."""
+    """The error for moments of other features."""
     return (
-        f"stats must have a mean for each feature of the moments; got stats.mean of shape {stats} for "
-        f"moments of shape {came}. Reduce over all axes but those of stats, and keep "
-        f"the order of these."
+        f"stats must have one mean for each feature of the moments; got stats.mean of shape {stats} for "
+        f"moments of shape {came}. Reduce over all axes except the feature axes, and keep "
+        f"the order of those."
     )
 
 
 NO_COUNT = (
-    "momentum=None averages over all batches and so must know how many there were; got "
+    "stats.count must be the number of batches so far for momentum=None, which averages all batches; got "
     "stats.count=None. Start from init_running_stats(feature_shape, cumulative=True)."
 )
 REAL_STATS = (
-    "stats.mean must be complex for a complex input; got float32 for x of complex64. Start from "
-    "init_running_stats(feature_shape, dtype=jnp.complex64): a module does so by its init with a complex x "
-    "(Linen) or param_dtype=jnp.complex64 (NNX)."
+    "stats.mean must be complex for a complex input; got float32 for x of dtype complex64. Start from "
+    "init_running_stats(feature_shape, dtype=jnp.complex64), or initialize a module with a complex x "
+    "(Linen) or with param_dtype=jnp.complex64 (NNX)."
 )
 REAL_RESULT = (
     "dtype must be complex for a complex x, scale or bias; got float32 for complex64. "
-    "Ask for complex64, or take the real part of the result yourself."
+    "Use complex64, or take the real part of the result yourself."
 )
 COMPLEX_MOMENTS = (
-    "stats.mean must be complex for complex moments; got float32 for a mean of complex64. Start from "
+    "stats.mean must be complex for complex moments; got float32 for a mean of dtype complex64. Start from "
     "init_running_stats(feature_shape, dtype=jnp.complex64)."
 )
 BATCH_AS_FEATURE = (
     "The channel axes cannot include the leading dimension as this is assumed to be the batch axis. "
-    "Got feature_axes=(0, 2) for x of shape (6, 5, 4); move the batch there."
+    "Got feature_axes=(0, 2) for x of shape (6, 5, 4); move the batch to axis 0."
 )
 NO_CHANNEL = (
     "The reduction axes must include the final dimension as this is assumed to be the feature axis. "
     "Got reduction_axes=1 with the channel axis 2; add it."
 )
 TWO_CHANNELS = (
-    "feature_axes must be one axis here, the channels; got feature_axes=(1, 2). Reshape the axes into "
+    "feature_axes must be a single axis here, the channels; got feature_axes=(1, 2). Reshape the axes into "
     "one."
 )
 NOT_A_WINDOW = (
-    "size must be an integer of 1 or more, the number of channels in a window; got 0. 5 is usual."
+    "size must be a positive integer, the number of channels in the window; got 0. 5 is typical."
 )
 NEGATIVE_ENERGY = (
-    "k must be finite, and zero or positive; got k=-5. What x is divided by is a power of k + alpha/size · Σ "
-    "|x|², which must not be negative."
+    "k must be finite and non-negative; got k=-5. x is divided by a power of k + alpha/size · Σ |x|², which "
+    "must not be negative."
 )
 NO_MATRIX = (
-    "kernel must have rank 2 or more to have a spectral norm; got shape (4,). Leave scales and biases as "
-    "they are."
+    "kernel must have rank 2 or more to have a spectral norm; got shape (4,). Leave scales and biases "
+    "unnormalized."
 )
 OTHER_KERNEL = (
     "state.u must have shape (1, outputs), here (1, 4); got (1, 5) for a kernel of shape (6, 5, 4). Start "
@@ -229,22 +229,22 @@ OTHER_KIND = (
     "state.u must be complex for a complex kernel, and real for a real one; got float32 for a kernel of "
     "complex64. Start from init_spectral_norm(key, kernel)."
 )
-EMPTY_KERNEL = "kernel must have elements to have singular values; got shape (0, 4). Leave it out."
+EMPTY_KERNEL = "kernel must not be empty to have singular values; got shape (0, 4). Leave it out."
 NO_STEPS = (
-    "n_steps must be an integer of 1 or more, or None for the exact singular value; got 0. 1 is enough in "
-    "training, where each step continues from the last."
+    "n_steps must be a positive integer, or None for the exact singular value; got 0. 1 is enough in "
+    "training, where each step continues from the previous one."
 )
 NOT_A_MATRIX = (
     "Input is 3D but error_on_non_matrix is True. Got a parameter of shape (4, 2, 2); without that "
-    "option it is a matrix of the last axis against all others."
+    "option it is reshaped to a matrix that keeps the last axis."
 )
 NO_FLAG = (
     "use_running_average must be True (evaluation) or False (training) in the module or in the call; got "
     "None in both. Call module.train() or module.eval(), or pass it in the call."
 )
 NO_UPDATE_FLAG = (
-    "update_stats must be True (training) or False (evaluation); got None, and None for "
-    "use_running_average, which says the same the other way round. Pass one of them."
+    "update_stats must be True (training) or False (evaluation); got None for it and for "
+    "use_running_average, its opposite. Pass one of them."
 )
 NO_SUCH_NORM = (
     "norm must be one of batch, layer, rms, group, instance, local_response, none, act, batch_renorm, derf, "
@@ -263,45 +263,46 @@ NUM_GROUPS = (
     "group_size."
 )
 NOT_ONE_EPSILON = (
-    "epsilon must be one real number; got None. It is added to the variance of every feature alike: "
+    "epsilon must be one real number; got None. The same number is added to the variance of every feature: "
     "1e-5 is usual."
 )
 NOT_ONE_MOMENTUM = (
-    "momentum must be one real number or None; got '0.9'. It is the weight of the old value of every "
-    "feature alike: 0.99 is usual."
+    "momentum must be one real number or None; got '0.9'. It is the weight of the old value, the same for "
+    "every feature: 0.99 is usual."
 )
 OTHER_COUNT = (
     "stats.count must have the shape of stats.mean; got (3,) for a mean of shape (4,). Start from "
     "init_running_stats(feature_shape)."
 )
 COMPLEX_STATS_FOR_REAL = (
-    "stats.mean must be real for a real input; got complex64 for x of float32. Start from "
+    "stats.mean must be real for a real input; got complex64 for x of dtype float32. Start from "
     "init_running_stats(feature_shape), or make x complex."
 )
 UNBOUND = (
-    "axis_name must name axes of vmap, pmap or shard_map around the call; got ['bacth'], and bound here: "
-    "'batch'. Name one of these. Under jit, over a mesh or not, statistics are those of the whole batch "
-    "without a name: leave axis_name out."
+    "axis_name must name axes of vmap, pmap or shard_map around the call; got ['bacth'], but the axes bound "
+    "here are: 'batch'. Use one of these. Under jit, with or without a mesh, statistics always cover the "
+    "whole batch: leave axis_name out."
 )
 NO_PARTITION = (
-    "axis_index_groups must have each device of axis_name once, 0 to 5; got [[0, 1, 2], [3, 4]]."
+    "axis_index_groups must contain each device of axis_name, 0 to 5, once; got [[0, 1, 2], "
+    "[3, 4]]."
 )
 NO_AXIS_NAME = (
-    "axis_index_groups divides the devices of axis_name; got axis_index_groups=[[0]] and "
-    "axis_name=None. Name the mapped axis, or leave the groups out."
+    "axis_index_groups must come with axis_name, whose devices it groups; got axis_index_groups=[[0]] and "
+    "axis_name=None. Name the mapped axis, or leave out the groups."
 )
 OTHER_SHAPES = (
-    "combine needs moments of one shape; got means of shape (1, 5, 4) and (6, 1, 4). Reduce both over "
+    "a and b must have means of the same shape; got (1, 5, 4) and (6, 1, 4). Reduce both over "
     "the same axes."
 )
 INTEGER_STATS = (
-    "dtype of running statistics must be floating or complex; got int32. Use float32, whatever the "
-    "input is."
+    "dtype of running statistics must be floating or complex; got int32. Use float32, whatever the dtype of "
+    "the input."
 )
 
 
 def virtual(examples: int, name: Any = None, size: Any = 4, **options: Any) -> Callable[[], Any]:
-    """Batch norm with virtual batches, of so many examples on each of 6 devices if there is a name."""
+    """Batch norm with virtual batches, for ``examples`` on each of 6 devices if there is a ``name``."""
     f = partial(jn.batch_norm, axis_name=name, virtual_batch_size=size, **options)
     x, stats = jnp.ones((6, examples, 4)), jn.init_running_stats(4)
     if name is None:
@@ -310,11 +311,11 @@ def virtual(examples: int, name: Any = None, size: Any = 4, **options: Any) -> C
 
 
 def no_virtual_batch(size: int, examples: int, devices: str = "") -> str:
-    """A size that is no part of a device's examples, nor those of an equal share of the devices."""
+    """The error for a size that neither divides a device's examples nor fits an equal share of devices."""
     return (
-        f"virtual_batch_size must divide the {examples} examples of x, or with axis_name be as many as an "
-        f"equal share of the devices holds; got virtual_batch_size={size} for {examples} examples{devices}. "
-        f"Fill a ragged batch up, and mask what you filled it with."
+        f"virtual_batch_size must divide the {examples} examples of x or, with axis_name, be the number of "
+        f"examples on equal groups of devices; got virtual_batch_size={size} for {examples} "
+        f"examples{devices}. Pad a ragged batch, and mask the padding."
     )
 
 
@@ -328,7 +329,7 @@ NO_EXAMPLES = (
     "feature_axes=(0,). Put the examples first."
 )
 TWO_GROUPINGS = (
-    "virtual_batch_size groups the devices itself; got virtual_batch_size=4 and "
+    "virtual_batch_size must not be combined with axis_index_groups; got virtual_batch_size=4 and "
     "axis_index_groups=[[0, 1, 2], [3, 4, 5]]. Leave one of them out."
 )
 NO_REPLICAS = (
@@ -350,31 +351,31 @@ NOT_TO_BE_SPLIT = (
 )
 
 NO_ACTIVATION = (
-    "activation must be None or one of relu, leaky_relu, silu, gelu; got 'tanh'. Apply another one to the "
-    "result: it is then computed in a pass of its own."
+    "activation must be None or one of relu, leaky_relu, silu, gelu; got 'tanh'. Apply any other activation "
+    "to the result, in a separate pass."
 )
 COMPLEX_ACTIVATION = (
-    "activation must be None for complex values; got 'relu' for a result of complex64. Apply what you "
-    "mean to the real and imaginary parts of the result."
+    "activation must be None for complex values; got 'relu' for a complex64 result. Apply the activation to "
+    "the real and imaginary parts of the result yourself."
 )
 OTHER_RESIDUAL = (
-    "residual must have the shape of x; got (6, 5, 1) for x of shape (6, 5, 4). It is added element by "
-    "element, before the activation: broadcast it, or project it to that shape."
+    "residual must have the shape of x; got (6, 5, 1) for x of shape (6, 5, 4). It is added elementwise, "
+    "before the activation: broadcast it or project it to that shape."
 )
 NOT_TO_BE_SAVED = (
-    "save_as must be None, 'output' or a floating dtype of 16 bits or more; got 'input'. None saves x as "
-    "it is: jnp.bfloat16 saves half of a float32 x."
+    "save_as must be None, 'output' or a floating dtype of 16 bits or more; got 'input'. None saves x "
+    "unchanged; jnp.bfloat16 halves the memory for a float32 x."
 )
 NO_INVERSE = (
-    "save_as='output' needs an activation that can be inverted, None or 'leaky_relu'; got 'relu'. Use "
+    "save_as='output' requires an invertible activation, None or 'leaky_relu'; got 'relu'. Use "
     "'leaky_relu', or save_as=jnp.bfloat16."
 )
 COMPLEX_SAVED = (
     "save_as must be None for a complex x; got 'output' for x of complex64. Leave it out."
 )
 SAVED_IN_PARTS = (
-    "save_as saves something else than x only for whole batches; got save_as='output' with mask and "
-    "virtual_batch_size. Leave one of them out."
+    "save_as must be None with masks, residuals, device groups or virtual batches; got save_as='output' with "
+    "mask and virtual_batch_size. Leave one of them out."
 )
 NO_SOURCE = (
     "source must be a state_dict, a .safetensors or .npz file, Linen's variables, an NNX model, Haiku's "
@@ -402,7 +403,7 @@ OTHER_FILE = (
 
 
 def damaged(size: int, why: str) -> str:
-    """What a file of safetensors that has been cut is told."""
+    """The error for a truncated safetensors file."""
     return (
         f"a.safetensors must be a whole file of safetensors; got {size} bytes that are not ({why}). Download "
         f"or save it again."
@@ -440,12 +441,12 @@ DENSE: Any = {"params": {"fc": {"kernel": np.zeros((6, 2), np.float32)}}}
 
 
 def converted(source: Any, like: Any = DENSE, **arguments: Any) -> Callable[[], Any]:
-    """A conversion, to be made later."""
+    """A deferred conversion."""
     return lambda: tools.convert(source, like=like, **arguments)
 
 
 def from_file(raw: bytes) -> Callable[[], Any]:
-    """A conversion from a file with this in it."""
+    """A conversion from a file with these bytes."""
 
     def call() -> Any:
         with tempfile.TemporaryDirectory() as folder:
@@ -457,7 +458,7 @@ def from_file(raw: bytes) -> Callable[[], Any]:
 
 
 def equinox_batch_norm() -> Any:
-    """What a batch norm of Equinox looks like from outside."""
+    """An object that looks like a batch norm of Equinox."""
     module = type("Module", (), {"__module__": "equinox"})
     norm = type("BatchNorm", (module,), {"__module__": "equinox.nn", "weight": None, "bias": None})
     return norm()
@@ -474,7 +475,7 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """One after the other."""
+        """Applies a dense layer and a batch norm."""
         return jnl.BatchNorm(True, name="bn")(nn.Dense(3, name="dense")(x))
 
 
@@ -484,29 +485,29 @@ NNX_MODEL = jnx.BatchNorm(4, rngs=nnx.Rngs(0))
 
 
 def recalibrated(batches: Any = (ROWS,), **options: Any) -> Callable[[], Any]:
-    """A call of `recalibrate` of the model."""
+    """A deferred call of `recalibrate` for the model."""
     return lambda: tools.recalibrate(Model(), batches, **{"variables": VARIABLES, **options})
 
 
 def swapped(norm: Any, **fields: Any) -> Callable[[], Any]:
-    """A call of `swap` of an NNX batch norm with these fields."""
+    """A deferred call of `swap` for an NNX batch norm with these fields."""
     return lambda: tools.swap(jnx.BatchNorm(4, rngs=nnx.Rngs(0), **fields), norm)
 
 
 def accumulated(batch: Any, micro_batches: int) -> Callable[[], Any]:
-    """A call of `accumulate`."""
+    """A deferred call of `accumulate`."""
     return lambda: tools.accumulate(
         lambda m, x: m(x).mean(), Model(), batch, micro_batches=micro_batches, variables=VARIABLES
     )
 
 
 def call(model: Any, x: Any) -> Any:
-    """A loss, and a run."""
+    """Serves as a loss and as a way to run the model."""
     return model(x).mean()
 
 
 def no_model(came: str) -> str:
-    """What something else than a model is told."""
+    """The error for an argument that is not a model."""
     return (
         f"model must be a Linen module or an NNX model; got {came}. Give the module itself, not its "
         f"variables or its apply function."
@@ -514,7 +515,7 @@ def no_model(came: str) -> str:
 
 
 def no_variables(came: str) -> str:
-    """What other variables are told."""
+    """The error for variables of another module."""
     return (
         f"variables must be those of the Linen module, in the collections it has; got {came}. Give "
         f'variables={{"params": ..., "batch_stats": ...}}, as init returns them.'
@@ -522,7 +523,7 @@ def no_variables(came: str) -> str:
 
 
 def no_layer(kind: str) -> str:
-    """What a model without any is told."""
+    """The error for a model without such a layer."""
     return (
         f"there must be at least one {kind}; got a model without any. In Linen they are known by the "
         f"variables, with the collections params and batch_stats as init or training returned them."
@@ -530,7 +531,7 @@ def no_layer(kind: str) -> str:
 
 
 def not_meant(kind: str) -> str:
-    """What a pattern that matches nothing is told."""
+    """The error for a pattern without a match."""
     return (
         f"where must mean at least one {kind} of the model; got where='nb', and there are: bn. Give a "
         f"pattern such as 'stem/*', or leave it out for all."
@@ -538,7 +539,7 @@ def not_meant(kind: str) -> str:
 
 
 def no_parts(number: int, examples: str) -> str:
-    """What parts that do not divide are told."""
+    """The error for a number of parts that does not divide the examples."""
     return (
         f"micro_batches must divide the number of examples, which lie along the first axis of every leaf "
         f"of batch; got micro_batches={number} and {examples} examples. Leave examples out, or pad and mask "
@@ -547,7 +548,7 @@ def no_parts(number: int, examples: str) -> str:
 
 
 def no_norm(system: str, came: str) -> str:
-    """What is no norm of activations is told."""
+    """The error for an argument that is not a norm of activations."""
     return (
         f"norm must be the name of a norm of activations or the class of one, in flax.{system} as the model "
         f"is; got {came}. Give its arguments as options, as in norm=GroupNorm, num_groups=8."
@@ -555,7 +556,7 @@ def no_norm(system: str, came: str) -> str:
 
 
 def one_batch(came: str) -> str:
-    """What a batch in the place of several is told."""
+    """The error for a single batch instead of several."""
     return (
         f"batches must be several, one after the other; got one {came}. Put it in a list, or if its first "
         f"axis counts batches, make it one: list(batches)."
@@ -780,6 +781,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         NO_FLAG,
     ),
     "groups, NNX": (lambda: jnx.GroupNorm(4, rngs=nnx.Rngs(0)), NUM_GROUPS),
+    "gains without rngs, NNX": (
+        lambda: jnx.WeightStandardization(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), use_gain=True),
+        "rngs must be given with use_gain=True; got None. Pass rngs=nnx.Rngs(0).",
+    ),
     "norm": (lambda: jnl.get_norm("bach"), NO_SUCH_NORM),
     "norm, NNX": (lambda: jnx.get_norm("bach"), NO_SUCH_NORM),
     "weight, scale": (
@@ -981,26 +986,26 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "average, decay": (
         lambda: tools.average({"a": ROWS[0]}, {"a": ROWS[0]}, 99.9),
         "decay must lie in [0, 1]; got decay=99.9. It is the weight of the old average: 0.999 "
-        "follows slowly.",
+        "moves slowly.",
     ),
     "average, trees": (lambda: tools.average({"a": ROWS[0]}, {"b": ROWS[0]}, 0.9), OTHER_TREE),
     "keep_finite, shapes": (lambda: tools.keep_finite(ROWS[0], ROWS[0, :1]), OTHER_LEAF),
     "axis_name, number": (
         synced(5),
-        "axis_name must be the name of a mapped axis, or several; got 5. Collectives of jax take a number "
-        "for a position: give the axis a string for its name.",
+        "axis_name must be one or more names of mapped axes; got 5. jax's collectives read a number as a "
+        "position: name the axis with a string.",
     ),
     "combine, tuple": (
         lambda: jn.combine((1, 2, 3), moments(3)),  # pyright: ignore[reportArgumentType]
-        "a must be Moments(mean, var, count); got tuple. Take them from moments, or make them of a tuple: "
+        "a must be Moments(mean, var, count); got tuple. Compute it with moments, or convert a tuple t with "
         "Moments(*t).",
     ),
     "conv_spectral_norm, padding": (
         lambda: jn.conv_spectral_norm(
             jnp.ones((3, 3, 2, 4)), jnp.ones((1, 5, 5, 2)), padding="same"
         ),
-        "padding must be SAME, SAME_LOWER, VALID or a pair for each axis; got 'same'. Take that of the "
-        "layer.",
+        "padding must be SAME, SAME_LOWER, VALID or a pair for each axis; got 'same'. Use the padding "
+        "of the layer.",
     ),
     "act_norm, bias": (
         lambda: jn.act_norm(X, jnp.ones(4), None),  # pyright: ignore[reportArgumentType]
@@ -1020,7 +1025,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_message(case: str) -> None:
-    """The whole text of the ValueError."""
+    """The ValueError has exactly the expected text."""
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=r".") as raised:
         call()
@@ -1029,7 +1034,7 @@ def test_message(case: str) -> None:
 
 @pytest.mark.parametrize("case", [c for c in ERRORS if c.split(", ")[0] not in ("stats", "data")])
 def test_message_under_jit(case: str) -> None:
-    """Tracing raises the same, so nothing is found out only after compilation."""
+    """Tracing raises the same error, so invalid arguments do not surface only after compilation."""
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=r".") as raised:
         jax.jit(call)()
@@ -1066,19 +1071,19 @@ def test_message_under_jit(case: str) -> None:
     ],
 )
 def test_typo_in_a_keyword(call: Callable[..., Any]) -> None:
-    """A misspelt option is a TypeError that names it; nothing swallows it."""
+    """A misspelled option raises a TypeError that names it."""
     with pytest.raises(TypeError, match="'epsilonn'"):
         call(epsilonn=1e-3)
 
 
 def test_options_are_keywords() -> None:
-    """What follows scale and bias cannot be given by position, where its order would be guessed."""
+    """Arguments after scale and bias are keyword-only, so that nobody has to guess their order."""
     with pytest.raises(TypeError, match="positional"):
         jn.batch_norm(X, STATS, None, None, -1)  # pyright: ignore[reportCallIssue]
 
 
 def test_wrong_parameters_of_a_layer_are_refused_as_by_flax() -> None:
-    """Parameters of another shape are Flax's own error, which names the variable."""
+    """Parameters of the wrong shape raise Flax's own error, which names the variable."""
     variables = {**variables_of(4), "params": {"scale": jnp.ones(5), "bias": jnp.ones(4)}}
     texts = []
     for norm in (jnl.BatchNorm, nn.BatchNorm):
@@ -1089,7 +1094,7 @@ def test_wrong_parameters_of_a_layer_are_refused_as_by_flax() -> None:
 
 
 def test_every_error_of_the_package_is_here() -> None:
-    """A new ``raise ValueError`` needs a row above: its constant words must be in some tested message."""
+    """Every ``raise ValueError`` in the package has a message that is tested above."""
     messages = [message for _, message in ERRORS.values()]
     untested = []
     for path in Path(jn.__file__).parent.rglob("*.py"):

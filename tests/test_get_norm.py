@@ -1,4 +1,4 @@
-"""`get_norm`: a norm by name, in both systems; one model takes any."""
+"""`get_norm` selects a norm by name, in both systems, for use in the same model."""
 
 import inspect
 from typing import Any
@@ -52,7 +52,7 @@ NAMES = {**ACTIVATIONS, **WEIGHTS}
 WITH_MOMENTUM = {"instance", *(n for n, fields in ACTIVATIONS.items() if "momentum" in fields)}
 KEEPING = {"spectral"} | WITH_MOMENTUM
 ONE_OF_A_KIND = ("batch", "layer", "evo_b0", "spectral", "scaled_weight_standardization")
-# What no model can take without giving more than x; what is given a function.
+# Classes that need more than x in the call, or a function as a field.
 NOT_BY_NAME = {
     "AdaIN",
     "AdaLayerNorm",
@@ -69,37 +69,37 @@ TARGET = normal((4, 6, 8), seed=1)
 
 
 class Linen(nn.Module):
-    """Written once for every norm: of activations after a layer, of weights around it."""
+    """A model that accepts any norm: of activations after a layer, or of weights around it."""
 
     norm: Any
     around: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: Any = None) -> jax.Array:
-        """A layer and its norm."""
+        """Applies a layer and its norm."""
         if self.around:
             return self.norm(nn.Dense(8))(x, use_running_average=not train)
         return self.norm()(nn.Dense(8)(x), use_running_average=not train, mask=mask)
 
 
 class Nnx(nnx.Module):
-    """The same."""
+    """The same model in NNX."""
 
     def __init__(self, norm: Any, around: bool, rngs: nnx.Rngs) -> None:
-        """A layer and its norm."""
+        """Creates a layer and its norm."""
         self.layer = nnx.Linear(8, 8, rngs=rngs)
         self.around = around
         self.norm = norm(self.layer if around else 8, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool, mask: Any = None) -> jax.Array:
-        """One after the other, or one around the other."""
+        """Applies the norm after the layer, or around it."""
         if self.around:
             return self.norm(x, use_running_average=not train)
         return self.norm(self.layer(x), use_running_average=not train, mask=mask)
 
 
 def test_the_names_are_those_of_the_table() -> None:
-    """The same in both systems, in the same order, for the same classes."""
+    """Both systems have the same names, in the same order, for the same classes."""
     assert list(LINEN) == list(NNX) == [*NAMES]
     assert [c.__name__ for c in LINEN.values()] == [c.__name__ for c in NNX.values()]
     classes = {n for n in dir(jnl) if isinstance(getattr(jnl, n), type)}
@@ -108,7 +108,7 @@ def test_the_names_are_those_of_the_table() -> None:
 
 @pytest.mark.parametrize("name", thorough_but(NAMES, *ONE_OF_A_KIND))
 def test_a_linen_model_takes_it(name: str) -> None:
-    """A step of training lowers the loss and moves state where there is one; evaluation moves none."""
+    """A training step lowers the loss and updates the state, if any; evaluation does not update it."""
     model = Linen(jnl.get_norm(name, **NAMES[name]), name in WEIGHTS)
 
     def step(key: jax.Array) -> Any:
@@ -144,7 +144,7 @@ def test_a_linen_model_takes_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", thorough_but(NAMES, *ONE_OF_A_KIND))
 def test_an_nnx_model_takes_it(name: str) -> None:
-    """From the same variables, the answers of the Linen model, in training and evaluation."""
+    """With the same variables, the NNX model gives the Linen model's results in training and evaluation."""
     norms = jnl.get_norm(name, **NAMES[name]), jnx.get_norm(name, **NAMES[name])
     model = Linen(norms[0], name in WEIGHTS)
     module = Nnx(norms[1], name in WEIGHTS, nnx.Rngs(0))
@@ -167,7 +167,7 @@ def test_an_nnx_model_takes_it(name: str) -> None:
 
 
 def alike(name: str) -> str:
-    """What Linen names a variable, as the NNX model does."""
+    """The name in the NNX model of a Linen variable."""
     first, *rest = name.split("/")
     if first == "Dense_0":
         return "/".join(["layer", *rest])
@@ -176,7 +176,7 @@ def alike(name: str) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_options_reach_the_class(name: str) -> None:
-    """Filled in by `get_norm`, and overruled where the model says otherwise."""
+    """Options given to `get_norm` reach the class, and the model can override them."""
     layer: Any = nn.Dense(8), nnx.Linear(8, 8, rngs=nnx.Rngs(0))
     of_linen: Any = jnl.get_norm(name, **NAMES[name])
     of_nnx: Any = jnx.get_norm(name, **NAMES[name])
@@ -187,7 +187,7 @@ def test_options_reach_the_class(name: str) -> None:
     assert [type(m) for m in made] == [LINEN[name], NNX[name]]
     for module in made:
         for option, value in NAMES[name].items():
-            if not option.endswith("_init"):  # NNX calls initializers and forgets them
+            if not option.endswith("_init"):  # NNX calls initializers and does not store them
                 assert getattr(module, option) == value
     for option, value in NAMES[name].items():
         if option != "scale_init":
@@ -199,7 +199,7 @@ def test_options_reach_the_class(name: str) -> None:
 @pytest.mark.parametrize("system", [jnl, jnx], ids=["linen", "nnx"])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_option_is_an_error_at_once(name: str, system: Any) -> None:
-    """Not first where the model is built; it is named. So is one of another norm."""
+    """`get_norm` itself raises an error that names an unknown option, or one of another norm."""
     with pytest.raises(TypeError, match="momentun"):
         system.get_norm(name, **NAMES[name], momentun=0.9)
     if name not in WITH_MOMENTUM:
@@ -210,13 +210,13 @@ def test_an_unknown_option_is_an_error_at_once(name: str, system: Any) -> None:
 @pytest.mark.parametrize("system", [jnl, jnx], ids=["linen", "nnx"])
 @pytest.mark.parametrize("name", ["", "Batch", "bach", "BatchNorm", None])
 def test_an_unknown_name_is_an_error_that_lists_all(name: Any, system: Any) -> None:
-    """No nearest guess is taken, and case matters."""
+    """The error for an unknown name lists all names; case matters, and there is no guessing."""
     with pytest.raises(ValueError, match=", ".join(NAMES)):
         system.get_norm(name)
 
 
 def test_names_in_a_linen_model_are_those_of_the_class() -> None:
-    """``BatchNorm_0``, ``WeightNorm_1``: a checkpoint does not know how the class was chosen."""
+    """``BatchNorm_0``, ``WeightNorm_1``: a checkpoint does not depend on how the class was chosen."""
 
     class Model(nn.Module):
         @nn.compact
@@ -234,7 +234,7 @@ def test_names_in_a_linen_model_are_those_of_the_class() -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_norm_of_activations_has_the_one_call(name: str) -> None:
-    """``x``, ``mask`` and ``use_running_average``, by these names, and nothing else that is required."""
+    """Norms of activations take ``x``, ``mask`` and ``use_running_average``, and require nothing else."""
     for norms in (LINEN, NNX):
         parameters = inspect.signature(inspect.unwrap(norms[name].__call__)).parameters
         own = {"residual"} if name in ("batch", "ghost_batch") else set()

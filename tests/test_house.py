@@ -1,4 +1,4 @@
-"""The rules of the house: what is public, who imports whom, and that every example is true."""
+"""The rules of the repository: public names, imports between layers, and examples that run."""
 
 import ast
 import contextlib
@@ -27,7 +27,7 @@ ROOT = Path(jaxnorm.__file__).parents[1]
 PACKAGE = ROOT / "jaxnorm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = ["jaxnorm", *(m.name for m in pkgutil.walk_packages(jaxnorm.__path__, "jaxnorm."))]
-# Classes made of a recipe, or of another class: their fields are described where they are written.
+# Classes made from a recipe or another class, with fields described where they are defined.
 DERIVED = {
     name for name in dir(jaxnorm.linen) if hasattr(getattr(jaxnorm.linen, name), "normalized")
 }
@@ -153,7 +153,7 @@ OBJECTS = [getattr(importlib.import_module(m), n) for m, names in PUBLIC.items()
 NEVER_RAISE = {"decay_mask", "portable"}
 FUNCTIONS = [o for o in OBJECTS if inspect.isfunction(o)]
 
-# Which layers of the package a layer may import. "" is the package itself.
+# The layers of the package that each layer may import. "" is the package itself.
 MAY_IMPORT = {
     "": {"core", "norms"},
     "core": {"core"},
@@ -164,23 +164,23 @@ MAY_IMPORT = {
     "tools": {"", "core", "kernels", "norms", "linen", "nnx", "tools"},
 }
 MAY_IMPORT_FLAX = {"linen", "nnx", "tools"}
-# What a layer that only stores variables needs of jax.numpy: dtypes, and arrays from what it is given.
+# All that a layer that only stores variables needs from jax.numpy: dtypes and conversions to arrays.
 OF_JNP = {"asarray", "complex64", "complexfloating", "dtype", "float32", "issubdtype"}
 ARITHMETIC = {"cumsum", "dot", "max", "mean", "min", "prod", "std", "sum", "var"}
 
 
 def name_of(path: Path) -> str:
-    """A file's path inside the repository: the id of its test."""
+    """A file's path in the repository, as the id of its test."""
     return path.relative_to(ROOT).as_posix()
 
 
 def layer_of(path: Path) -> str:
-    """The subpackage that a file is in; "" at the top."""
+    """The subpackage of a file; "" at the top."""
     return path.relative_to(PACKAGE).parts[0] if path.parent != PACKAGE else ""
 
 
 def imports(path: Path) -> Iterator[tuple[str, ...]]:
-    """Absolute names of the modules that a file imports, also inside functions, in parts."""
+    """Absolute names, split into parts, of the modules that a file imports, also inside functions."""
     package = path.parent.relative_to(ROOT).parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -194,28 +194,28 @@ def imports(path: Path) -> Iterator[tuple[str, ...]]:
 
 @pytest.mark.parametrize("module", PUBLIC)
 def test_public_names(module: str) -> None:
-    """What can be imported without an underscore is what stands above, and nothing else."""
+    """The public names of each module are exactly those listed above."""
     members = vars(importlib.import_module(module)).items()
     found = [n for n, o in members if not n.startswith("_") and not isinstance(o, ModuleType)]
     assert sorted(found) == PUBLIC[module]
 
 
 def test_modules_are_private() -> None:
-    """Every module but the public ones and their layers is underscored, so none is shadowed."""
+    """Every module except the public ones and their layers has an underscore, so none is shadowed."""
     public = {m for m in MODULES if not any(p.startswith("_") for p in m.split("."))}
     layers = {f"jaxnorm.{layer}" for layer in MAY_IMPORT if layer}
     assert public - {"jaxnorm"} <= layers
 
 
 def test_import_is_light() -> None:
-    """`import jaxnorm` imports no Flax, and nothing large of jax that jax itself does not import."""
+    """`import jaxnorm` imports neither Flax nor large parts of JAX that JAX itself does not import."""
     program = "import sys, jaxnorm; sys.exit(bool({'flax', 'jax.extend'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_what_few_need_is_imported_late(path: Path) -> None:
-    """The optimizer's library, tables and pictures: by those who call for them, not by all who import."""
+    """Libraries for optimizers, tables and pictures are imported only where they are used."""
     top = [node for node in ast.parse(path.read_text()).body]
     late = {"optax", "rich", "matplotlib"}
     assert not late & {
@@ -230,7 +230,7 @@ def test_what_few_need_is_imported_late(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_internals_of_jax_are_taken_in_one_file(path: Path) -> None:
-    """It says what each is for; of tools, one reads jaxprs."""
+    """Only two files use internals of JAX: one explains each, the other reads jaxprs for a tool."""
     if name_of(path) in ("jaxnorm/core/_jax.py", "jaxnorm/tools/_dataflow.py"):
         return
     internals = {"_src", "ad_checkpoint", "custom_derivatives", "extend", "interpreters"}
@@ -240,7 +240,7 @@ def test_internals_of_jax_are_taken_in_one_file(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_layers(path: Path) -> None:
-    """A layer imports the layers under it only, and Flax only where modules are made."""
+    """A layer imports only layers below it, and Flax only where modules are made."""
     layer = layer_of(path)
     for module in imports(path):
         if module[:1] == ("jaxnorm",):
@@ -251,12 +251,12 @@ def test_layers(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_file_size(path: Path) -> None:
-    """A file that can be read at one sitting."""
+    """Files are short enough to be read in one sitting."""
     assert len(path.read_text().splitlines()) <= 300
 
 
 def sums_in(source: str) -> list[str]:
-    """What in ``source`` calculates with arrays: operators, and what it takes from jax.numpy or lax."""
+    """All arithmetic on arrays in ``source``: operators, methods, and names from jax.numpy or lax."""
     found = []
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -275,7 +275,7 @@ def sums_in(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", [f for f in FILES if layer_of(f) in ("linen", "nnx")], ids=name_of)
 def test_modules_hold_no_arithmetic(path: Path) -> None:
-    """The modules create variables, call the function and store state: they calculate nothing."""
+    """Modules create variables, call functions and store state, without arithmetic of their own."""
     assert sums_in(path.read_text()) == []
 
 
@@ -284,20 +284,20 @@ def test_modules_hold_no_arithmetic(path: Path) -> None:
     ["y = x - mean", "x *= s", "jnp.mean(x)", "x.mean()", "jax.lax.psum(x)", "lax.rsqrt(x)"],
 )
 def test_arithmetic_is_seen(source: str) -> None:
-    """The rule above does see arithmetic, and lets annotations and dtypes be."""
+    """The rule above detects arithmetic, and allows annotations and dtypes."""
     assert sums_in(source)
     assert not sums_in("x: int | None = jnp.asarray(y, jnp.float32)")
 
 
 @pytest.mark.parametrize("thing", OBJECTS, ids=lambda o: f"{o.__module__}.{o.__name__}")
 def test_docstring_has_an_example(thing: Any) -> None:
-    """Every public name shows how it is used, in an example that `test_doctests` runs."""
+    """Every public name has an example, which `test_doctests` runs."""
     assert ">>> " in (inspect.getdoc(thing) or "")
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 def test_docstring_of_a_function(function: Any) -> None:
-    """It says what each argument is, in order, what is returned, and what is refused."""
+    """A docstring describes each argument, in order, the result, and the errors."""
     doc = inspect.getdoc(function) or ""
     sections = dict(re.findall(r"^(Args|Returns|Raises|Example):\n((?:(?: .*)?\n?)+)", doc, re.M))
     refuses = ["Raises"] if function.__name__ not in NEVER_RAISE else []
@@ -322,7 +322,7 @@ def test_docstring_of_a_module_class(system: ModuleType, name: str) -> None:
 
 @pytest.mark.parametrize("path", [f for f in FILES if layer_of(f) == "norms"], ids=name_of)
 def test_recipes_describe_their_fields(path: Path) -> None:
-    """Each field of a recipe has a sentence under it, for modules have no text of their own about it."""
+    """Each field of a recipe has a docstring, since modules have no other text about it."""
     for node in ast.parse(path.read_text()).body:
         if not isinstance(node, ast.ClassDef) or "dataclass" not in map(
             ast.unparse, (d.func for d in node.decorator_list if isinstance(d, ast.Call))
@@ -336,7 +336,7 @@ def test_recipes_describe_their_fields(path: Path) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_doctests(module: str) -> None:
-    """Every example of the package prints what it says, under strict promotion too."""
+    """Every example of the package prints the stated output, also under strict promotion."""
     report = io.StringIO()
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.NORMALIZE_WHITESPACE)
     for test in doctest.DocTestFinder().find(importlib.import_module(module)):
@@ -345,14 +345,14 @@ def test_doctests(module: str) -> None:
 
 
 def pages() -> list[Path]:
-    """What is written for users outside the package."""
+    """The pages for users outside the package."""
     return [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.exists()]
 
 
 def snippets() -> list[Any]:
-    """What must run by itself, named by page and line: a block of README.md, or all blocks of a page.
+    """Code that must run by itself, named by page and line: a block of README.md, or all blocks of a page.
 
-    Beside it, what it must print: the blocks of text that follow a block of it.
+    Each comes with the text that it must print, from the blocks after it.
     """
     found = []
     for page in pages():
@@ -364,7 +364,7 @@ def snippets() -> list[Any]:
             printed = [block[2]] if block[2] else []
             if page.name == "README.md" or not blocks:
                 blocks.append((line, block[1], printed))
-            else:  # a page of the documentation is read from its top
+            else:  # a page of the documentation is read from the top
                 line, before, printed_before = blocks[-1]
                 blocks[-1] = line, before + block[1], printed_before + printed
         found += [pytest.param(*b, id=f"{name_of(page)}:{line}") for line, *b in blocks]
@@ -375,7 +375,7 @@ def snippets() -> list[Any]:
 def test_snippets(
     snippet: str, printed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The python blocks of README.md and of each page run, with the promotion that users have."""
+    """The Python blocks of README.md and of each page run, with the promotion that users have."""
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     output = io.StringIO()

@@ -1,4 +1,4 @@
-"""Linen and NNX are one: outputs, gradients and state of every norm, bit by bit, over steps of training."""
+"""Linen and NNX agree bit for bit in outputs, gradients and state of every norm, over training steps."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -38,7 +38,7 @@ from tests.modules import (
 )
 from tests.selecting import thorough_but
 
-# What Flax's NNX classes do not have, or have wrong.
+# Options that Flax's NNX classes lack or handle incorrectly.
 MORE: dict[str, tuple[str, Fields]] = {
     "BatchNorm, two axes": ("BatchNorm", {"axis": (1, -1)}),
     "BatchNorm, other two": ("BatchNorm", {"axis": (2, 0), "use_scale": False}),
@@ -64,7 +64,7 @@ BATCHES = [X, 2 * X[::-1] + 1]
 
 
 def linen_step(layer: nn.Module, variables: Any, x: jax.Array, mask: Any) -> Any:
-    """Output of a step of training, the variables after it, and the output of an evaluation then."""
+    """The output of a training step, the updated variables, and the output of an evaluation afterwards."""
 
     def loss(params: Any) -> Any:
         given = {**variables, "params": params}
@@ -80,7 +80,7 @@ def linen_step(layer: nn.Module, variables: Any, x: jax.Array, mask: Any) -> Any
 
 
 def nnx_step(module: Any, x: jax.Array, mask: Any) -> Any:
-    """The same of an NNX module, which has the variables afterwards."""
+    """The same for an NNX module, which stores the updated variables."""
 
     def loss(module: Any) -> Any:
         y = module(x, use_running_average=False, **mask)
@@ -93,7 +93,7 @@ def nnx_step(module: Any, x: jax.Array, mask: Any) -> Any:
 
 
 def compare(layer: nn.Module, module: Any, batches: list[jax.Array], mask: Any = None) -> None:
-    """Both from the same variables, which they must have alike; every bit of every result."""
+    """Compares every bit of all results of both, starting from the same variables."""
     masked = {} if mask is None else {"mask": mask}
     init = partial(layer.init, use_running_average=False)
     variables = compiled(lambda key: init(key, batches[0]), KEY)
@@ -108,7 +108,7 @@ def compare(layer: nn.Module, module: Any, batches: list[jax.Array], mask: Any =
 
 @pytest.mark.parametrize("case", thorough_but(ALL, *HALF))
 def test_norms_of_activations(case: str) -> None:
-    """With every option."""
+    """Norms of activations agree with every option."""
     name, fields = ALL[case]
     fields = fields if name == "LocalResponseNorm" else {**fields, **inits(name)}
     compare(getattr(jnl, name)(**fields), nnx_norm(jnx, name, **fields), BATCHES)
@@ -118,7 +118,7 @@ def test_norms_of_activations(case: str) -> None:
 @pytest.mark.parametrize("with_nan", [False, True])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_masked(name: str, with_nan: bool) -> None:
-    """With a mask of single elements, over NaN too, in training and evaluation."""
+    """With an elementwise mask, also over NaN, both agree in training and evaluation."""
     fields = inits(name)
     batches = [jnp.where(MASK, x, jnp.nan) if with_nan else x for x in BATCHES]
     compare(getattr(jnl, name)(**fields), nnx_norm(jnx, name, **fields), batches, MASK)
@@ -135,7 +135,7 @@ def test_masked(name: str, with_nan: bool) -> None:
 )
 @pytest.mark.parametrize("case", HALF)
 def test_half_precision(case: str, dtypes: tuple[str, str, str | None]) -> None:
-    """Inputs, parameters and results of 16 bits, in several mixtures."""
+    """Both agree for several combinations of 16-bit inputs, parameters and results."""
     name, fields = ALL[case]
     x_dtype, param_dtype, dtype = dtypes
     fields = {**fields, "dtype": dtype}
@@ -146,7 +146,7 @@ def test_half_precision(case: str, dtypes: tuple[str, str, str | None]) -> None:
 
 
 def test_complex() -> None:
-    """Complex inputs and parameters; the running mean is complex in both."""
+    """Both agree for complex inputs and parameters, with a complex running mean."""
     fields: Fields = {"param_dtype": jnp.complex64, **inits("BatchNorm")}
     x = jax.lax.complex(X, X[::-1])
     layer, module = jnl.BatchNorm(False, **fields), nnx_norm(jnx, "BatchNorm", **fields)
@@ -161,7 +161,7 @@ def test_complex() -> None:
 
 
 def wrapped(name: str, kind: str, **fields: Any) -> tuple[nn.Module, Any]:
-    """A wrapper of both systems around the same layer."""
+    """A wrapper in both systems around the same layer."""
     layers: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]] = {
         "dense": (lambda: nn.Dense(3), lambda r: nnx.Linear(32, 3, rngs=r)),
         "conv": (lambda: nn.Conv(3, (3, 1)), lambda r: nnx.Conv(32, 3, (3, 1), rngs=r)),
@@ -204,7 +204,7 @@ WRAPPED: dict[str, tuple[str, str, Fields]] = {
     "case", thorough_but(WRAPPED, *(f"{name}, dense" for name in WEIGHTS), "SpectralNorm, half")
 )
 def test_norms_of_weights(case: str) -> None:
-    """Around a matrix and a convolution, with every option."""
+    """Norms of weights agree for a matrix and a convolution, with every option."""
     name, kind, fields = WRAPPED[case]
     with loose() if "half" in case else nullcontext():  # Flax's layers promote
         compare(*wrapped(name, kind, **fields), BATCHES)
@@ -212,7 +212,7 @@ def test_norms_of_weights(case: str) -> None:
 
 @pytest.mark.parametrize("option", ["axes", "last axis"])
 def test_group_norm_of_any_axes_is_that_of_linen(option: str) -> None:
-    """Flax's NNX answers wrongly with ``reduction_axes`` (its D8); its Linen and ours agree."""
+    """Flax's NNX is wrong with ``reduction_axes``; its Linen agrees with ours."""
     fields = {**OPTIONS["GroupNorm"][option], **inits("GroupNorm")}
     layer = nn.GroupNorm(**fields)
     with loose():
@@ -221,7 +221,7 @@ def test_group_norm_of_any_axes_is_that_of_linen(option: str) -> None:
 
 
 def test_a_model_of_all() -> None:
-    """A model with one of each, written in both systems: losses over steps of training, and evaluation."""
+    """A model with one of each norm has the same losses in both systems, and the same evaluation."""
     fields: Fields = {"momentum": 0.5}
     norms = [
         ("BatchNorm", fields),
@@ -267,13 +267,13 @@ def test_a_model_of_all() -> None:
 
 
 def renamed(values: dict[str, Any]) -> dict[str, Any]:
-    """The state of the wrapper, which Linen names by the layer too."""
+    """Removes the layer's name, which only Linen has, from the wrapper's state."""
     return {n.replace("spectral/last/", "spectral/"): a for n, a in values.items()}
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_feature_sizes(name: str) -> None:
-    """Where Linen sees the features in the input, NNX is told: a wrong number is an error."""
+    """Linen infers the number of features from the input; NNX is told, and a wrong number is an error."""
     groups = {"num_groups": 4} if name == "GroupNorm" else {}
     wrong = getattr(jnx, name)(16, rngs=nnx.Rngs(0), **groups)
     assert features_of(name) == 32
@@ -283,7 +283,7 @@ def test_feature_sizes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["BatchNorm", "SpectralNorm"])
 def test_bridges_of_flax(name: str) -> None:
-    """A Linen module in an NNX model by `nnx.bridge`, and the other way: the state moves there."""
+    """`nnx.bridge` works in both directions, and updates the state."""
     linen: Any = jnl.BatchNorm() if name == "BatchNorm" else jnl.SpectralNorm(nn.Dense(3))
 
     class Wrapped(nnx.Module):
@@ -302,7 +302,7 @@ def test_bridges_of_flax(name: str) -> None:
     before = flat(in_nnx)
     in_nnx(x, use_running_average=False, mutable=["batch_stats"])
     names = {"mean", "var"} if name == "BatchNorm" else {"kernel/u", "kernel/sigma"}
-    assert {n for n in moved(before, flat(in_nnx)) if not n.endswith("count")} == names  # of keys
+    assert {n for n in moved(before, flat(in_nnx)) if not n.endswith("count")} == names  # of RNGs
 
     in_linen = nnx.bridge.to_linen(Wrapped)
     variables = in_linen.init(KEY, x, use_running_average=False)

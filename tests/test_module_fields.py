@@ -1,8 +1,7 @@
-"""Every field of every module, at a value that is not its default, beside the function it stands for.
+"""Every field of every module, at a value other than its default, against the corresponding function.
 
-`tests.stands_for` says for each class what that is. Linen and NNX are each held against it, never against
-one another. Which fields there are is read from the classes: a new class, or a new field, has no value
-there and fails by name.
+`tests.stands_for` has that function for each class. Linen and NNX are each compared with it, not with one
+another. The fields come from the classes: a new class or field without a value there fails by name.
 """
 
 from collections.abc import Callable
@@ -50,17 +49,18 @@ from tests.stands_for import (
 
 AFTER_THE_FIRST = jnp.arange(4).reshape(4, 1, 1, 1) > 0
 DEVICES, GROUPS = 4, [[0, 1], [2, 3]]
-# Of the fields above, some have an effect that outputs and variables do not show, or none.
+# Fields without an effect on outputs and variables.
 NO_EFFECT = {
-    "use_fast_variance": set(CLASSES),  # accepted for Flax's sake
+    "use_fast_variance": set(CLASSES),  # accepted for compatibility with Flax
     "force_float32_reductions": {"GroupNorm", "LayerNorm", "RMSNorm"},  # likewise
     "promote_dtype": {"WeightNorm"},  # likewise
     "param_dtype": {"AdaIN", "PixelNorm"},  # there are no parameters
 }
-# What a field is compared beside: force_float32_reductions keeps the state from having the param_dtype.
+# Fields that only matter together with another: without force_float32_reductions, the state has the
+# param_dtype.
 BESIDE = {"force_float32_reductions": "param_dtype"}
 INSTEAD = {"group_size": {"num_groups": None}}
-# Refused, whatever the value: by the message.
+# Fields that are always refused, a value, and part of the error message.
 REFUSED: dict[tuple[str, str], tuple[Any, str]] = {
     ("QKNorm", "feature_axes"): (1, "must be the last axis"),
     ("Spade", "feature_axes"): (1, "must be the last axis"),
@@ -76,7 +76,7 @@ ELSEWHERE = {
     "scale_metadata": "test_metadata",
     "bias_metadata": "test_metadata",
 }
-# Fields that evaluation does not read, as it does not read an initializer.
+# Fields that evaluation ignores, as it does initializers.
 OF_TRAINING = {"unbiased", "use_fast_variance", "force_float32_reductions", "virtual_batch_size"}
 MODES = {"use_running_average", "update_stats"}  # they choose between training and evaluation
 BOOKKEEPING = {
@@ -88,11 +88,11 @@ BOOKKEEPING = {
 }
 
 
-# --- modules, made and called --------------------------------------------------------------------
+# --- creating and calling modules ----------------------------------------------------------------
 
 
 def unlike(value: Any) -> Any:
-    """A value of a variable that none begins with, exact in its dtype."""
+    """A value that no variable starts with, and that its dtype represents exactly."""
     if jnp.issubdtype(value.dtype, jnp.integer):
         return value + jnp.asarray(3, value.dtype)
     more = np.linspace(0.1, 0.5, value.size, dtype=np.float32).reshape(value.shape)
@@ -102,7 +102,7 @@ def unlike(value: Any) -> Any:
 
 
 class Seen(NamedTuple):
-    """What came of a module, or of its reference: initial variables, output, variables after the call."""
+    """Initial variables, output, and variables after the call, from a module or its reference."""
 
     initial: Variables
     y: Any
@@ -112,7 +112,7 @@ class Seen(NamedTuple):
 def in_linen(
     name: str, fields: Fields, x: Any, after: tuple[Any, ...], calls: dict[str, Fields]
 ) -> dict[str, Seen]:
-    """What a Linen module does in each call, from variables at values that none begins with."""
+    """Runs a Linen module in each call, with variables at values that none starts with."""
     module, call = made("linen", name, fields), next(iter(calls.values()))
     tree = module.init(KEY, x, *after, **{n: a for n, a in call.items() if n != "mask"})
     given, found = jax.tree.map(unlike, tree), {}
@@ -125,9 +125,9 @@ def in_linen(
 def in_nnx(
     name: str, fields: Fields, x: Any, after: tuple[Any, ...], calls: dict[str, Fields], begin: Any
 ) -> dict[str, Seen]:
-    """The same of an NNX module, from the variables ``begin`` made unlike themselves."""
+    """The same for an NNX module, with all variables in ``begin`` changed."""
 
-    @jax.jit  # NNX sets variables in a time that grows with the program around it
+    @jax.jit  # setting NNX variables takes longer in a larger program
     def run(x: Any, after: Any, begin: Variables) -> dict[str, Seen]:
         module, found = made("nnx", name, fields), {}
         variables = variables_of(module)
@@ -144,7 +144,7 @@ def in_nnx(
 
 
 def asked(name: str, x: Any, after: tuple[Any, ...], begin: Variables, fields: Fields) -> Asked:
-    """What the reference is asked: in training, with the same variables."""
+    """The call for the reference: in training, with the same variables."""
     defaults = {**fields_of("nnx", name), **fields_of("linen", name)}
     given = {n: unlike(value) for n, value in begin.items()}
     if "promote_dtype" in fields and name not in NO_EFFECT["promote_dtype"]:
@@ -157,7 +157,7 @@ def asked(name: str, x: Any, after: tuple[Any, ...], begin: Variables, fields: F
 
 
 class Case(NamedTuple):
-    """A comparison: a field, all that the module is made with, and the case that it must differ from."""
+    """A comparison: a field, all fields of the module, and the case with a different result."""
 
     field: str
     fields: Fields
@@ -165,17 +165,17 @@ class Case(NamedTuple):
 
 
 def values_of(name: str, field: str) -> tuple[Any, ...]:
-    """What the field is tried at."""
+    """The values to try for a field."""
     return {**VALUES, **ROWS[name].values}.get(field, ())
 
 
 def is_idle(name: str, field: str) -> bool:
-    """Whether a field has no effect here."""
+    """Whether a field has no effect in this class."""
     return name in NO_EFFECT.get(field, ())
 
 
 def cases_of(name: str) -> dict[str, Case]:
-    """One for each value of each field, and one that has none."""
+    """A case for each value of each field, and one without."""
     base = dict(ROWS[name].base)
     found = {"base": Case("", base)}
     if not is_wrapper(name) and (name, "mask") not in REFUSED:
@@ -194,7 +194,7 @@ def cases_of(name: str) -> dict[str, Case]:
 
 
 def calls_of(name: str, case: Case) -> dict[str, Fields]:
-    """In training and in evaluation; of a field that says which, the call says nothing."""
+    """The calls in training and evaluation, which omit the mode if a field sets it."""
     value = case.fields.get(case.field)
     if case.field == "use_running_average":
         return {"evaluation" if value else "training": {}}
@@ -208,7 +208,7 @@ def calls_of(name: str, case: Case) -> dict[str, Fields]:
 
 
 def seen_of(name: str, whole: jax.Array) -> dict[str, dict[str, dict[str, Seen]]]:
-    """By case, and system or what is expected, and mode."""
+    """Results by case, by system (or "expected"), and by mode."""
     found: dict[str, dict[str, dict[str, Seen]]] = {}
     for label, case in cases_of(name).items():
         after, calls = after_of(name, case.fields, len(X)), calls_of(name, case)
@@ -234,7 +234,7 @@ def seen_of(name: str, whole: jax.Array) -> dict[str, dict[str, dict[str, Seen]]
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_field_has_a_value(system: str, name: str) -> None:
-    """In the tables above, and another than it has in the comparison that it must differ from."""
+    """Every field has a value in the tables that differs from the case it is compared with."""
     assert name in ROWS, f"{name} stands for nothing"
     known = fields_of(system, name)
     for field in known.keys() - BOOKKEEPING.keys():
@@ -248,8 +248,8 @@ def test_every_field_has_a_value(system: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", thorough_but(CLASSES, *{*CLASSES} - {"GhostBatchNorm"}))
 def test_every_field(name: str) -> None:
-    """Output and variables after a call are those of the function, and a field changes something."""
-    with loose():  # which Flax's layers need
+    """Output and variables match the function, and every field changes something."""
+    with loose():  # for Flax's layers
         found = compiled(lambda x: seen_of(name, x), X)
     for label, case in cases_of(name).items():
         tolerance = ROWS[name].tolerance
@@ -272,7 +272,7 @@ def test_every_field(name: str) -> None:
 
 
 def is_unlike(a: Any, b: Any) -> bool:
-    """Whether two trees differ, in anything."""
+    """Whether two trees differ in any way."""
     if jax.tree.structure(a) != jax.tree.structure(b):
         return True
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
@@ -280,7 +280,7 @@ def is_unlike(a: Any, b: Any) -> bool:
 
 
 def check_initial(name: str, case: Case, initial: Variables, versus: Variables) -> None:
-    """What a field says of the variables before the first call: their values, names and dtypes."""
+    """Checks the values, names and dtypes of initial variables against a field."""
     field, value = case.field, case.fields.get(case.field)
     what = field.removeprefix("use_").removesuffix("_init")
     if field.endswith("_init") and value is not None:
@@ -306,7 +306,7 @@ def check_initial(name: str, case: Case, initial: Variables, versus: Variables) 
 
 @pytest.mark.parametrize(("name", "field"), REFUSED)
 def test_refused(name: str, field: str) -> None:
-    """With a message, in both systems."""
+    """Both systems raise the expected error."""
     value, message = REFUSED[name, field]
     fields = dict(ROWS[name].base) | ({} if field == "mask" else {field: value})
     call = {"mask": value} if field == "mask" else {}
@@ -330,7 +330,7 @@ OVER: dict[str, Fields] = {
 
 
 def over_of(name: str) -> dict[str, Fields]:
-    """What the module is made with; virtual batches are groups themselves."""
+    """Fields for each choice of devices; virtual batches exclude groups."""
     base = dict(ROWS[name].base)
     found = {label: base | devices for label, devices in OVER.items()}
     if (name, "axis_index_groups") in REFUSED:
@@ -341,7 +341,7 @@ def over_of(name: str) -> dict[str, Fields]:
 
 
 def on_devices(name: str, xs: jax.Array) -> dict[str, dict[str, Any]]:
-    """By choice of devices: what each module does on each, the function likewise, and of them together."""
+    """For each choice of devices, the results of modules and function on each, and of the whole batch."""
     begin = by_name(
         made("linen", name, dict(ROWS[name].base)).init(
             KEY, xs[0], *after_of(name, dict(ROWS[name].base), len(X)), use_running_average=False
@@ -377,7 +377,7 @@ def on_devices(name: str, xs: jax.Array) -> dict[str, dict[str, Any]]:
 def together(
     name: str, xs: Any, examples: Any, begin: Variables, fields: Fields, group: list[int]
 ) -> Any:
-    """The function on one device, of what the devices of a group have: y of each, and the variables."""
+    """Runs the function on all data of a group on one device; returns y for each device and the variables."""
     axis, own = ROWS[name].split, {"axis_name": None, "axis_index_groups": None}
     x = jnp.concatenate([xs[i] for i in group], axis)
     first, last = group[0] * len(X), (group[-1] + 1) * len(X)
@@ -392,7 +392,7 @@ def together(
 
 @pytest.mark.parametrize("name", SHARING)
 def test_devices(name: str) -> None:
-    """``axis_name`` and its groups: the function with the same arguments, and that of the whole batch."""
+    """With ``axis_name`` and groups, modules match the function on devices, and on the whole batch."""
     found = compiled(lambda xs: on_devices(name, xs), XS)
     for label, seen in found.items():
         for system in SYSTEMS:
@@ -407,12 +407,12 @@ def test_devices(name: str) -> None:
                 assert_close({n: ours[1][n] for n in updated}, updated, 1e-4)
 
 
-# --- what outputs do not show ----------------------------------------------------------------------
+# --- effects that outputs do not show ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["BatchNorm", "GhostBatchNorm"])
 def test_what_is_saved(name: str) -> None:
-    """``save_as`` is that of the function: it shows in the gradient alone."""
+    """``save_as`` has the same effect as in the function, and only on the gradient."""
     fields = {"save_as": BF16, "virtual_batch_size": None}
     layer, plain_layer = (made("linen", name, fields | more) for more in ({}, {"save_as": None}))
 
@@ -443,7 +443,7 @@ def test_what_is_saved(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "GhostBatchNorm"])
 def test_metadata(name: str) -> None:
-    """Of scale and bias, on their variables and not on the other's."""
+    """Metadata of scale and bias reach their own variable only."""
     known = [n for n in fields_of("nnx", name) if n.endswith("_metadata")]
     fields = dict(ROWS[name].base) | {n: {"said": n} for n in known}
     module = made("nnx", name, fields)
@@ -454,7 +454,7 @@ def test_metadata(name: str) -> None:
 
 
 def test_where_spectral_norm_keeps_its_state() -> None:
-    """In the collection that is named."""
+    """The state is stored in the given collection."""
     layer = made("linen", "SpectralNorm", {"collection_name": "other"})
     with loose():
         found = jax.eval_shape(lambda: layer.init(KEY, X, use_running_average=False))
@@ -464,7 +464,7 @@ def test_where_spectral_norm_keeps_its_state() -> None:
 
 @pytest.mark.parametrize("refused", [True, False])
 def test_a_convolution_is_no_matrix(refused: bool) -> None:
-    """``error_on_non_matrix`` refuses its kernel, which is otherwise normalized."""
+    """With ``error_on_non_matrix`` a convolution's kernel is refused; without, it is normalized."""
     rngs = nnx.Rngs(0)
     layer: Any = jnl.SpectralNorm(nn.Conv(3, (2, 2)), error_on_non_matrix=refused)
 
@@ -485,7 +485,7 @@ def test_a_convolution_is_no_matrix(refused: bool) -> None:
 
 
 def test_frozen_batch_norm_is_no_function_of_its_variables() -> None:
-    """No gradient reaches them, in either system; that of x is the fixed scale."""
+    """Variables of frozen batch norm get no gradient, and x gets the constant scale as gradient."""
 
     def gradients(x: jax.Array) -> Any:
         layer, module = (made(system, "FrozenBatchNorm", {}) for system in SYSTEMS)
@@ -512,7 +512,7 @@ def test_frozen_batch_norm_is_no_function_of_its_variables() -> None:
 
 
 def test_a_domain_that_is_none() -> None:
-    """A number is refused; traced, it gives NaN in evaluation and moves the statistics of none."""
+    """A static domain out of range raises; a traced one gives NaN in evaluation and updates no statistics."""
     fields: Fields = {"num_domains": 2}
     layer = made("linen", "DomainBatchNorm", fields)
     train, evaluate = ({"use_running_average": flag} for flag in (False, True))
@@ -538,7 +538,7 @@ def test_a_domain_that_is_none() -> None:
 
 
 def test_weight_norm_without_an_initializer_begins_with_the_lengths() -> None:
-    """So that wrapping changes nothing."""
+    """The scale starts with the kernel's lengths, so wrapping a layer does not change its output."""
     fields: Fields = {"scale_init": None}
 
     def run(x: jax.Array) -> Any:

@@ -1,6 +1,6 @@
-"""Every moving average, at the ends of its weight and of what it averages.
+"""Every moving average, for extreme weights and values.
 
-A small value is not lost beside a large one that has been forgotten, and an infinity is no NaN.
+A large value with a weight of zero does not erase a small one, and infinity does not turn into NaN.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ FUNCTIONS = functions("stats", "momentum")
 
 
 def moved(name: str, old: Any, weight: float) -> list[Any]:
-    """What a function returns of statistics that are all ``old``, after the batch X."""
+    """The updated statistics of a function after the batch X, starting from all ``old``."""
     features = jnp.full(1, old, jnp.float32)
     stats: Any = jn.RunningStats(features, features)
     if name == "update_running_stats":
@@ -38,36 +38,36 @@ def moved(name: str, old: Any, weight: float) -> list[Any]:
         given["epsilon"] = 0.0
     if name == "batch_renorm":
         given["epsilon"] = 0.0
-    # Of one instance, whose moments are those of all.
+    # A single instance has the moments of all values.
     x = X[None] if name == "tracked_instance_norm" else X[:, None]
     updated = getattr(jn, name)(x, stats, momentum=weight, **given)[1]
     return [updated[0], updated[1]]
 
 
 def mixed(old: float, new: float, weight: float) -> float:
-    """By the book: what has no weight is not looked at."""
+    """The definition, except that values with a weight of zero are ignored."""
     kept = 0.0 if weight == 0 else weight * old
     return kept + (0.0 if weight == 1 else (1 - weight) * new)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_of_running_statistics(name: str) -> None:
-    """Of a mean, and of a variance or what stands for it."""
+    """Running means match the definition, and so do running variances or their counterparts."""
     cases = [(old, weight) for old in OLD for weight in WEIGHTS]
     found = jax.jit(lambda: [moved(name, old, weight) for old, weight in cases])()
     for (old, weight), (mean, other) in zip(cases, found, strict=True):
         old32 = float(np.float32(old))
         np.testing.assert_allclose(mean, mixed(old32, MEAN, weight), rtol=2e-6, err_msg=f"{old}")
         want = mixed(old32, VAR, weight)
-        if name == "batch_renorm":  # it is the deviation that moves
+        if name == "batch_renorm":  # it averages the standard deviation
             want = mixed(np.sqrt(old32), np.sqrt(VAR), weight) ** 2
-        if name == "iterative_whitening":  # and here its inverse
+        if name == "iterative_whitening":  # it averages the inverse standard deviation
             want = mixed(old32, VAR**-0.5, weight)
         np.testing.assert_allclose(other, want, rtol=2e-6, err_msg=f"{old} {weight}")
 
 
 def test_of_weights() -> None:
-    """Real ones and complex ones, whose products with an infinity are another matter."""
+    """Real and complex weights match; the product of a complex number and infinity is a special case."""
     old = np.array([*OLD, 1.2345, -np.inf], np.float32)
     new = np.array([1.2345, 1.2345, 1.2345, 1.2345, 1e8, 7], np.float32)
 
@@ -83,7 +83,7 @@ def test_of_weights() -> None:
 
 
 def test_what_does_not_change_stays() -> None:
-    """The average of a weight that is not trained is that weight, after any number of steps."""
+    """The average of a constant weight is that weight, after any number of steps."""
     old = np.random.default_rng(0).normal(size=1000).astype(np.float32)
 
     @jax.jit

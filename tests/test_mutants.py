@@ -1,4 +1,4 @@
-"""The changes that `make mutants` makes are those that it says, and leave the rest of a file alone."""
+"""`make mutants` makes the documented changes and leaves the rest of each file alone."""
 
 import textwrap
 from pathlib import Path
@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxnorm"
 
 
 def changed(source: str) -> set[str]:
-    """What the changed lines of a source become."""
+    """All results of changing a line of the source."""
     found = mutations_of("a.py", source)
     assert all(m.is_valid(source) for m in found)
     return {m.shown(source)[1] for m in found}
@@ -45,12 +45,12 @@ def changed(source: str) -> set[str]:
     ],
 )
 def test_a_change(line: str, becomes: list[str]) -> None:
-    """Each of a line in a function."""
+    """A line in a function has exactly the expected changes."""
     assert changed(f"def f():\n    {line}\n") == set(becomes)
 
 
 def test_branches_are_swapped() -> None:
-    """By a negated test, unless its operator is what is changed."""
+    """Branches are swapped by negating the test, unless its operator is changed."""
     source = "def f():\n    if a:\n        b()\n    elif not c:\n        d()\n"
     assert changed(source) == {"if not (a):", "elif c:"}
 
@@ -74,12 +74,12 @@ def test_branches_are_swapped() -> None:
     ],
 )
 def test_left_alone(source: str) -> None:
-    """Types, messages, assertions, imports."""
+    """Types, messages, assertions and imports are not changed."""
     assert changed(source) == set()
 
 
 def test_lines_stay() -> None:
-    """Whatever a change takes away, what follows stays on its line."""
+    """A change does not move any following line."""
     source = textwrap.dedent("""\
         def f():
             y = jnp.asarray(
@@ -98,7 +98,7 @@ def test_lines_stay() -> None:
 
 
 def test_where_a_change_is_reached() -> None:
-    """A statement by its lines; what runs at import by what uses it."""
+    """A statement is covered by tests that run its lines, import-time code by tests that use it."""
     source = textwrap.dedent("""\
         A = 1
         class B:
@@ -122,7 +122,7 @@ def test_where_a_change_is_reached() -> None:
 
 
 def test_sample() -> None:
-    """It depends on the seed alone, and has one change a line."""
+    """The sample depends only on the seed, and has at most one change per line."""
     sources = {"a.py": "x = 1 + 2 * 3\n" * 20, "b.py": "y = 1 < 2\n" * 20}
     drawn = sample(sources, 10, seed=1)
     assert drawn == sample(dict(reversed(sources.items())), 10, seed=1)
@@ -132,7 +132,7 @@ def test_sample() -> None:
 
 
 def test_a_file_of_the_package() -> None:
-    """Every change of it compiles."""
+    """Every change of a real file compiles."""
     path = max((PACKAGE / "core").rglob("*.py"), key=lambda path: path.stat().st_size)
     source = path.read_text()
     found = mutations_of(path.name, source)

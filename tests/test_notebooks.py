@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, at reduced size, and are stored with what they printed."""
+"""The notebooks run from top to bottom at reduced size, and are stored with their output."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.parametrize("path", thorough_but(NOTEBOOKS, NOTEBOOKS[0]), ids=lambda path: path.stem)
 def test_runs(path: Path) -> None:
-    """In a process of its own, as it is run by hand; JAXNORM_QUICK makes it small."""
+    """Each notebook runs in a separate process, as by hand; JAXNORM_QUICK makes it small."""
     run = (
         "import sys, nbformat, nbclient; "
         "nbclient.NotebookClient(nbformat.read(sys.argv[1], 4), timeout=300).execute()"
@@ -42,7 +42,7 @@ def test_runs(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_is_stored_as_it_ran(path: Path) -> None:
-    """Every cell in order, none with an error, and pictures among the outputs."""
+    """All cells have run in order without errors, and the outputs include pictures."""
     cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]

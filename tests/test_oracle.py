@@ -1,4 +1,4 @@
-"""The oracle itself: its derivatives against finite differences, on random complex and masked input."""
+"""The oracle's derivatives against finite differences, for random complex and masked input."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def pairing(a: tuple, b: tuple) -> float:
 @pytest.mark.parametrize("nan", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_derivatives_are_those_of_the_value(case: Case, nan: bool) -> None:
-    """Tangents are central differences of the value; gradients are their transpose."""
+    """Tangents match central differences of the value, and gradients are their transpose."""
     norm = BatchNorm(case.feature_axes, 0.7, 1e-2, unbiased=True, mask=case.mask())
     at = Primals(*map(wide, case.primals()))
     if nan and norm.mask is not None:

@@ -1,7 +1,7 @@
-"""What is shipped: the sdist and the wheel, built from this tree as `python -m build` builds them.
+"""The sdist and the wheel, built from this tree as `python -m build` builds them.
 
-The wheel is built from the unpacked sdist. With hatchling installed this needs no network; without it,
-hatchling is fetched into an isolated environment, and the tests are skipped if that cannot be done.
+The wheel is built from the unpacked sdist. With hatchling installed this needs no network. Otherwise
+hatchling is downloaded into an isolated environment, and the tests are skipped if that fails.
 """
 
 import importlib
@@ -29,7 +29,7 @@ REQUIRES = PROJECT["build-system"]["requires"]
 
 
 def built(source: Path, distribution: str, to: Path) -> Path:
-    """Path of the built ``distribution`` of ``source``."""
+    """Builds a ``distribution`` of ``source`` and returns its path."""
     if importlib.util.find_spec("hatchling"):
         return Path(build.ProjectBuilder(source).build(distribution, to))
     with build_env.DefaultIsolatedEnv() as env:
@@ -66,13 +66,13 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 
 def tracked(*folders: str) -> set[str]:
-    """Files of the repository under ``folders``, caches left out."""
+    """Files of the repository under ``folders``, without caches."""
     paths = (p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file())
     return {p.relative_to(ROOT).as_posix() for p in paths if "__pycache__" not in p.parts}
 
 
 def test_sdist_can_be_tested(sdist: Path) -> None:
-    """The source distribution has what is needed to build and test it, and no leftovers."""
+    """The source distribution has everything for building and testing it, and no leftovers."""
     held = {p.relative_to(sdist).as_posix() for p in sdist.rglob("*") if p.is_file()}
     assert {"LICENSE", "README.md", "pyproject.toml"} <= held
     assert {n for n in tracked("jaxnorm", "tests") if n.endswith((".py", ".typed"))} <= held
@@ -80,7 +80,7 @@ def test_sdist_can_be_tested(sdist: Path) -> None:
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    """Every file of jaxnorm/, py.typed among them, and the licence; no tests, no examples."""
+    """The wheel has every file of jaxnorm/, including py.typed, and the license; no tests or examples."""
     names = set(wheel.namelist())
     package = {n for n in names if not n.split("/")[0].endswith(".dist-info")}
     assert package == tracked("jaxnorm") and "jaxnorm/py.typed" in package
@@ -89,7 +89,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> Non
 
 
 def test_metadata(metadata: Message) -> None:
-    """Needs jax and flax only; Python 3.11 or newer; Apache-2.0; the version of the package."""
+    """The wheel requires only jax and flax, needs Python 3.11 or newer, and has the package's version."""
     needed = [r for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]
     assert sorted(needed) == sorted(PROJECT["project"]["dependencies"])
     assert {r.split(">")[0] for r in needed} == {"jax", "flax"}
@@ -102,7 +102,7 @@ def test_metadata(metadata: Message) -> None:
 
 
 def test_installed_wheel_works(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    """Installed without the repository beside it, both entries import and normalize."""
+    """Installed without the repository, both entry points import and normalize."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     options = ["--disable-pip-version-check", "--no-compile", "--target", str(tmp_path / "site")]
     subprocess.run([*pip, *options, str(wheel.filename)], check=True)

@@ -1,4 +1,4 @@
-"""What peers get wrong: each row of the README's table, by name."""
+"""Where other libraries are wrong: each row of the README's table, by name."""
 
 import math
 
@@ -11,7 +11,7 @@ from benchmarks import peers
 
 @pytest.mark.parametrize("case", peers.CASES, ids=lambda case: case.__name__)
 def test_right_where_peers_are_wrong(case) -> None:
-    """Our figure is the float64 one to 1e-3; the peer's is not (else the row must go)."""
+    """Our figure matches float64 to 1e-3, and the other library's does not (else the row must go)."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         row = case()
     np.testing.assert_allclose(row.jaxnorm, row.truth, rtol=1e-3)

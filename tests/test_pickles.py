@@ -1,4 +1,4 @@
-"""Every module, and every state, is what it was after `pickle` and `copy.deepcopy`."""
+"""Every module and every state survives `pickle` and `copy.deepcopy` unchanged."""
 
 import copy
 import pickle
@@ -25,7 +25,7 @@ TRAINING = {"use_running_average": False}
 
 
 def fields_of(name: str) -> dict[str, Any]:
-    """Those that the class must be given, of functions that pickle, as those of jax do not."""
+    """The fields that the class requires, with a function that can be pickled, unlike JAX's."""
     function = {"function": jn.weight_norm} if name == "Reparameterized" else {}
     return {**ROWS[name].base, **function}
 
@@ -33,7 +33,7 @@ def fields_of(name: str) -> dict[str, Any]:
 @every_way
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_linen_module(name: str, how: str) -> None:
-    """It has the fields, and makes the variables, of the one it was made of."""
+    """A copy has the same fields and creates the same variables."""
     layer = (nn.Dense(3, kernel_init=nn.initializers.ones),) if is_wrapper(name) else ()
     module: Any = getattr(jnl, name)(*layer, **fields_of(name))
     args = X, *after_of(name, fields_of(name), len(X))
@@ -49,7 +49,7 @@ def test_a_linen_module(name: str, how: str) -> None:
 @every_way
 @pytest.mark.parametrize("name", CLASSES)
 def test_an_nnx_module(name: str, how: str) -> None:
-    """It has the variables, and in a call the shapes, of the one it was made of."""
+    """A copy has the same variables and gives outputs of the same shapes."""
     module: Any = made("nnx", name, fields_of(name))
     args = X, *after_of(name, fields_of(name), len(X))
     again = COPIES[how](module)
@@ -62,7 +62,7 @@ def test_an_nnx_module(name: str, how: str) -> None:
 @every_way
 @pytest.mark.parametrize("name", ["stats", "state", "moments"])
 def test_a_state(name: str, how: str) -> None:
-    """The named tuples of the functions."""
+    """Copies of the functions' named tuples are equal."""
     again = COPIES[how](INPUTS[name])
     assert type(again) is type(INPUTS[name])
     assert_equal(again, INPUTS[name])
@@ -71,7 +71,7 @@ def test_a_state(name: str, how: str) -> None:
 @every_way
 @pytest.mark.parametrize("norms", [jnl, jnx], ids=["linen", "nnx"])
 def test_a_choice(norms: Any, how: str) -> None:
-    """What `get_norm` returns."""
+    """Results of `get_norm` can be copied."""
     chosen = norms.get_norm("batch", momentum=0.5)
     again = COPIES[how](chosen)
     assert (again.func, again.keywords) == (chosen.func, chosen.keywords)

@@ -1,6 +1,6 @@
-"""The dtype of a result is what x and the parameters promote to as they were given, with every option.
+"""The dtype of a result is the promoted dtype of x and the parameters as given, with every option.
 
-Whatever is widened on the way to it, a scale to which an offset is added above all, must not decide.
+Values that are widened on the way, above all a scale with an offset, must not affect it.
 """
 
 from typing import Any
@@ -27,25 +27,25 @@ from tests.stands_for import (
 )
 from tests.test_module_fields import REFUSED
 
-# Fields that say what the dtype is, and the mode, which the call says.
+# Fields that set the dtype, and the mode, which the call sets.
 SAID = {"dtype", "param_dtype", "promote_dtype", "use_running_average"}
 BF16, F16, F32 = jnp.bfloat16, jnp.float16, jnp.float32
-# What x and the parameters come in, and what that makes.
+# The dtypes of x and the parameters, and their promoted dtype.
 PAIRS = ((BF16, BF16, BF16), (F16, F16, F16), (BF16, F32, F32), (F32, F16, F32), (F16, BF16, F32))
 ACTIVATIONS = {"x", "y", "style", "query", "key", "kernel", "residual"}
-STATE = {"stats", "image"}  # no parameters
-OF_THE_SECOND = {"key", "key_scale"}  # result, of `qk_norm`
-ONLY_OF_THE_FIRST = {"conv_spectral_norm", "magnitude_preserving"}  # as their docstrings say
+STATE = {"stats", "image"}  # not parameters
+OF_THE_SECOND = {"key", "key_scale"}  # of `qk_norm`
+ONLY_OF_THE_FIRST = {"conv_spectral_norm", "magnitude_preserving"}  # as documented
 
 
 def is_array(leaf: Any) -> bool:
-    """Numbers that promote."""
+    """Whether a leaf is an array that takes part in promotion."""
     inexact = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
     return isinstance(leaf, (np.ndarray, np.generic, jax.Array)) and inexact
 
 
 def result(name: str, given: dict[str, Any]) -> Any:
-    """The dtype of the first result: nothing is computed."""
+    """The dtype of the first result, without computing it."""
     arrays = {k: v for k, v in given.items() if all(map(is_array, jax.tree.leaves(v)))}
     options = {k: v for k, v in given.items() if k not in arrays}
     y = jax.eval_shape(lambda arrays: getattr(jn, name)(**options, **arrays), arrays)
@@ -54,7 +54,7 @@ def result(name: str, given: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if "dtype" in parameters(n)])
 def test_functions(name: str) -> None:
-    """All arguments in all of their combinations, with every value of every option."""
+    """The promoted dtype is right for all combinations of arguments and every value of every option."""
     for label, row in calls(name).items():
         if "dtype" in row:
             continue
@@ -72,7 +72,7 @@ def test_functions(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in functions("dtype") if n in FUNCTIONS])
 def test_defaults_promote_nothing(name: str) -> None:
-    """A parameter that has a number for its default is of the dtype of x."""
+    """A parameter whose default is a number does not affect the dtype."""
     required = {k for k, p in parameters(name).items() if p.default is p.empty}
     given = {
         k: jax.tree.map(lambda a: np.asarray(a, BF16) if is_array(a) else a, v)
@@ -85,7 +85,7 @@ def test_defaults_promote_nothing(name: str) -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("name", [n for n in CLASSES if not is_wrapper(n)])
 def test_modules(system: str, name: str) -> None:
-    """Of half precision, with every field at a value that is not its default."""
+    """Half-precision modules keep the dtype for every field at a value other than its default."""
     row, known = ROWS[name], fields_of(system, name)
     half = {"param_dtype": BF16} if "param_dtype" in known else {}
     tried: list[dict[str, Any]] = [{}]

@@ -1,4 +1,4 @@
-"""How large programs are beside Flax's, and what is traced again."""
+"""The size of programs compared with Flax's, and how often they are traced."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ PROGRAMS = [
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_equations(program: str) -> None:
-    """A training step has at most 1.5 times as many as with Flax's norms."""
+    """A training step has at most 1.5 times the equations of one with Flax's norms."""
     ours, flax = (
         tracing.equations(jax.make_jaxpr(f)(*arguments).jaxpr)
         for f, arguments in (STEPS[program], FLAX[program])
@@ -32,7 +32,7 @@ def test_equations(program: str) -> None:
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_lines(program: str, platform: str) -> None:
-    """What is lowered has at most twice as many, on every platform."""
+    """The lowered program has at most twice the lines of Flax's on every platform."""
 
     def lines(step: Any) -> int:
         f, arguments = step
@@ -43,7 +43,7 @@ def test_lines(program: str, platform: str) -> None:
 
 
 def test_layers_that_are_alike_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a model, in another model, and eagerly."""
+    """Equal layers are traced once, within a model, across models, and outside jit."""
     x = jnp.ones((3, 5, 17))
     once = chex.assert_max_traces(_layer_norm.normalized_by, n=1)
     monkeypatch.setattr(_layer_norm, "normalized_by", once)

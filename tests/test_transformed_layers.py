@@ -1,4 +1,4 @@
-"""A layer under the transforms of Flax as it is: `nnx.vmap(layer)(x)`, `nn.remat(Layer)(...)(x)`."""
+"""Flax's transforms of a layer itself: `nnx.vmap(layer)(x)`, `nn.remat(Layer)(...)(x)`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,13 +20,13 @@ EVALUATION = {"use_running_average": True}
 
 
 def arguments(name: str) -> tuple[Any, ...]:
-    """What a layer is called with."""
+    """The arguments of a layer."""
     return X, *after_of(name, dict(ROWS[name].base), len(X))
 
 
 @every_class
 def test_nnx_transforms_take_a_layer(name: str) -> None:
-    """A layer, and its ``__call__``: what defaults to nothing is no argument that they refuse."""
+    """NNX transforms accept a layer and its ``__call__``, and optional arguments do not get in the way."""
     args = arguments(name)
     batches = jax.tree.map(lambda a: jnp.stack([a, a]), args)
 
@@ -51,7 +51,7 @@ def test_nnx_transforms_take_a_layer(name: str) -> None:
 
 @every_class
 def test_jax_transforms_capture_a_layer_in_evaluation(name: str) -> None:
-    """`jax.jit`, `vmap`, `grad` and `eval_shape` of a function that a layer is not an argument of."""
+    """In evaluation, `jax.jit`, `vmap`, `grad` and `eval_shape` can capture a layer by closure."""
     args = arguments(name)
     layer: Any = made("nnx", name, dict(ROWS[name].base))
     layer.eval()
@@ -76,10 +76,10 @@ def test_jax_transforms_capture_a_layer_in_evaluation(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in CLASSES if n != "SpectralNorm"])
 def test_linen_transforms_take_a_class(name: str) -> None:
-    """`nn.vmap`, `nn.remat` and `nn.jit` of a class: its variables, and what it computes.
+    """`nn.vmap`, `nn.remat` and `nn.jit` of a class create the same variables and give the same results.
 
-    Spectral norm is told its mode in the call, by a keyword, which these transforms trace or drop;
-    `linen/test_wrapped_transforms.py` has it in a model.
+    Spectral norm gets its mode as a keyword argument of the call, which these transforms trace or drop;
+    `linen/test_wrapped_transforms.py` tests it inside a model.
     """
     args, fields = arguments(name), dict(ROWS[name].base)
     batches = jax.tree.map(lambda a: jnp.stack([a, a]), args)
@@ -103,14 +103,14 @@ def test_linen_transforms_take_a_class(name: str) -> None:
         assert_close(jax.tree.map(lambda a, i=i: a[i], mapped), y, 1e-5)
 
 
-# --- meshes with explicit axes ---------------------------------------------------------------------
+# --- meshes with explicit axes -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [n for n in CLASSES if n != "IterativeWhitening"])
 def test_channels_may_be_split_by_an_explicit_mesh(name: str) -> None:
-    """`init`, a step of training and its gradients, of variables that are whole.
+    """With sharded channels, variables, gradients and state stay replicated.
 
-    Not whitening, which multiplies channels with one another: they would have to be gathered.
+    Whitening is excluded: it multiplies channels with one another, so they would have to be gathered.
     """
     mesh = jax.make_mesh((2,), ("b",), axis_types=(AxisType.Explicit,))
     fields, training = dict(ROWS[name].base), {"use_running_average": False}

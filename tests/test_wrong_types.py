@@ -1,4 +1,4 @@
-"""A value of a wrong type, for each argument of each function: the error says which argument it is."""
+"""For a value of the wrong type, the error of each function names the argument."""
 
 import inspect
 import re
@@ -38,9 +38,9 @@ MORE: dict[str, dict[str, Any]] = {
         "updated": jn.init_running_stats(4),
     },
 }
-# A flag is read as Python reads any condition.
+# Flags are read like any condition in Python.
 FLAGS = {"cumulative", "training", "unbiased"}
-# None is jax's default dtype, no name, or what is not added; of a pair, what is not given.
+# None means JAX's default dtype, no name, or no term to add; in a pair, one may be missing.
 MAY_BE_NONE = {
     ("ada_layer_norm", "scale"),
     ("ada_layer_norm", "shift"),
@@ -51,7 +51,7 @@ MAY_BE_NONE = {
 
 
 def is_wrong(name: str, parameter: str, kind: str) -> bool:
-    """Whether such a value is none that the function takes there."""
+    """Whether the function does not accept such a value there."""
     annotation = str(parameters(name)[parameter].annotation)
     may_be_none = "None" in annotation or (name, parameter) in MAY_BE_NONE
     return kind != "None" or not may_be_none
@@ -59,7 +59,7 @@ def is_wrong(name: str, parameter: str, kind: str) -> bool:
 
 @pytest.mark.parametrize("name", functions())
 def test_the_argument_is_named(name: str) -> None:
-    """By a ValueError or TypeError, before anything is compiled."""
+    """A ValueError or TypeError names the argument before anything is compiled."""
     given = {**arguments(name), **MORE.get(name, {})}
     for parameter in parameters(name).keys() - FLAGS:
         for kind in WRONG:
@@ -69,7 +69,7 @@ def test_the_argument_is_named(name: str) -> None:
                 assert re.search(rf"\b{parameter}\b", str(raised.value)), (parameter, kind)
 
 
-# Read by their truth, ignored, of Flax, or functions of the user's, which are called as they are.
+# Fields that are read as conditions, ignored, Flax's, or functions that are called as they are.
 NOT_CHECKED = {*FLAGS, "error_on_non_matrix", "track_running_stats", "update_stats"}
 NOT_CHECKED |= {
     "force_float32_reductions",
@@ -83,7 +83,7 @@ NOT_CHECKED |= {
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_field_is_named(system: str, name: str) -> None:
-    """Of a module: where it is made, initialized or called."""
+    """The error of a module names the field when it is created, initialized or called."""
     base = dict(ROWS[name].base)
     args, call = (
         (X_OF_MODULES, *after_of(name, base, len(X_OF_MODULES))),
@@ -104,7 +104,7 @@ def test_the_field_is_named(system: str, name: str) -> None:
             or field.startswith("use_")
             or (system == "nnx" and field in ("axis", "feature_axes"))
         ):
-            continue  # the latter say what num_features is
+            continue  # these set num_features
         with pytest.raises((TypeError, ValueError)) as raised:
             jax.eval_shape(partial(run, field))
         assert re.search(rf"\b{field}\b", str(raised.value)), field
@@ -137,7 +137,7 @@ TOOLS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_the_argument_of_a_tool_is_named(name: str) -> None:
-    """Of what is not any tree of arrays."""
+    """The error of a tool names each argument that cannot be any tree of arrays."""
     given, named = TOOLS[name]
     tool = getattr(tools, name)
     if "variables" in inspect.signature(tool).parameters:
@@ -149,13 +149,13 @@ def test_the_argument_of_a_tool_is_named(name: str) -> None:
 
 
 def test_what_is_right_is_not_blamed() -> None:
-    """An error that is of no argument's type stays what it is."""
+    """Errors that are not about a type stay unchanged."""
     with pytest.raises(ValueError, match=r"^kernel must have rank 2 or more"):
         jn.spectral_norm(np.ones(3, np.float32), tuple(INPUTS["state"]))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_number_may_be_an_array_of_numpy() -> None:
-    """Of rank 0, as a checkpoint has it; in functions and modules."""
+    """Numbers may be NumPy arrays of rank 0, as in a checkpoint, in functions and modules."""
     stats, x = jn.init_running_stats(4), jax.numpy.asarray(X)
     numbers: dict[str, Any] = {"momentum": 0.5, "epsilon": 0.25}
     arrays: dict[str, Any] = {name: np.array(value) for name, value in numbers.items()}

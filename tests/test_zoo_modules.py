@@ -1,4 +1,4 @@
-"""The modules of the norms that Flax does not have: Linen and NNX are one, and store what they should."""
+"""Modules of norms that Flax does not have: Linen and NNX agree and store the right variables."""
 
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ CHANNELS = X.shape[-1]
 LABELS = jnp.array([2, 0, 2])
 CONDITION = normal((3, 5), seed=4)
 
-# Options, and what it is called with after x.
+# The options, and the arguments after x.
 CASES: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     "ActNorm": ({}, ()),
     "AdaIN": ({"epsilon": 1e-3}, (normal((3, 2, 5, 32), seed=5),)),
@@ -62,7 +62,7 @@ over_cases = pytest.mark.parametrize("name", CASES)
 
 
 def both(name: str, **more: Any) -> tuple[nn.Module, Any, Any]:
-    """The Linen layer, the NNX module with the same variables, and these; none at a 0 or 1 of its start."""
+    """The Linen layer, the NNX module with the same variables, and these, none at its initial 0 or 1."""
     options, inputs = CASES[name]
     layer = getattr(jnl, name)(**options, **more)
     module = getattr(jnx, name)(CHANNELS, **options, **more, rngs=nnx.Rngs(0))
@@ -77,14 +77,14 @@ def both(name: str, **more: Any) -> tuple[nn.Module, Any, Any]:
 
 
 def loss_of(y: Any) -> Any:
-    """A number that every element counts in."""
+    """A scalar that depends on every element."""
     leaves = jax.tree.leaves(y)
     return sum((leaf * normal(leaf.shape, leaf.dtype, seed=2)).sum() for leaf in leaves)
 
 
 @pytest.mark.parametrize("name", thorough_but(CASES, *STATE))
 def test_three_steps_and_an_evaluation(name: str) -> None:
-    """Outputs, gradients, parameters and state, bit by bit; evaluation leaves the state."""
+    """Outputs, gradients, parameters and state agree bit for bit, and evaluation leaves the state alone."""
     layer, module, variables = both(name)
     inputs = CASES[name][1]
 
@@ -134,7 +134,7 @@ def test_three_steps_and_an_evaluation(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "QKNorm"])
 def test_masked(name: str) -> None:
-    """NaN in the padding reaches neither what counts nor the state, in both systems."""
+    """NaN in the padding affects neither unmasked outputs nor the state, in both systems."""
     layer, module, variables = both(name)
     inputs = CASES[name][1]
     mask = jnp.arange(4).reshape(1, 4, 1, 1) < 3
@@ -156,7 +156,7 @@ def test_masked(name: str) -> None:
 
 @over_cases
 def test_half_precision(name: str) -> None:
-    """Of bfloat16 comes what ``dtype`` says; parameters are of ``param_dtype``, and the state is float32."""
+    """For bfloat16 input y has ``dtype``, parameters have ``param_dtype``, and the state is float32."""
     layer, _, variables = both(name, param_dtype=jnp.float32, dtype=jnp.bfloat16)
     inputs = CASES[name][1]
     apply = partial(layer.apply, use_running_average=False, mutable=["batch_stats"])
@@ -170,7 +170,7 @@ def test_half_precision(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(STATE))
 def test_nothing_counted_changes_nothing(name: str) -> None:
-    """The state comes back as it was, but for the number of steps; the result is finite."""
+    """With a full mask, the state changes only in the number of steps, and the result is finite."""
     layer, _, variables = both(name)
 
     def run(variables: Any, x: Any) -> Any:
@@ -186,13 +186,13 @@ def test_nothing_counted_changes_nothing(name: str) -> None:
 
 
 def step_of(layer: Any, name: str, variables: Any, x: Any) -> Any:
-    """What a step of training updates."""
+    """The updates of a training step."""
     call: dict[str, Any] = {"use_running_average": False, "mutable": ["batch_stats"]}
     return layer.apply(variables, x, *CASES[name][1], **call)[1]
 
 
 def test_a_class_or_domain_that_is_none() -> None:
-    """A label that is out of range gives NaN, and a traced domain moves nothing."""
+    """A label out of range gives NaN, and a traced domain out of range updates nothing."""
     layer, _, variables = both("ConditionalBatchNorm")
     for wrong in (3, -1):
         labels = jnp.array([0, wrong, 1])
@@ -205,7 +205,7 @@ def test_a_class_or_domain_that_is_none() -> None:
 
 
 def test_half_precision_weights_mix_exactly() -> None:
-    """The shares of switchable norm add up to 1, whatever the parameters are kept in."""
+    """The shares of switchable norm add up to 1 for any param_dtype."""
     layer = jnl.SwitchableNorm(param_dtype=jnp.bfloat16, use_running_average=False)
     x = 100 + normal((4, 8, 8, 16))
     with jax.numpy_dtype_promotion("standard"):
@@ -214,7 +214,7 @@ def test_half_precision_weights_mix_exactly() -> None:
 
 
 def test_a_string_is_one_part_of_a_path() -> None:
-    """Not its letters: the bias stays as it is."""
+    """A string filter is one path component, not a sequence of letters, so the bias is unchanged."""
     layer = nn.Dense(3, bias_init=nn.initializers.ones)
     wrapped: Any = jnl.Reparameterized(layer, lambda w: 10 * w, variable_filter="kernel")
     with jax.numpy_rank_promotion("allow"):
@@ -223,7 +223,7 @@ def test_a_string_is_one_part_of_a_path() -> None:
 
 
 def test_adaptive_layers_begin_as_their_base() -> None:
-    """AdaLN-Zero with a gate of 0, SPADE as instance norm, GRN as nothing."""
+    """AdaLN-Zero starts with a gate of 0, SPADE as instance norm, and GRN as the identity."""
     layer = jnl.AdaLayerNormZero(condition_features=5)
     (y, gate), _ = layer.init_with_output(KEY, X, CONDITION)
     assert np.array_equal(gate, jnp.zeros((3, 1, 1, CHANNELS)) + 0 * y)
@@ -238,7 +238,7 @@ def test_adaptive_layers_begin_as_their_base() -> None:
 
 
 def test_the_papers_schedule() -> None:
-    """Batch renorm begins as batch norm, and ends at rmax 3 and dmax 5."""
+    """Batch renorm starts as batch norm and ends with rmax 3 and dmax 5."""
     layer: Any = jnl.BatchRenorm(use_running_average=False)
     y, variables = layer.init_with_output(KEY, X)
     expected, _ = jnl.BatchNorm(False, epsilon=1e-3).init_with_output(KEY, X)
@@ -255,7 +255,7 @@ def test_the_papers_schedule() -> None:
 
 
 def test_the_flag_is_needed_where_it_matters_and_only_there() -> None:
-    """Norms with running statistics must be told; in NNX they train until they are, as Flax's batch norm."""
+    """Norms with running statistics need the mode; in NNX they train by default, like Flax's batch norm."""
     with pytest.raises(ValueError, match="use_running_average must be True"):
         jnx.EvoNormB0(CHANNELS, use_running_average=None, rngs=nnx.Rngs(0))(X)
     jnx.DynamicTanh(CHANNELS, rngs=nnx.Rngs(0))(X)
@@ -266,7 +266,7 @@ def test_the_flag_is_needed_where_it_matters_and_only_there() -> None:
 
 @pytest.mark.parametrize("name", STATE)
 def test_one_default_in_nnx(name: str) -> None:
-    """A new module trains, as Flax's BatchNorm does, until `eval`."""
+    """A new module trains until `eval` is called, like Flax's BatchNorm."""
     (options, inputs), make = CASES[name], getattr(jnx, name)
     modules = [make(CHANNELS, **options, rngs=nnx.Rngs(0)) for _ in range(2)]
     y = called(modules[0], lambda m, x: m(x, *inputs), X)
@@ -282,7 +282,7 @@ def test_one_default_in_nnx(name: str) -> None:
     "name", ["ConditionalBatchNorm", "DomainBatchNorm", "FrozenBatchNorm", "MeanOnlyBatchNorm"]
 )
 def test_complex_values(name: str, system: str) -> None:
-    """The state is complex from the start, and the result that of batch norm of complex values."""
+    """The state is complex from the start, and results match batch norm of complex values."""
     x, (options, inputs) = jax.lax.complex(X, X[::-1] ** 2), CASES[name]
     stats = jn.init_running_stats(CHANNELS, jnp.complex64)
     training = {"use_running_average": False}
@@ -301,7 +301,7 @@ def test_complex_values(name: str, system: str) -> None:
         want, moved_to = jn.batch_norm_inference(x, stats), stats
     else:
         norm: Any = jn.mean_only_batch_norm if name == "MeanOnlyBatchNorm" else jn.batch_norm
-        momentum = 0.0 if "momentum" in options else 0.99  # of the first of all batches
+        momentum = 0.0 if "momentum" in options else 0.99  # 0.0: cumulative, after one batch
         want, moved_to = norm(x, stats, momentum=momentum)
     np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-6)
     assert mean.dtype == jnp.complex64

@@ -1,4 +1,4 @@
-"""The norms that Flax does not have: each beside its formula in float64, written from its paper."""
+"""The norms that Flax does not have, each with its formula from the paper in float64."""
 
 import math
 from collections.abc import Callable
@@ -11,11 +11,11 @@ import jaxnorm as jn
 
 SHAPE = (3, 2, 3, 4)
 POSITIONS = (1, 2)
-EPSILON = 1e-3  # large enough to be seen
+EPSILON = 1e-3  # large enough to matter
 
 
 class Zoo(NamedTuple):
-    """A norm: ours and the oracle take x and the parameters; a mask, where it makes sense, by keyword."""
+    """A norm: ours and the oracle take x and the parameters, and a mask by keyword if they support one."""
 
     ours: Callable[..., Any]
     oracle: Callable[..., Any]
@@ -25,7 +25,7 @@ class Zoo(NamedTuple):
 
 
 def _mean(values: Any, axes: Any, mask: Any) -> Any:
-    """Of what is counted."""
+    """The mean of unmasked elements."""
     counted = np.broadcast_to(True if mask is None else mask, values.shape)
     total = np.where(counted, values, 0).sum(axes, keepdims=True)
     return total / np.maximum(counted.sum(axes, keepdims=True), 1)
@@ -109,7 +109,7 @@ def _mean_only(x: Any, bias: Any, mask: Any = None) -> Any:
 
 
 OLD: Any = jn.RunningStats([0.3, -0.2, 1.0, 0.1], [0.5, 2.0, 30.0, 0.9])  # pyright: ignore[reportArgumentType]
-"""Running statistics: near the batch's, and far from them."""
+"""Running statistics, some near the batch's and some far from them."""
 
 
 def _renormalized(x: Any, scale: Any, bias: Any, mask: Any = None) -> Any:
@@ -119,7 +119,7 @@ def _renormalized(x: Any, scale: Any, bias: Any, mask: Any = None) -> Any:
 
 
 def _correction(mask: Any, rmax: float = 1.5, dmax: float = 0.5) -> tuple[Any, Any]:
-    """R and d of batch renorm at the point of the test: constants, as the paper has them."""
+    """The r and d of batch renorm at the tested point; constants, as in the paper."""
     x = np.asarray(primals("batch_renorm")[0], float)
     old_mean, old_var = map(np.array, OLD[:2])
     old = np.sqrt(old_var + EPSILON)
@@ -260,7 +260,7 @@ def _counted(x: Any, mask: Any) -> Any:
 
 
 def primals(name: str, dtype: Any = np.float32) -> tuple[Any, ...]:
-    """X and parameters."""
+    """Returns x and the parameters."""
     zoo, rng = ZOO[name], np.random.default_rng(sum(map(ord, name)))
     x = 0.5 + 1.5 * rng.normal(size=zoo.shape)
     return tuple(
@@ -269,7 +269,7 @@ def primals(name: str, dtype: Any = np.float32) -> tuple[Any, ...]:
 
 
 def mask_of(name: str) -> np.ndarray:
-    """One that leaves something everywhere, the same for all channels where that is needed."""
+    """A mask that keeps some elements everywhere, the same for all channels if the norm requires it."""
     mask = np.random.default_rng(3).random(ZOO[name].shape) < 0.7
     if name == "iterative_whitening":
         mask = mask[..., :1]

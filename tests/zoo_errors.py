@@ -1,4 +1,4 @@
-"""What the norms that Flax does not have refuse, word for word: rows of `test_errors`."""
+"""Errors of the norms that Flax does not have, word for word: rows for `test_errors`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,79 +16,79 @@ STATS = jn.init_running_stats(4)
 KERNEL, IMAGE = jnp.ones((3, 3, 4, 2)), jnp.ones((1, 8, 8, 4))
 
 OTHER_STYLE = (
-    "style must have the rank, the examples and the features of x; got style of shape (6, 5, 3) for x of "
+    "style must have the same rank, examples and features as x; got style of shape (6, 5, 3) for x of "
     "shape (6, 5, 4) with feature_axes=(2,). Only the positions may differ."
 )
 NO_AVERAGE = (
-    "momentum must be a number in [0, 1] here; got None. There is no plain average of whitening matrices: "
-    "0.9 is usual."
+    "momentum must be a number in [0, 1] here; got None. Averaging all batches equally is not supported "
+    "for whitening matrices; 0.9 is typical."
 )
 MASKED_CHANNELS = (
-    "mask must be the same for all channels to whiten them; got mask of shape (1, 1, 4) with the channels "
-    "along axis 2. Give it size 1 there."
+    "mask must be the same for all channels in whitening; got mask of shape (1, 1, 4) with channels along "
+    "axis 2. Give it size 1 there."
 )
 THREE_WEIGHTS = (
-    "mean_weights must be three numbers, of instance, layer and batch norm; got shape (2,). Start from "
-    "jnp.ones(3), a third of each."
+    "mean_weights must be three numbers, one each for instance norm, layer norm and batch norm; got shape "
+    "(2,). Start from jnp.ones(3), which weights them equally."
 )
 NO_IMAGE = (
-    "image must be (1, height, width, channels in) for a kernel (height, width, channels in, channels out); "
-    "got an image of shape (2, 8, 8, 4) for a kernel of shape (3, 3, 4, 2). Start from a random image of the "
-    "size that the layer meets."
+    "image must have shape (1, height, width, channels in) for a kernel of shape (height, width, channels "
+    "in, channels out); got image of shape (2, 8, 8, 4) for kernel of shape (3, 3, 4, 2). Start from a "
+    "random image of the layer's input size."
 )
 NO_STEPS = (
-    "n_steps must be an integer of 1 or more; got 0. 1 is enough in training, where each step continues from "
-    "the last."
+    "n_steps must be a positive integer; got 0. 1 is enough in training, where each step continues from the "
+    "previous one."
 )
 
 
 def not_a_norm(p: str) -> str:
-    """What a p that is less than 1, or no number, is told."""
+    """The error for a p below 1, or one that is not a number."""
     return (
-        f"p must be a real number of 1 or more; got {p}. 2 is the Euclidean length, math.inf the largest "
+        f"p must be a real number, at least 1; got {p}. 2 gives the Euclidean length, math.inf the largest "
         f"absolute value."
     )
 
 
 def not_a_domain(dtype: str, shape: str) -> str:
-    """What a domain that is not one integer is told."""
+    """The error for a domain that is not a single integer."""
     return (
-        f"domain must be one integer, for the whole batch; got {dtype} of shape {shape}. Make batches of one "
-        f"domain each."
+        f"domain must be a single integer for the whole batch; got {dtype} of shape {shape}. Put only one "
+        f"domain in each batch."
     )
 
 
 def not_of_examples(name: str, shape: str) -> str:
-    """What a modulation of another shape is told."""
+    """The error for a modulation of the wrong shape."""
     return (
-        f"{name} must have a value for every feature of every example, or the rank of x; got {name} of shape "
-        f"{shape} for x of shape (6, 5, 4) with feature_axes=(2,), which needs (6, 4), or rank 3 and sizes "
-        f"that are 1 or those of x. A {name} that all examples share is an argument of the norm itself."
+        f"{name} must have one value per feature per example, or the rank of x; got {name} of shape {shape} "
+        f"for x of shape (6, 5, 4) with feature_axes=(2,), which needs (6, 4), or rank 3 with each size 1 or "
+        f"that of x. If all examples share {name}, pass it to the norm itself."
     )
 
 
 FRACTION_AXES = (
-    "fraction counts the features along one axis of one device; got reduction_axes=(1, 2) and "
-    "axis_name=None. Leave it at 1."
+    "fraction must be 1 unless there is a single reduction axis and no axis_name; got "
+    "reduction_axes=(1, 2) and axis_name=None. Leave fraction at 1."
 )
 
 
 def not_a_fraction(fraction: str) -> str:
-    """What a share of no features, or of more than there are, is told."""
+    """The error for a fraction that takes no features, or more than there are."""
     return (
-        f"fraction must lie in (0, 1], and leave a feature; got fraction={fraction} of 4 features. 0.0625 is "
-        f"that of the paper, 1 takes all."
+        f"fraction must lie in (0, 1] and select at least one feature; got fraction={fraction} of 4 "
+        f"features. The paper uses 0.0625; 1 selects all features."
     )
 
 
 OFFSET_OF_NOTHING = (
-    "scale_offset is added to scale; got an offset and no scale. Give one (use_scale, in a module), or "
-    "leave scale_offset out."
+    "scale_offset requires a scale to add it to; got an offset but no scale. Pass a scale (use_scale=True "
+    "in a module), or omit scale_offset."
 )
 
 
 def not_a_channel_axis(came: str, shape: str) -> str:
-    """What a layer with no choice of axes is told."""
+    """The error for feature_axes in a layer that only supports the last axis."""
     return (
         f"feature_axes must be the last axis in this layer; got {came} for x of shape {shape}. Move the "
         f"features there."
@@ -96,11 +96,11 @@ def not_a_channel_axis(came: str, shape: str) -> str:
 
 
 def not_whitened(shape: str, groups: str) -> str:
-    """What several axes of channels, or groups of devices, are told."""
+    """The error for several channel axes, or for groups of devices."""
     return (
-        f"whitening has one axis of channels and no axis_index_groups; got features of shape {shape} and "
-        f"axis_index_groups={groups}. Reshape the axes into one; let groups of devices have an axis name of "
-        f"their own."
+        f"whitening requires a single channel axis and no axis_index_groups; got features of shape {shape} "
+        f"and axis_index_groups={groups}. Reshape the channels into one axis; give groups of devices their "
+        f"own axis name."
     )
 
 
@@ -108,40 +108,41 @@ NO_WHITENING_STATS = (
     "stats must be WhiteningStats for the 4 channels of x; got None. Start from init_whitening(4)."
 )
 MASKED_QUERIES = (
-    "mask must be None in QK norm, where no position reads another; got one. Mask the logits."
+    "mask must be None in QK norm, where positions do not interact; got a mask. Mask the logits."
 )
 NO_MAP = (
-    "x and its map must be (N, height, width, channels), of the same N; got shapes (1, 8, 8, 4) and (8, 8, "
-    "4). Put the channels last."
+    "x and its map must have shape (N, height, width, channels) with the same N; got shapes (1, 8, 8, 4) "
+    "and (8, 8, 4). Put the channels last."
 )
 NO_CONDITION = (
-    "the condition must be (examples, ..., 3), as condition_features says; got shape (3,)."
+    "condition must have shape (examples, ..., 3) to match condition_features; got shape (3,)."
 )
 SHARE_OUTSIDE = (
-    "running_share must lie in [0, 1]; got running_share=2.0. 1 is evaluation, 0 as in training."
+    "running_share must lie in [0, 1]; got running_share=2.0. 1 is evaluation, 0 normalizes as in "
+    "training."
 )
 NO_FEATURES = "features must be an integer of 1 or more; got 0. It is the number of channels."
-NO_OFFSET = "scale_offset must be finite; got scale_offset=nan. Look for where it comes from."
+NO_OFFSET = "scale_offset must be finite; got scale_offset=nan. Check how it was computed."
 GAIN_SHAPE = (
-    "gain must broadcast to kernel; got shape (5, 3, 3, 4, 2) for a kernel of shape (3, 3, 4, 2). One number "
-    "is usual."
+    "gain must broadcast to kernel; got shape (5, 3, 3, 4, 2) for a kernel of shape (3, 3, 4, 2). A scalar "
+    "is typical."
 )
-NO_SUCH_DOMAIN = "domain must lie in [0, 1]; got 2. Make statistics for more domains."
-LOW_LIMIT = "rmax must be 1 or more; got rmax=0.5. At 1 it is batch norm."
-NEGATIVE_LIMIT = "dmax must be 0 or more; got dmax=-1.0. At 0 it is batch norm."
+NO_SUCH_DOMAIN = "domain must lie in [0, 1]; got 2. Create statistics for more domains."
+LOW_LIMIT = "rmax must be 1 or more; got rmax=0.5. rmax=1 with dmax=0 is batch norm."
+NEGATIVE_LIMIT = "dmax must be 0 or more; got dmax=-1.0. dmax=0 with rmax=1 is batch norm."
 DOMAINS = jn.init_running_stats((2, 4))
 
 
 def whitened(**options: Any) -> Callable[[], Any]:
-    """A call, to be made later."""
+    """A deferred call of `iterative_whitening`."""
     return lambda: jn.iterative_whitening(X, jn.init_whitening(4), training=True, **options)
 
 
 def complex_values(norm: str, instead: str) -> str:
-    """What they are told where there is no formula for them."""
+    """The error for complex values in a norm without a formula for them."""
     return (
-        f"{norm} must have real values; got complex64. Make features of their real and imaginary parts, or "
-        f"use {instead}, which takes complex ones."
+        f"{norm} must have real values; got complex64. Use their real and imaginary parts as features, or "
+        f"use {instead}, which takes complex values."
     )
 
 

@@ -1,1 +1,1 @@
-"""The data path: x -> moments -> [pool over devices] -> normalize and affine. See README.md beside this."""
+"""The data path: x -> moments -> [pool over devices] -> normalize, scale and shift. See README.md here."""

@@ -1,4 +1,4 @@
-"""Activations that follow a norm in the same pass, so that what is between the two is stored nowhere."""
+"""Activations computed in the same pass as a norm, so that nothing between the two is stored."""
 
 import functools
 
@@ -11,7 +11,7 @@ from ._precision import promoted_dtype
 from ._reduce import map_elementwise
 from ._residuals import saveable
 
-NEGATIVE_SLOPE = 0.01  # of leaky_relu, as in jax.nn
+NEGATIVE_SLOPE = 0.01  # the default of jax.nn.leaky_relu
 
 _ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -28,10 +28,10 @@ def map_activated(
     activation: str | None,
     residual: jax.Array | None,
 ) -> jax.Array:
-    """The activation of the one result of ``f``, and of ``residual`` added to it.
+    """Adds ``residual`` to the single result of ``f`` and applies ``activation``.
 
-    Backward computes it again from the operands. What it would need of ``residual`` is only the sign of the
-    sum if the activation is piecewise linear: then that is kept, a byte for an element.
+    The backward pass recomputes this from the operands. If the activation is piecewise linear, the backward
+    pass needs only the sign of the sum, so that is saved instead of ``residual``: one byte per element.
     """
     if residual is None:
         return map_elementwise(_then(f, activation, adds=False), *operands)[0]
@@ -62,22 +62,22 @@ def check_activation(
     x: jax.Array,
     *parameters: jax.Array | None,
 ) -> jax.Array | None:
-    """``residual`` as an array.
+    """Checks ``activation`` and ``residual``, and returns ``residual`` as an array.
 
     Raises:
-        ValueError: there is no such activation, it would get complex values, or ``residual`` has another
-            shape than ``x``.
+        ValueError: If ``activation`` is unknown or would receive complex values, or if the shapes of
+            ``residual`` and ``x`` differ.
     """
     if activation is not None and activation not in list(_ACTIVATIONS):
         raise ValueError(
-            f"activation must be None or one of {', '.join(_ACTIVATIONS)}; got {activation!r}. Apply "
-            f"another one to the result: it is then computed in a pass of its own."
+            f"activation must be None or one of {', '.join(_ACTIVATIONS)}; got {activation!r}. Apply any "
+            f"other activation to the result, in a separate pass."
         )
     dtype = promoted_dtype(x, residual, *parameters)
     if activation is not None and jnp.issubdtype(dtype, jnp.complexfloating):
         raise ValueError(
-            f"activation must be None for complex values; got {activation!r} for a result of {dtype.name}. "
-            f"Apply what you mean to the real and imaginary parts of the result."
+            f"activation must be None for complex values; got {activation!r} for a {dtype.name} result. "
+            f"Apply the activation to the real and imaginary parts of the result yourself."
         )
     if residual is None:
         return None
@@ -85,13 +85,13 @@ def check_activation(
     if residual.shape != x.shape:
         raise ValueError(
             f"residual must have the shape of x; got {residual.shape} for x of shape {x.shape}. It is added "
-            f"element by element, before the activation: broadcast it, or project it to that shape."
+            f"elementwise, before the activation: broadcast it or project it to that shape."
         )
     return residual
 
 
 def inverse(y: jax.Array, activation: str | None) -> jax.Array | None:
-    """What ``activation`` made ``y`` of; None if that cannot be said."""
+    """Returns the input for which ``activation`` gives ``y``, or None if ``activation`` has no inverse."""
     if activation is None:
         return y
     if activation == "leaky_relu":

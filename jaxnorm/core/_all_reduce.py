@@ -1,4 +1,4 @@
-"""Sums over devices: those along mapped axes, or those of one group of them."""
+"""Sums over the devices along mapped axes, and checks of axis names and device groups."""
 
 import numbers
 from collections.abc import Hashable, Sequence
@@ -16,10 +16,10 @@ AxisIndexGroups: TypeAlias = Sequence[Sequence[int]]
 
 
 def axis_names(axis_name: AxisName | None) -> tuple[str, ...]:
-    """``axis_name`` as a tuple of names, which may be anything that has a hash, as in jax.
+    """Returns ``axis_name`` as a tuple of names. As in jax, a name may be any hashable value.
 
     Raises:
-        ValueError: it has none; or it is a number, which a collective of jax takes for a position.
+        ValueError: If a name is not hashable, or is a number, which jax's collectives read as a position.
     """
     if axis_name is None:
         return ()
@@ -27,16 +27,17 @@ def axis_names(axis_name: AxisName | None) -> tuple[str, ...]:
     names = tuple(axis_name) if several else (cast(str, axis_name),)
     if any(isinstance(name, numbers.Number) or not isinstance(name, Hashable) for name in names):
         raise ValueError(
-            f"axis_name must be the name of a mapped axis, or several; got {axis_name!r}. Collectives of jax "
-            f"take a number for a position: give the axis a string for its name."
+            f"axis_name must be one or more names of mapped axes; got {axis_name!r}. jax's collectives read "
+            f"a number as a position: name the axis with a string."
         )
     return names
 
 
 def sum_over_devices(values: Sequence[jax.Array], names: tuple[str, ...]) -> list[jax.Array]:
-    """The sums of ``values``, all of one shape, over the devices along ``names``, if there are any.
+    """Sums each of ``values``, all of one shape, over the devices along ``names``, if any are given.
 
-    By one real array: of several, XLA:GPU makes a collective of NCCL's, of one a kernel of its own.
+    The values are stacked into one real array: XLA:GPU sums one array with a kernel of its own, but several
+    with an NCCL collective.
     """
     if not names:
         return list(values)
@@ -48,7 +49,7 @@ def sum_over_devices(values: Sequence[jax.Array], names: tuple[str, ...]) -> lis
 
 
 def is_bound(name: str) -> bool:
-    """Whether ``name`` is a mapped axis here."""
+    """Returns whether ``name`` is a mapped axis in the current context."""
     try:
         lax.axis_size(name)
     except NameError:
@@ -57,28 +58,32 @@ def is_bound(name: str) -> bool:
 
 
 def check_bound(names: tuple[str, ...]) -> None:
-    """Raises a ValueError if one of ``names`` is no mapped axis here."""
+    """Checks that all ``names`` are mapped axes in the current context.
+
+    Raises:
+        ValueError: If one of them is not.
+    """
     unbound = [name for name in names if not is_bound(name)]
     if unbound:
         bound = ", ".join(map(repr, axes_bound())) or "none"
         raise ValueError(
-            f"axis_name must name axes of vmap, pmap or shard_map around the call; got {unbound}, and "
-            f"bound here: {bound}. Name one of these. Under jit, over a mesh or not, statistics are those "
-            f"of the whole batch without a name: leave axis_name out."
+            f"axis_name must name axes of vmap, pmap or shard_map around the call; got {unbound}, but the "
+            f"axes bound here are: {bound}. Use one of these. Under jit, with or without a mesh, statistics "
+            f"always cover the whole batch: leave axis_name out."
         )
 
 
 def group_of_device(groups: AxisIndexGroups, names: tuple[str, ...]) -> jax.Array:
-    """The number of the group that this device is in.
+    """Returns the index of the group that contains this device.
 
     Raises:
-        ValueError: the groups are not a partition of the devices.
+        ValueError: If the groups do not partition the devices.
     """
     size = lax.axis_size(names)
     devices = [device for group in groups for device in group]
     if sorted(devices) != list(range(size)):
         raise ValueError(
-            f"axis_index_groups must have each device of axis_name once, 0 to {size - 1}; got {groups}."
+            f"axis_index_groups must contain each device of axis_name, 0 to {size - 1}, once; got {groups}."
         )
     group_of = np.zeros(size, np.int32)
     for i, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""Numbers and flags that users hand in: what each of a name must be, whatever function or module it is of."""
+"""Checks of numbers and flags that users pass: one rule per argument name, for all functions and modules."""
 
 import functools
 import math
@@ -15,21 +15,21 @@ _F = TypeVar("_F", bound=Callable)
 
 
 class Number(NamedTuple):
-    """A real number, which may be traced: then its value is not known."""
+    """The rule for a real number. If a number is traced, its value is not checked."""
 
     must: str
-    """In words, what ``holds`` says of its value."""
+    """What ``holds`` requires of the value, in words."""
     holds: Callable[[float], bool]
     advice: str
     advice_on_kind: str | None = None
-    """Where it is no number at all."""
+    """The advice if the value is not a number."""
     or_none: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        """Raises what is wrong with it.
+        """Checks ``value``, the argument called ``name``.
 
         Raises:
-            ValueError: it is no number, or not such a one.
+            ValueError: If it is not a real number, or does not satisfy ``holds``.
         """
         if value is None and self.or_none:
             return
@@ -43,7 +43,7 @@ class Number(NamedTuple):
 
 
 class Count(NamedTuple):
-    """An integer, which is never traced."""
+    """The rule for a static integer."""
 
     advice: str
     must: str = "an integer of 1 or more"
@@ -51,10 +51,10 @@ class Count(NamedTuple):
     or_none: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        """Raises what is wrong with it.
+        """Checks ``value``, the argument called ``name``.
 
         Raises:
-            ValueError: it is no integer, or too small.
+            ValueError: If it is not an integer, or is less than ``least``.
         """
         if value is None and self.or_none:
             return
@@ -63,12 +63,12 @@ class Count(NamedTuple):
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is one of Python or NumPy, and no flag."""
+    """Returns whether ``value`` is a Python or NumPy integer, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real one of Python or NumPy, and no flag."""
+    """Returns whether ``value`` is a real Python or NumPy number, and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -82,46 +82,46 @@ EPSILON = Number(
     "be zero or positive",
     lambda v: v >= 0,
     "It is added to the variance so that a constant input divides by sqrt(epsilon): 1e-5 is usual.",
-    advice_on_kind="It is added to the variance of every feature alike: 1e-5 is usual.",
+    advice_on_kind="The same number is added to the variance of every feature: 1e-5 is usual.",
 )
 MOMENTUM = Number(
     "lie in [0, 1]",
     lambda v: 0 <= v <= 1,
     "It is the weight of the old value: 0.99 moves slowly, and PyTorch's 0.1 is 0.9 here.",
-    advice_on_kind="It is the weight of the old value of every feature alike: 0.99 is usual.",
+    advice_on_kind="It is the weight of the old value, the same for every feature: 0.99 is usual.",
     or_none=True,
 )
 GROUPS = Count("Choose a divisor of the channels.", "an integer or None", -math.inf, or_none=True)
-FINITE = Number("be finite", math.isfinite, "Look for where it comes from.")
+FINITE = Number("be finite", math.isfinite, "Check how it was computed.")
 NUMBERS: Mapping[str, Number | Count] = {
     "epsilon": EPSILON,
     "momentum": MOMENTUM,
     "running_share": Number(
-        "lie in [0, 1]", lambda v: 0 <= v <= 1, "1 is evaluation, 0 as in training."
+        "lie in [0, 1]", lambda v: 0 <= v <= 1, "1 is evaluation, 0 normalizes as in training."
     ),
-    "rmax": Number("be 1 or more", lambda v: v >= 1, "At 1 it is batch norm."),
-    "dmax": Number("be 0 or more", lambda v: v >= 0, "At 0 it is batch norm."),
+    "rmax": Number("be 1 or more", lambda v: v >= 1, "rmax=1 with dmax=0 is batch norm."),
+    "dmax": Number("be 0 or more", lambda v: v >= 0, "dmax=0 with rmax=1 is batch norm."),
     "decay": Number(
         "lie in [0, 1]",
         lambda v: 0 <= v <= 1,
-        "It is the weight of the old average: 0.999 follows slowly.",
+        "It is the weight of the old average: 0.999 moves slowly.",
     ),
     "scale_offset": FINITE,
     "tolerance": Number("be zero or positive", lambda v: v >= 0, "1e-4 is usual."),
-    "seed": Count("0 is as good as any.", "an integer", -math.inf),
+    "seed": Count("Any integer will do, such as 0.", "an integer", -math.inf),
     "virtual_batch_size": Count(
         "It is the number of examples that share statistics: 32 is usual.",
         "a positive integer or None",
         or_none=True,
     ),
-    "steps": Count("5 come near, more come nearer."),
+    "steps": Count("5 is usual; more steps are more accurate."),
     "features": Count("It is the number of channels."),
-    "num_classes": Count("It is the number of rows of the tables."),
-    "num_domains": Count("Each has statistics of its own."),
+    "num_classes": Count("It is the number of rows in the tables of scales and biases."),
+    "num_domains": Count("Each domain has its own statistics."),
     "condition_features": Count("It is the size of the condition's last axis."),
     "map_channels": Count("It is the size of the map's last axis."),
     "hidden": Count("It is the number of channels between the convolutions."),
-    "kernel_size": Count("It is that of all convolutions of the layer."),
+    "kernel_size": Count("All convolutions of the layer use it."),
 }
 FLAGS = {
     *("training", "unbiased", "cumulative"),
@@ -133,25 +133,25 @@ FLAGS_OR_NONE = {"use_running_average", "update_stats"}
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raises what is wrong with it.
+    """Checks the flag ``value``, the argument called ``name``.
 
     Raises:
-        ValueError: it is neither True nor False; nor None, where that is a choice.
+        ValueError: If it is not True or False, or None where that is allowed.
     """
     if isinstance(value, bool | np.bool_) or (value is None and name in FLAGS_OR_NONE):
         return
     choices = "True, False or None" if name in FLAGS_OR_NONE else "True or False"
     raise ValueError(
-        f"{name} must be {choices}; got {value!r}. It decides what is compiled, and so cannot be traced: "
+        f"{name} must be {choices}; got {value!r}. It decides what is compiled, so it cannot be traced: "
         f"under jit, name it in static_argnames."
     )
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raises what is wrong with any of ``options``, of those that have a rule.
+    """Checks each of ``options`` that has a rule.
 
     Raises:
-        ValueError: a number or a flag cannot be.
+        ValueError: If a number or a flag is invalid.
     """
     for name, value in options.items():
         if name in NUMBERS:
@@ -161,23 +161,27 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def check_scalar(name: str, value: Any) -> None:
-    """Raises what is wrong with a number that may be trained: then it is an array, whatever its value."""
+    """Checks a number that may be trainable: any array is accepted, whatever its value.
+
+    Raises:
+        ValueError: If it is neither an array nor a finite number.
+    """
     if not hasattr(value, "dtype"):
         FINITE.check(name, value)
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
-    """`check_options` of a module, but of schedules, which say their numbers later.
+    """Runs `check_options` on a module's fields, except schedules, whose values are not known yet.
 
     Raises:
-        ValueError: a number or a flag cannot be.
+        ValueError: If a number or a flag is invalid.
     """
     later = {name for name in ("rmax", "dmax") if callable(fields.get(name))}
     check_options({name: value for name, value in fields.items() if name not in later})
 
 
 def checked(f: _F) -> _F:
-    """``f``, whose keyword arguments are looked at before anything is traced: so values are known."""
+    """Wraps ``f`` to check its keyword arguments before anything is traced, while their values are known."""
 
     @functools.wraps(f)
     def checked_f(*args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Axes: which are reduced, which are kept, and how a parameter of the kept ones lies against x."""
+"""Axes: which are reduced, which are kept, and how parameters broadcast against x."""
 
 import math
 import operator
@@ -12,19 +12,20 @@ Axes: TypeAlias = int | Sequence[int]
 
 
 def canonical_axes(axes: Axes, ndim: int, name: str) -> tuple[int, ...]:
-    """``axes`` counted from the front, in increasing order.
+    """Returns ``axes`` as nonnegative integers in increasing order.
+
+    ``name`` is the caller's name for the argument, used in messages.
 
     Raises:
-        ValueError: an axis is out of range, repeated or not an integer. ``name`` is what the caller
-            calls the argument.
+        ValueError: If an axis is out of range, repeated or not an integer.
     """
     try:
-        several = isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0  # no array of rank 0
+        several = isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0  # rank 0 is one axis
         given = tuple(map(operator.index, axes if several else (axes,)))  # pyright: ignore[reportArgumentType]
     except TypeError:
         raise ValueError(
             f"{name} must be an integer or a sequence of integers; got {axes!r}. "
-            f"Name axes by number: -1 is the last."
+            f"Give each axis by its number: -1 is the last."
         ) from None
     if given and ndim == 0:
         raise ValueError(
@@ -35,72 +36,72 @@ def canonical_axes(axes: Axes, ndim: int, name: str) -> tuple[int, ...]:
         if not -ndim <= axis < ndim:
             raise ValueError(
                 f"{name} must lie in [{-ndim}, {ndim - 1}] for an array of rank {ndim}; "
-                f"got {axis} in {name}={axes!r}. Count all its axes, the first one included."
+                f"got {axis} in {name}={axes!r}. Count all its axes, including the first."
             )
     counted = sorted(axis % ndim for axis in given)
     if len(set(counted)) < len(counted):
         raise ValueError(
             f"{name} must name each axis once; got {name}={axes!r}, which for an array of rank {ndim} "
-            f"is {tuple(counted)}. Leave out the repeated one."
+            f"is {tuple(counted)}. Remove the repeated axis."
         )
     return tuple(counted)
 
 
 def one_axis(axes: Axes, ndim: int, name: str, meaning: str) -> int:
-    """The one axis that ``axes`` must be, counted from the front.
+    """Returns the single axis in ``axes`` as a nonnegative integer; ``meaning`` describes it in messages.
 
     Raises:
-        ValueError: there are several or none, or it is out of range.
+        ValueError: If there is not exactly one axis, or it is out of range.
     """
     several = canonical_axes(axes, ndim, name)
     if len(several) != 1:
         raise ValueError(
-            f"{name} must be one axis here, {meaning}; got {name}={axes!r}. Reshape the axes into one."
+            f"{name} must be a single axis here, {meaning}; got {name}={axes!r}. Reshape the axes into one."
         )
     return several[0]
 
 
 def complement(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """The other axes, in increasing order."""
+    """Returns the axes that are not in ``axes``, in increasing order."""
     return tuple(i for i in range(ndim) if i not in axes)
 
 
 def axes_of_instances(x: jax.Array, features: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes that a statistic of an instance has: the batch, and the features.
+    """Returns the axes that per-instance statistics keep: the batch axis and ``features``.
 
     Raises:
-        ValueError: the batch is among the features.
+        ValueError: If the batch axis is one of ``features``.
     """
     if 0 in features:
         raise ValueError(
             "The channel axes cannot include the leading dimension as this is assumed to be the batch "
-            f"axis. Got feature_axes={features} for x of shape {x.shape}; move the batch there."
+            f"axis. Got feature_axes={features} for x of shape {x.shape}; move the batch to axis 0."
         )
     return (0, *features)
 
 
 def feature_shape(x: jax.Array, feature_axes: Axes, name: str = "feature_axes") -> tuple[int, ...]:
-    """The shape of a parameter that lies along ``feature_axes`` of ``x``."""
+    """Returns the shape of a parameter for ``feature_axes`` of ``x``."""
     return tuple(x.shape[i] for i in canonical_axes(feature_axes, x.ndim, name))
 
 
 def is_static(shape: Sequence[Any]) -> bool:
-    """Whether all sizes are numbers, and not symbols of a program that is exported for any size."""
+    """Returns whether all sizes are integers, not symbolic dimensions of an exported program."""
     return all(isinstance(n, int) for n in shape)
 
 
 def size_of(x: jax.Array, axes: tuple[int, ...]) -> int:
-    """How many elements of ``x`` one position of the other axes stands for."""
+    """Returns the product of the sizes of ``x`` along ``axes``."""
     return math.prod(x.shape[i] for i in axes)
 
 
 def broadcast_parameter(
     parameter: jax.Array | None, x: jax.Array, feature_axes: tuple[int, ...], name: str
 ) -> jax.Array | None:
-    """A feature-shaped ``parameter`` with size-1 axes inserted, so that it broadcasts against ``x``.
+    """Inserts size-1 axes into a feature-shaped ``parameter``, so that it broadcasts against ``x``.
 
     Raises:
-        ValueError: its shape is not that of the feature axes of ``x``.
+        ValueError: If ``parameter`` does not have the shape of the feature axes of ``x``.
     """
     if parameter is None:
         return None
@@ -110,6 +111,6 @@ def broadcast_parameter(
         raise ValueError(
             f"{name} must have the shape of the feature axes; got {name} of shape {parameter.shape} "
             f"for x of shape {x.shape} with feature_axes={feature_axes}, which needs {needed}. "
-            f"Check feature_axes (axis, in a module), or make {name} of shape {needed}."
+            f"Check feature_axes (axis, in a module), or give {name} the shape {needed}."
         )
     return parameter.reshape([x.shape[i] if i in feature_axes else 1 for i in range(x.ndim)])

@@ -1,13 +1,13 @@
-"""Sums about a value near the mean, of one array on one device.
+"""Sums about a value near the mean, before any pooling over mapped axes.
 
     shift         a value near the mean, a constant
     total         Σ(x - shift)
     squares       Σ|x - shift|²
 
-Moments follow from them whatever the shift (`_pool`), and each compiler wants another one. So this is a
-primitive: a program says what is summed, and the lowerings at the end say about what.
+Moments follow from these sums for any shift (`_pool`), but the best choice of shift depends on the compiler.
+So the sums are a primitive: a program says what to sum, and the lowering rules at the end choose the shift.
 
-Its derivative is that of sums about a constant: d total = Σ dx, d squares = 2 Σ Re (x - shift)* dx.
+The JVP rule treats the shift as a constant: d total = Σ dx, d squares = 2 Σ Re (x - shift)* dx.
 """
 
 from typing import Any
@@ -40,10 +40,10 @@ def central_sums(
     guess: jax.Array | None = None,
     blocks: Blocks | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The shift, Σ(x - shift) and Σ|x - shift|² over ``axes``, which stay with size 1.
+    """Returns the shift, Σ(x - shift) and Σ|x - shift|² over ``axes``, which keep size 1.
 
-    ``narrow`` is ``x`` as it lies in memory, if it was widened. ``guess`` is where the mean may be, in the
-    shape of the results. With ``blocks``, sums are those of each block, and so is the shift.
+    ``narrow`` is the array in memory from which ``x`` was upcast, if any. ``guess`` estimates the mean, in
+    the shape of the results. With ``blocks``, each block has its own sums and shift.
     """
     if is_portable():
         return _by_the_textbook(x, axes, mask, blocks)
@@ -60,7 +60,7 @@ def central_sums(
 def _by_the_textbook(
     x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None, blocks: Blocks | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """About the mean, which is differentiated as any other value is."""
+    """Computes the sums about the mean itself, which is differentiated like any other value."""
     mean = mean_of(x, mask, axes, blocks)
     f, counted = powers_about(mask)
     center = mean if blocks is None else repeat_blocks(mean, blocks, x)
@@ -116,7 +116,7 @@ def _batch(
     **params: Any,
 ) -> Any:
     operands, at = merge(args, [None] * 4, given), merge(dims, [None] * 4, given)
-    if not any(d is not None for d in at[:3]):  # another guess makes no other sums
+    if not any(d is not None for d in at[:3]):  # sums do not depend on the guess
         given = (*given[:3], False)
         args = partition(operands, given)[0]
         sums = _central_sums.bind(*args, axes=axes, blocks=blocks, given=given, **params)
@@ -125,7 +125,7 @@ def _batch(
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
 
     def at_front(i: int) -> jax.Array:
-        broadcast = at[i] is None and i > 1  # not x, which the results have the shape of
+        broadcast = at[i] is None and i > 1  # not x: it gives the results their shape
         return operands[i][None] if broadcast else batching.bdim_at_front(operands[i], at[i], size)
 
     sums = _central_sums.bind(
@@ -142,7 +142,7 @@ ad.primitive_jvps[_central_sums] = _differentiate
 batching.primitive_batchers[_central_sums] = _batch
 
 
-# --- what it compiles to ---------------------------------------------------------------------------
+# --- the lowering rules ----------------------------------------------------------------------------
 
 
 def _about_a_few(*operands: jax.Array, given: Which, axes: Any, blocks: Any, **_: Any) -> Any:
@@ -151,10 +151,11 @@ def _about_a_few(*operands: jax.Array, given: Which, axes: Any, blocks: Any, **_
 
 
 def _on_gpu(*operands: jax.Array, given: Which, differentiated: bool, **params: Any) -> Any:
-    """Of rows of which backward needs nothing: two passes, in one kernel with what reads the row after.
+    """Takes two passes over rows that are not differentiated, in one kernel with what reads the row next.
 
-    XLA:GPU keeps a row in a thread block and reads it again there, if the row has one sum after the other. So
-    what the rounding of the mean leaves is taken for 0, as any two passes take it.
+    XLA:GPU keeps a row in a thread block and reads it again there, if the sums of the row are taken one after
+    the other. So Σ(x - mean), which is only the rounding error of the mean, is taken to be 0, as in any
+    two-pass algorithm.
     """
     x, _, mask, _ = merge(operands, [None] * 4, given)
     axes, blocks = params["axes"], params["blocks"]
@@ -166,7 +167,7 @@ def _on_gpu(*operands: jax.Array, given: Which, differentiated: bool, **params: 
 
 
 def _on_tpu(*operands: jax.Array, given: Which, axes: Any, blocks: Any, **_: Any) -> Any:
-    """Sums that are read of nothing but x, which XLA:TPU takes in the convolution or matmul that makes x."""
+    """Prefers sums that read only x, which XLA:TPU fuses into the convolution or matmul that makes x."""
     x, narrow, mask, guess = merge(operands, [None] * 4, given)
     if x.dtype == jnp.float32 and guess is not None and blocks is None:
         return _about_guess(x, narrow, mask, guess, axes)
@@ -184,16 +185,16 @@ def _about_guess(
     guess: jax.Array,
     axes: tuple[int, ...],
 ) -> Any:
-    """About the guess; and again, about the mean, if a guess is further from it than the values are."""
+    """Sums about the guess, and again about the mean if the guess is more than a standard deviation off."""
     guess = jnp.where(jnp.isfinite(guess), guess, 0).astype(x.dtype)
     total, squares = about(guess, x, mask, axes, None)
     n = jnp.maximum(count(x, mask, axes), 1)
     distance = abs_square(total / n)
-    # Or than float32 tells values from each other, where all are alike: a running mean stops that far away.
+    # If all values are equal, allow for float32's resolution: a running mean stops that far from the mean.
     least = abs_square(guess * 2**-18)
     near = jnp.all(distance <= jnp.maximum(squares / n - distance, least))
     sums = [jnp.broadcast_to(guess, total.shape), total, squares]
-    # It widens x again: a branch that takes what is wide would have it stored.
+    # Upcast narrow again in the branch: XLA would store the upcast x if the branch took it as an operand.
     return lax.cond(near, lambda: sums, lambda: _two_passes(narrow.astype(x.dtype), mask, axes))
 
 
@@ -205,7 +206,7 @@ def _two_passes(x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...]) -> 
 def _of_blocks(
     sums: list[jax.Array], x: jax.Array, n: jax.Array, blocks: Blocks
 ) -> list[jax.Array]:
-    """The sums about the mean of each block, given those of each neighbour about its own mean."""
+    """Returns each block's sums about its mean, given each position's sums about its own mean."""
     means, total, squares = sums
     weighted, of_block = sum_blocks([n * means, jnp.broadcast_to(n, means.shape)], blocks)
     shift = weighted / jnp.maximum(of_block, 1)

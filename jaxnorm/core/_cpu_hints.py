@@ -1,4 +1,4 @@
-"""Identities that tell XLA:CPU how to compile; on other platforms they are nothing."""
+"""Identity functions that tell XLA:CPU how to compile. On other platforms they do nothing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +13,16 @@ from ._portable import is_portable
 
 
 def materialize(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
-    """``small``, computed once and read wherever something is spread with it; ``after`` that, if it is given.
+    """Returns ``small``, computed only once and stored; if ``after`` is given, after that.
 
-    XLA:CPU computes y again in every loop that needs it, and what is small inside that loop: slow, and not
-    exact, since a product and a sum may be contracted in one loop and not in another. The last bit of y then
-    depends on the loop: the gradient of a maximum of y, which looks for the element that equals it, finds
-    none. On other platforms a store is a kernel of its own.
+    XLA:CPU recomputes y in every loop that needs it, and inside those loops also the small arrays that y
+    depends on. This is slow. It is also inconsistent: a product and a sum may be contracted in one loop and
+    not in another, so the last bit of y depends on the loop. The gradient of a maximum of y, which looks for
+    the element that equals the maximum, then finds none.
+
+    `lax.optimization_barrier` is not enough: XLA:CPU removes it before it decides what to fuse. But XLA never
+    computes a division twice, so on a CPU ``small`` is divided by a one that XLA does not recognize. On other
+    platforms, where a store would be a kernel of its own, this is the identity.
     """
     if is_portable():
         return small
@@ -28,21 +32,21 @@ def materialize(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
 
 
 def materialize_as(dtype: DTypeLike, small: jax.Array) -> jax.Array:
-    """``small`` in ``dtype``, materialized if that converts it: otherwise every loop converts it again."""
+    """Casts ``small`` to ``dtype``, and materializes the result of a cast, or else every loop repeats it."""
     return small if small.dtype == dtype else materialize(small.astype(dtype))
 
 
 def read_separately(x: jax.Array) -> jax.Array:
-    """``x``, read in the backward pass by loops of their own, even if a forward loop reads it too.
+    """Returns ``x``, for the backward pass to read in its own loops even if a forward loop reads it too.
 
-    XLA:CPU merges loops that read the same array, and vectorizes what comes of it worse. Where nothing is
-    differentiated there is no backward pass, and a norm may be merged with what makes x.
+    XLA:CPU merges loops that read the same array, and vectorizes the merged loop less well. Without
+    differentiation there is no backward pass, and XLA may fuse a norm with whatever produces x.
     """
     return x if is_portable() else _apart.bind(x)
 
 
 def _divided_by_one(small: jax.Array, *after: jax.Array) -> jax.Array:
-    """XLA does not compute a division twice; so this divides by a one that it does not recognize."""
+    """Divides ``small`` by a one that XLA does not recognize, and that depends on ``after`` if given."""
     anything = after[0] if after else small
     return small / jnp.where((anything == anything) | (anything != anything), 1, 2)
 
@@ -58,10 +62,10 @@ def _identity(
     differentiated: Primitive | None = None,
     of_tangents: bool = False,
 ) -> Primitive:
-    """The first of some operands, the others being hints.
+    """Makes a primitive that returns its first operand; the others are hints.
 
-    Where it is differentiated, its value is that of the primitive ``differentiated``, if one is given. With
-    ``of_tangents`` it is the same again of tangents and cotangents.
+    On a CPU it is lowered by ``on_cpu``, if given. When differentiated, the value comes from the primitive
+    ``differentiated``, if given. With ``of_tangents`` it also applies to tangents and cotangents.
     """
     primitive = Primitive(name)
 

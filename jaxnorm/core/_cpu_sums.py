@@ -1,11 +1,10 @@
-"""How sums of an elementwise function are computed on a CPU: in one pass, vectorized, stored nowhere.
+"""Computes sums of an elementwise function on a CPU: in one vectorized pass, without storing the summands.
 
-XLA:CPU has three ways to compute a sum. A reduction with one result is handed to a library, with all that it
-is summed from put in memory first: fast for the squares of what lies there already, slow for anything else.
-A long reduction with several results is compiled to scalar code. A short one is unrolled, and vectorized
-over the axis that follows it. So all other sums here have several results and are taken in short steps: the
-first folds an axis of the activation, the others are over what that leaves. The figures are in
-benchmarks/README.md.
+XLA:CPU has three ways to compute a sum. It hands a reduction with one result to a library, and first stores
+the summands in memory: fast for the squares of an array that is already there, slow for anything else. It
+compiles a long reduction with several results to scalar code. It unrolls a short one, and vectorizes it over
+the axis that follows. So all other sums here have several results and are taken in short steps: the first
+folds an axis of the activation, the others reduce what is left. The figures are in benchmarks/README.md.
 """
 
 import itertools
@@ -21,23 +20,25 @@ from ._elementwise import Elementwise, identity, square_in_memory
 
 Shape: TypeAlias = tuple[int, ...]
 
-# So many elements are folded at most: more are not unrolled, sooner if f has more operands.
+# (largest number of operands, most elements to fold): XLA does not unroll longer folds, and the limit is
+# lower if f has more operands.
 _LONGEST = ((4, 16), (math.inf, 14))
-_LONGEST_IN_A_ROW = ((2, 32), (math.inf, 16))  # of the last axis, which stays in the cache
-# And so many at least, if there are: fewer leave half a bfloat16 activation behind in float32.
+_LONGEST_IN_A_ROW = ((2, 32), (math.inf, 16))  # for the last axis, which stays in the cache
+# The fewest elements to fold, if the axis is long enough: with shorter folds, the float32 partial sums of a
+# bfloat16 activation take half as much memory as the activation.
 _SHORTEST = 9
-# Elements of which XLA lets the library take the sum. Of fewer, it would be scalar code.
+# XLA hands sums of at least this many elements to the library. It compiles smaller ones to scalar code.
 _LIBRARY_TAKES = 32 * 1024
-# What the last axis must keep to vectorize over, and would best be a multiple of.
+# The smallest size to leave in the last axis for vectorization, ideally a multiple of this.
 _LANES = 8
-# How far apart the elements of a row are that are added: a vector, so that the row is read in order.
+# The distance between the elements of a row that are added: one vector, so that the row is read in order.
 _STEP = 8
 
 
 def sums_on_cpu(
     *operands: jax.Array, f: Elementwise, axes: tuple[int, ...], shape: Shape
 ) -> list[jax.Array]:
-    """Sums over ``axes`` of the results of ``f``, for operands that broadcast to ``shape``, of no size 0."""
+    """Sums the results of ``f`` over ``axes``. Operands broadcast to ``shape``, which has no size 0."""
     if f is square_in_memory and axes == (len(shape) - 1,) and _for_the_library(*operands):
         return [r.sum(axes, keepdims=True) for r in f(*operands)]
     sizes = [1 if i in axes else n for i, n in enumerate(shape)]
@@ -54,7 +55,7 @@ def _for_the_library(x: jax.Array) -> bool:
 def _with_neighbours_merged(
     operands: Sequence[jax.Array], axes: tuple[int, ...], shape: Shape
 ) -> tuple[tuple[jax.Array, ...], tuple[int, ...], Shape]:
-    """The same sums with two neighbours of ``axes`` as one axis, where each operand has both or none."""
+    """Merges two adjacent ``axes`` into one, if no operand is broadcast along only one of the two."""
     for i, j in itertools.pairwise(axes):
         pairs = {(a.shape[i], a.shape[j]) for a in operands}
         if j == i + 1 and pairs <= {(1, 1), (shape[i], shape[j])}:
@@ -67,7 +68,7 @@ def _with_neighbours_merged(
 def _sums(
     operands: Sequence[jax.Array], f: Elementwise, axes: tuple[int, ...], shape: Shape
 ) -> Sequence[jax.Array]:
-    """Folds one axis, then what is left over."""
+    """Folds one axis, then sums what is left of it and of the other axes."""
     last = len(shape) - 1
     lengths = {i: _fold_length(shape[i], i == last, len(operands)) for i in axes}
     axis = max(axes, key=lambda i: (min(lengths[i], _SHORTEST), i != last, shape[i]))
@@ -95,7 +96,7 @@ def _resized(shape: Shape, axis: int, *sizes: int) -> Shape:
 
 
 def _fold_length(size: int, is_last: bool, operands: int) -> int:
-    """How many elements to fold: a divisor of ``size`` unless only a poor one is short enough."""
+    """Returns how many elements to fold: a divisor of ``size`` if there is one of suitable length."""
     limits = _LONGEST_IN_A_ROW if is_last else _LONGEST
     longest = next(length for most, length in limits if operands <= most)
     if is_last:
@@ -112,11 +113,11 @@ def _fold_length(size: int, is_last: bool, operands: int) -> int:
 def _fold(
     operands: Sequence[jax.Array], f: Elementwise, axis: int, length: int, shape: Shape
 ) -> Sequence[jax.Array]:
-    """Sums of every ``length`` elements along ``axis``, all results of ``f`` in one reduction.
+    """Sums groups of ``length`` elements along ``axis``, for all results of ``f`` in one reduction.
 
-    The order decides how fast memory is read. Of the last axis, elements are added that are as far apart as
-    a vector is long: so a row is read from its beginning to its end. Of any other, the parts are added, each
-    of which is read so.
+    The order of the sums decides how fast memory is read. Along the last axis, this adds elements that are
+    one vector apart, so that a row is read from beginning to end. Any other axis is split into ``length``
+    parts, each of them read from beginning to end, and the parts are added.
     """
     left = shape[axis] // length
     lanes = _STEP if axis == len(shape) - 1 and left % _STEP == 0 else left
@@ -128,7 +129,7 @@ def _fold(
         return lax.broadcast_in_dim(a, full, tuple(range(a.ndim)))
 
     results = f(*map(split, operands))
-    if len(results) == 1:  # with its negative as the other
+    if len(results) == 1:  # its negative makes it a reduction with two results
         total, negative = _reduce((results[0], -results[0]), axis + 1)
         results = [total / 2 - negative / 2]
     else:

@@ -1,4 +1,4 @@
-"""Values that are known, with the derivative of how they would be computed."""
+"""Known values, differentiated as if they were computed in another way."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +15,9 @@ from ._portable import is_portable
 def with_derivative_of(
     known: Sequence[jax.Array], own: Sequence[jax.Array], names: tuple[str, ...] = ()
 ) -> list[jax.Array]:
-    """``known``, with the derivative of ``own``, summed over the devices along ``names``.
+    """Returns ``known`` with the derivative of ``own`` summed over the devices along ``names``.
 
-    The two are the same numbers, but for rounding.
+    ``known`` must equal these sums up to rounding.
     """
     if is_portable():
         return sum_over_devices(own, names)
@@ -28,15 +28,15 @@ def with_derivative_of(
 
 
 def _alike(own: jax.Array, known: jax.Array) -> tuple[jax.Array, ...]:
-    """Both of one shape, lying alike over the devices: a value is of the type of its derivative."""
+    """Gives both the same shape and sharding, because a value and its tangent have the same type."""
     if jax.typeof(own) == jax.typeof(known):
         return own, known
     known = jnp.broadcast_to(known, own.shape)
     return match_sharding(match_varying((own, known)), own.shape)[0]
 
 
-# A primitive, and not a custom derivative: vmap takes its name away where it batches, so that a derivative
-# that is taken outside of vmap does not ask for it.
+# A primitive instead of a custom_jvp: its batching rule removes the axis name of vmap, so that a derivative
+# taken outside of the vmap does not refer to that name.
 _with_derivative = Primitive("norm_with_derivative")
 _with_derivative.multiple_results = True
 

@@ -1,6 +1,6 @@
-"""Elementwise functions, and those that follow from them: derivative, transpose, and parts of either.
+"""Elementwise functions, and the functions derived from them: derivatives, transposes, and parts of either.
 
-Each is made once and kept, so that what jax keeps for a function (a compiled program, above all) is found
+Each is made once and cached, so that whatever jax caches per function (above all a compiled program) is found
 again.
 """
 
@@ -13,32 +13,32 @@ import jax.numpy as jnp
 
 from ._jax import partial_eval
 
-# Arrays of one shape in, several of that shape out. A function of a module, not one made for a call.
+# Takes arrays of one shape and returns one or more of that shape. It is created once, not for each call.
 Elementwise: TypeAlias = Callable[..., Sequence[jax.Array]]
 Dtypes: TypeAlias = tuple[Any, ...]
 Which: TypeAlias = tuple[bool, ...]
 
 
 def identity(*arrays: jax.Array) -> Sequence[jax.Array]:
-    """What is summed if nothing is computed of it."""
+    """Returns its arguments: the function whose sums are plain sums."""
     return arrays
 
 
 def square_in_memory(x: jax.Array) -> Sequence[jax.Array]:
-    """The square of real numbers that lie in memory as they are, not made of narrower ones for this."""
+    """Squares a real array that is in memory as it is, not upcast from a narrower one."""
     return (x * x,)
 
 
 @functools.cache
 def result_dtypes(f: Elementwise, dtypes: Dtypes) -> Dtypes:
-    """The dtypes of the results of ``f`` for operands of ``dtypes``."""
+    """Returns the dtypes of the results of ``f`` for operands of ``dtypes``."""
     scalars = (jax.ShapeDtypeStruct((), dtype) for dtype in dtypes)
     return tuple(result.dtype for result in jax.eval_shape(f, *scalars))
 
 
 @functools.cache
 def tangent_of(f: Elementwise, moves: Which) -> Elementwise:
-    """The derivative of ``f``: a function of its operands, then of the directions of those that move."""
+    """Returns the JVP of ``f``, which takes the operands, then tangents of those marked by ``moves``."""
 
     def tangent(*arrays: jax.Array) -> Sequence[jax.Array]:
         primals, along = arrays[: len(moves)], arrays[len(moves) :]
@@ -50,9 +50,10 @@ def tangent_of(f: Elementwise, moves: Which) -> Elementwise:
 
 @functools.cache
 def cotangent_of(f: Elementwise, linear: Which, given: Which, dtypes: Dtypes) -> Elementwise:
-    """The transpose of ``f``: of its other operands, then the cotangents of those results that have one.
+    """Returns the transpose of ``f`` with respect to its ``linear`` operands, which have ``dtypes``.
 
-    Its results belong to the ``linear`` operands, which are of ``dtypes``.
+    It takes the other operands, then the cotangents of the results marked by ``given``, and returns the
+    cotangents of the ``linear`` operands.
     """
     others_of = linear.count(False)
 
@@ -70,7 +71,7 @@ def cotangent_of(f: Elementwise, linear: Which, given: Which, dtypes: Dtypes) ->
 
 @functools.cache
 def some_of(f: Elementwise, which: tuple[int, ...]) -> Elementwise:
-    """A few of the results of ``f``."""
+    """Restricts ``f`` to its results with the indices ``which``."""
 
     def some(*arrays: jax.Array) -> Sequence[jax.Array]:
         results = f(*arrays)
@@ -81,7 +82,7 @@ def some_of(f: Elementwise, which: tuple[int, ...]) -> Elementwise:
 
 @functools.cache
 def read_by(f: Elementwise, dtypes: Dtypes) -> Which:
-    """Which operands the results of ``f`` depend on; at least one."""
+    """Returns which operands the results of ``f`` depend on; at least one is True."""
     jaxpr = jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct((), dtype) for dtype in dtypes)).jaxpr
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return tuple(used) if any(used) else (True, *used[1:])
@@ -89,7 +90,7 @@ def read_by(f: Elementwise, dtypes: Dtypes) -> Which:
 
 @functools.cache
 def without_unread(f: Elementwise, read: Which, dtypes: Dtypes) -> Elementwise:
-    """``f`` of only those operands that it reads."""
+    """Returns ``f`` as a function of only the operands that it reads."""
 
     def of_read(*arrays: jax.Array) -> Sequence[jax.Array]:
         unread = [jnp.zeros_like(arrays[-1], dtype) for dtype in partition(dtypes, read)[1]]
@@ -99,12 +100,12 @@ def without_unread(f: Elementwise, read: Which, dtypes: Dtypes) -> Elementwise:
 
 
 def partition(values: Sequence[Any], which: Which) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Those of ``values`` that are meant, and the others."""
+    """Splits ``values`` into those for which ``which`` is True, and the others."""
     meant = tuple(v for v, is_meant in zip(values, which, strict=True) if is_meant)
     return meant, tuple(v for v, is_meant in zip(values, which, strict=True) if not is_meant)
 
 
 def merge(meant: Sequence[Any], others: Sequence[Any], which: Which) -> list[Any]:
-    """What `partition` divided."""
+    """Undoes `partition`."""
     one, other = iter(meant), iter(others)
     return [next(one if is_meant else other) for is_meant in which]

@@ -1,12 +1,12 @@
-"""Sums about the mean from plain sums of x and x², without a shift: of parts that float32 adds up exactly.
+"""Sums about the mean without a shift, from plain sums of parts of x and x² that float32 adds exactly.
 
-XLA:TPU takes any number of plain sums of functions of x in the matmul or convolution that makes x, and no
-sum about a shift that is read of x. Plain sums of x and x² lose what their difference needs; so x and x² are
-cut into parts of so few bits that the partial sums of each have all their bits in float32. The rest is
-arithmetic on small arrays in pairs of float32 (Dekker, "A floating-point technique for extending the
+XLA:TPU can fuse any number of plain sums of functions of x into the matmul or convolution that makes x, but
+not sums about a shift that is read from x. Plain sums of x and x² lose the bits that their difference needs.
+So x and x² are split into parts with so few bits that all partial sums of each part are exact in float32. The
+rest is arithmetic on small arrays in pairs of float32 (Dekker, "A floating-point technique for extending the
 available precision", 1971).
 
-The variance is as exact as that from two passes, up to mean/std 1e4 in float32. x² must not overflow.
+The variance is as accurate as from two passes, up to mean/std = 1e4 in float32. x² must not overflow.
 """
 
 from typing import TypeAlias
@@ -18,11 +18,11 @@ from jax import lax
 from ._elementwise import Elementwise
 from ._reduce import sum_elementwise
 
-_Pair: TypeAlias = tuple[jax.Array, jax.Array]  # a value as rounded, and what rounding took away
+_Pair: TypeAlias = tuple[jax.Array, jax.Array]  # a rounded value and its rounding error
 
 
 def most_elements(dtype: jnp.dtype) -> int:
-    """How many elements of x in ``dtype`` have exact sums; 0 if none have."""
+    """Returns the largest number of elements of ``dtype`` whose sums are exact; 0 if no sums are."""
     return {"bfloat16": 65536, "float16": 4096, "float32": 4096}.get(dtype.name, 0)
 
 
@@ -33,7 +33,7 @@ def exact_sums(
     count: jax.Array,
     axes: tuple[int, ...],
 ) -> list[jax.Array]:
-    """The mean as rounded, Σ(x - mean) and Σ|x - mean|² of x in float32, which was widened from ``dtype``."""
+    """Returns the rounded mean, Σ(x - mean) and Σ|x - mean|² of a float32 ``x``, upcast from ``dtype``."""
     f = _PARTS[dtype.name]
     if mask is not None:
         x = jnp.where(mask, x, 0)
@@ -60,21 +60,23 @@ def _about_mean(total: _Pair, square: _Pair, count: jax.Array) -> list[jax.Array
 
 
 def _parts_of_bfloat16(x: jax.Array) -> tuple[jax.Array, ...]:
-    """X of 8 bits and x² of 16, as two of 8: 65536 of these have 24."""
-    x = lax.reduce_precision(
-        x, exponent_bits=8, mantissa_bits=7
-    )  # or x may be as its producer made it
+    """Returns x (8 bits) and x² (16 bits, in two parts of 8): sums of 65536 of these have 24 bits."""
+    # Rounds again, because XLA may have kept the precision in which x was computed.
+    x = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     return x, *_cut(x * x, 16)
 
 
 def _parts_of_float16(x: jax.Array) -> tuple[jax.Array, ...]:
-    """X of 11 bits and x² of 22, as 12 and 10: 4096 of these have 24."""
+    """Returns x (11 bits) and x² (22 bits, in parts of 12 and 10): sums of 4096 of these have 24 bits."""
     x = lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
     return x, *_cut(x * x, 12)
 
 
 def _parts_of_float32(x: jax.Array) -> tuple[jax.Array, ...]:
-    """X as two of 12 bits, x² as 12, then 12 on one grid for all squares of its size, then the rest."""
+    """Returns x in two parts of 12 bits, and x² in three.
+
+    The parts of x² are 12 bits, then 12 on one grid for all squares of the same magnitude, then the rest.
+    """
     high, low = _cut(x, 12)
     square, cross = high * high, 2 * high * low
     first, rest = _cut(square, 12)
@@ -106,13 +108,13 @@ def _product(a: jax.Array, b: jax.Array) -> _Pair:
 
 
 def _cut(a: jax.Array, low_bits: int) -> _Pair:
-    """``a`` as what is left without the ``low_bits`` of its mantissa, and as those."""
+    """Splits ``a`` into its value without the last ``low_bits`` bits of the mantissa, and the rest."""
     high = _with_bits(a, (0xFFFFFFFF << low_bits) & 0xFFFFFFFF)
     return high, a - high
 
 
 def _power_of_two(a: jax.Array) -> jax.Array:
-    """2 to the exponent of ``a``, which is positive; 0 of 0."""
+    """Returns 2 to the exponent of a positive ``a``, or 0 for 0."""
     return _with_bits(a, 0x7F800000)
 
 

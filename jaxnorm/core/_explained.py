@@ -1,4 +1,4 @@
-"""Public functions that name the argument which is of a wrong type, whatever went wrong because of it."""
+"""Errors that name the argument with the wrong type, whatever error that type caused."""
 
 import dataclasses
 import functools
@@ -29,10 +29,10 @@ _WORDS: dict[Any, str] = {
 
 
 def explained(function: _F) -> _F:
-    """``function``, whose errors name the argument that is not what its annotation says.
+    """Wraps ``function`` so that its errors name the argument that does not match its annotation.
 
-    Nothing is checked before, so it costs nothing where all is well. And where a number is wanted, a NumPy
-    array of rank 0 is one.
+    Types are checked only after an error, so valid calls cost nothing more. Where a number is expected, a
+    NumPy array of rank 0 is accepted.
     """
     kinds = {n: _kinds(p.annotation) for n, p in inspect.signature(function).parameters.items()}
     of_numbers = {name for name, its_kinds in kinds.items() if float in its_kinds}
@@ -53,7 +53,7 @@ def explained(function: _F) -> _F:
 
 
 def explaining_fields(method: _F) -> _F:
-    """``method``, whose errors name the field of its dataclass that is not what its annotation says."""
+    """Wraps a dataclass's ``method`` so that its errors name the field that does not match its annotation."""
 
     @functools.wraps(method)
     def called(self: Any, *args: Any, **options: Any) -> Any:
@@ -85,7 +85,7 @@ def _raise_what_is_wrong(
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
-    """The types of a union; one of those that make a dtype stands for them all."""
+    """Returns the types of a union. np.dtype stands for all the types that can be made into a dtype."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if np.dtype not in kinds:
         return kinds
@@ -113,7 +113,7 @@ def _is_one(value: Any, kinds: tuple[Any, ...]) -> bool:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    if kind in (Any, bool, inspect.Parameter.empty):  # a flag is read by its truth
+    if kind in (Any, bool, inspect.Parameter.empty):  # _arguments checks flags
         return True
     if get_origin(kind) is Sequence:
         several = isinstance(value, Iterable) and not isinstance(value, str)
@@ -126,7 +126,7 @@ def _is(value: Any, kind: Any) -> bool:
         scalar = kind is jax.Array or np.shape(value) == ()
         wanted = jnp.integer if kind is int else jnp.number
         return scalar and _has_dtype(value, wanted)
-    fields = getattr(kind, "_fields", None)  # for which a tuple will do
+    fields = getattr(kind, "_fields", None)  # a tuple is accepted for a NamedTuple
     if fields is not None and isinstance(value, tuple):
         return len(value) == len(fields)
     if _is_protocol(kind):
@@ -146,6 +146,6 @@ def _is_dtype(value: Any) -> bool:
 def _has_dtype(value: Any, wanted: Any) -> bool:
     try:
         dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
-    except (TypeError, ValueError):  # of ragged lists
+    except (TypeError, ValueError):  # a ragged list
         return False
     return any(jnp.issubdtype(dtype, kind) for kind in (wanted, np.bool_, jax.dtypes.extended))

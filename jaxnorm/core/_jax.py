@@ -1,15 +1,16 @@
-"""All that jaxnorm takes from jax beyond its stable interface. Tested with jax 0.10.2 and 0.12.0.
+"""Everything that jaxnorm uses from jax outside of its stable API. Tested with jax 0.10.2 and 0.12.0.
 
-- `Primitive`, `ad`, `batching`, `mlir`: primitives with their derivatives, batching and lowerings. Nothing
-  would replace them: norms would be those of `portable` on every platform.
-- `partial_eval.dce_jaxpr`: which operands a function reads. Without it more is saved for backward.
-- `checkpoint_name`, and the checkpoint policy that knows it: sums are saved, and no other intermediate.
-  Without it they are taken twice.
-- `SymbolicZero`: evaluation may be differentiated for some of its arguments. Without it, for all.
-- `manual_axis_type.varying`: over which devices of shard_map an operand varies. It was called ``vma``.
-- `get_axis_env`: a message lists the mapped axes. Without it, it does not.
+- `Primitive`, `ad`, `batching`, `mlir`: primitives with their differentiation, batching and lowering rules.
+  They have no substitute: without them, all norms would be those of `portable`, on every platform.
+- `partial_eval.dce_jaxpr`: which operands a function reads. Without it, more is saved for the backward pass.
+- `checkpoint_name`, and the checkpoint policy for it: sums are saved, and no other intermediate values.
+  Without them, the sums are computed twice.
+- `SymbolicZero`: differentiation of evaluation with respect to only some arguments. Without it, it is with
+  respect to all.
+- `manual_axis_type.varying`: over which axes of shard_map an operand varies. It was called ``vma``.
+- `get_axis_env`: the mapped axes that an error message lists. Without it, the message lists none.
 
-The tools read jaxprs as well (`jax.extend.core` in `tools/_dataflow.py`).
+The tools also read jaxprs (`jax.extend.core` in `tools/_dataflow.py`).
 """
 
 from typing import TYPE_CHECKING
@@ -27,17 +28,17 @@ from jax.interpreters import (
 
 if TYPE_CHECKING:
     from jax.extend.core import Primitive as Primitive
-else:  # the same, without importing all of jax.extend: Pallas takes longer than jaxnorm
+else:  # the same class without jax.extend, which imports Pallas: that takes longer than jaxnorm
     Primitive = type(lax.add_p)
 
 
 def varying_over(a: jax.Array) -> frozenset[str]:
-    """The mapped axes of shard_map over whose devices ``a`` varies."""
+    """Returns the axes of shard_map over which ``a`` varies."""
     return jax.typeof(a).manual_axis_type.varying
 
 
 def axes_bound() -> tuple[str, ...]:
-    """The mapped axes here, as far as jax says."""
+    """Returns the mapped axes in the current context, or none if jax does not provide them."""
     try:
         from jax._src.core import get_axis_env
 

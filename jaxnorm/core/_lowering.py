@@ -1,4 +1,4 @@
-"""How a primitive becomes part of a program, or a program of its own."""
+"""Lowers primitives as part of a program, and compiles them as programs of their own outside of jit."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,10 @@ from ._jax import Primitive, mlir
 
 
 def runs_as(primitive: Primitive, plain: Callable[..., Any], *static: str) -> None:
-    """Outside of jit, ``primitive`` runs as a program of its own; where jit is disabled, as ``plain``."""
+    """Makes ``primitive`` run as its own program outside of jit, and as ``plain`` if jit is disabled.
+
+    ``static`` names the parameters of the primitive.
+    """
     compiled = jax.jit(primitive.bind, static_argnames=static)
 
     def run(*operands: jax.Array, **params: Any) -> Any:
@@ -21,10 +24,10 @@ def runs_as(primitive: Primitive, plain: Callable[..., Any], *static: str) -> No
 
 @functools.cache
 def lowered_by(compute: Callable[..., Any], **params: Any) -> Callable[..., Any]:
-    """The lowering by a function with these parameters, which is traced once.
+    """Returns the lowering rule for ``compute`` with these parameters. It traces ``compute`` only once.
 
-    It is one function of the program, however often it is called; on a GPU it is written out, because XLA:GPU
-    looks for rows that fit into one kernel before it does that itself.
+    A program contains ``compute`` as one function, however often it is called. On a GPU, ``compute`` is
+    inlined instead, because XLA:GPU looks for rows that fit into one kernel before it inlines calls itself.
     """
     function = functools.partial(compute, **params)
     called, written_out = (
@@ -41,7 +44,7 @@ def lowered_by(compute: Callable[..., Any], **params: Any) -> Callable[..., Any]
 
 
 def is_partitioned(context: Any) -> bool:
-    """Whether the compiler is to split the program over devices, and not shard_map or pmap."""
+    """Returns whether the compiler partitions the program over devices, rather than shard_map or pmap."""
     place = context.module_context.axis_context
     if isinstance(place, mlir.SPMDAxisContext):
         return set(place.manual_axes) != set(place.mesh.axis_names)

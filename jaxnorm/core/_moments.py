@@ -1,4 +1,4 @@
-"""Moments of an activation, taken in one pass."""
+"""Moments of an activation, computed in one pass."""
 
 import jax
 import jax.numpy as jnp
@@ -27,24 +27,24 @@ def moments(
     axis_name: AxisName | None = None,
     axis_index_groups: AxisIndexGroups | None = None,
 ) -> Moments:
-    """Mean, variance and count of ``x`` over ``reduction_axes``.
+    """Computes the mean, variance and count of ``x`` over ``reduction_axes``.
 
         n = Σ mask        μ = Σ x / n        σ² = Σ |x - μ|² / n        (sums where mask is True)
 
     Args:
         x: values of any rank and any integer, floating (16 bits or wider) or complex dtype.
-        reduction_axes: the axes to reduce; they stay with size 1.
-        mask: True counts. Boolean or integer, broadcastable to ``x``. What is masked is never read, even
-            if it is NaN.
-        axis_name: one or several axes of vmap, pmap or shard_map to reduce over as well, weighted by
-            count. Under jit over a mesh no name is needed.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
+        reduction_axes: the axes to reduce; they keep size 1.
+        mask: True where an element is included. Boolean or integer, broadcastable to ``x``. Masked elements
+            are never read, even if they are NaN.
+        axis_name: one or more axes of vmap, pmap or shard_map to reduce over as well, weighted by count.
+            Under jit over a mesh no name is needed.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
 
     Returns:
-        Moments in float32 or wider. Where nothing is counted, mean is 0, var is 1 and count is 0.
+        Moments in float32 or wider. Where all elements are masked, mean is 0, var is 1 and count is 0.
 
     Raises:
-        ValueError: an axis is out of range or repeated, or ``mask`` does not fit ``x``.
+        ValueError: If an axis is out of range or repeated, or ``mask`` has the wrong dtype or shape.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -76,11 +76,12 @@ def reduce_moments(
     narrow: jax.Array | None = None,
     guess: jax.Array | None = None,
 ) -> Moments:
-    """`moments` of a wide enough ``x``, with ``axes`` and ``mask`` in order.
+    """Computes `moments` of an ``x`` that is already upcast, with canonical ``axes`` and a checked ``mask``.
 
-    ``narrow`` is ``x`` as it lies in memory, if that is known; ``guess`` is where the mean may be.
+    ``narrow`` is the array in memory from which ``x`` was upcast, if known; ``guess`` estimates the mean.
 
-    One pass over ``x`` (two with a mask), and sums of small arrays within ``blocks`` and over the devices.
+    This takes one pass over ``x`` (two with a mask), and sums of small arrays within ``blocks`` and over the
+    devices.
     """
     sums = central_sums(x, axes, narrow=narrow, mask=mask, guess=guess, blocks=blocks)
     m = moments_from_sums(*sums, count(x, mask, axes, blocks))
@@ -96,9 +97,10 @@ def reduce_moments_about_zero(
     *,
     widened: bool = True,
 ) -> Moments:
-    """As `reduce_moments`, for norms that subtract nothing: mean 0, and var the mean square Σ|x|² / n.
+    """Computes moments for norms that subtract no mean: mean is 0, and var is the mean square Σ|x|² / n.
 
-    ``widened``: ``x`` is made of a narrower array, and lies in memory only as that.
+    Arguments are as in `reduce_moments`. ``widened`` means that ``x`` was upcast from a narrower array, and
+    only that array is in memory.
     """
     if mask is not None:
         sums = sum_elementwise(_counted_square, x, mask, axes=axes)
@@ -115,7 +117,7 @@ def reduce_moments_about_zero(
 def moments_with_derivative(
     m: Moments, x: jax.Array, axes: tuple[int, ...], axis_name: AxisName | None
 ) -> Moments:
-    """``m``, which are the moments of ``x``, with the derivative that they have there."""
+    """Returns ``m``, the moments of ``x``, with their derivative with respect to ``x``."""
     mean = lax.stop_gradient(m.mean)
     own = about(mean, x, None, axes, None)
     known = jnp.zeros_like(mean), m.count * m.var
@@ -124,18 +126,18 @@ def moments_with_derivative(
 
 
 def broadcast_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
-    """``mask`` as booleans of the rank of ``x``.
+    """Returns ``mask`` as a boolean array of the rank of ``x``.
 
     Raises:
-        ValueError: it is not boolean or integer, or does not broadcast to ``x``.
+        ValueError: If ``mask`` is not boolean or integer, or does not broadcast to ``x``.
     """
     if mask is None:
         return None
     mask = jnp.asarray(mask)
     if not (mask.dtype == bool or jnp.issubdtype(mask.dtype, jnp.integer)):
         raise ValueError(
-            f"mask must be boolean or integer (True or nonzero counts); got {mask.dtype.name}. "
-            f"Compare it with something, as in mask > 0.5: statistics count a value or do not."
+            f"mask must be boolean or integer (True or nonzero includes an element); got {mask.dtype.name}. "
+            f"Compare it with a threshold, as in mask > 0.5: statistics include an element or exclude it."
         )
     trailing = x.shape[x.ndim - mask.ndim :] if mask.ndim <= x.ndim else ()
     if mask.ndim > x.ndim or any(
@@ -143,7 +145,7 @@ def broadcast_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
     ):
         raise ValueError(
             f"mask must broadcast to x; got mask of shape {mask.shape} for x of shape {x.shape}. "
-            f"Axes are matched from the last: a mask of examples in x needs shape "
+            f"Axes are aligned from the last: a mask of the examples in x needs shape "
             f"{x.shape[:1] + (1,) * (x.ndim - 1)}."
         )
     return mask.astype(bool).reshape((1,) * (x.ndim - mask.ndim) + mask.shape)

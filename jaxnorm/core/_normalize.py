@@ -1,4 +1,4 @@
-"""Normalize and affine: the one pass that writes the output."""
+"""Normalization with scale and bias: the one pass that writes the output."""
 
 import functools
 import numbers
@@ -27,24 +27,25 @@ def normalize(
     activation: str | None = None,
     residual: jax.Array | None = None,
 ) -> jax.Array:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias, in the dtype of ``x``, which is float32 or wider.
+    """Returns (x - mean) / sqrt(var + epsilon) * scale + bias, in the dtype of ``x`` (float32 or wider).
 
-    Then, in the same pass, ``residual`` is added and the ``activation`` applied. A ``mean`` of None is 0.
+    In the same pass, it then adds ``residual`` and applies ``activation``. A ``mean`` of None is 0.
 
-    Where statistics and parameters lie along the same axes, this is (x - c) * gain + offset with a constant
-    c at the mean, and what mean, scale and bias do to the result is in gain and offset alone: the gradient
-    of all five comes from one pass that collects Σdy and Σdy(x - c). Along different axes, as in layer norm,
-    gain and offset would be as large as x: scale and bias are applied after, and have a pass of their own.
+    If statistics and parameters have the same axes, this is computed as (x - c) * gain + offset, where c is
+    the mean as a constant. Then mean, scale and bias affect the result only through gain and offset, and the
+    gradients of x, mean, var, scale and bias all follow from one pass that sums dy and dy(x - c). If the axes
+    differ, as in layer norm, gain and offset would be as large as x. Then scale and bias are applied last,
+    and their gradients take a separate pass.
 
     ``mean``, ``var``, ``scale`` and ``bias`` have the rank of ``x``. Where ``mask`` is False, a NaN or an
-    infinity is read as the mean: nothing must depend on it, and 0 * NaN would.
+    infinity in ``x`` is replaced by the mean: nothing may depend on it, and 0 * NaN would be NaN.
     """
-    variance = upcast(var) + epsilon  # running statistics may have been stored in 16 bits
+    variance = upcast(var) + epsilon  # running statistics may be stored in 16 bits
     tiny = jnp.finfo(variance.dtype).tiny
     if not isinstance(epsilon, numbers.Real) or float(epsilon) < tiny:
-        # All values alike and no epsilon: (x - mean) is 0 and stays so.
+        # If all values are equal and there is no epsilon, x - mean is 0 and stays 0.
         variance = jnp.where(variance == 0, 1, variance)
-    # No rsqrt: its derivative is variance^(-3/2), which is beyond float32 long before the variance is.
+    # Not rsqrt: its derivative, variance^(-3/2), leaves the range of float32 long before the variance does.
     gain = (1 / jnp.sqrt(variance)).astype(x.dtype)
     mean = None if mean is None else mean.astype(x.dtype)
     scale, bias = (None if a is None else materialize_as(x.dtype, a) for a in (scale, bias))
@@ -103,7 +104,7 @@ def _affine(
 
 @functools.cache
 def _where_readable(f: Elementwise) -> Elementwise:
-    """``f``, of the mean instead of x where it is masked and not finite."""
+    """Wraps ``f`` to read the mean instead of x where x is masked and not finite."""
 
     def readable(x: jax.Array, mask: jax.Array, mean: jax.Array, *others: jax.Array) -> Any:
         return f(jnp.where(mask | jnp.isfinite(x), x, mean), *others)

@@ -1,6 +1,6 @@
-"""How arrays lie over devices, where that is a part of their type: in shard_map, and on explicit meshes.
+"""How arrays are sharded over devices, where that is part of their type: shard_map and explicit meshes.
 
-Arrays that meet must lie alike. It is said of the small ones, before they meet the large.
+Operands of one operation must be sharded alike. Small arrays are converted before they meet large ones.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,10 +14,10 @@ from ._jax import varying_over
 
 
 def match_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """All as varying over the devices that one of them varies over, under shard_map.
+    """Casts all ``operands`` to vary over every axis of shard_map over which any of them varies.
 
-    Said of each operand, so that the transpose sums small arrays over the devices. jax would say it of
-    the large ones, at the first operation that meets both.
+    Each operand is cast by itself, so that the transpose sums small arrays over the devices. jax would cast
+    large ones instead, at the first operation that combines both.
     """
     varying = [varying_over(a) for a in operands]
     missing = [tuple(sorted(frozenset().union(*varying) - own)) for own in varying]
@@ -30,9 +30,10 @@ def match_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
 def match_sharding(
     operands: Sequence[jax.Array], shape: tuple[int, ...]
 ) -> tuple[tuple[jax.Array, ...], tuple[Any, ...]]:
-    """All split by a mesh with explicit axes as `partitions` says, where they are not repeated; and that.
+    """Shards ``operands`` alike on a mesh with explicit axes, and returns them and their `partitions`.
 
-    A parameter may be whole where x is split. Said of it here, its gradient is put together again.
+    Axes along which an operand is broadcast are not split. A parameter may be replicated where x is split:
+    because it is resharded here, its gradient is replicated again.
     """
     together = partitions(map(jax.typeof, operands), shape)
 
@@ -44,18 +45,18 @@ def match_sharding(
 
 
 def resharded(a: jax.Array, *partitions: Any) -> jax.Array:
-    """``a``, each axis split as ``partitions`` say, by a mesh with explicit axes."""
+    """Returns ``a`` with each axis split as in ``partitions``, on a mesh with explicit axes."""
     spec = PartitionSpec(*partitions)
     return a if jax.typeof(a).sharding.spec == spec else jax.sharding.reshard(a, spec)
 
 
 def replicated(a: jax.Array) -> jax.Array:
-    """``a``, whole on every device of a mesh with explicit axes."""
+    """Returns ``a`` replicated over all devices of a mesh with explicit axes."""
     return resharded(a, *[None] * a.ndim)
 
 
 def partitions(avals: Iterable[Any], shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """How a mesh with explicit axes splits each axis of arrays of these types together."""
+    """Returns how a mesh with explicit axes splits each axis of ``shape``, to which ``avals`` broadcast."""
     avals = tuple(avals)
     return tuple(
         next((p for a in avals if a.shape[i] == n and (p := a.sharding.spec[i]) is not None), None)

@@ -1,11 +1,11 @@
 """Moments, and how they combine.
 
-Every set of moments is made by one formula, from sums about a shift s:
+All moments are computed by one formula, from sums about a shift s:
 
     mean = s + Σ(x-s) / n          var = Σ|x-s|² / n - |Σ(x-s) / n|²
 
-It is exact for any s, also as a function to differentiate, and stable when s is close to the mean:
-the subtraction loses nothing, so float32 is enough at mean/std = 1e4 (Chan, Golub and LeVeque,
+It is exact for any s, also under differentiation. It is stable if s is close to the mean: then the
+subtraction loses nothing, so float32 is enough at mean/std = 1e4 (Chan, Golub and LeVeque,
 "Algorithms for computing the sample variance", 1983).
 """
 
@@ -31,10 +31,10 @@ _Arrays = TypeVar("_Arrays")
 
 @serialized
 class Moments(NamedTuple):
-    """Mean, variance and number of the values that one statistic stands for.
+    """The mean, variance and count of the values that were reduced.
 
-    The axes that were reduced are kept with size 1. Where nothing was counted, mean is 0 and var is 1,
-    so that normalizing with them leaves values as they are.
+    The reduced axes keep size 1. Where the count is 0, mean is 0 and var is 1, so that normalizing with them
+    does not change values.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -45,63 +45,63 @@ class Moments(NamedTuple):
 
     mean: jax.Array  # float32 or wider; complex for complex values
     var: jax.Array  # real; divided by count, not by count - 1
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # real; of the shape of mean, or broadcasts to it
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # real; has the shape of mean, or broadcasts to it
 
 
 def moments_from_sums(
     shift: jax.Array, total: jax.Array, squares: jax.Array, count: jax.Array
 ) -> Moments:
-    """Moments of ``count`` values x, given Σ(x - shift) and Σ|x - shift|²."""
+    """Returns the moments of ``count`` values x, given Σ(x - shift) and Σ|x - shift|²."""
     offset = divide_by_count(total, count)
     var = divide_by_count(squares, count) - abs_square(offset)
-    # Rounding can leave a tiny negative: clip the value, but keep its derivative.
+    # Rounding can make the variance slightly negative: clip the value, but keep its derivative.
     (var,) = with_derivative_of([jnp.maximum(lax.stop_gradient(var), 0)], [var])
     return Moments(where_counted(shift + offset, count, 0), where_counted(var, count, 1), count)
 
 
 def divide_by_count(total: jax.Array, count: jax.Array | np.ndarray) -> jax.Array:
-    """``total`` / ``count``; where nothing was counted, the total as it is."""
-    if isinstance(count, np.ndarray):  # one number, known while tracing
+    """Returns ``total`` / ``count``, or ``total`` where the count is 0."""
+    if isinstance(count, np.ndarray):  # a single static number
         return total / max(count.item(), 1)
     return total / jnp.maximum(count, 1).astype(total.dtype)
 
 
 def where_counted(value: jax.Array, count: jax.Array | np.ndarray, otherwise: float) -> jax.Array:
-    """``value``, and ``otherwise`` where nothing was counted."""
+    """Returns ``value`` where the count is positive, and ``otherwise`` where it is 0."""
     if isinstance(count, np.ndarray) and count.item() > 0:
         return value
     return jnp.where(count > 0, value, otherwise)
 
 
 def abs_square(x: jax.Array) -> jax.Array:
-    """|x|², real, with a derivative at 0."""
+    """Returns |x|², which is real and differentiable at 0."""
     if jnp.iscomplexobj(x):
         return lax.add(lax.square(lax.real(x)), lax.square(lax.imag(x)))
     return lax.square(x)
 
 
 def unbiased_variance(var: jax.Array, count: jax.Array) -> jax.Array:
-    """The variance that divides by n - 1, from the one that divides by n; of a single value, as it is."""
+    """Converts a variance that divides by n to one that divides by n - 1, unless n is less than 2."""
     return var * (count / jnp.maximum(count - 1, 1))
 
 
 @explained
 def pool(m: Moments, axes: Axes) -> Moments:
-    """Moments of everything that ``m`` stands for along ``axes``, which stay with size 1.
+    """Combines the moments ``m`` along ``axes``, which keep size 1.
 
         n = Σ nᵢ        μ = Σ nᵢ μᵢ / n        σ² = Σ nᵢ (σᵢ² + |μᵢ - μ|²) / n
 
-    Averaging variances is not enough: what the means differ by is variance too.
+    Averaging the variances is not enough: the differences between the means are variance too.
 
     Args:
         m: moments whose ``mean`` and ``var`` have the axes to combine.
-        axes: the axes of the statistics themselves to combine along.
+        axes: the axes of the moments to combine along.
 
     Returns:
         Moments with size 1 along ``axes``.
 
     Raises:
-        ValueError: an axis is out of range or repeated.
+        ValueError: If an axis is out of range or repeated.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -115,7 +115,7 @@ def pool(m: Moments, axes: Axes) -> Moments:
     if not axes:
         return m
     n = _along(m, axes)
-    # What counted nothing may say anything, even NaN.
+    # Where the count is 0, mean and var may be anything, even NaN.
     m = Moments(jnp.where(n > 0, m.mean, 0), jnp.where(n > 0, m.var, 0), n)
     count = n.sum(axes, keepdims=True)
     total = (n.astype(m.mean.dtype) * m.mean).sum(axes, keepdims=True)
@@ -126,14 +126,14 @@ def pool(m: Moments, axes: Axes) -> Moments:
 
 
 class Blocks(NamedTuple):
-    """``number`` runs of neighbours along ``axis``, each of which shares its statistics."""
+    """A split of ``axis`` into ``number`` blocks of consecutive positions that share statistics."""
 
     axis: int
     number: int
 
 
 def sum_blocks(values: Sequence[jax.Array], blocks: Blocks) -> list[jax.Array]:
-    """The sums of ``values`` within each block: of the number of blocks along their axis."""
+    """Sums ``values`` within each block. The size of their axis becomes the number of blocks."""
     axis, number = blocks
 
     def split(a: jax.Array) -> jax.Array:
@@ -146,7 +146,7 @@ def sum_blocks(values: Sequence[jax.Array], blocks: Blocks) -> list[jax.Array]:
 
 
 def repeat_blocks(values: _Arrays, blocks: Blocks, like: jax.Array) -> _Arrays:
-    """What belongs to each block, for each of its neighbours along the axis of ``like``."""
+    """Repeats the value of each block for all of its positions, up to the size of ``like`` along the axis."""
     axis, number = blocks
     size, partition = like.shape[axis], jax.typeof(like).sharding.spec[axis]
 
@@ -160,7 +160,7 @@ def repeat_blocks(values: _Arrays, blocks: Blocks, like: jax.Array) -> _Arrays:
 
 
 def partition_of_blocks(aval: Any, blocks: Blocks) -> Any:
-    """How a mesh with explicit axes splits the blocks of an array: as it does the axis, or not at all."""
+    """Returns how a mesh with explicit axes splits the blocks of an array: like their axis, or not at all."""
     names, mesh = aval.sharding.spec[blocks.axis], aval.sharding.mesh
     several = names if isinstance(names, tuple) else (names,)
     parts = math.prod(mesh.shape[name] for name in several if name is not None)
@@ -168,7 +168,7 @@ def partition_of_blocks(aval: Any, blocks: Blocks) -> Any:
 
 
 def _partitioned(leaf: jax.Array, axis: int, partition: Any) -> jax.Array:
-    """``leaf``, split along ``axis`` as ``partition`` says, by a mesh with explicit axes."""
+    """Returns ``leaf`` split along ``axis`` as in ``partition``, on a mesh with explicit axes."""
     spec = jax.typeof(leaf).sharding.spec
     return resharded(leaf, *spec[:axis], partition, *spec[axis + 1 :])
 
@@ -182,16 +182,16 @@ def _along(m: Moments, axes: tuple[int, ...]) -> jax.Array:
 
 
 def sums_about(shift: jax.Array, m: Moments, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Σ(x - shift) and Σ|x - shift|² of the values that ``m`` stands for, ``count`` of them."""
+    """Returns Σ(x - shift) and Σ|x - shift|² of the ``count`` values whose moments are ``m``."""
     offset = m.mean - shift
     return count.astype(offset.dtype) * offset, count * (m.var + abs_square(offset))
 
 
 @explained
 def combine(a: Moments, b: Moments) -> Moments:
-    """Moments of the values of ``a`` and ``b`` together (`pool` of two).
+    """Returns the moments of the values of ``a`` and ``b`` together (`pool` of two).
 
-    Associative up to rounding; a side that counted nothing changes nothing.
+    This is associative up to rounding. Moments with a count of 0 change nothing.
 
     Args:
         a: moments.
@@ -201,7 +201,7 @@ def combine(a: Moments, b: Moments) -> Moments:
         Moments of the same shapes.
 
     Raises:
-        ValueError: the means have different shapes.
+        ValueError: If the means have different shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -213,7 +213,7 @@ def combine(a: Moments, b: Moments) -> Moments:
     _check_moments(a=a, b=b)
     if a.mean.shape != b.mean.shape:
         raise ValueError(
-            f"combine needs moments of one shape; got means of shape {a.mean.shape} and {b.mean.shape}. "
+            f"a and b must have means of the same shape; got {a.mean.shape} and {b.mean.shape}. "
             f"Reduce both over the same axes."
         )
     counts = (jnp.broadcast_to(m.count, a.mean.shape) for m in (a, b))
@@ -228,6 +228,6 @@ def _check_moments(**given: Any) -> None:
     for name, m in given.items():
         if not isinstance(m, Moments):
             raise ValueError(
-                f"{name} must be Moments(mean, var, count); got {type(m).__name__}. Take them from moments, "
-                f"or make them of a tuple: Moments(*t)."
+                f"{name} must be Moments(mean, var, count); got {type(m).__name__}. Compute it with moments, "
+                f"or convert a tuple t with Moments(*t)."
             )

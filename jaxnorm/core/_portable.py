@@ -1,29 +1,29 @@
-"""Norms in jax's own primitives alone, for what reads programs and knows no others."""
+"""Norms that use only jax's own primitives, for tools that read programs and know no others."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 
-# A context, so that jit does not mix programs of both kinds.
+# A user context is part of the key of jit's caches, so that the two kinds of programs are not mixed.
 _portable = jax.make_user_context(False)
 
 
 @contextmanager
 def portable() -> Iterator[None]:
-    """Within this context, norms are traced to jax's own primitives.
+    """Returns a context manager within which norms are traced to jax's own primitives.
 
-    Outside of it, a norm that takes statistics of its input is a few primitives of jaxnorm's inside a
-    checkpoint. Each platform compiles them in the way that is fastest there, but ONNX converters,
-    `jax.experimental.jet` and forward Laplacians do not know them. Here a norm is the textbook's two passes,
-    with the same values and derivatives up to rounding.
+    Outside of this context, a norm that computes statistics of its input consists of a few jaxnorm primitives
+    inside a checkpoint. Each platform compiles these in the way that is fastest there, but ONNX converters,
+    `jax.experimental.jet` and forward Laplacians do not know them. Inside, a norm is the textbook's two-pass
+    computation, with the same values and derivatives up to rounding.
 
-    Use it to convert and to interpret, not to train: neither speed nor what is saved for the backward pass is
-    looked after. A norm that takes no statistics, such as `batch_norm_inference`, needs it only where it is
-    differentiated.
+    Use it to convert and interpret models, not to train them: neither speed nor what is saved for the
+    backward pass is optimized. A norm that computes no statistics, such as `batch_norm_inference`, needs it
+    only under differentiation.
 
     Returns:
-        A context manager. Programs that jit has compiled outside of it are kept apart.
+        A context manager. jit caches the programs of this context separately from others.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -37,5 +37,5 @@ def portable() -> Iterator[None]:
 
 
 def is_portable() -> bool:
-    """Whether this is within `portable`."""
+    """Returns whether the `portable` context is active."""
     return bool(_portable.value)

@@ -1,4 +1,4 @@
-"""What every public function of arrays is."""
+"""The decorator of all public functions of arrays."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,5 +11,5 @@ _F = TypeVar("_F", bound=Callable)
 
 
 def public(function: _F) -> _F:
-    """``function``, with numbers and flags checked, errors that name the argument, and traced once."""
+    """Traces ``function`` only once, checks its numbers and flags, and makes its errors name the argument."""
     return explained(checked(staged(function)))

@@ -1,17 +1,17 @@
-"""Collect and spread: all that touches the activation is an elementwise function, summed or not.
+"""Elementwise functions, mapped or summed: everything that reads or writes the activation is one of these.
 
-    spread(f, *operands)            f of the operands, each repeated to the shape that they have together
-    collect(f, *operands; axes)     the same, summed over ``axes``, which stay with size 1
+    map_elementwise(f, *operands)           f of the operands, broadcast together
+    sum_elementwise(f, *operands; axes)     the same, summed over ``axes``, which keep size 1
 
-Both are one primitive, so that a compiler is told what a norm means: several sums over one pass of the
-activation, of values that are stored nowhere. The primitive is closed under differentiation: its derivative
-is that of f, collected or spread alike; where it is linear in an operand, its transpose is that of f, summed
-over the axes along which the operand was repeated. So the gradient of a norm reads and writes the activation
-as often as a gradient written by hand, and everything else (forward mode, higher orders, batching, device
-axes) follows from these few rules.
+Both are one primitive, so that the compiler sees what a norm means: several sums in one pass over the
+activation, of values that are never stored. The primitive is closed under differentiation. Its derivative is
+the derivative of f, mapped or summed in the same way. If it is linear in an operand, its transpose is the
+transpose of f, summed over the axes along which the operand was broadcast. So the gradient of a norm reads
+and writes the activation as often as a gradient written by hand, and everything else (forward mode, higher
+orders, batching, device axes) follows from these few rules.
 
-How the sums are best computed depends on the platform. That choice is made in the lowerings at the end, and
-nowhere else.
+How best to compute the sums depends on the platform. That choice is made in the lowering rules at the end,
+and nowhere else.
 """
 
 import functools
@@ -44,7 +44,7 @@ from ._portable import is_portable
 
 
 def sum_elementwise(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
-    """Sums over ``axes`` of the results of ``f``. All operands have one rank, and broadcast."""
+    """Returns the results of ``f``, summed over ``axes``. Operands have the same rank and are broadcast."""
     shape = jnp.broadcast_shapes(*(a.shape for a in operands))
     operands, partitions = match_sharding(match_varying(operands), shape)
     sum_of = _plain if is_portable() else _map_sum.bind
@@ -52,7 +52,7 @@ def sum_elementwise(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...])
 
 
 def map_elementwise(f: Elementwise, *operands: jax.Array) -> list[jax.Array]:
-    """The results of ``f``, in the shape that the operands have together."""
+    """Returns the results of ``f``. Operands have the same rank and are broadcast."""
     return sum_elementwise(f, *operands, axes=())
 
 
@@ -98,9 +98,9 @@ def _transpose(
     back = cotangent_of(f, linear, given, tuple(a.aval.dtype for a in wanted))
     repeated = [tuple(i for i, n in enumerate(shape) if a.aval.shape[i] == 1 != n) for a in wanted]
     results: dict[int, jax.Array] = {}
-    for along in dict.fromkeys(repeated):  # one pass for all that was repeated along the same axes
+    for along in dict.fromkeys(repeated):  # one pass for all operands broadcast along the same axes
         which = tuple(i for i, axes in enumerate(repeated) if axes == along)
-        if along:  # and one pass after the other: the partial sums of both need not exist at once
+        if along:  # in sequence, so that their partial sums are not alive at once
             arrays = [a if a.shape == shape else _after_one_of(results.values(), a) for a in arrays]
         sums = _bind_read(some_of(back, which), *arrays, axes=along, shape=shape, **params)
         results |= zip(which, sums, strict=True)
@@ -109,7 +109,7 @@ def _transpose(
 
 
 def _after_one_of(others: Iterable[jax.Array], a: jax.Array) -> jax.Array:
-    """``a``, computed after one of the ``others`` that is like it, if there is one."""
+    """Returns ``a``, computed after one of the ``others`` of the same type, if there is one."""
     alike = (b for b in others if jax.typeof(b) == jax.typeof(a))
     return next((materialize(a, b) for b in alike), a)
 
@@ -137,7 +137,7 @@ def _batch(
 
 
 def _bind_read(f: Elementwise, *operands: jax.Array, **params: Any) -> list[jax.Array]:
-    """The primitive for those operands that ``f`` reads: the others need be neither saved nor computed."""
+    """Binds the primitive to the operands that ``f`` reads: the others need not be saved or computed."""
     dtypes = tuple(jax.typeof(a).dtype for a in operands)
     read = read_by(f, dtypes)
     return _map_sum.bind(*partition(operands, read)[0], f=without_unread(f, read, dtypes), **params)
@@ -152,7 +152,7 @@ ad.primitive_transposes[_map_sum] = _transpose
 batching.primitive_batchers[_map_sum] = _batch
 
 
-# --- what it compiles to --------------------------------------------------------------------------
+# --- the lowering rules ---------------------------------------------------------------------------
 
 
 def _plain(
@@ -174,14 +174,15 @@ def _repeated(a: jax.Array, shape: Shape, partitions: tuple[Any, ...]) -> jax.Ar
 def _in_one_reduction(
     *operands: jax.Array, f: Elementwise, axes: tuple[int, ...], shape: Shape
 ) -> list[jax.Array]:
-    """All sums by one reduction: XLA:GPU reads what they are of once, and adds up the parts in one kernel."""
+    """Takes all sums in one reduction: XLA:GPU reads the operands once and adds the parts in one kernel."""
     results = f(*(_repeated(a, shape, (None,) * len(shape)) for a in operands))
     zeros = tuple(jnp.zeros((), r.dtype) for r in results)
     sums = lax.reduce(tuple(results), zeros, lambda a, b: tuple(map(jnp.add, a, b)), axes)
     return [jnp.expand_dims(s, axes) for s in sums]
 
 
-# XLA has no partitioning of its own for either of these: it may gather what they sum.
+# XLA cannot partition the reductions for a CPU or a GPU: it may gather their operands. So a program that XLA
+# partitions uses `_plain`.
 
 
 def _lower_on_cpu(context: Any, *operands: Any, axes: Any, shape: Shape, **params: Any) -> Any:
@@ -197,7 +198,7 @@ def _lower_on_gpu(context: Any, *operands: Any, axes: Any, **params: Any) -> Any
 
 
 def _lower(compute: Any, context: Any, *operands: Any, partitions: Any, **params: Any) -> Any:
-    """By ``compute``, or by `_plain` if it is None."""
+    """Lowers the primitive by ``compute``, or by `_plain` if that is None."""
     if compute is None:
         compute, params = _plain, {**params, "partitions": partitions}
     return lowered_by(compute, **params)(context, *operands)

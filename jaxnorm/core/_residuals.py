@@ -1,7 +1,7 @@
-"""What a norm remembers for its backward pass: x in its own dtype, and the sums that were taken of it.
+"""The residuals that a norm saves for its backward pass: x in its own dtype, and the sums over it.
 
-Everything else (x - mean, its square, the float32 copy of a bfloat16 input) is cheaper to compute
-again than to store and read.
+Everything else (x - mean, its square, the float32 copy of a bfloat16 input) is cheaper to recompute than to
+store and read.
 """
 
 import functools
@@ -24,16 +24,16 @@ _SUMS = "jaxnorm_sums"
 
 
 def saveable(sums: jax.Array) -> jax.Array:
-    """Marks sums over the activation: small, and a whole pass over it to compute again."""
+    """Marks sums over the activation to be saved: they are small, but take a whole pass to recompute."""
     if is_portable():
         return sums
-    if jnp.iscomplexobj(sums):  # a name is for reals
+    if jnp.iscomplexobj(sums):  # only real arrays are named
         return lax.complex(checkpoint_name(sums.real, _SUMS), checkpoint_name(sums.imag, _SUMS))
     return checkpoint_name(sums, _SUMS)
 
 
 def rematerialized(norm: _F) -> _F:
-    """``norm``, saving nothing for the backward pass but its arrays and what is marked with `saveable`."""
+    """Wraps ``norm`` to save only its array arguments and what `saveable` marks for the backward pass."""
     policy = jax.checkpoint_policies.save_only_these_names(_SUMS)
 
     @functools.wraps(norm)
@@ -47,13 +47,13 @@ def rematerialized(norm: _F) -> _F:
             shape = arrays[0].shape
             apart = [read_separately(a) if a.shape == shape else a for a in arrays]
             results, tree = jax.tree.flatten(known.call(norm, apart))
-            # An array of NumPy is known while tracing, and stays that.
+            # NumPy arrays are static, and stay NumPy arrays.
             are_traced = tuple(not isinstance(r, np.ndarray) for r in results)
             traced, others = partition(results, are_traced)
             rest[:] = tree, are_traced, others
             return traced
 
-        # No barrier: it would also hold the cotangent back, which a compiler is to make in the same loop.
+        # prevent_cse would add a barrier, which also keeps the cotangent from being made in the same loop.
         traced = jax.checkpoint(of_arrays, policy=policy, prevent_cse=False)(*arrays)
         tree, are_traced, others = rest
         return jax.tree.unflatten(tree, merge(traced, others, are_traced))
@@ -62,9 +62,9 @@ def rematerialized(norm: _F) -> _F:
 
 
 def rematerialized_if_differentiated(norm: _F) -> _F:
-    """``norm``, which is `rematerialized` where it is differentiated, and elsewhere `portable`.
+    """Wraps ``norm`` to be `rematerialized` when it is differentiated, and `portable` otherwise.
 
-    For norms that sum nothing over x and know no devices: of them, jax's own primitives are as fast.
+    This is for norms without sums over x or over devices: jax's own primitives are as fast for them.
     """
     recomputing = rematerialized(norm)
 

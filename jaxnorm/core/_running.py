@@ -1,4 +1,4 @@
-"""Running statistics: what evaluation normalizes with, moved a little by every training batch."""
+"""Running statistics: each training batch updates them, and evaluation normalizes with them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,10 +20,10 @@ from ._serialized import serialized
 
 @serialized
 class RunningStats(NamedTuple):
-    """Running mean and variance, each of the feature shape.
+    """The running mean and variance, each of the feature shape.
 
-    ``count`` is the number of batches in which each feature was counted (or, of shape (), any was). It is
-    there for the cumulative average (``momentum=None``) and is otherwise None.
+    ``count`` is the number of batches in which each feature had unmasked elements (with shape (), in which
+    any feature had). It is used by the cumulative average (``momentum=None``), and is None otherwise.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -42,18 +42,18 @@ class RunningStats(NamedTuple):
 def init_running_stats(
     feature_shape: int | Sequence[int], dtype: DTypeLike = jnp.float32, *, cumulative: bool = False
 ) -> RunningStats:
-    """Running statistics before any batch: mean 0, variance 1.
+    """Returns running statistics before the first batch: mean 0, variance 1.
 
     Args:
         feature_shape: sizes of the feature axes, such as ``(64,)`` or ``64`` for 64 channels.
-        dtype: of the mean; the variance has its real counterpart. A complex input needs a complex mean.
-        cumulative: count batches too, as the cumulative average (``momentum=None``) needs.
+        dtype: dtype of the mean; the variance has its real counterpart. A complex input needs a complex mean.
+        cumulative: whether to count batches, which the cumulative average (``momentum=None``) needs.
 
     Returns:
         RunningStats.
 
     Raises:
-        ValueError: ``dtype`` is not a floating or complex type, or ``cumulative`` is no flag.
+        ValueError: If ``dtype`` is not a floating or complex type, or ``cumulative`` is not a bool.
 
     Example:
         >>> import jaxnorm as jn
@@ -68,7 +68,7 @@ def init_running_stats(
 
 
 def untracked_stats(x: jax.Array, shape: Sequence[int]) -> RunningStats:
-    """Statistics for a layer that keeps none: what it returns of them is dropped."""
+    """Returns statistics for a layer that does not track any; their update is discarded."""
     return init_running_stats(shape, arithmetic_dtype(x))
 
 
@@ -81,27 +81,27 @@ def update_running_stats(
     momentum: float | jax.Array | None = 0.99,
     unbiased: bool = False,
 ) -> RunningStats:
-    """Running statistics after one more batch.
+    """Updates running statistics with the moments of one batch.
 
         mean ← momentum · mean + (1 - momentum) · batch mean         (var likewise)
 
-    Where the batch counted nothing, the statistics stay as they are. Shapes and dtypes never change,
-    so that they can be the carry of a scan.
+    Where all elements of the batch are masked, the statistics do not change. Shapes and dtypes never change,
+    so the statistics can be the carry of a scan.
 
     Args:
         stats: the statistics so far.
-        moments: of the batch; as many features as ``stats``.
+        moments: the moments of the batch, with as many features as ``stats``.
         momentum: the weight of the *old* value, in [0, 1]. PyTorch's momentum is the weight of the new
-            one, so its 0.1 is 0.9 here. None: the plain average of all batches, which needs
+            value, so its 0.1 is 0.9 here. None takes the plain average of all batches, which needs
             ``stats.count``.
-        unbiased: multiply the batch's variance by n / (n - 1), as PyTorch does.
+        unbiased: whether to multiply the batch's variance by n / (n - 1), as PyTorch does.
 
     Returns:
         RunningStats of the same shapes and dtypes.
 
     Raises:
-        ValueError: momentum is out of range, ``stats.count`` is missing for ``momentum=None``, the
-            shapes do not fit, or a complex mean meets real statistics.
+        ValueError: If ``momentum`` is out of range, ``stats.count`` is missing for ``momentum=None``, the
+            shapes do not match, or the moments are complex and the statistics real.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -111,15 +111,15 @@ def update_running_stats(
     """
     stats = as_arrays(stats)
     n = moments.count
-    everywhere = isinstance(n, np.ndarray) and bool(np.all(n > 0))  # known while tracing
+    everywhere = isinstance(n, np.ndarray) and bool(np.all(n > 0))  # static
     moments = Moments(*map(jnp.asarray, moments))
     _check_update(stats, moments)
     shape = stats.mean.shape
     if not everywhere:
-        # Added to zeros of it, the count lies on the devices of a mesh as the variance does.
+        # Adding zeros_like(var) gives the count the sharding of the variance.
         n = jnp.broadcast_to(moments.count, moments.mean.shape)
         n = (n + jnp.zeros_like(moments.var, n.dtype)).reshape(shape)
-    # A mesh may split the channels of x and not those of stats, which stay as they are.
+    # A mesh may split the channels of x but not those of stats, which keep their sharding.
     spec, new = jax.typeof(stats.mean).sharding.spec, (moments.mean, moments.var)
     mean, var = (resharded(a.reshape(shape), *spec) for a in new)
     n = n if everywhere else resharded(n, *spec)
@@ -132,34 +132,34 @@ def update_running_stats(
         return moved if everywhere else jnp.where(n > 0, moved, old)
 
     batches = stats.count
-    if batches is not None:  # in which it was counted; one number for all features stays one number
+    if batches is not None:  # for each feature, or one number for all
         counted = True if everywhere else n > 0 if batches.shape == n.shape else (n > 0).any()
         batches = batches + jnp.asarray(counted, batches.dtype)
     return RunningStats(step(stats.mean, mean), step(stats.var, var), batches)
 
 
 def _batches_share(stats: RunningStats) -> jax.Array:
-    """The weight of the batches so far in the plain average of them and one more."""
+    """Returns the weight of the batches so far in the plain average of these and one more."""
     if stats.count is None:
         raise ValueError(
-            "momentum=None averages over all batches and so must know how many there were; got "
-            "stats.count=None. Start from init_running_stats(feature_shape, cumulative=True)."
+            "stats.count must be the number of batches so far for momentum=None, which averages all batches; "
+            "got stats.count=None. Start from init_running_stats(feature_shape, cumulative=True)."
         )
     seen = stats.count.astype(arithmetic_dtype(stats.var))
     return seen / (seen + 1)
 
 
 def as_arrays(stats: RunningStats) -> RunningStats:
-    """``stats`` of whatever a checkpoint was restored to (NumPy, lists) as arrays of jax.
+    """Converts the fields of ``stats`` to jax arrays, from whatever a checkpoint restores (NumPy, lists).
 
     Raises:
-        ValueError: they are no RunningStats, or of integers.
+        ValueError: If ``stats`` is not a RunningStats, or has an integer mean.
     """
     if not isinstance(stats, RunningStats):
         raise ValueError(
             f"stats must be RunningStats(mean, var); got {type(stats).__name__}. "
-            f"Start from init_running_stats(feature_shape) and pass what the last step returned; a dict or "
-            f"a tuple from a checkpoint becomes one by RunningStats(**d) or RunningStats(*t)."
+            f"Start from init_running_stats(feature_shape) and pass what the last step returned; convert a "
+            f"dict or a tuple from a checkpoint with RunningStats(**d) or RunningStats(*t)."
         )
     mean, var, count = stats
     mean, var = jnp.asarray(mean), jnp.asarray(var)
@@ -170,22 +170,22 @@ def as_arrays(stats: RunningStats) -> RunningStats:
 def broadcast_running_stats(
     stats: RunningStats, x: jax.Array, feature_axes: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and var of ``stats`` with size-1 axes inserted, so that they broadcast against ``x``.
+    """Returns mean and var of ``stats`` with size-1 axes inserted, so that they broadcast against ``x``.
 
     Raises:
-        ValueError: ``stats`` are no RunningStats, have another shape than the feature axes of ``x``, or
-            are real for a complex ``x`` or complex for a real one.
+        ValueError: If ``stats`` is not a RunningStats, does not have the shape of the feature axes of ``x``,
+            is real for a complex ``x``, or is complex for a real ``x``.
     """
     stats = as_arrays(stats)
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(stats.mean):
         raise ValueError(
-            f"stats.mean must be complex for a complex input; got {stats.mean.dtype.name} for x of "
-            f"{x.dtype.name}. Start from init_running_stats(feature_shape, dtype=jnp.complex64): a module "
-            f"does so by its init with a complex x (Linen) or param_dtype=jnp.complex64 (NNX)."
+            f"stats.mean must be complex for a complex input; got {stats.mean.dtype.name} for x of dtype "
+            f"{x.dtype.name}. Start from init_running_stats(feature_shape, dtype=jnp.complex64), or "
+            f"initialize a module with a complex x (Linen) or with param_dtype=jnp.complex64 (NNX)."
         )
     if jnp.iscomplexobj(stats.mean) and not jnp.iscomplexobj(x):
         raise ValueError(
-            f"stats.mean must be real for a real input; got {stats.mean.dtype.name} for x of "
+            f"stats.mean must be real for a real input; got {stats.mean.dtype.name} for x of dtype "
             f"{x.dtype.name}. Start from init_running_stats(feature_shape), or make x complex."
         )
     mean = broadcast_parameter(stats.mean, x, feature_axes, "stats.mean")
@@ -198,7 +198,7 @@ def _check_inexact(dtype: DTypeLike) -> None:
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise ValueError(
             f"dtype of running statistics must be floating or complex; got {jnp.dtype(dtype).name}. "
-            f"Use float32, whatever the input is."
+            f"Use float32, whatever the dtype of the input."
         )
 
 
@@ -213,14 +213,15 @@ def _check_update(stats: RunningStats, moments: Moments) -> None:
     if jnp.iscomplexobj(moments.mean) and not jnp.iscomplexobj(stats.mean):
         raise ValueError(
             f"stats.mean must be complex for complex moments; got {stats.mean.dtype.name} for a mean of "
-            f"{moments.mean.dtype.name}. Start from init_running_stats(feature_shape, dtype=jnp.complex64)."
+            f"dtype {moments.mean.dtype.name}. Start from init_running_stats(feature_shape, "
+            f"dtype=jnp.complex64)."
         )
     sizes, needed = (
         [k for k in shape if k != 1] for shape in (stats.mean.shape, moments.mean.shape)
     )
     if sizes != needed:
         raise ValueError(
-            f"stats must have a mean for each feature of the moments; got stats.mean of shape "
+            f"stats must have one mean for each feature of the moments; got stats.mean of shape "
             f"{stats.mean.shape} for moments of shape {moments.mean.shape}. "
-            f"Reduce over all axes but those of stats, and keep the order of these."
+            f"Reduce over all axes except the feature axes, and keep the order of those."
         )

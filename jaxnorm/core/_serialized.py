@@ -1,4 +1,4 @@
-"""State that exported programs take and return."""
+"""Registers state types that exported programs take and return."""
 
 from typing import TypeVar
 
@@ -8,6 +8,6 @@ _State = TypeVar("_State", bound=type)
 
 
 def serialized(state: _State) -> _State:
-    """A NamedTuple which `jax.export` serializes as part of a program, under its public name."""
+    """Lets `jax.export` serialize a NamedTuple as part of a program, under its public name."""
     export.register_namedtuple_serialization(state, serialized_name=f"jaxnorm.{state.__name__}")
     return state

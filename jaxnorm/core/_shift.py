@@ -1,4 +1,4 @@
-"""Sums about the mean of a few elements, which are read first: any shift near the mean will do (`_pool`)."""
+"""Sums about the mean of a few elements, which are read first. Any shift near the mean will do (`_pool`)."""
 
 import functools
 
@@ -20,14 +20,14 @@ def about_a_few(
     axes: tuple[int, ...],
     blocks: Blocks | None,
 ) -> list[jax.Array]:
-    """The shift, Σ(x - shift) and Σ|x - shift|² over ``axes``, and within each block if there are any.
+    """Returns the shift, Σ(x - shift) and Σ|x - shift|² over ``axes``; with ``blocks``, for each block.
 
-    One pass over ``x``; two with a mask, or of a symbolic shape. ``narrow`` is ``x`` as it lies in memory. A
-    few elements are read of that: a compiler that is to slice what it has widened may store all of it in
-    float32 first.
+    This takes one pass over ``x``, or two with a mask or a symbolic shape. The few elements are sliced from
+    ``narrow``, the array in memory from which ``x`` was upcast: to slice ``x`` itself, a compiler may first
+    store all of it in float32.
     """
-    # With a mask any few elements may be padding, and of a symbolic shape no number of them is known to be
-    # enough: the mean takes a pass of its own.
+    # With a mask, the few elements may all be padding. With a symbolic shape, it is not known how many are
+    # enough. In both cases, the mean takes a separate pass.
     any_are_known = mask is None and is_static(x.shape)
     shift = (
         _mean_of_a_few(narrow, x, axes, blocks) if any_are_known else mean_of(x, mask, axes, blocks)
@@ -42,7 +42,7 @@ def about(
     axes: tuple[int, ...],
     blocks: Blocks | None,
 ) -> list[jax.Array]:
-    """Σ(x - shift) and Σ|x - shift|² over ``axes``, and within each block, of which each has its shift."""
+    """Returns Σ(x - shift) and Σ|x - shift|² over ``axes``; with ``blocks``, each block has its own shift."""
     if blocks is not None:
         shift = repeat_blocks(shift, blocks, x)
     f, counted = powers_about(mask)
@@ -53,7 +53,7 @@ def about(
 def mean_of(
     x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...], blocks: Blocks | None = None
 ) -> jax.Array:
-    """The mean, as near as one pass finds it."""
+    """Returns the mean, as accurately as one pass computes it."""
     sums = (
         sum_elementwise(identity, x, axes=axes)
         if mask is None
@@ -64,21 +64,21 @@ def mean_of(
 
 
 def powers_about(mask: jax.Array | None) -> tuple[Elementwise, tuple[jax.Array, ...]]:
-    """The function of x and a shift that is summed, and what else it is a function of."""
+    """Returns the function of x and a shift to sum, and its other operands."""
     return (_powers_about, ()) if mask is None else (_counted_powers_about, (mask,))
 
 
 def count(
     x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...], blocks: Blocks | None = None
 ) -> jax.Array:
-    """How many elements each sum is of: one number, of NumPy, where shapes alone say so."""
+    """Returns how many elements each sum has: one static number, in NumPy, if shapes determine it."""
     dtype = x.real.dtype
     in_block = 1 if blocks is None else x.shape[blocks.axis] // blocks.number
     if mask is None:
         n = size_of(x, axes) * in_block  # not an int if a shape is symbolic
         return (np if isinstance(n, int) else jnp).full((1,) * x.ndim, n, dtype)  # pyright: ignore[reportReturnType]
     counted = mask.sum(axes, keepdims=True, dtype=dtype)
-    # Where the mask is broadcast.
+    # Axes along which the mask is broadcast.
     counted = counted * size_of(x, tuple(i for i in axes if mask.shape[i] == 1))
     if blocks is None or counted.shape[blocks.axis] == 1:
         return counted * in_block
@@ -88,26 +88,26 @@ def count(
 def _mean_of_a_few(
     narrow: jax.Array, x: jax.Array, axes: tuple[int, ...], blocks: Blocks | None
 ) -> jax.Array:
-    """The mean of a few elements, of each block if there are any.
+    """Returns the mean of a few elements; with ``blocks``, for each block.
 
-    One element would do but for outliers: a shift that is off by d costs d²/σ² of the precision. Of n
-    values, the mean of n/512 is off by at most sqrt(512) σ, whatever they are.
+    Without outliers one element would do: a shift that is off by d loses a factor of d²/σ² in precision. The
+    mean of n/512 of n values is off by at most sqrt(512) σ, whatever the values are.
     """
     few = _a_few(narrow, axes).astype(x.dtype)
     n = size_of(few, axes) * (1 if blocks is None else x.shape[blocks.axis] // blocks.number)
-    # Divided before it is summed: what is read with x is then the sum, and nothing is made of that.
+    # Divide before summing: then the pass over x reads the sum itself, and nothing is computed from it.
     sums = sum_elementwise(_share_of(max(n, 1)), few, axes=axes)
     return (sums if blocks is None else sum_blocks(sums, blocks))[0]
 
 
 def _a_few(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """A part of ``x`` that has an element of 512 along ``axes``, and at least one."""
-    # A mesh may split the first of the axes, and a slice of that would move between devices. So it is kept
-    # whole where the others have enough to choose from.
+    """Slices about one in 512 elements of ``x`` along ``axes``, and at least one."""
+    # A mesh may split the first of the axes, and slicing that would move data between devices. So the first
+    # axis is kept whole if the others have enough elements.
     rest = axes[1:]
     sliced = rest if size_of(x, rest) >= 16 else axes
     few, wanted = x, max(1, -(-size_of(x, sliced) // 512))
-    split = jax.typeof(x).sharding.spec  # by a mesh with explicit axes, which takes no slice there
+    split = jax.typeof(x).sharding.spec  # an axis split by an explicit mesh cannot be sliced
     for axis in reversed(sliced):
         if split[axis] is not None:
             continue

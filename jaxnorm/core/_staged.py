@@ -1,4 +1,4 @@
-"""Functions that are traced once for the same options, shapes and dtypes."""
+"""Functions that are traced once for each combination of options, shapes and dtypes."""
 
 import functools
 from collections.abc import Callable
@@ -14,20 +14,20 @@ _STRUCTURE = {"reduction_axes", "feature_axes", "axis_index_groups"}
 
 
 def staged(norm: _F) -> _F:
-    """``norm``, called eagerly as one program, and traced once for layers that are alike.
+    """Wraps ``norm`` to be traced once for layers that are alike, and to run eagerly as one program.
 
-    Within a program it is written out, as if it were not staged.
+    Inside another program it is inlined, as if it were not staged.
     """
 
     @functools.wraps(norm)
     def staged_norm(*args: Any, **options: Any) -> Any:
-        for name in _STRUCTURE & options.keys():  # numbers, whatever they are kept in
+        for name in _STRUCTURE & options.keys():  # make arrays hashable
             if isinstance(options[name], np.ndarray):
                 options[name] = options[name].tolist()
         known, arrays = split_call(args, options)
-        try:  # 1, 1.0 and True are equal, and not the same option
+        try:  # the types matter: 1, 1.0 and True are equal, but different options
             program = _program(norm, known, tuple(map(type, known.others)))
-        except TypeError:  # an option without a hash, such as a set of axes
+        except TypeError:  # an option that is not hashable, such as a set of axes
             return norm(*args, **options)
         return program(*arrays)
 

@@ -1,4 +1,4 @@
-"""Moments of all devices along mapped axes."""
+"""Pools moments over the devices along mapped axes."""
 
 from typing import TypeAlias
 
@@ -24,17 +24,17 @@ _Arrays: TypeAlias = list[jax.Array]
 def pool_over_devices(
     m: Moments, axis_name: AxisName | None, axis_index_groups: AxisIndexGroups | None = None
 ) -> Moments:
-    """`pool` along the mapped axes ``axis_name``: weighted by count, so shards may differ or be empty.
+    """Pools ``m`` along the mapped axes ``axis_name``, weighted by count: shards may differ or be empty.
 
-    One all-reduce forward, of a few numbers for each statistic, however many devices there are. The
-    derivative is that of the sums about the pooled mean: one all-reduce more, of two numbers, in forward or
-    in reverse mode.
+    The forward pass takes one all-reduce of a few numbers per statistic, for any number of devices; a second
+    one for float64 statistics, and on a TPU where it is needed. The derivative is that of the sums about the
+    pooled mean: one more all-reduce, of two numbers, in forward or reverse mode.
     """
     if axis_name is None:
         if axis_index_groups is not None:
             raise ValueError(
-                f"axis_index_groups divides the devices of axis_name; got axis_index_groups="
-                f"{axis_index_groups} and axis_name=None. Name the mapped axis, or leave the groups out."
+                f"axis_index_groups must come with axis_name, whose devices it groups; got axis_index_groups="
+                f"{axis_index_groups} and axis_name=None. Name the mapped axis, or leave out the groups."
             )
         return m
     names = axis_names(axis_name)
@@ -42,7 +42,7 @@ def pool_over_devices(
     m = m._replace(count=jnp.broadcast_to(m.count, m.mean.shape))
     if axis_index_groups is None:
         return _pooled(m, names)
-    # A row for each group, of which each device fills its own: this works under every transform.
+    # One row per group; each device fills the row of its own group. This works under every transform.
     own = group_of_device(axis_index_groups, names)
     mine = jnp.arange(len(axis_index_groups), dtype=own.dtype) == own
     mean, var, count = (jnp.where(mine.reshape(-1, *[1] * a.ndim), a[None], 0) for a in m)
@@ -66,11 +66,11 @@ def _pooled(m: Moments, names: tuple[str, ...]) -> Moments:
     return moments_from_sums(shift, total, squares, count)
 
 
-# --- the sums of all devices: their count, a shift, Σ(x - shift), and Σ|x - shift|² ---------------------
+# --- sums over all devices: the count, a shift, Σ(x - shift) and Σ|x - shift|² --------------------------
 
 
 def _in_float64(m: Moments, names: tuple[str, ...]) -> _Arrays:
-    """Of float32 values: sums about zero are exact enough in float64 whatever their mean."""
+    """Sums float32 moments in float64, where sums about zero are accurate enough for any mean."""
     with jax.enable_x64(True):
         wide = jnp.complex128 if jnp.iscomplexobj(m.mean) else jnp.float64
         mean, var, n = (
@@ -89,23 +89,24 @@ def _in_float64(m: Moments, names: tuple[str, ...]) -> _Arrays:
 
 
 def _about_their_mean(m: Moments, names: tuple[str, ...]) -> _Arrays:
-    """By two all-reduces, the second of sums about the mean that the first found."""
+    """Takes two all-reduces: the first finds the mean, the second sums about it."""
     count, total = sum_over_devices((m.count, m.count.astype(m.mean.dtype) * m.mean), names)
     shift = divide_by_count(total, count)
     return [count, shift, *sum_over_devices(sums_about(shift, m, m.count), names)]
 
 
-_FAR = 1000  # |mean|² / var, up to which float32 sums about zero are exact to 1000 · 2⁻²⁴
+_FAR = 1000  # up to this |mean|² / var, float32 sums about zero are accurate to 1000 · 2⁻²⁴
 
 
 def _about_zero_if_near(m: Moments, names: tuple[str, ...]) -> _Arrays:
-    """Sums about zero, and again, about the mean, where a device is far from zero: for a TPU.
+    """Sums about zero, and again about the mean if the mean of any device is far from zero. For TPUs.
 
-    It has no float64: XLA makes two float32 of one, and of their all-reduce a gather that grows with the
-    devices. If no device is far, all together are not. How many are far is an exact sum: all go one way.
+    TPUs have no float64: XLA emulates it by two float32, and turns their all-reduce into a gather that grows
+    with the number of devices. If no device's mean is far from zero, neither is the pooled mean. The number
+    of devices that are far is an exact sum, so all devices take the same branch.
     """
     square = abs_square(m.mean)
-    far = (square != 0) & ~(square < _FAR * m.var)  # the mean of nothing is 0
+    far = (square != 0) & ~(square < _FAR * m.var)  # an empty shard has mean 0
     zero = jnp.zeros_like(m.mean)
     count, total, squares, devices = sum_over_devices(
         (m.count, *sums_about(zero, m, m.count), far.astype(m.var.dtype)), names
@@ -122,6 +123,6 @@ def _about_zero_if_near(m: Moments, names: tuple[str, ...]) -> _Arrays:
 
 
 def _several_groups(names: tuple[str, ...]) -> bool:
-    """Whether devices that do not pool run one program: these would not go one way."""
+    """Returns whether devices that do not pool share the program: they may not all take the same branch."""
     mesh = jax.sharding.get_abstract_mesh()
     return any(mesh.shape[axis] > 1 for axis in mesh.manual_axes if axis not in names)

@@ -1,4 +1,4 @@
-"""The norms as Flax Linen modules: Flax's names, fields and variables, `jaxnorm`'s answers."""
+"""Flax Linen modules for the norms of `jaxnorm`, with the names, fields and variables of Flax."""
 
 from ._batch_family import (
     BatchRenorm as BatchRenorm,

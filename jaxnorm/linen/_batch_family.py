@@ -1,4 +1,4 @@
-"""Norms that Flax does not have, whose statistics are of the batch, as Linen modules."""
+"""Linen modules for norms that Flax does not have and that use batch statistics."""
 
 from ..norms._batch_renorm import BatchRenormRecipe
 from ..norms._evo_norm_b0 import EvoNormB0Recipe
@@ -10,7 +10,7 @@ from ._from_recipe import FromRecipe
 
 
 class BatchRenorm(BatchRenormRecipe, FromRecipe):
-    """`jaxnorm.batch_renorm`: batch norm whose training agrees with its evaluation.
+    """Batch renorm (`jaxnorm.batch_renorm`): batch norm whose training output agrees with evaluation.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -24,7 +24,7 @@ class BatchRenorm(BatchRenormRecipe, FromRecipe):
 
 
 class EvoNormB0(EvoNormB0Recipe, FromRecipe):
-    """`jaxnorm.evo_norm_b0`: batch norm and activation in one.
+    """EvoNorm-B0 (`jaxnorm.evo_norm_b0`): batch norm and activation in one layer.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -38,7 +38,7 @@ class EvoNormB0(EvoNormB0Recipe, FromRecipe):
 
 
 class FrozenBatchNorm(FrozenBatchNormRecipe, FromRecipe):
-    """`jaxnorm.batch_norm_inference`, with nothing to train: all variables are in ``batch_stats``.
+    """Frozen batch norm (`jaxnorm.batch_norm_inference`): not trained; all variables are in ``batch_stats``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -52,7 +52,7 @@ class FrozenBatchNorm(FrozenBatchNormRecipe, FromRecipe):
 
 
 class IterativeWhitening(IterativeWhiteningRecipe, FromRecipe):
-    """`jaxnorm.iterative_whitening`: batch norm that decorrelates.
+    """Iterative whitening (`jaxnorm.iterative_whitening`): batch norm that also decorrelates the features.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -66,7 +66,7 @@ class IterativeWhitening(IterativeWhiteningRecipe, FromRecipe):
 
 
 class MeanOnlyBatchNorm(MeanOnlyBatchNormRecipe, FromRecipe):
-    """`jaxnorm.mean_only_batch_norm`: subtracts the mean of the batch, for layers with weight norm.
+    """Mean-only batch norm (`jaxnorm.mean_only_batch_norm`): subtracts the batch mean; used with weight norm.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -80,7 +80,7 @@ class MeanOnlyBatchNorm(MeanOnlyBatchNormRecipe, FromRecipe):
 
 
 class SwitchableNorm(SwitchableNormRecipe, FromRecipe):
-    """`jaxnorm.switchable_norm`: learns how much of instance, layer and batch norm it is.
+    """Switchable norm (`jaxnorm.switchable_norm`): a learned mixture of instance, layer and batch norm.
 
     Example:
         >>> import jax, jax.numpy as jnp

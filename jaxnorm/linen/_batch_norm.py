@@ -1,4 +1,4 @@
-"""`BatchNorm` as a Linen module: creates variables, calls the function, stores state."""
+"""`BatchNorm` as a Linen module."""
 
 import dataclasses
 from typing import Any
@@ -17,40 +17,43 @@ from ._variables import Checked, RunningVariables, bias_of, devices_of, is_evalu
 
 
 class BatchNorm(Checked):
-    """Batch norm over explicit running statistics: `flax.linen.BatchNorm`, field for field.
+    """Batch norm with explicit running statistics; has all fields of `flax.linen.BatchNorm`.
 
-    Parameters ``scale`` and ``bias`` live in the collection ``params``, the running ``mean`` and ``var``
-    in ``batch_stats``, all of the feature shape: a Flax checkpoint loads as it is. What is computed is
-    `jaxnorm.batch_norm` in training and `jaxnorm.batch_norm_inference` in evaluation; their pages have
-    the formulas, and what is meant by every option.
+    The parameters ``scale`` and ``bias`` are in the collection ``params``, the running ``mean`` and ``var``
+    in ``batch_stats``. All have the feature shape, so Flax checkpoints load unchanged. Computes
+    `jaxnorm.batch_norm` in training and `jaxnorm.batch_norm_inference` in evaluation; see those functions for
+    formulas and details of the options.
 
     Attributes:
-        use_running_average: True normalizes with the running statistics (evaluation), False with those of
-            the batch (training). Set it here or in the call, not in both.
-        axis: the feature axis or axes, which are kept. (The functions call this ``feature_axes``.)
-        momentum: the weight of the *old* running value, in [0, 1]; PyTorch's 0.1 is 0.9 here. None is
-            the plain average of all batches, counted in ``batch_stats/count``.
+        use_running_average: True normalizes with the running statistics (evaluation), False with the batch
+            statistics (training). Set it here or in the call, not in both.
+        axis: the feature axis or axes, which are not reduced. (The functions call this ``feature_axes``.)
+        momentum: the weight of the *old* running value, in [0, 1]; PyTorch's 0.1 is 0.9 here. None weights
+            all batches equally and counts them in ``batch_stats/count``.
         epsilon: added to the variance.
-        dtype: of the result; None is what the input and the parameters promote to.
-        param_dtype: of scale and bias.
-        use_bias: whether there is a bias.
-        use_scale: whether there is a scale.
-        bias_init: initializer of the bias.
-        scale_init: initializer of the scale.
-        axis_name: one or several mapped axes whose devices share statistics, weighted by count. Not used
-            in ``init``.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        use_fast_variance: accepted for Flax's sake and ignored: the variance is stable and as fast.
-        force_float32_reductions: False stores the running statistics in ``param_dtype``, as Flax does.
-            They are computed in float32 or wider all the same.
-        unbiased: the running variance gets the batch's variance times n / (n - 1), as PyTorch's does.
-        track_running_stats: False keeps no running statistics: evaluation too normalizes with those of the
-            batch, and ``use_running_average`` is not read.
-        virtual_batch_size: so many neighbouring examples are normalized with statistics of their own, fewer
-            than a device has or those of several devices of ``axis_name``.
-        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu`` after the norm, in the same pass; or None.
-        save_as: what is saved for the backward pass instead of ``x``: ``"output"`` or a floating dtype. See
-            `jaxnorm.batch_norm` for what each costs.
+        dtype: dtype of the result; None is the dtype that the input and the parameters promote to.
+        param_dtype: dtype of scale and bias.
+        use_bias: whether to add a learned bias.
+        use_scale: whether to multiply by a learned scale.
+        bias_init: initializer for the bias.
+        scale_init: initializer for the scale.
+        axis_name: mapped axis or axes whose devices share statistics, weighted by element count. Ignored in
+            ``init``.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
+            numerically stable way that is just as fast.
+        force_float32_reductions: if False, stores the running statistics in ``param_dtype``, as Flax does.
+            They are still computed in float32 or wider.
+        unbiased: whether to multiply the batch variance by n / (n - 1) for the running variance, as PyTorch
+            does.
+        track_running_stats: if False, keeps no running statistics: evaluation also normalizes with batch
+            statistics, and ``use_running_average`` is ignored.
+        virtual_batch_size: number of consecutive examples that share statistics: a part of one device's
+            batch, or the examples of several devices along ``axis_name``.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, applied after the norm in the same pass;
+            or None.
+        save_as: what to save for the backward pass instead of ``x``: ``"output"`` or a floating dtype. See
+            `jaxnorm.batch_norm` for the cost of each.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -94,21 +97,22 @@ class BatchNorm(Checked):
         mask: jax.Array | None = None,
         residual: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalizes ``x``, and in training updates the collection ``batch_stats``.
+        """Normalizes ``x`` and, in training, updates the collection ``batch_stats``.
 
         Args:
             x: activations of any rank.
-            use_running_average: evaluation (True) or training (False), if the module does not say.
-            mask: True counts; broadcastable to ``x``. In evaluation, too, a masked NaN or infinity
-                reaches nothing else.
-            residual: of the shape of ``x``, added before the activation.
+            use_running_average: True for evaluation, False for training; set it here or in the module, not in
+                both.
+            mask: True for the elements to include; broadcastable to ``x``. Masked NaNs and infinities affect
+                no other output or gradient, in training or evaluation.
+            residual: array with the shape of ``x``, added before the activation.
 
         Returns:
-            The normalized values, of the shape of ``x``.
+            The normalized values, with the shape of ``x``.
 
         Raises:
-            ValueError: ``use_running_average`` is given twice or not at all, or anything that
-                `jaxnorm.batch_norm` refuses.
+            ValueError: If ``use_running_average`` is set in both the module and the call or in neither, or if
+                an argument is invalid for `jaxnorm.batch_norm`.
         """
         x = jnp.asarray(x)
         axes = canonical_axes(self.axis, x.ndim, "axis")
@@ -146,9 +150,9 @@ class BatchNorm(Checked):
 
 
 class GhostBatchNorm(BatchNorm):
-    """Batch norm of virtual batches, of 32 examples unless told otherwise, whose statistics are noisier.
+    """Batch norm over virtual batches (32 examples by default), whose statistics are noisier.
 
-    It is `BatchNorm` with ``virtual_batch_size`` (Hoffer et al., 2017, https://arxiv.org/abs/1705.08741).
+    This is `BatchNorm` with a ``virtual_batch_size`` (Hoffer et al., 2017, https://arxiv.org/abs/1705.08741).
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Norms that Flax does not have, that are called with more than x, as Linen modules."""
+"""Linen modules for norms that Flax does not have and that take a second input after x."""
 
 from ..norms._ada_layer_norm import AdaLayerNormRecipe, AdaLayerNormZeroRecipe
 from ..norms._adain import AdaINRecipe
@@ -10,7 +10,7 @@ from ._from_recipe import FromConditionedRecipe
 
 
 class AdaIN(AdaINRecipe, FromConditionedRecipe):
-    """`jaxnorm.adain`: the mean and deviation of another image, which is called after x.
+    """AdaIN (`jaxnorm.adain`): gives x the mean and standard deviation of a style that is passed after x.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -24,7 +24,7 @@ class AdaIN(AdaINRecipe, FromConditionedRecipe):
 
 
 class AdaLayerNorm(AdaLayerNormRecipe, FromConditionedRecipe):
-    """`jaxnorm.ada_layer_norm`, its scale and shift computed from a condition, called after x.
+    """AdaLN (`jaxnorm.ada_layer_norm`): layer norm with scale and shift from a condition, passed after x.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -38,7 +38,7 @@ class AdaLayerNorm(AdaLayerNormRecipe, FromConditionedRecipe):
 
 
 class AdaLayerNormZero(AdaLayerNormZeroRecipe, FromConditionedRecipe):
-    """AdaLN-Zero: as `AdaLayerNorm`, and returns (y, gate): x + gate · f(y) begins as x.
+    """AdaLN-Zero: like `AdaLayerNorm`, but returns (y, gate); x + gate · f(y) starts out as x.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -52,7 +52,7 @@ class AdaLayerNormZero(AdaLayerNormZeroRecipe, FromConditionedRecipe):
 
 
 class ConditionalBatchNorm(ConditionalBatchNormRecipe, FromConditionedRecipe):
-    """Batch norm with a scale and a bias for each class, called with the labels after x.
+    """Batch norm with a scale and a bias for each class; the labels are passed after x.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -66,7 +66,7 @@ class ConditionalBatchNorm(ConditionalBatchNormRecipe, FromConditionedRecipe):
 
 
 class DomainBatchNorm(DomainBatchNormRecipe, FromConditionedRecipe):
-    """Batch norm with running statistics for each domain, called with the domain after x.
+    """Batch norm with running statistics for each domain; the domain is passed after x.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -80,7 +80,7 @@ class DomainBatchNorm(DomainBatchNormRecipe, FromConditionedRecipe):
 
 
 class QKNorm(QKNormRecipe, FromConditionedRecipe):
-    """`jaxnorm.qk_norm` of queries and keys (..., heads, d), called with both; returns both.
+    """QK norm (`jaxnorm.qk_norm`): takes queries and keys (..., heads, d) and returns both normalized.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -94,7 +94,7 @@ class QKNorm(QKNormRecipe, FromConditionedRecipe):
 
 
 class Spade(SpadeRecipe, FromConditionedRecipe):
-    """SPADE: instance norm, its scale and bias computed for every pixel from a map, called after x.
+    """SPADE: instance norm with a scale and bias per pixel, computed from a map that is passed after x.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Linen modules of the norms that Flax does not have."""
+"""Base classes of the Linen modules for norms that Flax does not have."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from ._variables import Checked, devices_of, is_evaluating
 
 
 class FromRecipe(Checked):
-    """A module of the recipe that is its other base class."""
+    """Turns a recipe, the other base class, into a module."""
 
     def __call__(
         self,
@@ -22,20 +22,20 @@ class FromRecipe(Checked):
         mask: jax.Array | None = None,
         use_running_average: bool | None = None,
     ) -> Any:
-        """Normalizes ``x``, and in training updates the collection ``batch_stats`` if it has any.
+        """Normalizes ``x`` and, in training, updates the collection ``batch_stats`` if there is one.
 
         Args:
             x: activations.
-            mask: True counts; broadcastable to ``x``.
-            use_running_average: evaluation (True) or training (False), if the module does not say; norms
-                without running statistics ignore it.
+            mask: True for the elements to include; broadcastable to ``x``.
+            use_running_average: True for evaluation, False for training; set it here or in the module, not in
+                both. Norms without running statistics ignore it.
 
         Returns:
-            What the function returns, without the state.
+            The output of the norm's function, without the updated state.
 
         Raises:
-            ValueError: ``use_running_average`` is given twice or not at all where it is needed, or anything
-                that the function refuses.
+            ValueError: If the norm has running statistics and ``use_running_average`` is set in both the
+                module and the call or in neither, or if an argument is invalid for the norm's function.
         """
         return self._called(x, None, mask, use_running_average)
 
@@ -63,7 +63,7 @@ class FromRecipe(Checked):
         )
         state = {name: variable.value for name, variable in kept.items()}
         y, updated = self.normalized(x, {**parameters, **state}, call)
-        if not self.is_initializing():  # which is no step
+        if not self.is_initializing():  # init is not a training step
             for name, value in updated.items():
                 kept[name].value = value
         return y
@@ -76,7 +76,7 @@ class FromRecipe(Checked):
 
 
 class FromConditionedRecipe(FromRecipe):
-    """The same of a recipe that is called with something after x."""
+    """`FromRecipe` for recipes that take a second input after x."""
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -86,20 +86,20 @@ class FromConditionedRecipe(FromRecipe):
         mask: jax.Array | None = None,
         use_running_average: bool | None = None,
     ) -> Any:
-        """Normalizes ``x``, and in training updates the collection ``batch_stats`` if it has any.
+        """Normalizes ``x`` and, in training, updates the collection ``batch_stats`` if there is one.
 
         Args:
             x: activations.
-            condition: what else this norm is called with.
-            mask: True counts; broadcastable to ``x``.
-            use_running_average: evaluation (True) or training (False), if the module does not say; norms
-                without running statistics ignore it.
+            condition: the second input of this norm, such as labels, a style or a map.
+            mask: True for the elements to include; broadcastable to ``x``.
+            use_running_average: True for evaluation, False for training; set it here or in the module, not in
+                both. Norms without running statistics ignore it.
 
         Returns:
-            What the function returns, without the state.
+            The output of the norm's function, without the updated state.
 
         Raises:
-            ValueError: ``use_running_average`` is given twice or not at all where it is needed, or anything
-                that the function refuses.
+            ValueError: If the norm has running statistics and ``use_running_average`` is set in both the
+                module and the call or in neither, or if an argument is invalid for the norm's function.
         """
         return self._called(x, condition, mask, use_running_average)

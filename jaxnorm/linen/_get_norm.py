@@ -1,4 +1,4 @@
-"""Norms by name."""
+"""Selects norms by name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,7 @@ from ._weight_standardization import WeightStandardization
 
 
 class NoNorm(nn.Module):
-    """No norm: returns what it is given."""
+    """No norm: returns its input unchanged."""
 
     def __call__(
         self,
@@ -47,7 +47,7 @@ class NoNorm(nn.Module):
         mask: jax.Array | None = None,
         use_running_average: bool | None = None,
     ) -> jax.Array:
-        """``x``."""
+        """Returns ``x``."""
         return x
 
 
@@ -83,28 +83,28 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
 
 
 def get_norm(name: str, **options: Any) -> Callable[..., nn.Module]:
-    """The constructor of a norm, for a model to take as an argument.
+    """Returns the constructor of a norm, which a model can take as an argument.
 
-    Norms of activations are ``batch``, ``layer``, ``rms``, ``group``, ``instance``, ``local_response``,
+    The norms of activations are ``batch``, ``layer``, ``rms``, ``group``, ``instance``, ``local_response``,
     ``none``, ``act``, ``batch_renorm``, ``derf``, ``dynamic_tanh``, ``evo_b0``, ``evo_s0``,
     ``filter_response``, ``frozen_batch``, ``ghost_batch``, ``global_response``, ``iterative_whitening``,
-    ``mean_only_batch``, ``pixel``, ``scale`` and ``switchable``. Each is called as
-    ``norm()(x, use_running_average=not train, mask=mask)``, and ignores what it has no use for.
+    ``mean_only_batch``, ``pixel``, ``scale`` and ``switchable``. Call each as
+    ``norm()(x, use_running_average=not train, mask=mask)``; a norm ignores the arguments it does not need.
 
-    Norms of weights wrap a layer or a model: ``magnitude_preserving``, ``scaled_weight_standardization``,
-    ``spectral``, ``weight`` and ``weight_standardization``. Each is
-    called as ``norm(nn.Dense(10))(x, use_running_average=not train)``.
+    The norms of weights wrap a layer or a model: ``magnitude_preserving``, ``scaled_weight_standardization``,
+    ``spectral``, ``weight`` and ``weight_standardization``. Call each as
+    ``norm(nn.Dense(10))(x, use_running_average=not train)``.
 
     Args:
-        name: one of these.
-        options: fields of its class, filled in here so that the model need not know them.
+        name: one of the names above.
+        options: fields of the class to fill in, so that the model need not know them.
 
     Returns:
-        The class with ``options`` filled in; further fields can be given when it is called.
+        The class with ``options`` filled in; the caller can still pass other fields.
 
     Raises:
-        ValueError: there is no norm of that name.
-        TypeError: the norm has no such option.
+        ValueError: If there is no norm called ``name``.
+        TypeError: If the norm does not have one of the ``options``.
 
     Example:
         >>> import jax, flax.linen as nn

@@ -16,27 +16,29 @@ from ._variables import Checked, bias_of, devices_of, scale_of
 
 
 class GroupNorm(Checked):
-    """Group norm: `flax.linen.GroupNorm`, field for field. Computes `jaxnorm.group_norm`.
+    """Group norm with all fields of `flax.linen.GroupNorm`.
 
-    Parameters ``scale`` and ``bias`` live in the collection ``params``, one a channel.
+    Computes `jaxnorm.group_norm`. The parameters ``scale`` and ``bias`` are in the collection ``params``,
+    with one value per channel.
 
     Attributes:
-        num_groups: number of groups; divides the number of channels.
-        group_size: channels of a group, instead of ``num_groups`` (which is then None).
+        num_groups: number of groups; must divide the number of channels.
+        group_size: channels per group, instead of ``num_groups`` (which must then be None).
         epsilon: added to the variance.
-        dtype: of the result; None is what the input and the parameters promote to.
-        param_dtype: of scale and bias.
-        use_bias: whether there is a bias.
-        use_scale: whether there is a scale.
-        bias_init: initializer of the bias.
-        scale_init: initializer of the scale.
-        reduction_axes: the axes to take statistics over, the channel axis included; None is all but the
-            first.
-        axis_name: one or several mapped axes over which positions are split. Not used in ``init``.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        use_fast_variance: accepted for Flax's sake and ignored: the variance is stable and as fast.
-        force_float32_reductions: accepted likewise: statistics are in float32 or wider.
-        feature_axes: the channel axis, one: -1 for channels last, 1 for channels first.
+        dtype: dtype of the result; None is the dtype that the input and the parameters promote to.
+        param_dtype: dtype of scale and bias.
+        use_bias: whether to add a learned bias.
+        use_scale: whether to multiply by a learned scale.
+        bias_init: initializer for the bias.
+        scale_init: initializer for the scale.
+        reduction_axes: the axes to reduce over, including the channel axis; None is all but the first.
+        axis_name: mapped axis or axes over which positions are sharded. Ignored in ``init``.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
+            numerically stable way that is just as fast.
+        force_float32_reductions: ignored, accepted for compatibility with Flax. Statistics are always
+            computed in float32 or wider.
+        feature_axes: the channel axis: -1 for channels last, 1 for channels first.
 
     Example:
         >>> import jax
@@ -75,15 +77,15 @@ class GroupNorm(Checked):
         """Normalizes ``x``.
 
         Args:
-            x: activations, whose first axis is the batch if ``reduction_axes`` is None.
-            mask: True counts; broadcastable to ``x``.
-            use_running_average: ignored; batch norm, which may stand here instead, needs it.
+            x: activations; if ``reduction_axes`` is None, the first axis is the batch.
+            mask: True for the elements to include; broadcastable to ``x``.
+            use_running_average: ignored; accepted so that this layer can replace batch norm.
 
         Returns:
-            The normalized values, of the shape of ``x``.
+            The normalized values, with the shape of ``x``.
 
         Raises:
-            ValueError: anything that `jaxnorm.group_norm` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.group_norm`.
         """
         x = jnp.asarray(x)
         shape = feature_shape(x, self.feature_axes)

@@ -17,32 +17,35 @@ from ._variables import Checked, RunningVariables, bias_of, devices_of, is_evalu
 
 
 class InstanceNorm(Checked):
-    """Instance norm: `flax.linen.InstanceNorm`, field for field. Computes `jaxnorm.instance_norm`.
+    """Instance norm with all fields of `flax.linen.InstanceNorm`.
 
-    Parameters ``scale`` and ``bias`` live in the collection ``params``, of the shape of ``feature_axes``.
-    With ``track_running_stats`` there are a running ``mean`` and ``var`` in ``batch_stats`` as well:
-    training computes `jaxnorm.tracked_instance_norm`, evaluation `jaxnorm.batch_norm_inference`.
+    Computes `jaxnorm.instance_norm`. The parameters ``scale`` and ``bias`` are in the collection ``params``
+    and have the shape of ``feature_axes``. With ``track_running_stats``, there is also a running ``mean`` and
+    ``var`` in ``batch_stats``; training then computes `jaxnorm.tracked_instance_norm`, and evaluation
+    `jaxnorm.batch_norm_inference`.
 
     Attributes:
         epsilon: added to the variance.
-        dtype: of the result; None is what the input and the parameters promote to.
-        param_dtype: of scale and bias.
-        use_bias: whether there is a bias.
-        use_scale: whether there is a scale.
-        bias_init: initializer of the bias.
-        scale_init: initializer of the scale.
-        feature_axes: the axes that are kept besides the first, which is the batch.
-        axis_name: one or several mapped axes over which positions are split. Not used in ``init``.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        use_fast_variance: accepted for Flax's sake and ignored: the variance is stable and as fast.
-        force_float32_reductions: False stores running statistics in ``param_dtype``. They are computed in
-            float32 or wider all the same.
-        track_running_stats: True keeps running statistics, with which evaluation normalizes.
-        use_running_average: evaluation (True) or training (False), if there are running statistics. Set it
-            here or in the call, not in both.
-        momentum: the weight of the *old* running value, in [0, 1]; PyTorch's 0.1 is 0.9 here. None is
-            the plain average of all batches, counted in ``batch_stats/count``.
-        unbiased: the running variance gets each instance's variance times n / (n - 1), as PyTorch's does.
+        dtype: dtype of the result; None is the dtype that the input and the parameters promote to.
+        param_dtype: dtype of scale and bias.
+        use_bias: whether to add a learned bias.
+        use_scale: whether to multiply by a learned scale.
+        bias_init: initializer for the bias.
+        scale_init: initializer for the scale.
+        feature_axes: the feature axes. Statistics are reduced over all other axes but the first, the batch.
+        axis_name: mapped axis or axes over which positions are sharded. Ignored in ``init``.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
+            numerically stable way that is just as fast.
+        force_float32_reductions: if False, stores the running statistics in ``param_dtype``. They are still
+            computed in float32 or wider.
+        track_running_stats: if True, keeps running statistics and normalizes with them in evaluation.
+        use_running_average: True for evaluation, False for training; ignored without running statistics. Set
+            it here or in the call, not in both.
+        momentum: the weight of the *old* running value, in [0, 1]; PyTorch's 0.1 is 0.9 here. None weights
+            all batches equally and counts them in ``batch_stats/count``.
+        unbiased: whether to multiply each instance's variance by n / (n - 1) for the running variance, as
+            PyTorch does.
 
     Example:
         >>> import jax
@@ -79,21 +82,21 @@ class InstanceNorm(Checked):
         mask: jax.Array | None = None,
         use_running_average: bool | None = None,
     ) -> jax.Array:
-        """Normalizes ``x``, and in training updates the running statistics, if there are any.
+        """Normalizes ``x`` and, in training, updates the running statistics if there are any.
 
         Args:
-            x: activations, whose first axis is the batch.
-            mask: True counts; broadcastable to ``x``. In evaluation, too, a masked NaN or infinity
-                reaches nothing else.
-            use_running_average: evaluation (True) or training (False), if there are running statistics and
-                the module does not say.
+            x: activations; the first axis is the batch.
+            mask: True for the elements to include; broadcastable to ``x``. Masked NaNs and infinities affect
+                no other output or gradient, in training or evaluation.
+            use_running_average: True for evaluation, False for training; set it here or in the module, not in
+                both. Ignored without running statistics.
 
         Returns:
-            The normalized values, of the shape of ``x``.
+            The normalized values, with the shape of ``x``.
 
         Raises:
-            ValueError: there are running statistics and ``use_running_average`` is given twice or not at
-                all, or anything that `jaxnorm.instance_norm` refuses.
+            ValueError: If there are running statistics and ``use_running_average`` is set in both the module
+                and the call or in neither, or if an argument is invalid for `jaxnorm.instance_norm`.
         """
         x = jnp.asarray(x)
         shape = feature_shape(x, self.feature_axes)

@@ -15,24 +15,27 @@ from ._variables import Checked, bias_of, devices_of, scale_of
 
 
 class LayerNorm(Checked):
-    """Layer norm: `flax.linen.LayerNorm`, field for field. Computes `jaxnorm.layer_norm`.
+    """Layer norm with all fields of `flax.linen.LayerNorm`.
 
-    Parameters ``scale`` and ``bias`` live in the collection ``params``, of the shape of ``feature_axes``.
+    Computes `jaxnorm.layer_norm`. The parameters ``scale`` and ``bias`` are in the collection ``params`` and
+    have the shape of ``feature_axes``.
 
     Attributes:
         epsilon: added to the variance.
-        dtype: of the result; None is what the input and the parameters promote to.
-        param_dtype: of scale and bias.
-        use_bias: whether there is a bias.
-        use_scale: whether there is a scale.
-        bias_init: initializer of the bias.
-        scale_init: initializer of the scale.
-        reduction_axes: the axes to take statistics over.
-        feature_axes: the axes along which scale and bias lie.
-        axis_name: one or several mapped axes over which the features are split. Not used in ``init``.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        use_fast_variance: accepted for Flax's sake and ignored: the variance is stable and as fast.
-        force_float32_reductions: accepted likewise: statistics are in float32 or wider.
+        dtype: dtype of the result; None is the dtype that the input and the parameters promote to.
+        param_dtype: dtype of scale and bias.
+        use_bias: whether to add a learned bias.
+        use_scale: whether to multiply by a learned scale.
+        bias_init: initializer for the bias.
+        scale_init: initializer for the scale.
+        reduction_axes: the axes to reduce over.
+        feature_axes: the axes of the learned scale and bias.
+        axis_name: mapped axis or axes over which the features are sharded. Ignored in ``init``.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
+            numerically stable way that is just as fast.
+        force_float32_reductions: ignored, accepted for compatibility with Flax. Statistics are always
+            computed in float32 or wider.
 
     Example:
         >>> import jax
@@ -70,14 +73,14 @@ class LayerNorm(Checked):
 
         Args:
             x: activations of any rank.
-            mask: True counts; broadcastable to ``x``.
-            use_running_average: ignored; batch norm, which may stand here instead, needs it.
+            mask: True for the elements to include; broadcastable to ``x``.
+            use_running_average: ignored; accepted so that this layer can replace batch norm.
 
         Returns:
-            The normalized values, of the shape of ``x``.
+            The normalized values, with the shape of ``x``.
 
         Raises:
-            ValueError: anything that `jaxnorm.layer_norm` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.layer_norm`.
         """
         x = jnp.asarray(x)
         shape = feature_shape(x, self.feature_axes)

@@ -11,15 +11,15 @@ from ._variables import Checked
 
 
 class LocalResponseNorm(Checked):
-    """Local response norm, as PyTorch's. Computes `jaxnorm.local_response_norm`; it has no variables.
+    """Local response norm as in PyTorch. Computes `jaxnorm.local_response_norm` and has no variables.
 
     Attributes:
-        size: number of neighbouring channels in a window.
-        alpha: the weight of their energy.
+        size: number of channels in the window.
+        alpha: the weight of the mean square over the window.
         beta: the exponent.
-        k: added to the sum.
-        dtype: of the result; None is that of the input.
-        feature_axes: the channel axis, one: -1 for channels last, 1 for channels first.
+        k: added to the weighted mean square.
+        dtype: dtype of the result; None is the dtype of the input.
+        feature_axes: the channel axis: -1 for channels last, 1 for channels first.
 
     Example:
         >>> import jax
@@ -48,14 +48,14 @@ class LocalResponseNorm(Checked):
 
         Args:
             x: activations of any rank.
-            mask: True counts; broadcastable to ``x``.
-            use_running_average: ignored; batch norm, which may stand here instead, needs it.
+            mask: True for the elements to include; broadcastable to ``x``.
+            use_running_average: ignored; accepted so that this layer can replace batch norm.
 
         Returns:
-            The normalized values, of the shape of ``x``.
+            The normalized values, with the shape of ``x``.
 
         Raises:
-            ValueError: anything that `jaxnorm.local_response_norm` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.local_response_norm`.
         """
         return local_response_norm(
             x,

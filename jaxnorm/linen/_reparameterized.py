@@ -1,4 +1,4 @@
-"""A layer, or a whole model, with a function of its weights in their place."""
+"""Wrappers that replace the weights of a layer or a whole model with a function of those weights."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -14,15 +14,15 @@ from ._wrapped import call_with, is_chosen
 
 
 class Reparameterized(nn.Module):
-    """Calls the layer or model that it wraps with ``function(weight)`` for each chosen weight.
+    """Calls the wrapped layer or model with ``function(weight)`` instead of each chosen weight.
 
-    The parameters stay where they are, as they are.
+    The parameters keep their paths and values.
 
     Attributes:
         layer_instance: the layer or model to wrap.
-        function: of one weight, such as `jaxnorm.magnitude_preserving`.
-        variable_filter: the weights: those with one of these strings in their path. None or nothing
-            in it: all.
+        function: function of one weight, such as `jaxnorm.magnitude_preserving`.
+        variable_filter: selects the weights to change, by strings in their paths. None or an empty filter
+            selects all.
 
     Example:
         >>> import jax, flax.linen as nn, jaxnorm as jn
@@ -42,15 +42,15 @@ class Reparameterized(nn.Module):
     @nn.compact
     @explaining_fields
     def __call__(self, *args: Any, use_running_average: bool | None = None, **kwargs: Any) -> Any:
-        """Calls the layer with the other weights.
+        """Calls the layer with ``function(weight)`` instead of each chosen weight.
 
         Args:
-            *args: for the layer.
-            use_running_average: for the layer, if it takes one.
-            **kwargs: for the layer.
+            *args: positional arguments for the layer.
+            use_running_average: passed on to the layer if it takes this argument.
+            **kwargs: keyword arguments for the layer.
 
         Returns:
-            What the layer returns.
+            The output of the layer.
         """
 
         def changed(path: str, weight: jax.Array) -> jax.Array:
@@ -60,7 +60,7 @@ class Reparameterized(nn.Module):
 
 
 class ScaledWeightStandardization(Reparameterized):
-    """`jaxnorm.scaled_weight_standardization` of the kernels of the layer or model it wraps.
+    """`jaxnorm.scaled_weight_standardization` of the kernels of the wrapped layer or model.
 
     Example:
         >>> import jax, flax.linen as nn
@@ -75,7 +75,7 @@ class ScaledWeightStandardization(Reparameterized):
 
 
 class MagnitudePreserving(Reparameterized):
-    """`jaxnorm.magnitude_preserving` of the kernels of the layer or model it wraps.
+    """`jaxnorm.magnitude_preserving` of the kernels of the wrapped layer or model.
 
     Example:
         >>> import jax, flax.linen as nn

@@ -16,24 +16,26 @@ from ._variables import Checked, devices_of, scale_of
 
 
 class RMSNorm(Checked):
-    """RMS norm: `flax.linen.RMSNorm`, field for field. Computes `jaxnorm.rms_norm`.
+    """RMS norm with all fields of `flax.linen.RMSNorm`.
 
-    The parameter ``scale`` lives in the collection ``params``, of the shape of ``feature_axes``.
+    Computes `jaxnorm.rms_norm`. The parameter ``scale`` is in the collection ``params`` and has the shape of
+    ``feature_axes``.
 
     Attributes:
         epsilon: added to the mean square.
-        dtype: of the result; None is what the input and the scale promote to.
-        param_dtype: of the scale.
-        use_scale: whether there is a scale.
-        scale_init: initializer of the scale.
-        reduction_axes: the axes to take the mean square over.
-        feature_axes: the axes along which the scale lies.
-        axis_name: one or several mapped axes over which the features are split. Not used in ``init``.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        use_fast_variance: accepted for Flax's sake and ignored: there is one variance.
-        force_float32_reductions: accepted likewise: statistics are in float32 or wider.
-        scale_offset: added to the scale: 1 for the 1 + scale of Gemma, with ``scale_init`` of zeros.
-        fraction: of the features, the first ones, whose mean square is taken.
+        dtype: dtype of the result; None is the dtype that the input and the scale promote to.
+        param_dtype: dtype of the scale.
+        use_scale: whether to multiply by a learned scale.
+        scale_init: initializer for the scale.
+        reduction_axes: the axes to reduce over.
+        feature_axes: the axes of the learned scale.
+        axis_name: mapped axis or axes over which the features are sharded. Ignored in ``init``.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        use_fast_variance: ignored, accepted for compatibility with Flax. RMS norm computes no variance.
+        force_float32_reductions: ignored, accepted for compatibility with Flax. Statistics are always
+            computed in float32 or wider.
+        scale_offset: added to the scale. For Gemma's 1 + scale, use 1 with a ``scale_init`` of zeros.
+        fraction: fraction of the features, starting with the first, over which to compute the mean square.
 
     Example:
         >>> import jax
@@ -71,14 +73,14 @@ class RMSNorm(Checked):
 
         Args:
             x: activations of any rank.
-            mask: True counts; broadcastable to ``x``.
-            use_running_average: ignored; batch norm, which may stand here instead, needs it.
+            mask: True for the elements to include; broadcastable to ``x``.
+            use_running_average: ignored; accepted so that this layer can replace batch norm.
 
         Returns:
-            The normalized values, of the shape of ``x``.
+            The normalized values, with the shape of ``x``.
 
         Raises:
-            ValueError: anything that `jaxnorm.rms_norm` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.rms_norm`.
         """
         x = jnp.asarray(x)
         shape = feature_shape(x, self.feature_axes)

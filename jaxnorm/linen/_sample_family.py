@@ -1,4 +1,4 @@
-"""Norms that Flax does not have, of each example by itself, as Linen modules."""
+"""Linen modules for norms that Flax does not have and that treat each example independently."""
 
 from ..norms._act_norm import ActNormRecipe
 from ..norms._derf import DerfRecipe
@@ -12,7 +12,7 @@ from ._from_recipe import FromRecipe
 
 
 class ActNorm(ActNormRecipe, FromRecipe):
-    """`jaxnorm.act_norm`, without its log-determinant: an affine of each channel.
+    """ActNorm (`jaxnorm.act_norm`): a learned affine map per channel. Returns no log-determinant.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -26,7 +26,7 @@ class ActNorm(ActNormRecipe, FromRecipe):
 
 
 class Derf(DerfRecipe, FromRecipe):
-    """`jaxnorm.derf`: erf in the place of layer norm.
+    """Dynamic erf (`jaxnorm.derf`): applies erf instead of layer norm.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -40,7 +40,7 @@ class Derf(DerfRecipe, FromRecipe):
 
 
 class DynamicTanh(DynamicTanhRecipe, FromRecipe):
-    """`jaxnorm.dynamic_tanh`: tanh in the place of layer norm.
+    """Dynamic tanh (`jaxnorm.dynamic_tanh`): applies tanh instead of layer norm.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -54,7 +54,7 @@ class DynamicTanh(DynamicTanhRecipe, FromRecipe):
 
 
 class EvoNormS0(EvoNormS0Recipe, FromRecipe):
-    """`jaxnorm.evo_norm_s0`: group norm and activation in one.
+    """EvoNorm-S0 (`jaxnorm.evo_norm_s0`): group norm and activation in one layer.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -68,7 +68,7 @@ class EvoNormS0(EvoNormS0Recipe, FromRecipe):
 
 
 class FilterResponseNorm(FilterResponseNormRecipe, FromRecipe):
-    """`jaxnorm.filter_response_norm`, with its thresholded linear unit.
+    """Filter response norm (`jaxnorm.filter_response_norm`) with its thresholded linear unit.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -82,7 +82,7 @@ class FilterResponseNorm(FilterResponseNormRecipe, FromRecipe):
 
 
 class GlobalResponseNorm(GlobalResponseNormRecipe, FromRecipe):
-    """`jaxnorm.global_response_norm`: channels compete.
+    """Global response norm (`jaxnorm.global_response_norm`): makes channels compete.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -96,7 +96,7 @@ class GlobalResponseNorm(GlobalResponseNormRecipe, FromRecipe):
 
 
 class PixelNorm(PixelNormRecipe, FromRecipe):
-    """`jaxnorm.pixel_norm`: RMS norm without a scale.
+    """Pixel norm (`jaxnorm.pixel_norm`): RMS norm without a scale.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -110,7 +110,7 @@ class PixelNorm(PixelNormRecipe, FromRecipe):
 
 
 class ScaleNorm(ScaleNormRecipe, FromRecipe):
-    """`jaxnorm.scale_norm`: every vector at one length.
+    """Scale norm (`jaxnorm.scale_norm`): scales every vector to the same learned length.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -20,22 +20,22 @@ from ._wrapped import call_with
 
 
 class SpectralNorm(Checked):
-    """Spectral norm of the layer it wraps: `flax.linen.SpectralNorm`, field for field.
+    """Spectral norm of the wrapped layer, with all fields of `flax.linen.SpectralNorm`.
 
-    Computes `jaxnorm.spectral_norm` of each of the layer's parameters of rank 2 or more, which stay as
-    they are. The state of each is in ``batch_stats``, named by the path of its parameter: ``u`` and
-    ``sigma``.
+    Computes `jaxnorm.spectral_norm` of each of the layer's parameters of rank 2 or more. The parameters
+    themselves do not change. The collection ``collection_name`` holds the state of each, ``u`` and ``sigma``,
+    named after the path of the parameter.
 
     Attributes:
         layer_instance: the layer to wrap.
-        n_steps: steps of power iteration in a call. 0 leaves the layer as it is, None is the exact singular
-            value.
-        epsilon: added to the square of the length that directions are divided by.
-        dtype: of the normalized weights; None is what they and the state promote to.
-        param_dtype: of the state.
-        error_on_non_matrix: True refuses parameters of rank 3 or more, which are otherwise matrices of the
-            last axis against all others.
-        collection_name: where the state is kept.
+        n_steps: number of power iteration steps per call. 0 leaves the layer unchanged; None computes the
+            exact singular value.
+        epsilon: added to the squared length when a direction is normalized.
+        dtype: dtype of the normalized weights; None is the dtype that weights and state promote to.
+        param_dtype: dtype of the state.
+        error_on_non_matrix: if True, raises for parameters of rank 3 or more. If False, flattens all their
+            axes but the last.
+        collection_name: the collection that holds the state.
 
     Example:
         >>> import jax, flax.linen as nn
@@ -71,19 +71,20 @@ class SpectralNorm(Checked):
         """Calls the layer with normalized weights.
 
         Args:
-            *args: for the layer.
-            update_stats: True (training) stores the direction that this call came to, where the next one
-                continues; the collection must then be mutable. False (evaluation) stores nothing.
-            use_running_average: says the same the other way round, as batch norm does, if ``update_stats``
-                does not; and is for the layer as well, if it takes one.
-            **kwargs: for the layer.
+            *args: positional arguments for the layer.
+            update_stats: True (training) stores the new state, from which the next call continues; the
+                collection must then be mutable. False (evaluation) stores nothing.
+            use_running_average: the opposite of ``update_stats``, as in batch norm; used if ``update_stats``
+                is None. Also passed on to the layer if it takes this argument.
+            **kwargs: keyword arguments for the layer.
 
         Returns:
-            What the layer returns.
+            The output of the layer.
 
         Raises:
-            ValueError: neither ``update_stats`` nor ``use_running_average`` is given, a parameter has rank 3
-                or more with ``error_on_non_matrix``, or anything that `jaxnorm.spectral_norm` refuses.
+            ValueError: If neither ``update_stats`` nor ``use_running_average`` is given, if a parameter has
+                rank 3 or more and ``error_on_non_matrix`` is True, or if an argument is invalid for
+                `jaxnorm.spectral_norm`.
         """
         updating = is_updating(update_stats, use_running_average)
 
@@ -107,7 +108,7 @@ class SpectralNorm(Checked):
 
     @nn.nowrap
     def _stored(self, path: str, weight: jax.Array) -> list[nn.Variable]:
-        """The variables of `SpectralState`, created on first use."""
+        """Returns the variables of `SpectralState` and creates them on first use."""
         collection, names = self.collection_name, [f"{path}/{n}" for n in SpectralState._fields]
         if all(self.has_variable(collection, name) for name in names):
             return [self.variable(collection, name) for name in names]

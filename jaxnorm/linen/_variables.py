@@ -1,4 +1,4 @@
-"""What the modules do around their function: create variables, and name the devices."""
+"""Helpers for the Linen modules: variables, running statistics and checks."""
 
 import dataclasses
 from typing import Any
@@ -13,27 +13,27 @@ from ..core._running import RunningStats, init_running_stats
 
 
 def scale_of(module: Any, shape: tuple[int, ...]) -> jax.Array | None:
-    """The parameter ``scale`` of ``module``, if it has one. Made before the bias, as Flax makes it."""
+    """Returns the parameter ``scale`` of ``module``, if any. Call it before `bias_of`, as Flax does."""
     if not module.use_scale:
         return None
     return module.param("scale", module.scale_init, shape, module.param_dtype)
 
 
 def bias_of(module: Any, shape: tuple[int, ...]) -> jax.Array | None:
-    """The parameter ``bias`` of ``module``, if it has one."""
+    """Returns the parameter ``bias`` of ``module``, if any."""
     if not module.use_bias:
         return None
     return module.param("bias", module.bias_init, shape, module.param_dtype)
 
 
 def devices_of(module: nn.Module, *more: str) -> dict[str, Any]:
-    """The arguments that say which devices share statistics: none in ``init``, which may run outside."""
+    """Returns the device arguments, all None in ``init``, which may run outside the mapped axes."""
     names = ("axis_name", "axis_index_groups", *more)
     return {name: None if module.is_initializing() else getattr(module, name) for name in names}
 
 
 class Checked(nn.Module):
-    """A module whose numbers and flags are looked at when it is made."""
+    """A module that validates its numbers and flags when it is constructed."""
 
     def __post_init__(self) -> None:
         fields = (field.name for field in dataclasses.fields(self))
@@ -42,23 +42,23 @@ class Checked(nn.Module):
 
 
 def is_evaluating(module: Any, use_running_average: bool | None) -> bool:
-    """What the module or the call says, one of them.
+    """Returns ``use_running_average`` from the module or from the call, whichever sets it.
 
     Raises:
-        ValueError: both do or neither, or what the call says is no flag.
+        ValueError: If both set it, if neither does, or if the call's value is not a boolean.
     """
     check_flag("use_running_average", use_running_average)
     return nn.merge_param("use_running_average", module.use_running_average, use_running_average)
 
 
 class RunningVariables:
-    """The running statistics of ``module``, as variables of the collection ``batch_stats``."""
+    """The running statistics of ``module`` as variables in the collection ``batch_stats``."""
 
     def __init__(
         self, module: Any, x: jax.Array, shape: tuple[int, ...], *, evaluating: bool
     ) -> None:
         dtype = jnp.float32 if module.force_float32_reductions else module.param_dtype
-        # Evaluation reads no count, so a checkpoint need not have one.
+        # Evaluation does not read the count, so a checkpoint may lack it.
         counting = module.momentum is None and (module.is_initializing() or not evaluating)
         names = ("mean", "var", "count") if counting else ("mean", "var")
 
@@ -72,11 +72,11 @@ class RunningVariables:
         }
 
     def read(self) -> RunningStats:
-        """The statistics so far."""
+        """Returns the current statistics."""
         return RunningStats(**{name: v.value for name, v in self._variables.items()})
 
     def write(self, updated: RunningStats) -> None:
-        """Stores what a step returned; in ``init``, which is no step, leaves them as they are."""
+        """Stores the statistics from a training step; does nothing in ``init``, which is not a step."""
         if not self._keeping:
             for name, variable in self._variables.items():
                 variable.value = getattr(updated, name)

@@ -18,24 +18,24 @@ from ._wrapped import call_with, is_chosen, name_in
 
 
 class WeightNorm(Checked):
-    """Weight norm of the layer it wraps: `flax.linen.WeightNorm`, field for field.
+    """Weight norm of the wrapped layer, with all fields of `flax.linen.WeightNorm`.
 
-    Computes `jaxnorm.weight_norm` of each chosen weight. The layer's own parameters stay where they are,
-    as they are; each ``scale`` is a parameter named by the path of its weight. (Flax's stores the
-    normalized kernel over the initial one.)
+    Computes `jaxnorm.weight_norm` of each chosen weight. The layer's own parameters keep their paths and
+    values; each ``scale`` is a parameter named after the path of its weight. (Flax overwrites the initial
+    kernel with the normalized one.)
 
     Attributes:
         layer_instance: the layer to wrap.
-        epsilon: added to the square of the length.
-        dtype: of the normalized weights; None is what they and the scales promote to.
-        param_dtype: of the scales.
-        use_scale: whether there are scales.
-        scale_init: initializer of the scales. None starts with the lengths that the weights have, so that
-            wrapping changes nothing, as in PyTorch.
-        feature_axes: the axes of a weight that are kept, those of the outputs. None or () takes one length
-            over all.
-        variable_filter: the weights to normalize: those with one of these strings in their path. None or
-            nothing in it: all.
+        epsilon: added to the squared length.
+        dtype: dtype of the normalized weights; None is the dtype that weights and scales promote to.
+        param_dtype: dtype of the scales.
+        use_scale: whether to multiply by learned scales.
+        scale_init: initializer for the scales. None starts from the lengths of the weights, so that wrapping
+            the layer does not change its output, as in PyTorch.
+        feature_axes: the output axes of a weight, which are not reduced. None or () computes one length over
+            all axes.
+        variable_filter: selects the weights to normalize, by strings in their paths. None or an empty filter
+            selects all.
 
     Example:
         >>> import jax, flax.linen as nn
@@ -64,15 +64,15 @@ class WeightNorm(Checked):
         """Calls the layer with normalized weights.
 
         Args:
-            *args: for the layer.
-            use_running_average: for the layer, if it takes one.
-            **kwargs: for the layer.
+            *args: positional arguments for the layer.
+            use_running_average: passed on to the layer if it takes this argument.
+            **kwargs: keyword arguments for the layer.
 
         Returns:
-            What the layer returns.
+            The output of the layer.
 
         Raises:
-            ValueError: anything that `jaxnorm.weight_norm` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.weight_norm`.
         """
         return call_with(
             self._normalized, self.layer_instance, use_running_average, *args, **kwargs

@@ -18,21 +18,21 @@ from ._wrapped import call_with, is_chosen
 
 
 class WeightStandardization(Checked):
-    """Weight standardization of the layer it wraps.
+    """Weight standardization of the wrapped layer.
 
-    Computes `jaxnorm.weight_standardization` of each chosen weight. The layer's own parameters stay where
-    they are, as they are; each ``gain`` is a parameter named by the path of its weight.
+    Computes `jaxnorm.weight_standardization` of each chosen weight. The layer's own parameters keep their
+    paths and values; each ``gain`` is a parameter named after the path of its weight.
 
     Attributes:
         layer_instance: the layer to wrap.
         epsilon: added to the variance.
-        dtype: of the standardized weights; None is what they and the gains promote to.
-        param_dtype: of the gains.
-        use_gain: whether there are gains.
-        gain_init: initializer of the gains.
-        feature_axes: the axes of a weight that are kept, those of the outputs.
-        variable_filter: the weights to standardize: those with one of these strings in their path. None
-            or nothing in it: all.
+        dtype: dtype of the standardized weights; None is the dtype that weights and gains promote to.
+        param_dtype: dtype of the gains.
+        use_gain: whether to multiply by learned gains.
+        gain_init: initializer for the gains.
+        feature_axes: the output axes of a weight, which are not reduced.
+        variable_filter: selects the weights to standardize, by strings in their paths. None or an empty
+            filter selects all.
 
     Example:
         >>> import jax, flax.linen as nn
@@ -59,15 +59,15 @@ class WeightStandardization(Checked):
         """Calls the layer with standardized weights.
 
         Args:
-            *args: for the layer.
-            use_running_average: for the layer, if it takes one.
-            **kwargs: for the layer.
+            *args: positional arguments for the layer.
+            use_running_average: passed on to the layer if it takes this argument.
+            **kwargs: keyword arguments for the layer.
 
         Returns:
-            What the layer returns.
+            The output of the layer.
 
         Raises:
-            ValueError: anything that `jaxnorm.weight_standardization` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.weight_standardization`.
         """
         return call_with(
             self._standardized, self.layer_instance, use_running_average, *args, **kwargs

@@ -1,4 +1,4 @@
-"""A layer called with other weights than its own."""
+"""Calls a layer with weights other than its own."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,9 +14,10 @@ ChangeWeight = Callable[[str, jax.Array], jax.Array]
 
 
 def name_in(module: nn.Module, collection: str, path: str, what: str) -> str:
-    """The name of a variable that belongs to a weight.
+    """Returns the name of a variable that belongs to a weight.
 
-    It does not depend on a box. In Flax it does: that name is taken if the variables have it.
+    The name is the same whether or not the weight is boxed. Flax names it differently for boxed weights; that
+    name is used if the variables already contain it.
     """
     of_flax = f"{path}/value/{what}"
     return of_flax if module.has_variable(collection, of_flax) else f"{path}/{what}"
@@ -29,18 +30,18 @@ def call_with(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """``layer(*args, **kwargs)`` with ``change(path, weight)`` for each of its parameters.
+    """Returns ``layer(*args, **kwargs)`` with each parameter replaced by ``change(path, weight)``.
 
-    The parameters themselves stay as they are, in ``init`` too: what a wrapper computes of them is never
-    stored in their place. A path reads as Flax's wrappers write it, ``Dense_0/kernel``, and does not say
-    whether the parameter is boxed: `flax.linen.unbox` changes no name.
+    The parameters themselves do not change, not even in ``init``: the replacements are never stored. Paths
+    are written as in Flax's wrappers, ``Dense_0/kernel``. They are the same for boxed and unboxed parameters,
+    so `flax.linen.unbox` does not change any name.
     """
     kwargs = {**kwargs, **flags_for(layer, use_running_average)}
     if layer.is_initializing():
-        layer(*args, **kwargs)  # makes the parameters
+        layer(*args, **kwargs)  # creates the parameters
 
     def changed(path: Any, weight: Any) -> Any:
-        _, *inside = path  # the name of the collection comes first
+        _, *inside = path  # the first key is the collection name
         name = jax.tree_util.keystr(tuple(inside), simple=True, separator="/")
         other = change(f"{layer.name}/{name}", jnp.asarray(nn.meta.unbox(weight)))
         return nn.meta.replace_boxed(weight, other)
@@ -54,6 +55,6 @@ def call_with(
 
 
 def is_chosen(path: str, variable_filter: Iterable[str] | None) -> bool:
-    """Whether the filter of a wrapper names this parameter: by a part of its path, or by being empty."""
+    """Returns whether the filter is empty or one of its strings occurs in ``path``."""
     parts = (variable_filter,) if isinstance(variable_filter, str) else variable_filter
     return not parts or any(part in path for part in parts)

@@ -1,4 +1,4 @@
-"""The norms as Flax NNX modules: Flax's names, arguments and variables, `jaxnorm`'s answers."""
+"""Flax NNX modules for the norms of `jaxnorm`, with the names, arguments and variables of Flax."""
 
 from ._batch_family import (
     BatchRenorm as BatchRenorm,

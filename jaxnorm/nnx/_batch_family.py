@@ -1,4 +1,4 @@
-"""Norms that Flax does not have, whose statistics are of the batch, as NNX modules."""
+"""NNX modules for norms that Flax does not have and that use batch statistics."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from ._from_recipe import FromRecipe, Training
 
 @dataclass(eq=False)
 class BatchRenorm(Training, BatchRenormRecipe, FromRecipe):
-    """`jaxnorm.batch_renorm`: batch norm whose training agrees with its evaluation.
+    """Batch renorm (`jaxnorm.batch_renorm`): batch norm whose training output agrees with evaluation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -29,7 +29,7 @@ class BatchRenorm(Training, BatchRenormRecipe, FromRecipe):
 
 @dataclass(eq=False)
 class EvoNormB0(Training, EvoNormB0Recipe, FromRecipe):
-    """`jaxnorm.evo_norm_b0`: batch norm and activation in one.
+    """EvoNorm-B0 (`jaxnorm.evo_norm_b0`): batch norm and activation in one layer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,7 +45,7 @@ class EvoNormB0(Training, EvoNormB0Recipe, FromRecipe):
 
 @dataclass(eq=False)
 class FrozenBatchNorm(FrozenBatchNormRecipe, FromRecipe):
-    """`jaxnorm.batch_norm_inference`, with nothing to train: all variables are in ``batch_stats``.
+    """Frozen batch norm (`jaxnorm.batch_norm_inference`): not trained; all variables are `nnx.BatchStat`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,7 +61,7 @@ class FrozenBatchNorm(FrozenBatchNormRecipe, FromRecipe):
 
 @dataclass(eq=False)
 class IterativeWhitening(Training, IterativeWhiteningRecipe, FromRecipe):
-    """`jaxnorm.iterative_whitening`: batch norm that decorrelates.
+    """Iterative whitening (`jaxnorm.iterative_whitening`): batch norm that also decorrelates the features.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,7 +77,7 @@ class IterativeWhitening(Training, IterativeWhiteningRecipe, FromRecipe):
 
 @dataclass(eq=False)
 class MeanOnlyBatchNorm(Training, MeanOnlyBatchNormRecipe, FromRecipe):
-    """`jaxnorm.mean_only_batch_norm`: subtracts the mean of the batch, for layers with weight norm.
+    """Mean-only batch norm (`jaxnorm.mean_only_batch_norm`): subtracts the batch mean; used with weight norm.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,7 +93,7 @@ class MeanOnlyBatchNorm(Training, MeanOnlyBatchNormRecipe, FromRecipe):
 
 @dataclass(eq=False)
 class SwitchableNorm(Training, SwitchableNormRecipe, FromRecipe):
-    """`jaxnorm.switchable_norm`: learns how much of instance, layer and batch norm it is.
+    """Switchable norm (`jaxnorm.switchable_norm`): a learned mixture of instance, layer and batch norm.
 
     Example:
         >>> import jax.numpy as jnp

@@ -32,43 +32,46 @@ from ._variables import (
 
 
 class BatchNorm(nnx.Module):
-    """Batch norm over explicit running statistics: `flax.nnx.BatchNorm`, argument for argument.
+    """Batch norm with explicit running statistics; has all arguments of `flax.nnx.BatchNorm`.
 
-    ``scale`` and ``bias`` are `nnx.Param`, the running ``mean`` and ``var`` `nnx.BatchStat`, all of the
-    feature shape. What is computed is `jaxnorm.batch_norm` in training and
-    `jaxnorm.batch_norm_inference` in evaluation; their pages have the formulas, and what is meant by
-    every option. ``.train()`` and ``.eval()`` choose between them.
+    ``scale`` and ``bias`` are `nnx.Param`, the running ``mean`` and ``var`` are `nnx.BatchStat`. All have the
+    feature shape. Computes `jaxnorm.batch_norm` in training and `jaxnorm.batch_norm_inference` in evaluation;
+    see those functions for formulas and details of the options. ``.train()`` and ``.eval()`` switch between
+    the two modes.
 
     Args:
-        num_features: the feature shape: a size, or several where ``axis`` has several.
-        use_running_average: True normalizes with the running statistics (evaluation), False with those of
-            the batch (training). The call may say otherwise.
-        axis: the feature axis or axes, which are kept. (The functions call this ``feature_axes``.)
-        momentum: the weight of the *old* running value, in [0, 1]; PyTorch's 0.1 is 0.9 here. None is
-            the plain average of all batches, counted in ``count``.
+        num_features: the feature shape: one size, or a sequence with one size per axis in ``axis``.
+        use_running_average: True normalizes with the running statistics (evaluation), False with the batch
+            statistics (training). The call can override it.
+        axis: the feature axis or axes, which are not reduced. (The functions call this ``feature_axes``.)
+        momentum: the weight of the *old* running value, in [0, 1]; PyTorch's 0.1 is 0.9 here. None weights
+            all batches equally and counts them in ``count``.
         epsilon: added to the variance.
-        dtype: of the result; None is what the input and the parameters promote to.
-        param_dtype: of scale and bias. If complex, the running mean is too.
-        use_bias: whether there is a bias.
-        use_scale: whether there is a scale.
-        bias_init: initializer of the bias.
-        scale_init: initializer of the scale.
-        axis_name: one or several mapped axes whose devices share statistics, weighted by count.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        use_fast_variance: accepted for Flax's sake and ignored: the variance is stable and as fast.
-        promote_dtype: what to do to input, scale and bias before anything else, in place of the rule of
-            ``dtype``.
+        dtype: dtype of the result; None is the dtype that the input and the parameters promote to.
+        param_dtype: dtype of scale and bias. If it is complex, so is the running mean.
+        use_bias: whether to add a learned bias.
+        use_scale: whether to multiply by a learned scale.
+        bias_init: initializer for the bias.
+        scale_init: initializer for the scale.
+        axis_name: mapped axis or axes whose devices share statistics, weighted by element count.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
+            numerically stable way that is just as fast.
+        promote_dtype: function that promotes input, scale and bias first. The default promotes as described
+            under ``dtype``.
         rngs: random streams for the initializers.
-        bias_metadata: of the variable of the bias, such as its sharding.
-        scale_metadata: of the variable of the scale.
-        unbiased: the running variance gets the batch's variance times n / (n - 1), as PyTorch's does.
-        track_running_stats: False keeps no running statistics: evaluation too normalizes with those of the
-            batch, and ``use_running_average`` is not read.
-        virtual_batch_size: so many neighbouring examples are normalized with statistics of their own, fewer
-            than a device has or those of several devices of ``axis_name``.
-        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu`` after the norm, in the same pass; or None.
-        save_as: what is saved for the backward pass instead of ``x``: ``"output"`` or a floating dtype. See
-            `jaxnorm.batch_norm` for what each costs.
+        bias_metadata: metadata of the bias variable, such as its sharding.
+        scale_metadata: metadata of the scale variable.
+        unbiased: whether to multiply the batch variance by n / (n - 1) for the running variance, as PyTorch
+            does.
+        track_running_stats: if False, keeps no running statistics: evaluation also normalizes with batch
+            statistics, and ``use_running_average`` is ignored.
+        virtual_batch_size: number of consecutive examples that share statistics: a part of one device's
+            batch, or the examples of several devices along ``axis_name``.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, applied after the norm in the same pass;
+            or None.
+        save_as: what to save for the backward pass instead of ``x``: ``"output"`` or a floating dtype. See
+            `jaxnorm.batch_norm` for the cost of each.
 
     Example:
         >>> import jax
@@ -144,22 +147,23 @@ class BatchNorm(nnx.Module):
         mask: jax.Array | None = None,
         residual: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalizes ``x``, and in training updates the running statistics.
+        """Normalizes ``x`` and, in training, updates the running statistics.
 
         Args:
             x: activations of any rank.
-            use_running_average: evaluation (True) or training (False), whatever the module says.
-            mask: True counts; broadcastable to ``x``. In evaluation, too, a masked NaN or infinity
-                reaches nothing else.
-            residual: of the shape of ``x``, added before the activation.
+            use_running_average: True for evaluation, False for training; overrides the module's setting.
+            mask: True for the elements to include; broadcastable to ``x``. Masked NaNs and infinities affect
+                no other output or gradient, in training or evaluation.
+            residual: array with the shape of ``x``, added before the activation.
 
         Returns:
-            The normalized values, of the shape of ``x``.
+            The normalized values, with the shape of ``x``.
 
         Raises:
-            ValueError: nobody says ``use_running_average``, or anything that `jaxnorm.batch_norm` refuses.
+            ValueError: If ``use_running_average`` is None in both the module and the call, or if an argument
+                is invalid for `jaxnorm.batch_norm`.
         """
-        # Statistics are handed over as by Flax, but used as they are: no dtype rounds them.
+        # As in Flax, promote_dtype also gets the statistics; its results are dropped to avoid rounding them.
         names = "mean", "var", "scale", "bias"
         x, _, _, scale, bias = promoted(self, jnp.asarray(x), *names)
         axes = canonical_axes(self.axis, x.ndim, "axis")
@@ -197,19 +201,19 @@ class BatchNorm(nnx.Module):
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """What `nnx.view` calls.
+        """Sets ``use_running_average``; called by `nnx.view`.
 
         Args:
-            use_running_average: evaluation (True) or training (False); None leaves it as it is.
+            use_running_average: True for evaluation, False for training; None leaves the setting unchanged.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
 
 class GhostBatchNorm(BatchNorm):
-    """Batch norm of virtual batches, of 32 examples unless told otherwise, whose statistics are noisier.
+    """Batch norm over virtual batches (32 examples by default), whose statistics are noisier.
 
-    It is `BatchNorm` with ``virtual_batch_size`` (Hoffer et al., 2017, https://arxiv.org/abs/1705.08741).
+    This is `BatchNorm` with a ``virtual_batch_size`` (Hoffer et al., 2017, https://arxiv.org/abs/1705.08741).
 
     Example:
         >>> import jax, jax.numpy as jnp

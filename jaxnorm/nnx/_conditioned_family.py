@@ -1,4 +1,4 @@
-"""Norms that Flax does not have, that are called with more than x, as NNX modules."""
+"""NNX modules for norms that Flax does not have and that take a second input after x."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from ._from_recipe import FromConditionedRecipe, Training
 
 @dataclass(eq=False)
 class AdaIN(AdaINRecipe, FromConditionedRecipe):
-    """`jaxnorm.adain`: the mean and deviation of another image, which is called after x.
+    """AdaIN (`jaxnorm.adain`): gives x the mean and standard deviation of a style that is passed after x.
 
     Example:
         >>> import jax.numpy as jnp
@@ -29,7 +29,7 @@ class AdaIN(AdaINRecipe, FromConditionedRecipe):
 
 @dataclass(eq=False)
 class AdaLayerNorm(AdaLayerNormRecipe, FromConditionedRecipe):
-    """`jaxnorm.ada_layer_norm`, its scale and shift computed from a condition, called after x.
+    """AdaLN (`jaxnorm.ada_layer_norm`): layer norm with scale and shift from a condition, passed after x.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,7 +45,7 @@ class AdaLayerNorm(AdaLayerNormRecipe, FromConditionedRecipe):
 
 @dataclass(eq=False)
 class AdaLayerNormZero(AdaLayerNormZeroRecipe, FromConditionedRecipe):
-    """AdaLN-Zero: as `AdaLayerNorm`, and returns (y, gate): x + gate · f(y) begins as x.
+    """AdaLN-Zero: like `AdaLayerNorm`, but returns (y, gate); x + gate · f(y) starts out as x.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,7 +61,7 @@ class AdaLayerNormZero(AdaLayerNormZeroRecipe, FromConditionedRecipe):
 
 @dataclass(eq=False)
 class ConditionalBatchNorm(Training, ConditionalBatchNormRecipe, FromConditionedRecipe):
-    """Batch norm with a scale and a bias for each class, called with the labels after x.
+    """Batch norm with a scale and a bias for each class; the labels are passed after x.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,7 +77,7 @@ class ConditionalBatchNorm(Training, ConditionalBatchNormRecipe, FromConditioned
 
 @dataclass(eq=False)
 class DomainBatchNorm(Training, DomainBatchNormRecipe, FromConditionedRecipe):
-    """Batch norm with running statistics for each domain, called with the domain after x.
+    """Batch norm with running statistics for each domain; the domain is passed after x.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,7 +93,7 @@ class DomainBatchNorm(Training, DomainBatchNormRecipe, FromConditionedRecipe):
 
 @dataclass(eq=False)
 class QKNorm(QKNormRecipe, FromConditionedRecipe):
-    """`jaxnorm.qk_norm` of queries and keys (..., heads, d), called with both; returns both.
+    """QK norm (`jaxnorm.qk_norm`): takes queries and keys (..., heads, d) and returns both normalized.
 
     Example:
         >>> import jax.numpy as jnp
@@ -109,7 +109,7 @@ class QKNorm(QKNormRecipe, FromConditionedRecipe):
 
 @dataclass(eq=False)
 class Spade(SpadeRecipe, FromConditionedRecipe):
-    """SPADE: instance norm, its scale and bias computed for every pixel from a map, called after x.
+    """SPADE: instance norm with a scale and bias per pixel, computed from a map that is passed after x.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""NNX modules of the norms that Flax does not have."""
+"""Base classes of the NNX modules for norms that Flax does not have."""
 
 from dataclasses import KW_ONLY, InitVar, dataclass, fields
 from typing import Any
@@ -16,10 +16,10 @@ from ._variables import Features, is_evaluating, parameter, shape_of, store, val
 
 @dataclass(eq=False)
 class FromRecipe(nnx.Module):
-    """A module of the recipe that is its other base class."""
+    """Turns a recipe, the other base class, into a module."""
 
     num_features: Features
-    """The feature shape: a size, or several where ``feature_axes`` has several."""
+    """The feature shape: one size, or a sequence with one size per axis in ``feature_axes``."""
     _: KW_ONLY
     rngs: InitVar[nnx.Rngs]
 
@@ -43,20 +43,20 @@ class FromRecipe(nnx.Module):
         mask: jax.Array | None = None,
         use_running_average: bool | None = None,
     ) -> Any:
-        """Normalizes ``x``, and in training updates the running statistics if there are any.
+        """Normalizes ``x`` and, in training, updates the running statistics if there are any.
 
         Args:
             x: activations.
-            mask: True counts; broadcastable to ``x``.
-            use_running_average: evaluation (True) or training (False), whatever the module says; norms
-                without running statistics ignore it.
+            mask: True for the elements to include; broadcastable to ``x``.
+            use_running_average: True for evaluation, False for training; overrides the module's setting.
+                Norms without running statistics ignore it.
 
         Returns:
-            What the function returns, without the state.
+            The output of the norm's function, without the updated state.
 
         Raises:
-            ValueError: nobody says ``use_running_average`` where it is needed, or anything that the
-                function refuses.
+            ValueError: If the norm has running statistics and ``use_running_average`` is None in both the
+                module and the call, or if an argument is invalid for the norm's function.
         """
         return self._called(x, None, mask, use_running_average)
 
@@ -82,10 +82,10 @@ class FromRecipe(nnx.Module):
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """What `nnx.view` calls.
+        """Sets ``use_running_average``; called by `nnx.view`.
 
         Args:
-            use_running_average: evaluation (True) or training (False); None leaves it as it is.
+            use_running_average: True for evaluation, False for training; None leaves the setting unchanged.
         """
         if use_running_average is not None and isinstance(self, Tracked):
             self.use_running_average = use_running_average
@@ -93,15 +93,15 @@ class FromRecipe(nnx.Module):
 
 @dataclass(kw_only=True, eq=False)
 class Training:
-    """A norm with running statistics, which trains until it is told to evaluate, as `flax.nnx.BatchNorm`."""
+    """Mixin for norms with running statistics; they start in training mode, like `flax.nnx.BatchNorm`."""
 
     use_running_average: bool | None = False
-    """Evaluation (True) or training (False); the call may say otherwise."""
+    """True for evaluation, False for training; the call can override it."""
 
 
 @dataclass(eq=False)
 class FromConditionedRecipe(FromRecipe):
-    """The same of a recipe that is called with something after x."""
+    """`FromRecipe` for recipes that take a second input after x."""
 
     @transformable
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -112,20 +112,20 @@ class FromConditionedRecipe(FromRecipe):
         mask: jax.Array | None = None,
         use_running_average: bool | None = None,
     ) -> Any:
-        """Normalizes ``x``, and in training updates the running statistics if there are any.
+        """Normalizes ``x`` and, in training, updates the running statistics if there are any.
 
         Args:
             x: activations.
-            condition: what else this norm is called with.
-            mask: True counts; broadcastable to ``x``.
-            use_running_average: evaluation (True) or training (False), whatever the module says; norms
-                without running statistics ignore it.
+            condition: the second input of this norm, such as labels, a style or a map.
+            mask: True for the elements to include; broadcastable to ``x``.
+            use_running_average: True for evaluation, False for training; overrides the module's setting.
+                Norms without running statistics ignore it.
 
         Returns:
-            What the function returns, without the state.
+            The output of the norm's function, without the updated state.
 
         Raises:
-            ValueError: nobody says ``use_running_average`` where it is needed, or anything that the
-                function refuses.
+            ValueError: If the norm has running statistics and ``use_running_average`` is None in both the
+                module and the call, or if an argument is invalid for the norm's function.
         """
         return self._called(x, condition, mask, use_running_average)

@@ -20,36 +20,36 @@ from ._variables import parameter, promote_dtype, promoted
 
 
 class GroupNorm(nnx.Module):
-    """Group norm: `flax.nnx.GroupNorm`, argument for argument. Computes `jaxnorm.group_norm`.
+    """Group norm with all arguments of `flax.nnx.GroupNorm`.
 
-    ``scale`` and ``bias`` are `nnx.Param`, one a channel.
+    Computes `jaxnorm.group_norm`. ``scale`` and ``bias`` are `nnx.Param` with one value per channel.
 
     Args:
         num_features: number of channels.
-        num_groups: number of groups; divides the number of channels.
-        group_size: channels of a group, instead of ``num_groups`` (which is then None).
+        num_groups: number of groups; must divide the number of channels.
+        group_size: channels per group, instead of ``num_groups`` (which must then be None).
         epsilon: added to the variance.
-        dtype: of the result; None is what the input and the parameters promote to.
-        param_dtype: of scale and bias.
-        use_bias: whether there is a bias.
-        use_scale: whether there is a scale.
-        bias_init: initializer of the bias.
-        scale_init: initializer of the scale.
-        reduction_axes: the axes to take statistics over, the channel axis included; None is all but the
-            first.
-        axis_name: one or several mapped axes over which positions are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        use_fast_variance: accepted for Flax's sake and ignored: the variance is stable and as fast.
-        promote_dtype: what to do to input, scale and bias before anything else, in place of the rule of
-            ``dtype``.
+        dtype: dtype of the result; None is the dtype that the input and the parameters promote to.
+        param_dtype: dtype of scale and bias.
+        use_bias: whether to add a learned bias.
+        use_scale: whether to multiply by a learned scale.
+        bias_init: initializer for the bias.
+        scale_init: initializer for the scale.
+        reduction_axes: the axes to reduce over, including the channel axis; None is all but the first.
+        axis_name: mapped axis or axes over which positions are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
+            numerically stable way that is just as fast.
+        promote_dtype: function that promotes input, scale and bias first. The default promotes as described
+            under ``dtype``.
         rngs: random streams for the initializers.
-        bias_metadata: of the variable of the bias, such as its sharding.
-        scale_metadata: of the variable of the scale.
-        feature_axes: the channel axis, one: -1 for channels last, 1 for channels first.
+        bias_metadata: metadata of the bias variable, such as its sharding.
+        scale_metadata: metadata of the scale variable.
+        feature_axes: the channel axis: -1 for channels last, 1 for channels first.
 
     Raises:
-        ValueError: the groups do not divide the channels, or both or neither of ``num_groups`` and
-            ``group_size`` are given.
+        ValueError: If the number of groups does not divide the number of channels, or if both or neither of
+            ``num_groups`` and ``group_size`` are given.
 
     Example:
         >>> import jax
@@ -114,15 +114,15 @@ class GroupNorm(nnx.Module):
         """Normalizes ``x``.
 
         Args:
-            x: activations, whose first axis is the batch if ``reduction_axes`` is None.
-            mask: True counts; broadcastable to ``x``.
-            use_running_average: ignored; batch norm, which may stand here instead, reads it.
+            x: activations; if ``reduction_axes`` is None, the first axis is the batch.
+            mask: True for the elements to include; broadcastable to ``x``.
+            use_running_average: ignored; accepted so that this layer can replace batch norm.
 
         Returns:
-            The normalized values, of the shape of ``x``.
+            The normalized values, with the shape of ``x``.
 
         Raises:
-            ValueError: anything that `jaxnorm.group_norm` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.group_norm`.
         """
         x, scale, bias = promoted(self, jnp.asarray(x), "scale", "bias")
         return group_norm(

@@ -31,36 +31,39 @@ from ._variables import (
 
 
 class InstanceNorm(nnx.Module):
-    """Instance norm: `flax.nnx.InstanceNorm`, argument for argument. Computes `jaxnorm.instance_norm`.
+    """Instance norm with all arguments of `flax.nnx.InstanceNorm`.
 
-    ``scale`` and ``bias`` are `nnx.Param` of the shape of ``feature_axes``. With ``track_running_stats``
-    there are a running ``mean`` and ``var`` (`nnx.BatchStat`) as well: training computes
-    `jaxnorm.tracked_instance_norm`, evaluation `jaxnorm.batch_norm_inference`.
+    Computes `jaxnorm.instance_norm`. ``scale`` and ``bias`` are `nnx.Param` with the shape of
+    ``feature_axes``. With ``track_running_stats``, there is also a running ``mean`` and ``var``
+    (`nnx.BatchStat`); training then computes `jaxnorm.tracked_instance_norm`, and evaluation
+    `jaxnorm.batch_norm_inference`.
 
     Args:
-        num_features: the feature shape: a size, or several where ``feature_axes`` has several.
+        num_features: the feature shape: one size, or a sequence with one size per axis in ``feature_axes``.
         epsilon: added to the variance.
-        dtype: of the result; None is what the input and the parameters promote to.
-        param_dtype: of scale and bias. If complex, the running mean is too.
-        use_bias: whether there is a bias.
-        use_scale: whether there is a scale.
-        bias_init: initializer of the bias.
-        scale_init: initializer of the scale.
-        feature_axes: the axes that are kept besides the first, which is the batch.
-        axis_name: one or several mapped axes over which positions are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        use_fast_variance: accepted for Flax's sake and ignored: the variance is stable and as fast.
-        promote_dtype: what to do to input, scale and bias before anything else, in place of the rule of
-            ``dtype``.
+        dtype: dtype of the result; None is the dtype that the input and the parameters promote to.
+        param_dtype: dtype of scale and bias. If it is complex, so is the running mean.
+        use_bias: whether to add a learned bias.
+        use_scale: whether to multiply by a learned scale.
+        bias_init: initializer for the bias.
+        scale_init: initializer for the scale.
+        feature_axes: the feature axes. Statistics are reduced over all other axes but the first, the batch.
+        axis_name: mapped axis or axes over which positions are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
+            numerically stable way that is just as fast.
+        promote_dtype: function that promotes input, scale and bias first. The default promotes as described
+            under ``dtype``.
         rngs: random streams for the initializers.
-        bias_metadata: of the variable of the bias, such as its sharding.
-        scale_metadata: of the variable of the scale.
-        track_running_stats: True keeps running statistics, with which evaluation normalizes.
-        use_running_average: evaluation (True) or training (False), if there are running statistics. The
-            call may say otherwise.
-        momentum: the weight of the *old* running value, in [0, 1]; PyTorch's 0.1 is 0.9 here. None is
-            the plain average of all batches, counted in ``count``.
-        unbiased: the running variance gets each instance's variance times n / (n - 1), as PyTorch's does.
+        bias_metadata: metadata of the bias variable, such as its sharding.
+        scale_metadata: metadata of the scale variable.
+        track_running_stats: if True, keeps running statistics and normalizes with them in evaluation.
+        use_running_average: True for evaluation, False for training; ignored without running statistics. The
+            call can override it.
+        momentum: the weight of the *old* running value, in [0, 1]; PyTorch's 0.1 is 0.9 here. None weights
+            all batches equally and counts them in ``count``.
+        unbiased: whether to multiply each instance's variance by n / (n - 1) for the running variance, as
+            PyTorch does.
 
     Example:
         >>> import jax
@@ -126,21 +129,21 @@ class InstanceNorm(nnx.Module):
         mask: jax.Array | None = None,
         use_running_average: bool | None = None,
     ) -> jax.Array:
-        """Normalizes ``x``, and in training updates the running statistics, if there are any.
+        """Normalizes ``x`` and, in training, updates the running statistics if there are any.
 
         Args:
-            x: activations, whose first axis is the batch.
-            mask: True counts; broadcastable to ``x``. In evaluation, too, a masked NaN or infinity
-                reaches nothing else.
-            use_running_average: evaluation (True) or training (False), whatever the module says; not read
-                without running statistics.
+            x: activations; the first axis is the batch.
+            mask: True for the elements to include; broadcastable to ``x``. Masked NaNs and infinities affect
+                no other output or gradient, in training or evaluation.
+            use_running_average: True for evaluation, False for training; overrides the module's setting.
+                Ignored without running statistics.
 
         Returns:
-            The normalized values, of the shape of ``x``.
+            The normalized values, with the shape of ``x``.
 
         Raises:
-            ValueError: there are running statistics and nobody says ``use_running_average``, or anything
-                that `jaxnorm.instance_norm` refuses.
+            ValueError: If there are running statistics and ``use_running_average`` is None in both the module
+                and the call, or if an argument is invalid for `jaxnorm.instance_norm`.
         """
         x, scale, bias = promoted(self, jnp.asarray(x), "scale", "bias")
         options = {
@@ -169,10 +172,10 @@ class InstanceNorm(nnx.Module):
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """What `nnx.view` calls.
+        """Sets ``use_running_average``; called by `nnx.view`.
 
         Args:
-            use_running_average: evaluation (True) or training (False); None leaves it as it is.
+            use_running_average: True for evaluation, False for training; None leaves the setting unchanged.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average

@@ -20,29 +20,30 @@ from ._variables import Features, parameter, promote_dtype, promoted, shape_of
 
 
 class LayerNorm(nnx.Module):
-    """Layer norm: `flax.nnx.LayerNorm`, argument for argument. Computes `jaxnorm.layer_norm`.
+    """Layer norm with all arguments of `flax.nnx.LayerNorm`.
 
-    ``scale`` and ``bias`` are `nnx.Param` of the shape of ``feature_axes``.
+    Computes `jaxnorm.layer_norm`. ``scale`` and ``bias`` are `nnx.Param` with the shape of ``feature_axes``.
 
     Args:
-        num_features: the feature shape: a size, or several where ``feature_axes`` has several.
+        num_features: the feature shape: one size, or a sequence with one size per axis in ``feature_axes``.
         epsilon: added to the variance.
-        dtype: of the result; None is what the input and the parameters promote to.
-        param_dtype: of scale and bias.
-        use_bias: whether there is a bias.
-        use_scale: whether there is a scale.
-        bias_init: initializer of the bias.
-        scale_init: initializer of the scale.
-        reduction_axes: the axes to take statistics over.
-        feature_axes: the axes along which scale and bias lie.
-        axis_name: one or several mapped axes over which the features are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        use_fast_variance: accepted for Flax's sake and ignored: the variance is stable and as fast.
-        promote_dtype: what to do to input, scale and bias before anything else, in place of the rule of
-            ``dtype``.
+        dtype: dtype of the result; None is the dtype that the input and the parameters promote to.
+        param_dtype: dtype of scale and bias.
+        use_bias: whether to add a learned bias.
+        use_scale: whether to multiply by a learned scale.
+        bias_init: initializer for the bias.
+        scale_init: initializer for the scale.
+        reduction_axes: the axes to reduce over.
+        feature_axes: the axes of the learned scale and bias.
+        axis_name: mapped axis or axes over which the features are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        use_fast_variance: ignored, accepted for compatibility with Flax. The variance is always computed in a
+            numerically stable way that is just as fast.
+        promote_dtype: function that promotes input, scale and bias first. The default promotes as described
+            under ``dtype``.
         rngs: random streams for the initializers.
-        bias_metadata: of the variable of the bias, such as its sharding.
-        scale_metadata: of the variable of the scale.
+        bias_metadata: metadata of the bias variable, such as its sharding.
+        scale_metadata: metadata of the scale variable.
 
     Example:
         >>> import jax
@@ -105,14 +106,14 @@ class LayerNorm(nnx.Module):
 
         Args:
             x: activations of any rank.
-            mask: True counts; broadcastable to ``x``.
-            use_running_average: ignored; batch norm, which may stand here instead, reads it.
+            mask: True for the elements to include; broadcastable to ``x``.
+            use_running_average: ignored; accepted so that this layer can replace batch norm.
 
         Returns:
-            The normalized values, of the shape of ``x``.
+            The normalized values, with the shape of ``x``.
 
         Raises:
-            ValueError: anything that `jaxnorm.layer_norm` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.layer_norm`.
         """
         x, scale, bias = promoted(self, jnp.asarray(x), "scale", "bias")
         return layer_norm(

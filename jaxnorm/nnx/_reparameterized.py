@@ -1,4 +1,4 @@
-"""A layer, or a whole model, with a function of its weights in their place."""
+"""Wrappers that replace the weights of a layer or a whole model with a function of those weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +14,16 @@ from ._wrapped import KERNELS, Path, call_with
 
 
 class Reparameterized(nnx.Module):
-    """Calls the layer or model that it wraps with ``function(weight)`` for each chosen weight.
+    """Calls the wrapped layer or model with ``function(weight)`` instead of each chosen weight.
 
-    The parameters stay where they are, as they are.
+    The parameters keep their paths and values.
 
     Args:
         layer_instance: the layer or model to wrap.
-        function: of one weight, such as `jaxnorm.magnitude_preserving`.
-        variable_filter: a filter of NNX, of path and variable: the weights. Kernels, unless told otherwise.
-        rngs: ignored; other wrappers need them.
+        function: function of one weight, such as `jaxnorm.magnitude_preserving`.
+        variable_filter: selects the weights to change, by an NNX filter on path and variable. The default
+            selects the kernels.
+        rngs: ignored; accepted because other wrappers need it.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -50,16 +51,16 @@ class Reparameterized(nnx.Module):
     def __call__(
         self, x: jax.Array, *args: Any, use_running_average: bool | None = None, **kwargs: Any
     ) -> Any:
-        """Calls the layer with the other weights.
+        """Calls the layer with ``function(weight)`` instead of each chosen weight.
 
         Args:
-            x: for the layer.
-            *args: for the layer.
-            use_running_average: for the layer, if it takes one.
-            **kwargs: for the layer.
+            x: first argument for the layer.
+            *args: positional arguments for the layer.
+            use_running_average: passed on to the layer if it takes this argument.
+            **kwargs: keyword arguments for the layer.
 
         Returns:
-            What the layer returns.
+            The output of the layer.
         """
 
         def changed(path: Path, weight: nnx.Param) -> jax.Array:
@@ -70,12 +71,13 @@ class Reparameterized(nnx.Module):
 
 
 class ScaledWeightStandardization(Reparameterized):
-    """`jaxnorm.scaled_weight_standardization` of the kernels of the layer or model it wraps.
+    """`jaxnorm.scaled_weight_standardization` of the kernels of the wrapped layer or model.
 
     Args:
         layer_instance: the layer or model to wrap.
-        variable_filter: a filter of NNX, of path and variable: the weights. Kernels, unless told otherwise.
-        rngs: ignored; other wrappers need them.
+        variable_filter: selects the weights to change, by an NNX filter on path and variable. The default
+            selects the kernels.
+        rngs: ignored; accepted because other wrappers need it.
 
     Example:
         >>> import jax
@@ -101,12 +103,13 @@ class ScaledWeightStandardization(Reparameterized):
 
 
 class MagnitudePreserving(Reparameterized):
-    """`jaxnorm.magnitude_preserving` of the kernels of the layer or model it wraps.
+    """`jaxnorm.magnitude_preserving` of the kernels of the wrapped layer or model.
 
     Args:
         layer_instance: the layer or model to wrap.
-        variable_filter: a filter of NNX, of path and variable: the weights. Kernels, unless told otherwise.
-        rngs: ignored; other wrappers need them.
+        variable_filter: selects the weights to change, by an NNX filter on path and variable. The default
+            selects the kernels.
+        rngs: ignored; accepted because other wrappers need it.
 
     Example:
         >>> import jax

@@ -20,28 +20,28 @@ from ._variables import Features, parameter, promote_dtype, promoted, shape_of
 
 
 class RMSNorm(nnx.Module):
-    """RMS norm: `flax.nnx.RMSNorm`, argument for argument. Computes `jaxnorm.rms_norm`.
+    """RMS norm with all arguments of `flax.nnx.RMSNorm`.
 
-    ``scale`` is an `nnx.Param` of the shape of ``feature_axes``.
+    Computes `jaxnorm.rms_norm`. ``scale`` is an `nnx.Param` with the shape of ``feature_axes``.
 
     Args:
-        num_features: the feature shape: a size, or several where ``feature_axes`` has several.
+        num_features: the feature shape: one size, or a sequence with one size per axis in ``feature_axes``.
         epsilon: added to the mean square.
-        dtype: of the result; None is what the input and the scale promote to.
-        param_dtype: of the scale.
-        use_scale: whether there is a scale.
-        scale_init: initializer of the scale.
-        reduction_axes: the axes to take the mean square over.
-        feature_axes: the axes along which the scale lies.
-        axis_name: one or several mapped axes over which the features are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        use_fast_variance: accepted for Flax's sake and ignored: there is no variance.
-        promote_dtype: what to do to input and scale before anything else, in place of the rule of
+        dtype: dtype of the result; None is the dtype that the input and the scale promote to.
+        param_dtype: dtype of the scale.
+        use_scale: whether to multiply by a learned scale.
+        scale_init: initializer for the scale.
+        reduction_axes: the axes to reduce over.
+        feature_axes: the axes of the learned scale.
+        axis_name: mapped axis or axes over which the features are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        use_fast_variance: ignored, accepted for compatibility with Flax. RMS norm computes no variance.
+        promote_dtype: function that promotes input and scale first. The default promotes as described under
             ``dtype``.
         rngs: random streams for the initializer.
-        scale_metadata: of the variable of the scale, such as its sharding.
-        scale_offset: added to the scale: 1 for the 1 + scale of Gemma, with ``scale_init`` of zeros.
-        fraction: of the features, the first ones, whose mean square is taken.
+        scale_metadata: metadata of the scale variable, such as its sharding.
+        scale_offset: added to the scale. For Gemma's 1 + scale, use 1 with a ``scale_init`` of zeros.
+        fraction: fraction of the features, starting with the first, over which to compute the mean square.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -103,14 +103,14 @@ class RMSNorm(nnx.Module):
 
         Args:
             x: activations of any rank.
-            mask: True counts; broadcastable to ``x``.
-            use_running_average: ignored; batch norm, which may stand here instead, reads it.
+            mask: True for the elements to include; broadcastable to ``x``.
+            use_running_average: ignored; accepted so that this layer can replace batch norm.
 
         Returns:
-            The normalized values, of the shape of ``x``.
+            The normalized values, with the shape of ``x``.
 
         Raises:
-            ValueError: anything that `jaxnorm.rms_norm` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.rms_norm`.
         """
         x, scale = promoted(self, jnp.asarray(x), "scale")
         return rms_norm(

@@ -1,4 +1,4 @@
-"""Norms that Flax does not have, of each example by itself, as NNX modules."""
+"""NNX modules for norms that Flax does not have and that treat each example independently."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from ._from_recipe import FromRecipe
 
 @dataclass(eq=False)
 class ActNorm(ActNormRecipe, FromRecipe):
-    """`jaxnorm.act_norm`, without its log-determinant: an affine of each channel.
+    """ActNorm (`jaxnorm.act_norm`): a learned affine map per channel. Returns no log-determinant.
 
     Example:
         >>> import jax.numpy as jnp
@@ -31,7 +31,7 @@ class ActNorm(ActNormRecipe, FromRecipe):
 
 @dataclass(eq=False)
 class Derf(DerfRecipe, FromRecipe):
-    """`jaxnorm.derf`: erf in the place of layer norm.
+    """Dynamic erf (`jaxnorm.derf`): applies erf instead of layer norm.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Derf(DerfRecipe, FromRecipe):
 
 @dataclass(eq=False)
 class DynamicTanh(DynamicTanhRecipe, FromRecipe):
-    """`jaxnorm.dynamic_tanh`: tanh in the place of layer norm.
+    """Dynamic tanh (`jaxnorm.dynamic_tanh`): applies tanh instead of layer norm.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,7 +63,7 @@ class DynamicTanh(DynamicTanhRecipe, FromRecipe):
 
 @dataclass(eq=False)
 class EvoNormS0(EvoNormS0Recipe, FromRecipe):
-    """`jaxnorm.evo_norm_s0`: group norm and activation in one.
+    """EvoNorm-S0 (`jaxnorm.evo_norm_s0`): group norm and activation in one layer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,7 +79,7 @@ class EvoNormS0(EvoNormS0Recipe, FromRecipe):
 
 @dataclass(eq=False)
 class FilterResponseNorm(FilterResponseNormRecipe, FromRecipe):
-    """`jaxnorm.filter_response_norm`, with its thresholded linear unit.
+    """Filter response norm (`jaxnorm.filter_response_norm`) with its thresholded linear unit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -95,7 +95,7 @@ class FilterResponseNorm(FilterResponseNormRecipe, FromRecipe):
 
 @dataclass(eq=False)
 class GlobalResponseNorm(GlobalResponseNormRecipe, FromRecipe):
-    """`jaxnorm.global_response_norm`: channels compete.
+    """Global response norm (`jaxnorm.global_response_norm`): makes channels compete.
 
     Example:
         >>> import jax.numpy as jnp
@@ -111,7 +111,7 @@ class GlobalResponseNorm(GlobalResponseNormRecipe, FromRecipe):
 
 @dataclass(eq=False)
 class PixelNorm(PixelNormRecipe, FromRecipe):
-    """`jaxnorm.pixel_norm`: RMS norm without a scale.
+    """Pixel norm (`jaxnorm.pixel_norm`): RMS norm without a scale.
 
     Example:
         >>> import jax.numpy as jnp
@@ -127,7 +127,7 @@ class PixelNorm(PixelNormRecipe, FromRecipe):
 
 @dataclass(eq=False)
 class ScaleNorm(ScaleNormRecipe, FromRecipe):
-    """`jaxnorm.scale_norm`: every vector at one length.
+    """Scale norm (`jaxnorm.scale_norm`): scales every vector to the same learned length.
 
     Example:
         >>> import jax.numpy as jnp

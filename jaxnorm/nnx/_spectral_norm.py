@@ -22,27 +22,28 @@ from ._wrapped import Path, call_with
 
 
 class SpectralNorm(nnx.Module):
-    """Spectral norm of the layer it wraps: `flax.nnx.SpectralNorm`, argument for argument.
+    """Spectral norm of the wrapped layer, with all arguments of `flax.nnx.SpectralNorm`.
 
-    Computes `jaxnorm.spectral_norm` of each of the layer's parameters of rank 2 or more, in every call;
-    the parameters themselves stay as they are. ``batch_stats`` has two `nnx.BatchStat` for each, by its
-    path: ``u`` and ``sigma``. ``.train()`` and ``.eval()`` say whether a call updates them.
+    Computes `jaxnorm.spectral_norm` of each of the layer's parameters of rank 2 or more in every call. The
+    parameters themselves do not change. ``batch_stats`` holds the state of each, ``u`` and ``sigma``, as
+    `nnx.BatchStat`, keyed by the path of the parameter and the name. ``.train()`` and ``.eval()`` set whether
+    calls update it.
 
     Args:
         layer_instance: the layer to wrap.
-        n_steps: steps of power iteration in a call. 0 leaves the layer as it is, None is the exact singular
-            value.
-        epsilon: added to the square of the length that directions are divided by.
-        dtype: of the normalized weights; None is what they and the state promote to.
-        param_dtype: of the state.
-        error_on_non_matrix: True refuses parameters of rank 3 or more, which are otherwise matrices of the
-            last axis against all others.
-        update_stats: True (training) stores the direction that a call came to, where the next one
-            continues. The call may say otherwise.
-        rngs: random streams for the first directions.
+        n_steps: number of power iteration steps per call. 0 leaves the layer unchanged; None computes the
+            exact singular value.
+        epsilon: added to the squared length when a direction is normalized.
+        dtype: dtype of the normalized weights; None is the dtype that weights and state promote to.
+        param_dtype: dtype of the state.
+        error_on_non_matrix: if True, raises for parameters of rank 3 or more. If False, flattens all their
+            axes but the last.
+        update_stats: True (training) stores the new state, from which the next call continues. The call can
+            override it.
+        rngs: random streams for the initial directions.
 
     Raises:
-        ValueError: a parameter of rank 3 or more with ``error_on_non_matrix``.
+        ValueError: If a parameter has rank 3 or more and ``error_on_non_matrix`` is True.
 
     Example:
         >>> import jax
@@ -76,7 +77,7 @@ class SpectralNorm(nnx.Module):
         self.param_dtype = param_dtype
         self.error_on_non_matrix = error_on_non_matrix
         check_fields({**vars(self), "update_stats": update_stats})
-        self.use_running_average = not update_stats  # the name that .train() and .eval() set
+        self.use_running_average = not update_stats  # the attribute that .train() and .eval() set
         batch_stats: dict[Path, nnx.BatchStat] = {}
         for path, weight in nnx.to_flat_state(nnx.state(layer_instance, nnx.Param)):
             if has_spectral_norm(weight[...], n_steps, error_on_non_matrix):
@@ -97,18 +98,18 @@ class SpectralNorm(nnx.Module):
         """Calls the layer with normalized weights.
 
         Args:
-            x: for the layer.
-            update_stats: True (training) or False (evaluation), whatever the module says.
-            *args: for the layer.
-            use_running_average: says the same the other way round, as batch norm does, if ``update_stats``
-                does not; and is for the layer as well, if it takes one.
-            **kwargs: for the layer.
+            x: first argument for the layer.
+            update_stats: True for training, False for evaluation; overrides the module's setting.
+            *args: positional arguments for the layer.
+            use_running_average: the opposite of ``update_stats``, as in batch norm; used if ``update_stats``
+                is None. Also passed on to the layer if it takes this argument.
+            **kwargs: keyword arguments for the layer.
 
         Returns:
-            What the layer returns.
+            The output of the layer.
 
         Raises:
-            ValueError: anything that `jaxnorm.spectral_norm` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.spectral_norm`.
         """
         evaluating = self.use_running_average
         if use_running_average is not None:
@@ -134,10 +135,10 @@ class SpectralNorm(nnx.Module):
         return call_with(normalized, self.layer_instance, use_running_average, x, *args, **kwargs)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """What `nnx.view` calls.
+        """Sets ``use_running_average``; called by `nnx.view`.
 
         Args:
-            use_running_average: evaluation (True) or training (False); None leaves it as it is.
+            use_running_average: True for evaluation, False for training; None leaves the setting unchanged.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average

@@ -1,4 +1,4 @@
-"""Calls that Flax's transforms take as they are."""
+"""Makes calling the modules compatible with Flax's transforms."""
 
 import functools
 import inspect
@@ -10,10 +10,10 @@ _Call = TypeVar("_Call", bound=Callable[..., Any])
 
 
 def transformable(call: _Call) -> _Call:
-    """``call``, so that ``nnx.vmap(layer)(x)`` works, and ``nnx.remat`` and ``nnx.scan`` likewise.
+    """Wraps ``call`` so that ``nnx.vmap(layer)(x)``, ``nnx.remat`` and ``nnx.scan`` work.
 
-    They bind the arguments to the signature, fill in the defaults, and refuse the call if any of them is
-    keyword-only. So the signature that they read has ``**options`` in the place of such arguments.
+    These transforms bind the arguments to the signature, fill in the defaults, and raise if any argument is
+    keyword-only. The signature they see therefore has ``**options`` instead of the keyword-only arguments.
     """
 
     @functools.wraps(call)

@@ -1,4 +1,4 @@
-"""What the modules do around their function: create variables, and read and write them."""
+"""Helpers for the NNX modules: creating, reading and writing variables."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from ..core._running import RunningStats, init_running_stats
 Features = int | Sequence[int]
 
 promote_dtype: PromoteDtypeFn = dtypes.promote_dtype
-"""Flax's default, which stands for the rule that the functions have themselves."""
+"""Flax's default. Modules that have it use the promotion rule of the `jaxnorm` functions instead."""
 
 
 def shape_of(num_features: Features) -> tuple[int, ...]:
-    """The shape of a parameter: one size for each feature axis."""
+    """Returns the shape of a parameter: one size for each feature axis."""
     if isinstance(num_features, Sequence):
         return tuple(num_features)
     return (operator.index(num_features),)
@@ -38,19 +38,19 @@ def parameter(
     rngs: nnx.Rngs,
     metadata: Mapping[str, Any] | None,
 ) -> Any:
-    """A Param, or None where none is wanted."""
+    """Creates an `nnx.Param`, or returns None if ``wanted`` is False."""
     if not wanted:
         return nnx.data(None)
     return nnx.Param(init(rngs.params(), shape, dtype), **(metadata or {}))
 
 
 def value_of(variable: nnx.Variable | None) -> Any:
-    """What a variable holds, if there is one."""
+    """Returns the value of a variable, or None if there is no variable."""
     return None if variable is None else variable[...]
 
 
 def promoted(module: Any, x: jax.Array, *variables: str) -> tuple[Any, ...]:
-    """``x`` and these ``variables`` of ``module``, by its ``promote_dtype`` if that is not the default."""
+    """Returns ``x`` and the named variables of ``module``, promoted by a non-default ``promote_dtype``."""
     values = x, *(value_of(getattr(module, name)) for name in variables)
     if module.promote_dtype is promote_dtype:
         return values
@@ -58,10 +58,10 @@ def promoted(module: Any, x: jax.Array, *variables: str) -> tuple[Any, ...]:
 
 
 def is_evaluating(module: Any, use_running_average: bool | None) -> bool:
-    """What the call says, or else the module.
+    """Returns ``use_running_average`` from the call or, if that is None, from the module.
 
     Raises:
-        ValueError: neither does, or what the call says is no flag.
+        ValueError: If both are None, or if the call's value is not a boolean.
     """
     check_flag("use_running_average", use_running_average)
     asked = module.use_running_average if use_running_average is None else use_running_average
@@ -74,7 +74,7 @@ def is_evaluating(module: Any, use_running_average: bool | None) -> bool:
 
 
 def make_running_stats(module: Any, shape: tuple[int, ...], *, tracked: bool = True) -> None:
-    """Gives ``module`` its running statistics: ``mean`` and ``var``, and ``count`` for the plain average."""
+    """Creates ``mean``, ``var`` and, for ``momentum=None``, ``count``; all None if ``tracked`` is False."""
     is_complex = jnp.issubdtype(module.param_dtype, jnp.complexfloating)
     dtype = promoted_dtype(jnp.float32, module.param_dtype) if is_complex else jnp.float32
     fresh = init_running_stats(shape, dtype, cumulative=module.momentum is None)
@@ -84,17 +84,20 @@ def make_running_stats(module: Any, shape: tuple[int, ...], *, tracked: bool = T
 
 
 def read_running_stats(module: Any) -> RunningStats:
-    """The running statistics so far."""
+    """Returns the current running statistics."""
     return RunningStats(*(value_of(getattr(module, name)) for name in RunningStats._fields))
 
 
 def write_running_stats(module: Any, updated: RunningStats) -> None:
-    """Stores what a step returned."""
+    """Stores the running statistics from a training step."""
     for name, value in updated._asdict().items():
         if value is not None:
             store(getattr(module, name), value)
 
 
 def store(variable: nnx.Variable, value: jax.Array) -> None:
-    """Sets what a variable holds. An array reference takes no value that is being differentiated."""
+    """Sets the value of a variable.
+
+    Array references cannot hold values under differentiation, so gradients are stopped for them.
+    """
     variable[...] = lax.stop_gradient(value) if is_array_ref(variable.get_raw_value()) else value

@@ -19,23 +19,24 @@ from ._wrapped import KERNELS, Path, call_with, one_for_each
 
 
 class WeightNorm(nnx.Module):
-    """Weight norm of the layer it wraps: `flax.nnx.WeightNorm`, argument for argument.
+    """Weight norm of the wrapped layer, with all arguments of `flax.nnx.WeightNorm`.
 
-    Computes `jaxnorm.weight_norm` of each chosen parameter, in every call; the layer's own parameters
-    stay as they are. ``scales`` has an `nnx.Param` for each, by its path.
+    Computes `jaxnorm.weight_norm` of each chosen weight in every call. The layer's own parameters keep their
+    paths and values; ``scales`` holds an `nnx.Param` for each chosen weight, keyed by its path.
 
     Args:
         layer_instance: the layer to wrap.
-        feature_axes: the axes of a weight that are kept, those of the outputs. None or () takes one length
-            over all.
-        use_scale: whether there are scales.
-        scale_init: initializer of the scales. None starts with the lengths that the weights have, so that
-            wrapping changes nothing, as in PyTorch.
-        epsilon: added to the square of the length.
-        dtype: of the normalized weights; None is what they and the scales promote to.
-        param_dtype: of the scales.
-        variable_filter: which parameters to normalize.
-        promote_dtype: accepted for Flax's sake, which does not use it either.
+        feature_axes: the output axes of a weight, which are not reduced. None or () computes one length over
+            all axes.
+        use_scale: whether to multiply by learned scales.
+        scale_init: initializer for the scales. None starts from the lengths of the weights, so that wrapping
+            the layer does not change its output, as in PyTorch.
+        epsilon: added to the squared length.
+        dtype: dtype of the normalized weights; None is the dtype that weights and scales promote to.
+        param_dtype: dtype of the scales.
+        variable_filter: selects the weights to normalize, by an NNX filter on path and variable. The default
+            selects the kernels.
+        promote_dtype: ignored, as in Flax.
         rngs: random streams for the initializer.
 
     Example:
@@ -90,16 +91,16 @@ class WeightNorm(nnx.Module):
         """Calls the layer with normalized weights.
 
         Args:
-            x: for the layer.
-            *args: for the layer.
-            use_running_average: for the layer, if it takes one.
-            **kwargs: for the layer.
+            x: first argument for the layer.
+            *args: positional arguments for the layer.
+            use_running_average: passed on to the layer if it takes this argument.
+            **kwargs: keyword arguments for the layer.
 
         Returns:
-            What the layer returns.
+            The output of the layer.
 
         Raises:
-            ValueError: anything that `jaxnorm.weight_norm` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.weight_norm`.
         """
         return call_with(
             self._normalized, self.layer_instance, use_running_average, x, *args, **kwargs

@@ -17,21 +17,22 @@ from ._wrapped import KERNELS, Path, call_with, one_for_each
 
 
 class WeightStandardization(nnx.Module):
-    """Weight standardization of the layer it wraps.
+    """Weight standardization of the wrapped layer.
 
-    Computes `jaxnorm.weight_standardization` of each chosen parameter, in every call; the layer's own
-    parameters stay as they are. ``gains`` has an `nnx.Param` for each, by its path.
+    Computes `jaxnorm.weight_standardization` of each chosen weight in every call. The layer's own parameters
+    keep their paths and values; ``gains`` holds an `nnx.Param` for each chosen weight, keyed by its path.
 
     Args:
         layer_instance: the layer to wrap.
         epsilon: added to the variance.
-        dtype: of the standardized weights; None is what they and the gains promote to.
-        param_dtype: of the gains.
-        use_gain: whether there are gains.
-        gain_init: initializer of the gains.
-        feature_axes: the axes of a weight that are kept, those of the outputs.
-        variable_filter: which parameters to standardize.
-        rngs: random streams for the initializer; None will do without gains.
+        dtype: dtype of the standardized weights; None is the dtype that weights and gains promote to.
+        param_dtype: dtype of the gains.
+        use_gain: whether to multiply by learned gains.
+        gain_init: initializer for the gains.
+        feature_axes: the output axes of a weight, which are not reduced.
+        variable_filter: selects the weights to standardize, by an NNX filter on path and variable. The
+            default selects the kernels.
+        rngs: random streams for the initializer; can be None without gains.
 
     Example:
         >>> import jax
@@ -69,7 +70,10 @@ class WeightStandardization(nnx.Module):
         if use_gain:
 
             def make(weight: jax.Array) -> jax.Array:
-                assert rngs is not None, "gains need rngs"
+                if rngs is None:
+                    raise ValueError(
+                        "rngs must be given with use_gain=True; got None. Pass rngs=nnx.Rngs(0)."
+                    )
                 return gain_init(rngs.params(), feature_shape(weight, feature_axes), param_dtype)
 
             self.gains = one_for_each(layer_instance, self.variable_filter, make)
@@ -81,16 +85,16 @@ class WeightStandardization(nnx.Module):
         """Calls the layer with standardized weights.
 
         Args:
-            x: for the layer.
-            *args: for the layer.
-            use_running_average: for the layer, if it takes one.
-            **kwargs: for the layer.
+            x: first argument for the layer.
+            *args: positional arguments for the layer.
+            use_running_average: passed on to the layer if it takes this argument.
+            **kwargs: keyword arguments for the layer.
 
         Returns:
-            What the layer returns.
+            The output of the layer.
 
         Raises:
-            ValueError: anything that `jaxnorm.weight_standardization` refuses.
+            ValueError: If an argument is invalid for `jaxnorm.weight_standardization`.
         """
         return call_with(
             self._standardized, self.layer_instance, use_running_average, x, *args, **kwargs

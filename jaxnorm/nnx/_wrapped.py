@@ -1,4 +1,4 @@
-"""A layer called with other weights than its own."""
+"""Calls a layer with weights other than its own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +21,9 @@ def call_with(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """``layer(*args, **kwargs)`` with ``change(path, parameter)`` for the value of each of its parameters.
+    """Returns ``layer(*args, **kwargs)`` with each parameter set to ``change(path, parameter)``.
 
-    The parameters have their own values again afterwards: what a wrapper computes is never stored.
+    Afterwards the parameters have their own values again: the replacements are never stored.
     """
     kwargs = {**kwargs, **flags_for(layer, use_running_average)}
     parameters = nnx.to_flat_state(nnx.state(layer, nnx.Param))
@@ -38,8 +38,8 @@ def call_with(
 
 def _set(values: list[tuple[Any, Any]]) -> None:
     for variable, value in values:
-        # Flax refuses this to a layer that a transform captured, even without its check: a value of one trace
-        # must not be left behind for another. None is left here.
+        # If a transform captured the layer, Flax raises even with the check bypassed, because values must not
+        # leak from one trace into another. They do not: call_with restores the original values.
         try:
             variable.set_raw_value(value, _unsafe_bypass_check=True)
         except TraceContextError:
@@ -49,6 +49,6 @@ def _set(values: list[tuple[Any, Any]]) -> None:
 def one_for_each(
     layer: Any, chosen: Callable[[Path, Any], bool], make: Callable[[jax.Array], jax.Array]
 ) -> dict[Path, nnx.Param]:
-    """A new parameter for each of those of ``layer`` that are ``chosen``, by its path."""
+    """Creates a new parameter for each ``chosen`` parameter of ``layer``, keyed by its path."""
     parameters = nnx.to_flat_state(nnx.state(layer, nnx.Param))
     return nnx.data({p: nnx.Param(make(v[...])) for p, v in parameters if chosen(p, v)})

@@ -1,1 +1,1 @@
-"""One norm a file, its body a sentence in the words of the core."""
+"""The norms as functions, one per file, built from the primitives in `jaxnorm.core`."""

@@ -1,4 +1,4 @@
-"""Activation normalization (Kingma and Dhariwal, 2018, https://arxiv.org/abs/1807.03039), for flows."""
+"""Activation normalization for flows (Kingma and Dhariwal, 2018, https://arxiv.org/abs/1807.03039)."""
 
 from dataclasses import dataclass
 
@@ -28,27 +28,27 @@ def act_norm(
     mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """ActNorm: an affine of each channel that can be inverted, and the logarithm of its determinant.
+    """ActNorm: an invertible affine map of each channel, with its log-determinant.
 
         y = (x + bias) · exp(log_scale)        log |det ∂y/∂x| = positions · Σ log_scale
 
-    There are no statistics; `init_act_norm` makes parameters with which a first batch is normalized.
+    No statistics are computed. `init_act_norm` returns parameters that normalize the first batch.
 
     Args:
-        x: activations, the batch first, of any integer or floating dtype; the arithmetic is in float32 or
-            wider.
-        log_scale: of the shape of ``feature_axes``.
-        bias: likewise.
-        feature_axes: the axes of the channels: -1 for channels last, 1 for channels first.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; a masked NaN or infinity is read as 0.
-        dtype: of ``y``; None is what ``x`` and the parameters promote to.
+        x: activations of any integer or floating dtype, batch axis first; computed in float32 or wider.
+        log_scale: logarithm of the scale, with the shape of the feature axes.
+        bias: added before scaling, with the shape of the feature axes.
+        feature_axes: the channel axes: -1 for channels last, 1 for channels first.
+        mask: boolean or integer, broadcastable to ``x``; a masked NaN or infinity is treated as 0.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and the parameters promote to.
 
     Returns:
-        ``y`` of the shape of ``x``, and the log-determinant of each example, the same for all: shape (), in
-        float32 or wider. The inverse is ``y · exp(-log_scale) - bias``: `act_norm_inverse`.
+        ``y``, with the shape of ``x``, and the log-determinant per example, which is the same for every
+        example: shape (), float32 or wider. `act_norm_inverse` computes ``y · exp(-log_scale) - bias``, the
+        inverse.
 
     Raises:
-        ValueError: a shape, axis or dtype that cannot be; the message says what must hold and what to do.
+        ValueError: If a shape, axis or dtype is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -74,22 +74,22 @@ def act_norm_inverse(
     feature_axes: Axes = -1,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """What `act_norm` made y of.
+    """Inverts `act_norm`.
 
         x = y · exp(-log_scale) - bias
 
     Args:
-        y: of any integer or floating dtype; the arithmetic is in float32 or wider.
-        log_scale: of the shape of ``feature_axes``.
-        bias: likewise.
-        feature_axes: the axes of the channels.
-        dtype: of the result; None is what ``y`` and the parameters promote to.
+        y: output of `act_norm`, of any integer or floating dtype; computed in float32 or wider.
+        log_scale: logarithm of the scale, with the shape of the feature axes.
+        bias: subtracted after scaling, with the shape of the feature axes.
+        feature_axes: the channel axes.
+        dtype: dtype of the result; None means the dtype that ``y`` and the parameters promote to.
 
     Returns:
-        ``x`` of the shape of ``y``.
+        ``x``, with the shape of ``y``.
 
     Raises:
-        ValueError: a shape, axis or dtype that cannot be; the message says what must hold and what to do.
+        ValueError: If a shape, axis or dtype is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -109,20 +109,20 @@ def act_norm_inverse(
 def init_act_norm(
     x: jax.Array, *, feature_axes: Axes = -1, epsilon: float = 1e-6
 ) -> tuple[jax.Array, jax.Array]:
-    """Parameters with which `act_norm` gives this batch mean 0 and standard deviation 1.
+    """Returns parameters with which `act_norm` maps this batch to mean 0 and standard deviation 1.
 
         log_scale = -log(σ + ε)        bias = -μ
 
     Args:
         x: the first batch, of any integer or floating dtype.
-        feature_axes: the axes of the channels.
+        feature_axes: the channel axes.
         epsilon: ε, added to the standard deviation; zero or positive.
 
     Returns:
-        ``log_scale`` and ``bias`` of the feature shape, in float32 or wider.
+        ``log_scale`` and ``bias``, with the shape of the feature axes, in float32 or wider.
 
     Raises:
-        ValueError: an axis or ``epsilon`` cannot be; the message says what must hold and what to do.
+        ValueError: If an axis or ``epsilon`` is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -139,9 +139,10 @@ def init_act_norm(
 
 @dataclass(kw_only=True, eq=False)
 class ActNormRecipe(Recipe):
-    """A layer of `act_norm`, which returns y alone; the log-determinant follows from its ``log_scale``.
+    """Recipe for an `act_norm` layer. It returns only y; compute the log-determinant from ``log_scale``.
 
-    It begins as the identity. Give ``log_scale`` and ``bias`` what `init_act_norm` makes of a first batch.
+    The layer starts as the identity. Set ``log_scale`` and ``bias`` to the values that `init_act_norm`
+    returns for the first batch.
     """
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
@@ -149,7 +150,7 @@ class ActNormRecipe(Recipe):
         return {name: Parameter(initializers.zeros, shape) for name in ("log_scale", "bias")}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         given = variables["log_scale"], variables["bias"]
         options = {"feature_axes": self.feature_axes, "mask": call.mask, "dtype": self.dtype}
         y, _ = act_norm(x, *given, **options)

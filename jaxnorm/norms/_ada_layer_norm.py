@@ -1,4 +1,4 @@
-"""Adaptive layer norm (Peebles and Xie, 2022, https://arxiv.org/abs/2212.09748), of diffusion."""
+"""Adaptive layer norm of diffusion transformers (Peebles and Xie, 2022, https://arxiv.org/abs/2212.09748)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,26 +30,26 @@ def ada_layer_norm(
     mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """AdaLN: layer norm, its scale and shift computed for each example from a condition.
+    """AdaLN: layer norm with a scale and shift per example, computed from a condition.
 
         y = (x - μ) / sqrt(σ² + ε) · (1 + scale) + shift
 
     Args:
         x: activations (examples, ..., features) of any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        scale: (examples, *features), or of the rank of ``x`` and broadcastable to it.
-        shift: likewise.
-        feature_axes: the axes of the features, over which statistics are taken.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        scale: of shape (examples, *features), or of the same rank as ``x`` and broadcastable to it.
+        shift: same shape options as ``scale``.
+        feature_axes: the feature axes, which are reduced.
         epsilon: ε, added to the variance; zero or positive.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``shift`` promote to.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``shift`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: ``scale`` or ``shift`` does not fit, or another argument cannot be; the message says what
-            must hold and what to do.
+        ValueError: If the shape of ``scale`` or ``shift`` does not fit ``x``, or if another argument is
+            invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -72,10 +72,10 @@ def ada_layer_norm(
 
 @dataclass(kw_only=True, eq=False)
 class AdaLayerNormRecipe(Recipe):
-    """A layer of `ada_layer_norm`, called with the condition (examples, features of it) after x.
+    """Recipe for an `ada_layer_norm` layer, called with the condition after x.
 
-    Scale and shift, in this order, are a linear map of silu(condition), which begins at 0. (DiT's has the
-    shift first.)
+    The condition has shape (examples, ..., condition_features). Scale and shift, in this order, are a linear
+    map of silu(condition), initialized to 0. (DiT puts the shift first.)
     """
 
     condition_features: int
@@ -87,25 +87,25 @@ class AdaLayerNormRecipe(Recipe):
     chunks = 2  # scale and shift
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """Of the linear map: ``kernel`` (features of the condition, chunks, *features) and ``bias``."""
+        """``kernel`` (condition features, chunks, *features) and ``bias`` of the linear map."""
         return {
             "kernel": Parameter(self.kernel_init, (self.condition_features, self.chunks, *shape)),
             "bias": Parameter(initializers.zeros, (self.chunks, *shape)),
         }
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         return self.adapted(x, variables, call)[0], {}
 
     def adapted(
         self, x: jax.Array, variables: State, call: Call
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """The result, and what else the linear map has computed."""
+        """Returns the output and the remaining chunks of the linear map."""
         condition = jnp.asarray(call.condition)
         if condition.ndim < 2 or condition.shape[-1] != self.condition_features:
             raise ValueError(
-                f"the condition must be (examples, ..., {self.condition_features}), as condition_features "
-                f"says; got shape {condition.shape}."
+                f"condition must have shape (examples, ..., {self.condition_features}) to match "
+                f"condition_features; got shape {condition.shape}."
             )
         wide = arithmetic_dtype(condition, *variables.values())
         chunks = jnp.tensordot(
@@ -128,12 +128,12 @@ class AdaLayerNormRecipe(Recipe):
 
 @dataclass(kw_only=True, eq=False)
 class AdaLayerNormZeroRecipe(AdaLayerNormRecipe):
-    """AdaLN-Zero: returns (y, gate). With x + gate · f(y), a block begins as the identity."""
+    """AdaLN-Zero: returns (y, gate). A block x + gate · f(y) starts as the identity."""
 
-    chunks = 3  # and the gate
+    chunks = 3  # scale, shift and gate
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
-        """Without state; the gate is of a shape that broadcasts to x."""
+        """Returns (y, gate), with the gate broadcastable to x; there is no state to update."""
         y, (gate,) = self.adapted(x, variables, call)
         gate = modulate(jnp.ones_like(y), gate, feature_axes=self.feature_axes, dtype=y.dtype)
         return (y, gate), {}

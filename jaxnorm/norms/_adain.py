@@ -29,30 +29,30 @@ def adain(
     style_mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """AdaIN: gives each channel of each example the mean and the standard deviation that it has in ``style``.
+    """AdaIN: gives each channel of each example the mean and standard deviation that it has in ``style``.
 
         y = sqrt(σ_s² + ε) · (x - μ) / sqrt(σ² + ε) + μ_s
 
-    Statistics are over all axes but the first, which is the batch, and ``feature_axes``, and divide by the
-    number of positions. (The authors' divides by one less; that is the same where ``x`` and ``style`` have
-    as many positions.)
+    Statistics are computed over all axes except the first (batch) axis and ``feature_axes``.
+    Variances divide by the number n of positions. (The authors' code divides by n - 1, which is equivalent
+    if ``x`` and ``style`` have the same number of positions.)
 
     Args:
-        x: activations of rank 2 or more and any integer or floating dtype: the content.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        style: activations with the batch and the features of ``x``, of any number of positions.
-        feature_axes: the axes that are kept besides the first, of both.
+        x: the content: activations of rank 2 or more and any integer or floating dtype.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        style: activations with the same batch and feature sizes as ``x`` and any number of positions.
+        feature_axes: axes of both inputs that are not reduced, besides the batch axis.
         epsilon: ε, added to both variances; zero or positive.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        style_mask: of ``style``, likewise.
-        dtype: of ``y``; None is what ``x`` and ``style`` promote to.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        style_mask: like ``mask``, but for ``style``.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and ``style`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: ``style`` has other examples or features, or another argument cannot be; the message says
-            what must hold and what to do.
+        ValueError: If ``style`` does not have the examples and features of ``x``, or if another argument is
+            invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -66,7 +66,7 @@ def adain(
     kept = axes_of_instances(x, features)
     if style.ndim != x.ndim or any(style.shape[i] != x.shape[i] for i in kept):
         raise ValueError(
-            f"style must have the rank, the examples and the features of x; got style of shape {style.shape} "
+            f"style must have the same rank, examples and features as x; got style of shape {style.shape} "
             f"for x of shape {x.shape} with feature_axes={features}. Only the positions may differ."
         )
     m = moments(style, complement(kept, style.ndim), mask=style_mask)
@@ -84,13 +84,13 @@ def adain(
 
 @dataclass(kw_only=True, eq=False)
 class AdaINRecipe(Recipe):
-    """A layer of `adain`, called with the style after x."""
+    """Recipe for an `adain` layer, called with the style after x."""
 
     epsilon: float = 1e-5
     """Added to both variances."""
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         y = adain(
             x,
             call.condition,

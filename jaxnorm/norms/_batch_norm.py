@@ -43,56 +43,58 @@ def batch_norm(
     save_as: SaveAs | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, RunningStats]:
-    """Batch norm in training: normalizes with the statistics of this batch, and moves the running ones.
+    """Batch norm in training: normalizes with the batch statistics and updates the running statistics.
 
         y = activation((x - μ) / sqrt(σ² + ε) · scale + bias + residual)
 
-    μ and σ² are taken over all axes but ``feature_axes``; σ² divides by n, the number of values counted.
+    μ and σ² are computed over all axes except ``feature_axes``. σ² divides by n, the number of unmasked
+    elements.
 
     Args:
         x: activations of any rank and any integer, floating (16 bits or wider) or complex dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        stats: running statistics of the feature shape, from `init_running_stats` or the last step.
-        scale: γ, of the feature shape; None is 1.
-        bias: β, of the feature shape; None is 0.
-        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
-        momentum: the weight of the *old* running value, in [0, 1]. PyTorch's momentum is the weight of
-            the new one, so its 0.1 is 0.9 here. None: the plain average of all batches
-            (``init_running_stats(..., cumulative=True)``).
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        stats: running statistics with the shape of the feature axes, from `init_running_stats` or the
+            previous step.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
+        momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally and needs
+            ``init_running_stats(..., cumulative=True)``. PyTorch's momentum is the weight of the new value,
+            so its 0.1 is 0.9 here.
         epsilon: ε, added to the variance; zero or positive.
-        unbiased: the running variance gets the batch's variance times n / (n - 1), as PyTorch's does.
-        mask: True counts. Boolean or integer, broadcastable to ``x``. A masked value never reaches a
-            statistic or another element, in either direction. Its own output is normalized like any
-            other; a masked NaN or infinity is read as the mean.
-        axis_name: one or several axes of vmap, pmap or shard_map whose devices share statistics,
-            weighted by count, in one all-reduce forward (of two or three float64 numbers a channel) and
-            one backward. Under jit over a mesh no name is needed.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        virtual_batch_size: so many neighbouring examples (along axis 0, then along ``axis_name``) are
-            normalized with statistics of their own, however they lie on devices: fewer than a device has,
-            or those of several. The running statistics are moved by all examples of all devices. None: all
-            examples share their statistics.
-        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, those of ``jax.nn``, computed in the same
-            pass; None is none. For the backward pass, only x is saved.
-        residual: of the shape of ``x``, added before the activation. With ``relu`` and ``leaky_relu`` a
-            boolean for each element is saved for it, with others ``residual`` itself.
-        save_as: what is saved for the backward pass instead of ``x``; ``y`` and the statistics are exact all
-            the same. ``"output"``: ``y``, which the next layer keeps anyway, so that this one adds nothing
-            (In-Place ABN, https://arxiv.org/abs/1712.02616). ``activation`` must be None or ``leaky_relu``.
-            The normalized ``x`` is then known to the rounding u of ``y`` times max(1, abs(bias / scale)).
-            Channels where the latter is over 1 / sqrt(u), or ``scale`` is 0, have NaN for gradients: start
-            no ``scale`` at 0. A floating dtype: the normalized ``x`` rounded to it; ``jnp.bfloat16`` halves
-            what is saved of a float32 ``x``, and rounds by up to 0.4 %. Not with ``mask``, ``residual``,
-            ``axis_index_groups`` or ``virtual_batch_size``.
-        dtype: of ``y``; None is what ``x``, ``scale``, ``bias`` and ``residual`` promote to.
+        unbiased: update the running variance with the batch variance times n / (n - 1), as PyTorch does.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics. Masked
+            elements affect no statistic and no other element, in the forward or the backward pass. They are
+            normalized like all others, but a masked NaN or infinity is treated as the mean.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) whose devices share statistics, weighted by
+            count. This takes one all-reduce in the forward pass (two or three float64 numbers per channel)
+            and one in the backward pass. Not needed under jit over a mesh.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        virtual_batch_size: number of consecutive examples (along axis 0, then along ``axis_name``) that share
+            statistics, regardless of device placement: part of a device's batch, or the batches of several
+            devices. The running statistics are updated with all examples of all devices. None: all examples
+            share statistics.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu`` from ``jax.nn``, computed in the same pass;
+            None applies no activation. Only ``x`` is saved for the backward pass.
+        residual: array with the shape of ``x``, added before the activation. For the backward pass, ``relu``
+            and ``leaky_relu`` save one boolean per element; other activations save ``residual`` itself.
+        save_as: what to save for the backward pass instead of ``x``; ``y`` and the statistics stay exact.
+            ``"output"`` saves ``y``, which the next layer keeps anyway, so this layer adds nothing (In-Place
+            ABN, https://arxiv.org/abs/1712.02616). It requires an ``activation`` of None or ``leaky_relu``.
+            The normalized ``x`` is then recovered to within u · max(1, abs(bias / scale)), where u is the
+            rounding error of ``y``. Channels with abs(bias / scale) above 1 / sqrt(u), or with a ``scale`` of
+            0, get NaN gradients, so do not initialize ``scale`` to 0. A floating dtype saves the normalized
+            ``x`` rounded to it: ``jnp.bfloat16`` halves the memory for a float32 ``x`` and rounds by up to
+            0.4 %. Not supported with ``mask``, ``residual``, ``axis_index_groups`` or ``virtual_batch_size``.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale``, ``bias`` and ``residual`` promote
+            to.
 
     Returns:
-        ``y`` of the shape of ``x``, and RunningStats of the shapes and dtypes of ``stats``. With nothing
-        counted, ``stats`` come back as they were and ``y`` is finite.
+        ``y``, with the shape of ``x``, and updated RunningStats, with the shapes and dtypes of ``stats``. If
+        all elements are masked, ``stats`` is returned unchanged and ``y`` is finite.
 
     Raises:
-        ValueError: a shape, axis, mask, dtype, epsilon or momentum that cannot be; the message says what
-            must hold and what to do.
+        ValueError: If a shape, axis, mask, dtype, epsilon or momentum is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -170,29 +172,31 @@ def batch_norm_inference(
     residual: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Batch norm in evaluation: normalizes with the running statistics, each example by itself.
+    """Batch norm in evaluation: normalizes each example independently with the running statistics.
 
         y = activation((x - mean) / sqrt(var + ε) · scale + bias + residual)
 
     Args:
-        x: activations of any rank and any integer, floating (16 bits or wider) or complex dtype; the
-            arithmetic is in float32 or wider.
-        stats: running statistics of the feature shape.
-        scale: γ, of the feature shape; None is 1.
-        bias: β, of the feature shape; None is 0.
-        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
+        x: activations of any rank and any integer, floating (16 bits or wider) or complex dtype; computed in
+            float32 or wider.
+        stats: running statistics with the shape of the feature axes.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
         epsilon: ε, added to the variance; zero or positive.
-        mask: as in training: a masked NaN or infinity is read as the mean, so it reaches no gradient.
-        activation: as in training.
-        residual: of the shape of ``x``, added before the activation.
-        dtype: of ``y``; None is what ``x``, ``scale``, ``bias`` and ``residual`` promote to.
+        mask: boolean or integer, broadcastable to ``x``; a masked NaN or infinity is treated as the mean, so
+            it does not affect gradients.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu`` from ``jax.nn``, computed in the same pass;
+            None applies no activation.
+        residual: array with the shape of ``x``, added before the activation.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale``, ``bias`` and ``residual`` promote
+            to.
 
     Returns:
-        ``y`` of the shape of ``x``. It can be differentiated for every array argument.
+        ``y``, with the shape of ``x``. It is differentiable with respect to every array argument.
 
     Raises:
-        ValueError: a shape, axis, dtype or epsilon that cannot be; the message says what must hold and
-            what to do.
+        ValueError: If a shape, axis, dtype or epsilon is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn

@@ -1,4 +1,4 @@
-"""Batch norm at test time, with statistics between the running ones and the batch's own."""
+"""Batch norm at test time, with a mixture of running and batch statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -27,34 +27,34 @@ def batch_norm_adapted(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Batch norm for images unlike those of training: evaluates with a mixture of statistics.
+    """Batch norm under distribution shift: evaluates with a mixture of running and batch statistics.
 
         mean = running_share · running mean + (1 - running_share) · μ        (var likewise)
         y = (x - mean) / sqrt(var + ε) · scale + bias
 
-    Schneider et al. (2020, https://arxiv.org/abs/2006.16971) take a share of N / (N + n) for batches of n
-    images and an N of 16 or so.
+    Schneider et al. (2020, https://arxiv.org/abs/2006.16971) use a running share of N / (N + n) for batches
+    of n images, with N around 16.
 
     Args:
         x: activations of any rank and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        stats: running statistics of the feature shape; they are not changed.
-        scale: γ, of the feature shape; None is 1.
-        bias: β, of the feature shape; None is 0.
-        running_share: 1 is `batch_norm_inference`, 0 normalizes as training does.
-        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        stats: running statistics with the shape of the feature axes; they are not updated.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        running_share: weight of the running statistics, in [0, 1]. 1 is `batch_norm_inference`; 0 normalizes
+            as in training.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
         epsilon: ε, added to the variance; zero or positive.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map whose devices share statistics.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) whose devices share statistics.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: the share is not in [0, 1], or another argument cannot be; the message says what must
-            hold and what to do.
+        ValueError: If ``running_share`` is outside [0, 1], or if another argument is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn

@@ -1,4 +1,4 @@
-"""Batch norm with statistics for each domain (Chang et al., 2019, https://arxiv.org/abs/1906.03950)."""
+"""Batch norm with separate statistics per domain (Chang et al., 2019, https://arxiv.org/abs/1906.03950)."""
 
 import numbers
 from dataclasses import dataclass
@@ -16,21 +16,20 @@ from ._recipe import Affine, Call, Shape, State, Tracked, present, scale_and_bia
 
 @explained
 def stats_of_domain(stats: RunningStats, domain: jax.Array | int) -> RunningStats:
-    """The running statistics of one domain, of those of several along the first axis.
+    """Selects the running statistics of one domain from statistics stacked along the first axis.
 
-    With `with_stats_of_domain`, any norm keeps statistics for each source of its data: clean and
-    adversarial images, languages, hospitals.
+    Together with `with_stats_of_domain`, this lets any norm keep separate statistics for each source of
+    data: clean and adversarial images, languages, hospitals.
 
     Args:
-        stats: of several domains: each array of shape (domains, *features).
-        domain: which: an integer, which may be traced. A traced one that is out of range gives NaN.
+        stats: running statistics of all domains; each array has shape (domains, *features).
+        domain: integer index of the domain; may be traced. A traced index that is out of range gives NaN.
 
     Returns:
-        RunningStats of the feature shape.
+        RunningStats with the shape of the feature axes.
 
     Raises:
-        ValueError: ``stats`` are no RunningStats, or ``domain`` is none of theirs; the message says what
-            must hold and what to do.
+        ValueError: If ``stats`` is not a RunningStats, or if ``domain`` is not one of its domains.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -47,19 +46,19 @@ def stats_of_domain(stats: RunningStats, domain: jax.Array | int) -> RunningStat
 def with_stats_of_domain(
     stats: RunningStats, domain: jax.Array | int, updated: RunningStats
 ) -> RunningStats:
-    """The running statistics of several domains, with those of one replaced.
+    """Replaces the running statistics of one domain in statistics stacked along the first axis.
 
     Args:
-        stats: of several domains: each array of shape (domains, *features).
-        domain: which: an integer, which may be traced. A traced one that is out of range changes nothing.
-        updated: what a step on that domain returned.
+        stats: running statistics of all domains; each array has shape (domains, *features).
+        domain: integer index of the domain; may be traced. A traced index that is out of range changes
+            nothing.
+        updated: running statistics returned by a step on that domain.
 
     Returns:
-        RunningStats of the shapes of ``stats``; the other domains' are what they were.
+        RunningStats with the shapes of ``stats``; those of the other domains are unchanged.
 
     Raises:
-        ValueError: ``stats`` are no RunningStats, or ``domain`` is none of theirs; the message says what
-            must hold and what to do.
+        ValueError: If ``stats`` is not a RunningStats, or if ``domain`` is not one of its domains.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -79,31 +78,31 @@ def _index(domain: jax.Array | int, domains: int) -> jax.Array:
     index = jnp.asarray(domain)
     if index.shape != () or not jnp.issubdtype(index.dtype, jnp.integer):
         raise ValueError(
-            f"domain must be one integer, for the whole batch; got {index.dtype.name} of shape "
-            f"{index.shape}. Make batches of one domain each."
+            f"domain must be a single integer for the whole batch; got {index.dtype.name} of shape "
+            f"{index.shape}. Put only one domain in each batch."
         )
     if isinstance(domain, numbers.Integral) and not 0 <= domain < domains:
         raise ValueError(
-            f"domain must lie in [0, {domains - 1}]; got {domain}. Make statistics for more domains."
+            f"domain must lie in [0, {domains - 1}]; got {domain}. Create statistics for more domains."
         )
-    return jnp.where(index < 0, domains, index)  # out of range, not from the end
+    return jnp.where(index < 0, domains, index)  # negative: out of range, not counted from the end
 
 
 @dataclass(kw_only=True, eq=False)
 class DomainBatchNormRecipe(Affine, Tracked):
-    """A layer of `batch_norm`, called with the domain after x; the affine is shared."""
+    """Recipe for a `batch_norm` layer, called with the domain after x; scale and bias are shared."""
 
     num_domains: int
-    """How many domains have statistics of their own."""
+    """Number of domains, each with its own statistics."""
     epsilon: float = 1e-5
     """Added to the variance."""
 
     def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
-        """With the domains along the first axis."""
+        """The running statistics, stacked along a first axis of domains."""
         return super().state((self.num_domains, *shape), dtype)
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Moves the running statistics of the domain in training."""
+        """Normalizes ``x``; in training, also updates the running statistics of the domain."""
         domain = call.condition
         stats, affine = stats_of(variables), scale_and_bias(variables)
         own = stats_of_domain(stats, domain)

@@ -24,7 +24,7 @@ from ._ramp import Ramp
 from ._recipe import Affine, Call, Shape, State, Tracked, present, scale_and_bias, stats_of
 
 Limit: TypeAlias = float | jax.Array | Callable[[jax.Array], jax.Array]
-"""A number, or a schedule: a function of the number of steps done."""
+"""A number, or a schedule: a function of the number of completed steps."""
 
 
 @public
@@ -45,38 +45,38 @@ def batch_renorm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, RunningStats]:
-    """Batch renorm in training: batch norm, corrected to what evaluation will compute, within limits.
+    """Batch renorm in training: batch norm corrected, within limits, to match evaluation.
 
         s = sqrt(σ² + ε)        r = clip(s / s̄, 1/rmax, rmax)        d = clip((μ - μ̄) / s̄, ±dmax)
         y = ((x - μ) / s · r + d) · scale + bias
 
-    μ and σ² are those of the batch, μ̄ and s̄ running values; r and d are constants for the gradient. With
-    rmax = 1 and dmax = 0 it is batch norm; where nothing is clipped, y is that of `batch_norm_inference`,
-    which is evaluation.
+    μ and σ² are batch statistics, μ̄ and s̄ are running values. No gradient flows through r and d. With
+    rmax = 1 and dmax = 0 this is batch norm; where nothing is clipped, y equals the output of
+    `batch_norm_inference`, which is used in evaluation.
 
     Args:
         x: activations of any rank and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        stats: running statistics of the feature shape, from `init_running_stats` or the last step.
-        scale: γ, of the feature shape; None is 1.
-        bias: β, of the feature shape; None is 0.
-        rmax: the limit of r, 1 or more. The paper starts at 1 and lets it rise to 3.
-        dmax: the limit of d, 0 or more. The paper starts at 0 and lets it rise to 5.
-        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
-        momentum: the weight of the *old* running value, in [0, 1]; None is the plain average of all batches.
-            It is s that moves, not its square, as in the paper.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        stats: running statistics with the shape of the feature axes, from `init_running_stats` or the
+            previous step.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        rmax: limit of r, at least 1. The paper increases it from 1 to 3.
+        dmax: limit of d, at least 0. The paper increases it from 0 to 5.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
+        momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally. As in the
+            paper, the running average is of s, not of its square.
         epsilon: ε, added to the variance; zero or positive.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map whose devices share statistics.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) whose devices share statistics.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``, and RunningStats of the shapes and dtypes of ``stats``.
+        ``y``, with the shape of ``x``, and updated RunningStats, with the shapes and dtypes of ``stats``.
 
     Raises:
-        ValueError: a shape, axis, mask, dtype, epsilon or momentum that cannot be; the message says what
-            must hold and what to do.
+        ValueError: If a shape, axis, mask, dtype, epsilon or momentum is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -100,7 +100,7 @@ def batch_renorm(
     gain, offset = (
         default if p is None else p for p, default in zip(o.parameters, (1, 0), strict=True)
     )
-    # The correction is one of scale and bias.
+    # Fold the correction into scale and bias.
     corrected = materialize(r * gain), materialize(d * gain + offset)
     y = normalize(o.x, m.mean, m.var, *corrected, epsilon=epsilon, mask=o.mask)
 
@@ -109,7 +109,7 @@ def batch_renorm(
         stats._replace(var=old_std), m._replace(var=std), momentum=momentum
     )
     var = jnp.maximum(moved.var**2 - epsilon, 0).astype(stats.var.dtype)
-    var = jnp.where(moved.var == old_std, stats.var, var)  # bit for bit where nothing moves
+    var = jnp.where(moved.var == old_std, stats.var, var)  # bitwise unchanged if nothing moved
     return y.astype(o.dtype), moved._replace(var=var)
 
 
@@ -119,21 +119,21 @@ PAPERS_DMAX = Ramp(5_000, 25_000, 0.0, 5.0)
 
 @dataclass(kw_only=True, eq=False)
 class BatchRenormRecipe(Affine, Tracked):
-    """A layer of `batch_renorm`; in evaluation, `batch_norm_inference`."""
+    """Recipe for a `batch_renorm` layer; in evaluation it applies `batch_norm_inference`."""
 
     epsilon: float = 1e-3
     """Added to the variance."""
     rmax: Limit = PAPERS_RMAX
-    """The limit of r: a number, or a schedule; by default that of the paper."""
+    """Limit of r: a number or a schedule; defaults to the schedule of the paper."""
     dmax: Limit = PAPERS_DMAX
-    """The limit of d, likewise."""
+    """Limit of d: a number or a schedule; defaults to the schedule of the paper."""
 
     def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
-        """``steps``, too, for the schedules."""
+        """The running statistics, and ``steps`` for the schedules."""
         return {**super().state(shape, dtype), "steps": jnp.zeros((), jnp.int32)}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """In training, one step more."""
+        """Normalizes ``x``; in training, also updates the running statistics and ``steps``."""
         options = {
             "feature_axes": self.feature_axes,
             "epsilon": self.epsilon,

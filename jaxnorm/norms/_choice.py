@@ -1,4 +1,4 @@
-"""A norm chosen by name, and the flag that all of them take."""
+"""Selects norms by name and handles the training flags of their layers."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -13,37 +13,37 @@ _T = TypeVar("_T")
 def choose(
     constructors: Mapping[str, Callable[..., _T]], name: str, **options: Any
 ) -> Callable[..., _T]:
-    """The constructor of that ``name``, with ``options`` filled in.
+    """Returns the constructor called ``name`` with ``options`` bound to it.
 
     Raises:
-        ValueError: there is no such name.
-        TypeError: it has no such option.
+        ValueError: If no constructor has that name.
+        TypeError: If the constructor does not accept one of ``options``.
     """
     if name not in constructors:
         raise ValueError(f"norm must be one of {', '.join(constructors)}; got {name!r}.")
     constructor = constructors[name]
-    # A typo is an error here, not where the model is built.
+    # Report a misspelled option here, not when the model is built.
     inspect.signature(constructor.__init__).bind_partial(None, **options)
     return partial(constructor, **options)
 
 
 def taken_by(layer: object) -> set[str]:
-    """The names of the arguments that ``layer`` is declared to take in a call."""
+    """Returns the argument names of the ``__call__`` method of ``layer``."""
     return set(inspect.signature(inspect.unwrap(type(layer).__call__)).parameters)
 
 
 def flags_for(layer: object, use_running_average: bool | None) -> dict[str, bool]:
-    """The keyword argument to call ``layer`` with, if it takes one: wrappers hand the flag on."""
+    """Returns ``use_running_average`` as a keyword argument if ``layer`` takes it; wrappers pass it on."""
     if use_running_average is None or "use_running_average" not in taken_by(layer):
         return {}
     return {"use_running_average": use_running_average}
 
 
 def is_updating(update_stats: bool | None, use_running_average: bool | None) -> bool:
-    """Whether spectral norm stores its new state: it has a flag of its own, and the one of all norms.
+    """Whether spectral norm stores its new state, given its own flag or the flag that all norms share.
 
     Raises:
-        ValueError: neither is given, or one is no flag.
+        ValueError: If neither flag is given, or if one is not a bool.
     """
     check_flag("update_stats", update_stats)
     check_flag("use_running_average", use_running_average)
@@ -51,7 +51,7 @@ def is_updating(update_stats: bool | None, use_running_average: bool | None) -> 
         return update_stats
     if use_running_average is None:
         raise ValueError(
-            "update_stats must be True (training) or False (evaluation); got None, and None for "
-            "use_running_average, which says the same the other way round. Pass one of them."
+            "update_stats must be True (training) or False (evaluation); got None for it and for "
+            "use_running_average, its opposite. Pass one of them."
         )
     return not use_running_average

@@ -1,4 +1,4 @@
-"""Conditional batch norm (de Vries et al., 2017, https://arxiv.org/abs/1707.00683), by class."""
+"""Class-conditional batch norm (de Vries et al., 2017, https://arxiv.org/abs/1707.00683)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,26 +24,26 @@ from ._recipe import (
 
 @dataclass(kw_only=True, eq=False)
 class ConditionalBatchNormRecipe(Affine, Tracked):
-    """A layer of `batch_norm` and `modulate`, called with the labels (examples,) after x.
+    """Recipe for a layer of `batch_norm` and `modulate`, called with labels (examples,) after x.
 
-    Every class has a row of scales and one of biases; a label that is no class gives NaN.
+    Each class has one row of scales and one row of biases. A label that is out of range gives NaN.
     """
 
     num_classes: int
-    """Rows of the tables."""
+    """Number of classes: rows of the scale and bias tables."""
     epsilon: float = 1e-5
     """Added to the variance."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """``scale`` and ``bias``, a row for each class."""
+        """``scale`` and ``bias``, with one row per class."""
         return super().parameters((self.num_classes, *shape))
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Moves the running statistics in training."""
+        """Normalizes ``x``; in training, also updates the running statistics."""
         labels = jnp.asarray(call.condition)
         stats = stats_of(variables)
         tables = scale_and_bias(variables)
-        labels = jnp.where(labels < 0, self.num_classes, labels)  # out of range is NaN
+        labels = jnp.where(labels < 0, self.num_classes, labels)  # filled with NaN below
         rows = [None if table is None else table.at[labels].get(mode="fill") for table in tables]
         options: dict[str, Any] = {
             "feature_axes": self.feature_axes,

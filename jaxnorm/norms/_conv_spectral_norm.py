@@ -1,4 +1,4 @@
-"""Spectral norm of a convolution as an operator (Gouk et al., 2018, https://arxiv.org/abs/1804.04368)."""
+"""Spectral norm of a convolution operator (Gouk et al., 2018, https://arxiv.org/abs/1804.04368)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,34 +24,34 @@ def conv_spectral_norm(
     n_steps: int = 1,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Spectral norm of a convolution: divided by how much it can lengthen an image, which is then 1.
+    """Divides a convolution kernel by the operator norm of the convolution, so that the norm becomes 1.
 
-        u = conv(v)        v = convᵀ(u)        each at length 1        (``n_steps`` times)
-        u = conv(v) once more   σ = ⟨u, conv(v)⟩        w = kernel / σ
+        u = conv(v)        v = convᵀ(u)        each scaled to length 1        (``n_steps`` times)
+        u = conv(v) again       σ = ⟨u, conv(v)⟩        w = kernel / σ
 
-    `spectral_norm` divides by the singular value of the kernel as a matrix, which is another number: the
-    convolution can lengthen an image by more, up to the root of the kernel's positions. v and u are constants
-    for the derivative.
+    `spectral_norm` instead divides by the largest singular value of the kernel reshaped to a matrix. The
+    convolution can lengthen an image by more than that, by up to a factor of the square root of the number of
+    kernel positions. v and u are treated as constants in differentiation.
 
     Args:
-        kernel: (height, width, channels in, channels out) of any floating dtype; the arithmetic is in float32
-            or wider.
-        image: v (1, height, width, channels in), from the last step or random: the state.
-        strides: of the convolution.
-        padding: of the convolution, as `jax.lax.conv_general_dilated` takes it.
-        n_steps: steps of power iteration, 1 or more.
-        dtype: of the result; None is that of ``kernel``.
+        kernel: weights of shape (height, width, channels in, channels out) and any floating dtype; computed
+            in float32 or wider.
+        image: v, of shape (1, height, width, channels in): the state, from the previous step or random.
+        strides: strides of the convolution.
+        padding: padding of the convolution, as in `jax.lax.conv_general_dilated`.
+        n_steps: number of power iteration steps, at least 1.
+        dtype: dtype of the result; None means the dtype of ``kernel``.
 
     Returns:
-        Weights of the shape of ``kernel``, and the next ``image``.
+        Weights with the shape of ``kernel``, and the updated ``image``.
 
     Raises:
-        ValueError: the shapes are not those of a convolution, or ``n_steps`` is less than 1; the message says
-            what must hold and what to do.
+        ValueError: If the shapes do not fit a convolution, if ``n_steps`` is less than 1, or if another
+            argument is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
-        >>> kernel = jnp.ones((3, 3, 1, 1))  # lengthens a constant image by 9, but for its borders
+        >>> kernel = jnp.ones((3, 3, 1, 1))  # lengthens a constant image by 9, except at its borders
         >>> image = jax.random.normal(jax.random.key(0), (1, 32, 32, 1))
         >>> w, _ = jn.conv_spectral_norm(kernel, image, n_steps=200)
         >>> print((kernel / w).mean().round(2))
@@ -65,19 +65,19 @@ def conv_spectral_norm(
         or (image.shape[0], image.shape[3]) != (1, kernel.shape[2])
     ):
         raise ValueError(
-            f"image must be (1, height, width, channels in) for a kernel (height, width, channels in, "
-            f"channels out); got an image of shape {image.shape} for a kernel of shape {kernel.shape}. Start "
-            f"from a random image of the size that the layer meets."
+            f"image must have shape (1, height, width, channels in) for a kernel of shape (height, width, "
+            f"channels in, channels out); got image of shape {image.shape} for kernel of shape "
+            f"{kernel.shape}. Start from a random image of the layer's input size."
         )
     if not is_integer(n_steps) or n_steps < 1:
         raise ValueError(
-            f"n_steps must be an integer of 1 or more; got {n_steps!r}. 1 is enough in training, where each "
-            f"step continues from the last."
+            f"n_steps must be a positive integer; got {n_steps!r}. 1 is enough in training, where each step "
+            f"continues from the previous one."
         )
     if isinstance(padding, str) and padding not in ("SAME", "SAME_LOWER", "VALID"):
         raise ValueError(
-            f"padding must be SAME, SAME_LOWER, VALID or a pair for each axis; got {padding!r}. Take that "
-            f"of the layer."
+            f"padding must be SAME, SAME_LOWER, VALID or a pair for each axis; got {padding!r}. Use the "
+            f"padding of the layer."
         )
     wide = upcast(kernel)
     conv = partial(
@@ -100,7 +100,7 @@ def conv_spectral_norm(
 def _singular_images(
     conv: Callable[[jax.Array], jax.Array], v: jax.Array, n_steps: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Left and right singular images of a linear function, by power iteration from ``v``."""
+    """Returns the left and right singular images of a linear function, by power iteration from ``v``."""
     transposed = jax.linear_transpose(conv, v)
 
     def unit(a: jax.Array) -> jax.Array:

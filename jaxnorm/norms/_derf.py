@@ -30,25 +30,25 @@ def derf(
     mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Derf: squashes each value by itself, in the place of layer norm; there are no statistics.
+    """Derf: squashes each element independently, replacing layer norm without computing statistics.
 
         y = erf(α x + s) · scale + bias
 
     Args:
-        x: activations of any rank and any integer or floating dtype; the arithmetic is in float32 or wider.
-        alpha: α, one number for all features, which is trained.
-        shift: s, likewise.
-        scale: γ, of the shape of ``feature_axes``; None is 1.
-        bias: β, likewise; None is 0.
-        feature_axes: the axes along which ``scale`` and ``bias`` lie.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; a masked NaN or infinity is read as 0.
-        dtype: of ``y``; None is what ``x`` and the parameters promote to.
+        x: activations of any rank and any integer or floating dtype; computed in float32 or wider.
+        alpha: α, a learned scalar shared by all features.
+        shift: s, a learned scalar shared by all features.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes along which ``scale`` and ``bias`` vary.
+        mask: boolean or integer, broadcastable to ``x``; a masked NaN or infinity is treated as 0.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and the parameters promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: a shape, axis or dtype that cannot be; the message says what must hold and what to do.
+        ValueError: If a shape, axis or dtype is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -66,20 +66,20 @@ def derf(
 
 @dataclass(kw_only=True, eq=False)
 class DerfRecipe(Affine):
-    """A layer of `derf`."""
+    """Recipe for a `derf` layer."""
 
     alpha_init: Initializer = half
-    """Initializer of α, a scalar."""
+    """Initializer of the scalar α."""
     shift_init: Initializer = initializers.zeros
-    """Initializer of s, a scalar."""
+    """Initializer of the scalar s."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """α and s first."""
+        """``alpha`` and ``shift``, then scale and bias."""
         numbers = {"alpha": Parameter(self.alpha_init, ()), "shift": Parameter(self.shift_init, ())}
         return {**numbers, **super().parameters(shape)}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         numbers = variables["alpha"], variables["shift"]
         y = derf(
             x,

@@ -27,24 +27,24 @@ def dynamic_tanh(
     mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """DyT: squashes each value by itself, in the place of layer norm; there are no statistics.
+    """DyT: squashes each element independently, replacing layer norm without computing statistics.
 
         y = tanh(α x) · scale + bias
 
     Args:
-        x: activations of any rank and any integer or floating dtype; the arithmetic is in float32 or wider.
-        alpha: α, one number for all features, which is trained.
-        scale: γ, of the shape of ``feature_axes``; None is 1.
-        bias: β, likewise; None is 0.
-        feature_axes: the axes along which ``scale`` and ``bias`` lie.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; a masked NaN or infinity is read as 0.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+        x: activations of any rank and any integer or floating dtype; computed in float32 or wider.
+        alpha: α, a learned scalar shared by all features.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes along which ``scale`` and ``bias`` vary.
+        mask: boolean or integer, broadcastable to ``x``; a masked NaN or infinity is treated as 0.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: a shape, axis or dtype that cannot be; the message says what must hold and what to do.
+        ValueError: If a shape, axis or dtype is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -59,17 +59,17 @@ def dynamic_tanh(
 
 @dataclass(kw_only=True, eq=False)
 class DynamicTanhRecipe(Affine):
-    """A layer of `dynamic_tanh`."""
+    """Recipe for a `dynamic_tanh` layer."""
 
     alpha_init: Initializer = half
-    """Initializer of α, a scalar."""
+    """Initializer of the scalar α."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """α first."""
+        """``alpha``, then scale and bias."""
         return {"alpha": Parameter(self.alpha_init, ()), **super().parameters(shape)}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         y = dynamic_tanh(
             x,
             variables["alpha"],

@@ -1,4 +1,4 @@
-"""EvoNorm-B0, a norm with its activation (Liu et al., 2020, https://arxiv.org/abs/2004.02967)."""
+"""EvoNorm-B0, a combined norm and activation (Liu et al., 2020, https://arxiv.org/abs/2004.02967)."""
 
 from dataclasses import dataclass
 
@@ -50,35 +50,37 @@ def evo_norm_b0(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, RunningStats]:
-    """EvoNorm-B0: divides by the larger of the batch's deviation and a line in x; no activation follows.
+    """EvoNorm-B0: divides by the larger of the batch deviation and a linear function of x.
 
         y = x / max(sqrt(σ² + ε), v x + sqrt(σ_i² + ε)) · scale + bias
 
-    σ² is the variance of the batch, in evaluation the running one; σ_i² that of each channel of each example.
+    σ² is the batch variance, or the running variance in evaluation; σ_i² is the variance of each channel of
+    each example. The norm includes the nonlinearity, so no activation follows it.
 
     Args:
-        x: activations of rank 2 or more and any integer or floating dtype, the batch first.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        stats: running statistics of the feature shape. The mean is moved as in `batch_norm`, and not used.
-        v: of the shape of ``feature_axes``, which is trained.
-        scale: γ, likewise; None is 1.
-        bias: β, likewise; None is 0.
-        training: use the variance of the batch and move ``stats``; otherwise use those and leave them.
-        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
-        momentum: the weight of the *old* running value, in [0, 1]; None is the plain average of all batches.
+        x: activations of rank 2 or more and any integer or floating dtype, batch axis first.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        stats: running statistics with the shape of the feature axes. The mean is updated as in `batch_norm`
+            but not used.
+        v: learned coefficient of ``x``, with the shape of the feature axes.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        training: True normalizes with the batch variance and updates ``stats``; False normalizes with
+            ``stats`` and returns it unchanged.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
+        momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally.
         epsilon: ε, added to the variances; zero or positive.
-        unbiased: the running variance gets the batch's variance times n / (n - 1), as timm's does.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map whose devices share σ².
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x`` and the parameters promote to.
+        unbiased: update the running variance with the batch variance times n / (n - 1), as timm does.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) whose devices share σ².
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and the parameters promote to.
 
     Returns:
-        ``y`` of the shape of ``x``, and RunningStats of the shapes and dtypes of ``stats``.
+        ``y``, with the shape of ``x``, and updated RunningStats, with the shapes and dtypes of ``stats``.
 
     Raises:
-        ValueError: a shape, axis, mask, dtype, epsilon or momentum that cannot be; the message says what
-            must hold and what to do.
+        ValueError: If a shape, axis, mask, dtype, epsilon or momentum is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -105,30 +107,30 @@ def evo_norm_b0(
 
 
 def _moments_of_instances(o: Operands) -> Moments:
-    """Of each channel of each example, however the positions are masked."""
+    """Returns the moments of each channel of each example over its unmasked positions."""
     positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)
     return reduce_moments(o.x, positions, o.mask, None, None, narrow=o.narrow)
 
 
 @dataclass(kw_only=True, eq=False)
 class EvoNormB0Recipe(Affine, Tracked):
-    """A layer of `evo_norm_b0`."""
+    """Recipe for an `evo_norm_b0` layer."""
 
     momentum: float | jax.Array | None = 0.9
-    """The weight of the *old* running value (PyTorch's is that of the new one); None: the plain average."""
+    """Weight of the *old* running value (PyTorch: the new one); None weights all batches equally."""
     epsilon: float = 1e-3
     """Added to the variances."""
     unbiased: bool = False
-    """The running variance gets the batch's times n / (n - 1), as timm's does."""
+    """Update the running variance with the batch variance times n / (n - 1), as timm does."""
     v_init: Initializer = initializers.ones
     """Initializer of v."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """V first."""
+        """``v``, then scale and bias."""
         return {"v": Parameter(self.v_init, shape), **super().parameters(shape)}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Moves the running statistics in training."""
+        """Normalizes ``x``; in training, also updates the running statistics."""
         y, updated = evo_norm_b0(
             x,
             stats_of(variables),

@@ -1,4 +1,4 @@
-"""EvoNorm-S0, a norm with its activation (Liu et al., 2020, https://arxiv.org/abs/2004.02967)."""
+"""EvoNorm-S0, a combined norm and activation (Liu et al., 2020, https://arxiv.org/abs/2004.02967)."""
 
 from dataclasses import dataclass
 
@@ -35,33 +35,33 @@ def evo_norm_s0(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """EvoNorm-S0: a swish, divided by the standard deviation of the group; no activation follows.
+    """EvoNorm-S0: divides a swish by the standard deviation of the group.
 
         y = x · sigmoid(v x) / sqrt(σ² + ε) · scale + bias
 
-    σ² is the variance of each example's group of channels, as in `group_norm`; no mean is subtracted.
+    σ² is the variance of each group of channels of each example, as in `group_norm`; no mean is subtracted.
+    The swish is the nonlinearity, so no activation follows.
 
     Args:
-        x: activations of rank 2 or more and any integer or floating dtype, the batch first.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        v: of the shape of ``feature_axes``, which is trained; None leaves the sigmoid out.
-        scale: γ, likewise; None is 1.
-        bias: β, likewise; None is 0.
-        num_groups: number of groups; a divisor of the number of channels.
-        group_size: channels of a group instead; then ``num_groups`` must be None.
-        feature_axes: the one axis of the channels.
+        x: activations of rank 2 or more and any integer or floating dtype, batch axis first.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        v: learned coefficient of ``x``, with the shape of the feature axes; None omits the sigmoid.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        num_groups: number of groups; must divide the number of channels.
+        group_size: channels per group, as an alternative to ``num_groups``, which must then be None.
+        feature_axes: the channel axis (exactly one).
         epsilon: ε, added to the variance; zero or positive.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map over which positions are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x`` and the parameters promote to.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the positions are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and the parameters promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: the groups do not divide the channels, or another argument cannot be; the message says
-            what must hold and what to do.
+        ValueError: If the groups do not divide the channels evenly, or if another argument is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -85,23 +85,23 @@ def evo_norm_s0(
 
 @dataclass(kw_only=True, eq=False)
 class EvoNormS0Recipe(Affine, Shared):
-    """A layer of `evo_norm_s0`."""
+    """Recipe for an `evo_norm_s0` layer."""
 
     num_groups: int | None = 32
-    """Number of groups; a divisor of the number of channels."""
+    """Number of groups; must divide the number of channels."""
     group_size: int | None = None
-    """Channels of a group instead; then ``num_groups`` must be None."""
+    """Channels per group, as an alternative to ``num_groups``, which must then be None."""
     epsilon: float = 1e-5
     """Added to the variance."""
     v_init: Initializer = initializers.ones
     """Initializer of v."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """V first."""
+        """``v``, then scale and bias."""
         return {"v": Parameter(self.v_init, shape), **super().parameters(shape)}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         y = evo_norm_s0(
             x,
             variables["v"],

@@ -34,32 +34,32 @@ def filter_response_norm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """FRN: divides each channel of each example by its root mean square; then TLU, its activation.
+    """FRN: divides each channel of each example by its root mean square, then applies its activation, TLU.
 
         y = max(x / sqrt(mean x² + ε) · scale + bias, τ)
 
-    The mean is over all axes but the first, which is the batch, and ``feature_axes``.
+    The mean is over all axes except the first (batch) axis and ``feature_axes``.
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        scale: γ, of the shape of ``feature_axes``; None is 1.
-        bias: β, likewise; None is 0.
-        threshold: τ of the thresholded linear unit, likewise; None leaves it out.
-        feature_axes: the axes that are kept besides the first.
-        epsilon: ε, added to the mean square; zero or positive. (timm's default is 1e-5. For maps of one
-            position the paper trains it: hand in a traced one.)
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map over which positions are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x`` and the parameters promote to.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        threshold: τ of the thresholded linear unit (TLU), with the shape of the feature axes; None omits
+            the unit.
+        feature_axes: axes that are not reduced, besides the batch axis.
+        epsilon: ε, added to the mean square; zero or positive. (timm's default is 1e-5. The paper
+            learns it for feature maps with a single position: pass a traced value.)
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the positions are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and the parameters promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: ``feature_axes`` has the first axis, or another argument cannot be; the message says
-            what must hold and what to do.
+        ValueError: If ``feature_axes`` includes axis 0, or if another argument is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -81,24 +81,24 @@ def filter_response_norm(
 
 @dataclass(kw_only=True, eq=False)
 class FilterResponseNormRecipe(Affine, Shared):
-    """A layer of `filter_response_norm`."""
+    """Recipe for a `filter_response_norm` layer."""
 
     epsilon: float = 1e-6
     """Added to the mean square."""
     use_threshold: bool = True
-    """Whether the thresholded linear unit follows, which stands for an activation."""
+    """Whether to apply the thresholded linear unit, which replaces an activation."""
     threshold_init: Initializer = initializers.zeros
     """Initializer of τ."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """τ last."""
+        """Scale and bias, then ``threshold``."""
         found = super().parameters(shape)
         if self.use_threshold:
             found["threshold"] = Parameter(self.threshold_init, shape)
         return found
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         y = filter_response_norm(
             x,
             *scale_and_bias(variables),

@@ -1,4 +1,4 @@
-"""Batch norm as a fixed scale and shift, as detection networks have."""
+"""Batch norm as a fixed scale and shift, as in detection networks."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ from ._recipe import Call, Recipe, Shape, State, present, scale_and_bias, stats_
 
 @dataclass(kw_only=True, eq=False)
 class FrozenBatchNormRecipe(Recipe):
-    """A layer of `batch_norm_inference` that trains nothing and moves nothing.
+    """Recipe for a `batch_norm_inference` layer with nothing to train or update.
 
-    Scale and bias are state, like the running statistics, so that no optimizer sees them. They have the
+    Scale and bias are state, like the running statistics, so optimizers do not see them. Their dtype is
     ``param_dtype``.
     """
 
@@ -31,7 +31,7 @@ class FrozenBatchNormRecipe(Recipe):
         return {**present(stats), "scale": ones, "bias": zeros}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """The same in training and evaluation."""
+        """Applies the norm, in the same way in training and evaluation."""
         fixed = lax.stop_gradient(dict(variables))
         y = batch_norm_inference(
             x,

@@ -28,32 +28,33 @@ def global_response_norm(
     mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """GRN: makes each channel stronger the more it has of what all channels of the example have.
+    """GRN: amplifies each channel by its norm relative to the mean norm of all channels of the example.
 
-        g = ‖x‖₂ (of each channel)        y = x + x · g / (mean g + ε) · scale + bias
+        g = ‖x‖₂ (per channel)        y = x + x · g / (mean g + ε) · scale + bias
 
-    The length is over all axes but the first, which is the batch, and ``feature_axes``; the mean over those.
+    The norm is over all axes except the first (batch) axis and ``feature_axes``; the mean is over
+    ``feature_axes``.
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        scale: γ, of the shape of ``feature_axes``; None is 1. Training starts from 0, where y is x.
-        bias: β, likewise; None is 0.
-        feature_axes: the axes of the channels.
-        epsilon: ε, added to the mean length; zero or positive.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no length.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        scale: γ, with the shape of the feature axes; None means 1. Initialize it to 0, so
+            that y = x.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: the channel axes.
+        epsilon: ε, added to the mean norm; zero or positive.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the norms.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: ``feature_axes`` has the first axis, or another argument cannot be; the message says
-            what must hold and what to do.
+        ValueError: If ``feature_axes`` includes axis 0, or if another argument is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
-        >>> x = jnp.array([[[3.0, 1.0], [-3.0, 1.0]]])  # an example of two channels, one thrice the other
+        >>> x = jnp.array([[[3.0, 1.0], [-3.0, 1.0]]])  # one example, two channels, one three times the other
         >>> print(jn.global_response_norm(x).round(2))
         [[[ 7.5  1.5]
           [-7.5  1.5]]]
@@ -70,15 +71,15 @@ def global_response_norm(
 
 @dataclass(kw_only=True, eq=False)
 class GlobalResponseNormRecipe(Affine):
-    """A layer of `global_response_norm`."""
+    """Recipe for a `global_response_norm` layer."""
 
     epsilon: float = 1e-6
-    """Added to the mean length."""
+    """Added to the mean norm."""
     scale_init: Initializer = initializers.zeros
-    """Initializer of the scale: at first the layer changes nothing."""
+    """Initializer of the scale; with zeros, the layer starts as the identity."""
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         y = global_response_norm(
             x,
             *scale_and_bias(variables),

@@ -29,36 +29,36 @@ def group_norm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Group norm: normalizes groups of channels of each example by themselves.
+    """Group norm: normalizes each group of channels of each example independently.
 
         y = (x - μ) / sqrt(σ² + ε) · scale + bias
 
-    μ and σ² are taken over ``reduction_axes`` and the neighbouring channels of a group. One group is
-    layer norm over all but the batch; a channel a group is instance norm.
+    μ and σ² are computed over ``reduction_axes``, separately for each group of consecutive channels. One
+    group is layer norm over all axes except the batch axis; one channel per group is instance norm.
 
     Args:
         x: activations of any rank and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        scale: γ, one a channel; None is 1.
-        bias: β, likewise; None is 0.
-        num_groups: number of groups; divides the number of channels.
-        group_size: channels of a group, instead of ``num_groups`` (which is then None).
-        feature_axes: the channel axis, one: -1 for channels last, 1 for channels first.
-        reduction_axes: the axes to take statistics over, the channel axis included; None is all but
-            the first.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        num_groups: number of groups; must divide the number of channels.
+        group_size: channels per group, as an alternative to ``num_groups``, which must then be None.
+        feature_axes: the channel axis (exactly one): -1 for channels last, 1 for channels first.
+        reduction_axes: axes to compute the statistics over, including the channel axis; None means all axes
+            except the first.
         epsilon: ε, added to the variance; zero or positive. (PyTorch's default is 1e-5.)
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map over which positions are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the positions are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: the groups do not divide the channels, both or neither of ``num_groups`` and
-            ``group_size`` are given, ``reduction_axes`` lack the channel axis, or another argument
-            cannot be; the message says what must hold and what to do.
+        ValueError: If the groups do not divide the channels evenly, if both or neither of ``num_groups`` and
+            ``group_size`` are given, if ``reduction_axes`` does not include the channel axis, or if another
+            argument is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -94,7 +94,7 @@ def moments_of_groups(
     axis_name: AxisName | None,
     axis_index_groups: AxisIndexGroups | None,
 ) -> TakeMoments:
-    """The function that takes the moments of each group, for each of its channels."""
+    """Returns a function that computes the moments of each group, repeated for each of its channels."""
     groups, _ = grouping(x.shape[channel], num_groups, group_size)
     all_but_batch = sorted({*range(1, x.ndim), channel})
     reduced = canonical_axes(
@@ -109,7 +109,7 @@ def moments_of_groups(
     blocks = Blocks(channel, groups)
 
     def take_moments(x: jax.Array, mask: jax.Array | None, narrow: jax.Array) -> Moments:
-        # Sums of each channel, then of each group: only small arrays are grouped, never x.
+        # Sum each channel, then each group: only small arrays are reshaped into groups, never x.
         m = reduce_moments(x, positions, mask, axis_name, axis_index_groups, blocks, narrow=narrow)
         return repeat_blocks(m, blocks, x)
 
@@ -117,7 +117,7 @@ def moments_of_groups(
 
 
 def grouping(channels: int, num_groups: int | None, group_size: int | None) -> tuple[int, int]:
-    """Number of groups, and channels of a group."""
+    """Returns the number of groups and the number of channels per group."""
     GROUPS.check("num_groups", num_groups)
     GROUPS.check("group_size", group_size)
     if (num_groups is None) == (group_size is None):

@@ -1,4 +1,4 @@
-"""Initializers of jax as functions with names: those that it makes are closures, and do not pickle."""
+"""JAX initializers as named functions, because the closures that JAX returns cannot be pickled."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from jax.nn import initializers
 
 
 def half(*args: Any, **options: Any) -> jax.Array:
-    """0.5 everywhere."""
+    """Initializes to 0.5."""
     return initializers.constant(0.5)(*args, **options)
 
 
 def lecun_normal(*args: Any, **options: Any) -> jax.Array:
-    """`jax.nn.initializers.lecun_normal`."""
+    """Initializes like `jax.nn.initializers.lecun_normal`."""
     return initializers.lecun_normal()(*args, **options)

@@ -26,30 +26,29 @@ def instance_norm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Instance norm: normalizes each channel of each example by itself.
+    """Instance norm: normalizes each channel of each example independently.
 
         y = (x - μ) / sqrt(σ² + ε) · scale + bias
 
-    μ and σ² are taken over all axes but the first, which is the batch, and ``feature_axes``.
+    μ and σ² are computed over all axes except the first (batch) axis and ``feature_axes``.
 
     Args:
         x: activations of rank 2 or more and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        scale: γ, of the shape of ``feature_axes``; None is 1.
-        bias: β, likewise; None is 0.
-        feature_axes: the axes that are kept besides the first.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes that are not reduced, besides the batch axis.
         epsilon: ε, added to the variance; zero or positive. (PyTorch's default is 1e-5.)
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map over which positions are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the positions are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: ``feature_axes`` has the first axis, or another argument cannot be; the message says
-            what must hold and what to do.
+        ValueError: If ``feature_axes`` includes axis 0, or if another argument is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -79,35 +78,37 @@ def tracked_instance_norm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, RunningStats]:
-    """Instance norm in training that also moves running statistics, for `batch_norm_inference` to use.
+    """Instance norm in training that also updates running statistics for use in `batch_norm_inference`.
 
-    ``y`` is that of `instance_norm`. The running mean and variance move towards the plain averages of the
-    instances' means and variances (PyTorch's ``InstanceNorm(track_running_stats=True)``), which leave out
-    how far the means are apart: in evaluation an instance is divided by a typical instance's deviation.
+    ``y`` is the output of `instance_norm`. The running mean and variance are updated with the plain averages
+    of the means and variances of the instances, as in PyTorch's ``InstanceNorm(track_running_stats=True)``.
+    These averages ignore the spread of the means: evaluation divides by the standard deviation of a typical
+    instance.
 
     Args:
         x: activations of rank 2 or more and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        stats: running statistics of the feature shape, from `init_running_stats` or the last step.
-        scale: γ, of the shape of ``feature_axes``; None is 1.
-        bias: β, likewise; None is 0.
-        feature_axes: the axes that are kept besides the first.
-        momentum: the weight of the *old* running value, in [0, 1]; PyTorch's 0.1 is 0.9 here. None: the
-            plain average of all batches (``init_running_stats(..., cumulative=True)``).
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        stats: running statistics with the shape of the feature axes, from `init_running_stats` or the
+            previous step.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes that are not reduced, besides the batch axis.
+        momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally and needs
+            ``init_running_stats(..., cumulative=True)``. PyTorch's momentum is the weight of the new value,
+            so its 0.1 is 0.9 here.
         epsilon: ε, added to the variance; zero or positive. (PyTorch's default is 1e-5.)
-        unbiased: the running variance gets each instance's variance times n / (n - 1), as PyTorch's does.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic,
-            and an instance with nothing counted in no average.
-        axis_name: one or several axes of vmap, pmap or shard_map over which positions are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+        unbiased: update the running variance with the instance variances times n / (n - 1), as PyTorch does.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics. Fully
+            masked instances are excluded from the averages.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the positions are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``, and RunningStats of the shapes and dtypes of ``stats``.
+        ``y``, with the shape of ``x``, and updated RunningStats, with the shapes and dtypes of ``stats``.
 
     Raises:
-        ValueError: ``feature_axes`` has the first axis, or another argument cannot be; the message says
-            what must hold and what to do.
+        ValueError: If ``feature_axes`` includes axis 0, or if another argument is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -149,7 +150,7 @@ def _by_instance(
 
 
 def _typical(m: Moments, unbiased: bool) -> Moments:
-    """The plain average of the instances' moments (along the first axis), and how many there are."""
+    """Returns the plain average of the instance moments along the first axis, and the number of instances."""
     n = jnp.broadcast_to(m.count, m.mean.shape)
     var = unbiased_variance(m.var, n) if unbiased else m.var
     instances = (n > 0).sum(0, keepdims=True, dtype=var.dtype)

@@ -1,4 +1,4 @@
-"""Iterative normalization (Huang et al., 2019, https://arxiv.org/abs/1904.03441), which decorrelates."""
+"""Iterative normalization for decorrelation (Huang et al., 2019, https://arxiv.org/abs/1904.03441)."""
 
 from dataclasses import dataclass
 
@@ -37,39 +37,40 @@ def iterative_whitening(
     axis_name: AxisName | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, WhiteningStats]:
-    """IterNorm: gives the features of the batch mean 0, variance 1, and no correlation.
+    """IterNorm: normalizes the features of the batch to mean 0 and variance 1, and decorrelates them.
 
-        Σ = E[(x - μ)(x - μ)ᵀ] + ε        y = Σ^(-1/2) (x - μ) · scale + bias
+        Σ = E[(x - μ)(x - μ)ᵀ] + ε I      y = Σ^(-1/2) (x - μ) · scale + bias
 
-    The root is made by ``steps`` of Newton's iteration.
+    The inverse square root is computed by ``steps`` Newton iterations.
 
     Args:
-        x: activations of any rank and any integer or floating dtype. Statistics and arithmetic are in float32
-            or wider.
-        stats: from `init_whitening` or the last step.
-        scale: γ, of the shape of the channels; None is 1.
-        bias: β, likewise; None is 0.
-        training: use the statistics of the batch and move ``stats``; otherwise use those and leave them.
-        steps: of Newton's iteration; 5 come near, more come nearer.
-        feature_axes: the one axis of the channels.
-        momentum: the weight of the *old* running value, in [0, 1]. It is the matrix that moves, not Σ.
-        epsilon: ε, added to the variances; positive.
-        mask: True counts. Boolean or integer, broadcastable to ``x`` and the same for all channels; what is
-            masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map whose devices share statistics.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+        x: activations of any rank and any integer or floating dtype; computed in float32 or wider.
+        stats: running whitening statistics, from `init_whitening` or the previous step.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        training: True normalizes with the batch statistics and updates ``stats``; False normalizes with
+            ``stats`` and returns it unchanged.
+        steps: number of Newton iterations; 5 gives a good approximation, more a better one.
+        feature_axes: the channel axis (exactly one).
+        momentum: weight of the *old* running value, in [0, 1]. The running average is of the whitening
+            matrix, not of Σ.
+        epsilon: ε, added to the variances; 0 or more.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics. Must be
+            the same for all channels.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) whose devices share statistics.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``, and WhiteningStats.
+        ``y``, with the shape of ``x``, and updated WhiteningStats.
 
     Raises:
-        ValueError: there are several feature axes, a mask differs between channels, or another argument
-            cannot be; the message says what must hold and what to do.
+        ValueError: If there is more than one feature axis, if the mask differs between channels, or if
+            another argument is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
         >>> a = jax.random.normal(jax.random.key(0), (256, 2))
-        >>> x = a @ jnp.array([[1.0, 0.8], [0.0, 0.6]])  # features of a correlation of 0.8
+        >>> x = a @ jnp.array([[1.0, 0.8], [0.0, 0.6]])  # features with a correlation of 0.8
         >>> y, _ = jn.iterative_whitening(x, jn.init_whitening(2), training=True, steps=10)
         >>> print(jnp.abs(jnp.cov(y, rowvar=False, bias=True) - jnp.eye(2)).max() < 1e-3)
         True
@@ -91,20 +92,20 @@ def iterative_whitening(
             f"stats must be WhiteningStats for the {features} channels of x; got {stats!r}. Start from "
             f"init_whitening({features})."
         )
-    # On a mesh with explicit axes: every channel is multiplied with every other.
+    # Do not shard the channels on a mesh with explicit axes: each is multiplied with every other.
     rows = resharded(rows, *jax.typeof(rows).sharding.spec[:-1], None)
     mean, matrix = (replicated(a).astype(rows.dtype) for a in stats)
     if momentum is None:
         raise ValueError(
-            "momentum must be a number in [0, 1] here; got None. There is no plain average of whitening "
-            "matrices: 0.9 is usual."
+            "momentum must be a number in [0, 1] here; got None. Averaging all batches equally is not "
+            "supported for whitening matrices; 0.9 is typical."
         )
     if training:
         count, *own = whitening_of(rows, counted, steps, epsilon, axis_name)
         moved = (
             moving_average(old, new, momentum) for old, new in zip((mean, matrix), own, strict=True)
         )
-        # With nothing counted, everything stays as it was.
+        # If all elements are masked, keep the old statistics.
         stats = WhiteningStats(
             *(
                 jnp.where(
@@ -125,27 +126,27 @@ def iterative_whitening(
 
 @dataclass(kw_only=True, eq=False)
 class IterativeWhiteningRecipe(Affine, Tracked):
-    """A layer of `iterative_whitening`."""
+    """Recipe for an `iterative_whitening` layer."""
 
     momentum: float | jax.Array | None = 0.9
-    """The weight of the *old* running value (PyTorch's is that of the new one)."""
+    """Weight of the *old* running value (PyTorch: the new one)."""
     epsilon: float = 1e-5
     """Added to the variances."""
     steps: int = 5
-    """Of Newton's iteration."""
+    """Number of Newton iterations."""
 
     def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """``mean`` and ``matrix``."""
         if len(shape) != 1 or self.axis_index_groups is not None:
             raise ValueError(
-                f"whitening has one axis of channels and no axis_index_groups; got features of shape {shape} "
-                f"and axis_index_groups={self.axis_index_groups}. Reshape the axes into one; let groups of "
-                f"devices have an axis name of their own."
+                f"whitening requires a single channel axis and no axis_index_groups; got features of shape "
+                f"{shape} and axis_index_groups={self.axis_index_groups}. Reshape the channels into one "
+                f"axis; give groups of devices their own axis name."
             )
         return init_whitening(*shape)._asdict()
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Moves the running statistics in training."""
+        """Normalizes ``x``; in training, also updates the running statistics."""
         y, updated = iterative_whitening(
             x,
             WhiteningStats(variables["mean"], variables["matrix"]),

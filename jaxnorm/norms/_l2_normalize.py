@@ -1,4 +1,4 @@
-"""L2 normalization: every vector at unit length."""
+"""L2 normalization: scales each vector to unit length."""
 
 import jax
 import jax.numpy as jnp
@@ -26,31 +26,30 @@ def l2_normalize(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Divides every vector by its Euclidean length.
+    """Divides each vector by its Euclidean length.
 
         y = x / sqrt(Σ |x|² + ε) · scale
 
-    A vector of zeros stays one, and has a finite gradient.
+    A zero vector stays zero and has a finite gradient.
 
     Args:
-        x: values of any rank and any integer, floating or complex dtype.
-            Sums and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        scale: of the shape of ``feature_axes``; None is 1.
-        reduction_axes: the axes along which a vector lies.
-        feature_axes: the axes along which ``scale`` lies.
-        epsilon: ε, added to the square of the length; zero or positive. (PyTorch's ``normalize`` divides by
-            max(length, 1e-12) instead, which is the same for all but the shortest vectors.)
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no length.
-        axis_name: one or several axes of vmap, pmap or shard_map over which vectors are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x`` and ``scale`` promote to.
+        x: array of any rank and any integer, floating or complex dtype.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        scale: γ, with the shape of the feature axes; None means 1.
+        reduction_axes: axes that a vector spans.
+        feature_axes: axes along which ``scale`` varies.
+        epsilon: ε, added to the squared length; zero or positive. (PyTorch's ``normalize`` divides by
+            max(length, 1e-12) instead, which differs only for very short vectors.)
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the length.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the vectors are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and ``scale`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: a shape, axis, mask, dtype or epsilon that cannot be; the message says what must hold
-            and what to do.
+        ValueError: If a shape, axis, mask, dtype or epsilon is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -66,7 +65,7 @@ def l2_normalize(
         m = reduce_moments_about_zero(
             x, reduced, mask, axis_name, axis_index_groups, widened=widened
         )
-        return m._replace(var=m.var * jnp.maximum(m.count, 1))  # with nothing counted it is 1
+        return m._replace(var=m.var * jnp.maximum(m.count, 1))  # 1 if all elements are masked
 
     y, _ = normalized_by(
         square_length,

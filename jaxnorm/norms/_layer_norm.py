@@ -25,31 +25,30 @@ def layer_norm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Layer norm: normalizes each example by itself, with the statistics of its features.
+    """Layer norm: normalizes each example independently, with the statistics of its features.
 
         y = (x - μ) / sqrt(σ² + ε) · scale + bias
 
-    μ and σ² are taken over ``reduction_axes``; σ² divides by the number of values counted.
+    μ and σ² are computed over ``reduction_axes``; σ² divides by the number of unmasked elements.
 
     Args:
         x: activations of any rank and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        scale: γ, of the shape of ``feature_axes``; None is 1.
-        bias: β, likewise; None is 0.
-        reduction_axes: the axes to take statistics over.
-        feature_axes: the axes along which ``scale`` and ``bias`` lie.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        reduction_axes: axes to compute the statistics over.
+        feature_axes: axes along which ``scale`` and ``bias`` vary.
         epsilon: ε, added to the variance; zero or positive. (PyTorch's default is 1e-5.)
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map over which the features are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the features are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: a shape, axis, mask, dtype or epsilon that cannot be; the message says what must hold
-            and what to do.
+        ValueError: If a shape, axis, mask, dtype or epsilon is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn

@@ -18,9 +18,9 @@ from ..core._staged import staged
 from ._operands import readable
 
 _ENERGY = Number(
-    "be finite, and zero or positive",
+    "be finite and non-negative",
     lambda v: 0 <= v < math.inf,
-    "What x is divided by is a power of k + alpha/size · Σ |x|², which must not be negative.",
+    "x is divided by a power of k + alpha/size · Σ |x|², which must not be negative.",
 )
 _CONSTANTS = {"alpha": _ENERGY, "k": _ENERGY, "beta": FINITE}
 
@@ -37,31 +37,30 @@ def local_response_norm(
     mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Local response norm: divides each channel by the energy of its neighbours.
+    """Local response norm: divides each channel by the energy of its neighbors.
 
         y = x / (k + α/size · Σ |x|²)^β
 
-    The sum is over ``size`` neighbouring channels: as many before as after, and of an even ``size`` the
-    one more before. Channels beyond the first and last are zero.
+    The sum is over a window of ``size`` channels around each channel; if ``size`` is even, the window has one
+    more channel before than after. Channels beyond the first and last are zero.
 
     Args:
-        x: activations of any rank and any integer, floating or complex dtype; the arithmetic is in
-            float32 or wider.
+        x: activations of any rank and any integer, floating or complex dtype; computed in float32 or wider.
         size: number of channels in the window.
-        alpha: α. (TensorFlow and the paper do not divide it by ``size``: multiply theirs by it.)
+        alpha: α. (TensorFlow and the paper do not divide α by ``size``: multiply their value by ``size``.)
         beta: β, the exponent.
-        k: added to the sum, so that silence is not amplified.
-        feature_axes: the channel axis, one: -1 for channels last, 1 for channels first.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no sum. Its own
-            output is that of any other; a masked NaN or infinity is read as 0.
-        dtype: of ``y``; None is that of ``x``.
+        k: constant added to the sum, so that inactive regions are not amplified.
+        feature_axes: the channel axis (exactly one): -1 for channels last, 1 for channels first.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the sums. Masked
+            elements are still normalized, but a masked NaN or infinity is treated as 0.
+        dtype: dtype of ``y``; None means the dtype of ``x``, or float32 for integers.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: ``size`` is less than 1, ``alpha`` or ``k`` negative, or another argument cannot be; the
-            message says what must hold and what to do.
+        ValueError: If ``size`` is less than 1, if ``alpha`` or ``k`` is negative, or if another argument is
+            invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -73,8 +72,8 @@ def local_response_norm(
     channel = one_axis(feature_axes, x.ndim, "feature_axes", "the channels")
     if not is_integer(size) or size < 1:
         raise ValueError(
-            f"size must be an integer of 1 or more, the number of channels in a window; got {size!r}. "
-            f"5 is usual."
+            f"size must be a positive integer, the number of channels in the window; got {size!r}. "
+            f"5 is typical."
         )
     for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
         _CONSTANTS[name].check(name, value)
@@ -99,5 +98,5 @@ def _divided(
     counted = x if mask is None else jnp.where(mask, x, 0)
     energy = lax.reduce_window(abs_square(counted), 0.0, lax.add, window, (1,) * x.ndim, padding)
     base = k + alpha / size * energy
-    gain = jnp.where(base == 0, 1, base) ** -beta  # silence stays silent where k is 0
+    gain = jnp.where(base == 0, 1, base) ** -beta  # zeros stay zeros if k is 0
     return x * gain.astype(x.dtype)

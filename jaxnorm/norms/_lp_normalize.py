@@ -1,4 +1,4 @@
-"""Lp normalization: every vector at length 1, however length is measured."""
+"""Lp normalization: scales each vector to unit p-norm."""
 
 import math
 
@@ -24,25 +24,24 @@ def lp_normalize(
     epsilon: float = 1e-12,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Divides every vector by its p-norm.
+    """Divides each vector by its p-norm.
 
         y = x / max((Σ |x|ᵖ)^(1/p), ε)
 
-    A vector of zeros stays one, and has a gradient of 0. For p = 2, `l2_normalize` does it in fewer passes.
+    A zero vector stays zero and has a gradient of 0. For p = 2, `l2_normalize` needs fewer passes over ``x``.
 
     Args:
-        x: values of any rank and any integer or floating dtype; sums and arithmetic are in float32 or wider.
-        p: 1 or more; ``math.inf`` is the largest absolute value.
-        reduction_axes: the axes along which a vector lies.
-        epsilon: ε, the least to divide by; zero or positive.
-        dtype: of ``y``; None is that of ``x``.
+        x: array of any rank and any integer or floating dtype; computed in float32 or wider.
+        p: order of the norm, at least 1; ``math.inf`` uses the largest absolute value.
+        reduction_axes: axes that a vector spans.
+        epsilon: ε, the smallest divisor; zero or positive.
+        dtype: dtype of ``y``; None means the dtype of ``x``, or float32 for integers.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: p is less than 1, or an axis or ``dtype`` cannot be; the message says what must hold and
-            what to do.
+        ValueError: If ``p`` is less than 1, or if an axis or ``dtype`` is invalid.
 
     Example:
         >>> import math, jax.numpy as jnp, jaxnorm as jn
@@ -52,14 +51,14 @@ def lp_normalize(
     """
     if not is_number(p) or not p >= 1:
         raise ValueError(
-            f"p must be a real number of 1 or more; got {p!r}. 2 is the Euclidean length, math.inf the "
+            f"p must be a real number, at least 1; got {p!r}. 2 gives the Euclidean length, math.inf the "
             f"largest absolute value."
         )
     x = jnp.asarray(x)
     axes = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
     wide = upcast(x)
     size = jnp.abs(wide)
-    # Powers of what is at most 1 neither overflow nor vanish.
+    # Scale by the largest value: powers of values up to 1 do not overflow, and their sum does not underflow.
     largest = saveable(size.max(axes, keepdims=True, initial=0))
     if math.isinf(p):
         length = largest

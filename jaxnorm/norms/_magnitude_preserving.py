@@ -1,4 +1,4 @@
-"""Magnitude-preserving weights (Karras et al., 2023, https://arxiv.org/abs/2312.02696), those of EDM2."""
+"""Magnitude-preserving weights of EDM2 (Karras et al., 2023, https://arxiv.org/abs/2312.02696)."""
 
 import math
 
@@ -23,25 +23,25 @@ def magnitude_preserving(
     epsilon: float = 1e-4,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Weights of each output at length 1: inputs that are independent and of variance 1 give such outputs.
+    """Normalizes the weights of each output to length 1, which preserves unit variance of independent inputs.
 
         w = kernel / (‖kernel‖ + ε sqrt(fan-in)) · gain
 
-    Training also writes the normalized weights back after every step, `forced_magnitude`, so that they
-    neither grow nor shrink, and the learning rate means the same throughout.
+    After every training step, also write back the weights normalized by `forced_magnitude`. They then neither
+    grow nor shrink, and the effective learning rate stays the same throughout training.
 
     Args:
-        kernel: weights of any rank and floating dtype; the arithmetic is in float32 or wider.
-        gain: one number, or of a shape that broadcasts to ``kernel``.
-        feature_axes: the axes that are kept, those of the outputs: -1 in Flax's kernels, 0 in PyTorch's.
+        kernel: weights of any rank and floating dtype; computed in float32 or wider.
+        gain: scalar, or array broadcastable to ``kernel``.
+        feature_axes: output axes, which are not reduced: -1 for Flax kernels, 0 for PyTorch kernels.
         epsilon: ε, added to the root mean square of the weights; zero or positive.
-        dtype: of the result; None is that of ``kernel``.
+        dtype: dtype of the result; None means the dtype of ``kernel``.
 
     Returns:
-        Weights of the shape of ``kernel``.
+        Weights with the shape of ``kernel``.
 
     Raises:
-        ValueError: an axis or ``dtype`` that cannot be; the message says what must hold and what to do.
+        ValueError: If an axis or ``dtype`` is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -57,7 +57,7 @@ def magnitude_preserving(
     if jnp.broadcast_shapes(gain.shape, kernel.shape) != kernel.shape:
         raise ValueError(
             f"gain must broadcast to kernel; got shape {gain.shape} for a kernel of shape {kernel.shape}. "
-            f"One number is usual."
+            f"A scalar is typical."
         )
     w = wide / length * gain
     return w.astype(result_dtype(dtype, kernel))
@@ -67,20 +67,20 @@ def magnitude_preserving(
 def forced_magnitude(
     kernel: jax.Array, *, feature_axes: Axes = -1, epsilon: float = 1e-4
 ) -> jax.Array:
-    """Weights of each output with mean square 1: what EDM2 writes back after every training step.
+    """Normalizes the weights of each output to mean square 1, as EDM2 does after every training step.
 
         w = kernel / (sqrt(mean kernel²) + ε)
 
     Args:
-        kernel: weights of any rank and floating dtype; the arithmetic is in float32 or wider.
-        feature_axes: the axes that are kept, those of the outputs.
+        kernel: weights of any rank and floating dtype; computed in float32 or wider.
+        feature_axes: output axes, which are not reduced: -1 for Flax kernels, 0 for PyTorch kernels.
         epsilon: ε, added to the root mean square of the weights; zero or positive.
 
     Returns:
-        Weights of the shape and dtype of ``kernel``.
+        Weights with the shape and dtype of ``kernel``.
 
     Raises:
-        ValueError: an axis that cannot be; the message says what must hold and what to do.
+        ValueError: If an axis is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -98,7 +98,7 @@ def forced_magnitude(
 def _unit_mean_square(
     kernel: jax.Array, feature_axes: Axes, epsilon: float
 ) -> tuple[jax.Array, jax.Array]:
-    """The kernel, wide, and what divides it to length 1."""
+    """Returns the upcast kernel and the divisor that normalizes it to length 1."""
     features = canonical_axes(feature_axes, kernel.ndim, "feature_axes")
     reduced = complement(features, kernel.ndim)
     wide = upcast(kernel)

@@ -1,4 +1,4 @@
-"""Mean-only batch norm (Salimans and Kingma, 2016, https://arxiv.org/abs/1602.07868), section 4."""
+"""Mean-only batch norm (Salimans and Kingma, 2016, https://arxiv.org/abs/1602.07868, section 4)."""
 
 from dataclasses import dataclass
 
@@ -31,31 +31,31 @@ def mean_only_batch_norm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, RunningStats]:
-    """Mean-only batch norm in training: subtracts the mean of the batch, and divides by nothing.
+    """Mean-only batch norm in training: subtracts the batch mean without dividing by a deviation.
 
         y = x - μ + bias
 
-    For networks with weight norm, which sets the scale.
+    Intended for networks with weight norm, which sets the scale.
 
     Args:
         x: activations of any rank and any integer or floating dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        stats: running statistics of the feature shape. The variance is moved, too, and not used.
-        bias: β, of the feature shape; None is 0.
-        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
-        momentum: the weight of the *old* running value, in [0, 1]; None is the plain average of all batches.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map whose devices share statistics.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x`` and ``bias`` promote to.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        stats: running statistics with the shape of the feature axes. The variance is updated but
+            not used.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
+        momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) whose devices share statistics.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``, and RunningStats of the shapes and dtypes of ``stats``. Evaluation is
-        ``x - stats.mean + bias``: `mean_only_batch_norm_inference`.
+        ``y``, with the shape of ``x``, and updated RunningStats, with the shapes and dtypes of ``stats``. For
+        evaluation, use `mean_only_batch_norm_inference`.
 
     Raises:
-        ValueError: a shape, axis, mask, dtype or momentum that cannot be; the message says what must hold and
-            what to do.
+        ValueError: If a shape, axis, mask, dtype or momentum is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -82,24 +82,24 @@ def mean_only_batch_norm_inference(
     mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Mean-only batch norm in evaluation.
+    """Mean-only batch norm in evaluation: subtracts the running mean.
 
         y = x - mean + bias
 
     Args:
-        x: activations of any rank and any integer or floating dtype; the arithmetic is in float32 or wider.
-        stats: running statistics of the feature shape.
-        bias: β, of the feature shape; None is 0.
-        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
-        mask: as in training: a masked NaN or infinity is read as the mean, so it reaches no gradient.
-        dtype: of ``y``; None is what ``x`` and ``bias`` promote to.
+        x: activations of any rank and any integer or floating dtype; computed in float32 or wider.
+        stats: running statistics with the shape of the feature axes.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
+        mask: boolean or integer, broadcastable to ``x``; a masked NaN or infinity is treated as the mean, so
+            it does not affect gradients.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: a shape, axis, mask or dtype that cannot be; the message says what must hold and what
-            to do.
+        ValueError: If a shape, axis, mask or dtype is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -125,7 +125,7 @@ def _operands(
 
 
 def _centered(o: Operands, mean: jax.Array) -> jax.Array:
-    """X - mean + bias, in the dtype of the result."""
+    """Returns x - mean + bias in the dtype of the result."""
     mean = mean.astype(o.x.dtype)
     y = affine(readable(o.x, o.mask, mean) - mean, None, *o.parameters)
     return y.astype(o.dtype)
@@ -133,19 +133,19 @@ def _centered(o: Operands, mean: jax.Array) -> jax.Array:
 
 @dataclass(kw_only=True, eq=False)
 class MeanOnlyBatchNormRecipe(Tracked):
-    """A layer of `mean_only_batch_norm`."""
+    """Recipe for a `mean_only_batch_norm` layer."""
 
     use_bias: bool = True
-    """Whether there is a bias."""
+    """Whether to add a learned bias."""
     bias_init: Initializer = initializers.zeros
     """Initializer of the bias."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """The bias, if it is wanted."""
+        """The bias, if ``use_bias`` is set."""
         return {"bias": Parameter(self.bias_init, shape)} if self.use_bias else {}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Moves the running statistics in training."""
+        """Normalizes ``x``; in training, also updates the running statistics."""
         stats, bias = stats_of(variables), variables.get("bias")
         options = {"feature_axes": self.feature_axes, "mask": call.mask, "dtype": self.dtype}
         if call.evaluating:

@@ -1,4 +1,4 @@
-"""Scale and bias that differ from example to example: what conditional and adaptive norms have in common."""
+"""Scale and bias per example, as used by conditional and adaptive norms."""
 
 import numbers
 
@@ -23,35 +23,34 @@ def modulate(
     scale_offset: float | jax.Array = 0.0,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """An affine of each example, or each element: what makes a norm without an affine a conditional one.
+    """Applies a scale and bias per example or per element, which makes a norm conditional.
 
         y = x · (scale_offset + scale) + bias
 
-    After `batch_norm` with a row of a table for each label it is conditional batch norm
-    (https://arxiv.org/abs/1707.00683), after `layer_norm` with values computed from a condition adaptive
-    layer norm (https://arxiv.org/abs/2212.09748), after `instance_norm` with whole maps SPADE
+    After `batch_norm`, with one table row per label, this is conditional batch norm
+    (https://arxiv.org/abs/1707.00683). After `layer_norm`, with values computed from a condition, it is
+    adaptive layer norm (https://arxiv.org/abs/2212.09748). After `instance_norm`, with full maps, it is SPADE
     (https://arxiv.org/abs/1903.07291).
 
     Args:
-        x: normalized values, the examples along the first axis; the arithmetic is in float32 or wider.
-        scale: of one of the shapes (examples, *features), the same for all positions of an example; or of
-            the rank of ``x``, and broadcastable to it. None is 1.
-        bias: likewise; None is 0.
-        feature_axes: the axes of the features, without the first.
-        scale_offset: added to ``scale``, which it needs: 1 where scales are computed, and begin at 0.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+        x: normalized values, with examples along the first axis; computed in float32 or wider.
+        scale: of shape (examples, *features), applied to all positions of an example, or of the same rank as
+            ``x`` and broadcastable to it. None means 1.
+        bias: same shape options as ``scale``; None means 0.
+        feature_axes: the feature axes, excluding the first (batch) axis.
+        scale_offset: added to ``scale``, which is then required; use 1 for computed scales that start at 0.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: ``scale`` or ``bias`` has another shape, or an axis or ``dtype`` cannot be; the message
-            says what must hold and what to do.
+        ValueError: If ``scale`` or ``bias`` has a different shape, or if an axis or ``dtype`` is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
-        >>> table = jnp.array([[1.0, 1.0], [10.0, 0.0]])  # scales of two classes, for two features
-        >>> x = jnp.ones((2, 3, 2))  # two examples of three positions
+        >>> table = jnp.array([[1.0, 1.0], [10.0, 0.0]])  # scales of two classes for two features
+        >>> x = jnp.ones((2, 3, 2))  # two examples with three positions
         >>> y = jn.modulate(x, table[jnp.array([0, 1])])
         >>> print(y[:, 0])
         [[ 1.  1.]
@@ -70,17 +69,17 @@ def modulate(
 
 
 def plus_offset(scale: jax.Array | None, scale_offset: float | jax.Array) -> jax.Array | None:
-    """The sum, in float32 or wider if there is anything to add: what is to be rounded is the result.
+    """Returns scale + scale_offset, in float32 or wider if the offset is not 0: only the result is rounded.
 
     Raises:
-        ValueError: there is no scale, or the offset is not one number.
+        ValueError: If ``scale`` is None but the offset is not 0.
     """
     if isinstance(scale_offset, numbers.Real) and scale_offset == 0:
         return scale
     if scale is None:
         raise ValueError(
-            "scale_offset is added to scale; got an offset and no scale. Give one (use_scale, in a "
-            "module), or leave scale_offset out."
+            "scale_offset requires a scale to add it to; got an offset but no scale. Pass a scale "
+            "(use_scale=True in a module), or omit scale_offset."
         )
     scale = jnp.asarray(scale)
     wide = arithmetic_dtype(scale)
@@ -90,7 +89,7 @@ def plus_offset(scale: jax.Array | None, scale_offset: float | jax.Array) -> jax
 def _of_examples(
     parameter: jax.Array | None, x: jax.Array, features: tuple[int, ...], name: str
 ) -> jax.Array | None:
-    """``parameter`` with size-1 axes inserted, so that it broadcasts against ``x``."""
+    """Returns ``parameter`` with size-1 axes inserted so that it broadcasts against ``x``."""
     if parameter is None:
         return None
     parameter = jnp.asarray(parameter)
@@ -104,8 +103,8 @@ def _of_examples(
     ):
         return parameter
     raise ValueError(
-        f"{name} must have a value for every feature of every example, or the rank of x; got {name} of shape "
+        f"{name} must have one value per feature per example, or the rank of x; got {name} of shape "
         f"{parameter.shape} for x of shape {x.shape} with feature_axes={features}, which needs {needed}, or "
-        f"rank {x.ndim} and sizes that are 1 or those of x. A {name} that all examples share is an argument "
-        f"of the norm itself."
+        f"rank {x.ndim} with each size 1 or that of x. If all examples share {name}, pass it to the norm "
+        f"itself."
     )

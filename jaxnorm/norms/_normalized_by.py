@@ -1,4 +1,4 @@
-"""What every norm of activations does, once it knows which moments to take."""
+"""The steps shared by activation norms, given a function that computes the moments."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -14,7 +14,7 @@ from ..core._pool import Moments
 from ..core._precision import result_dtype, upcast
 from ..core._residuals import rematerialized
 
-# Of x in float32 or wider, the mask as booleans of the rank of x, and x as it lies in memory.
+# Takes x in float32 or wider, the boolean mask with the rank of x, and x in its original dtype.
 TakeMoments: TypeAlias = Callable[[jax.Array, jax.Array | None, jax.Array], Moments]
 
 
@@ -32,10 +32,10 @@ def normalized_by(
     activation: str | None = None,
     residual: jax.Array | None = None,
 ) -> tuple[jax.Array, Moments]:
-    """``x`` normalized with the moments that ``take_moments`` takes of it, and these.
+    """Normalizes ``x`` with the moments that ``take_moments`` computes; returns the result and the moments.
 
     With ``about_zero``, no mean is subtracted. ``residual`` is added to the result, and then ``activation``
-    is applied. The backward pass saves ``x`` in its own dtype.
+    is applied. ``x`` is saved for the backward pass in its own dtype.
     """
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
     scale, bias = (

@@ -1,4 +1,4 @@
-"""What a norm that is more than normalize and affine has in hand: its arguments, checked, in order."""
+"""Checked and broadcast arguments for norms that need more than `normalized_by`."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,18 +15,18 @@ from ..core._precision import arithmetic_dtype, result_dtype
 
 
 class Operands(NamedTuple):
-    """Everything in float32 or wider, parameters with size-1 axes where they do not lie."""
+    """The arguments of a norm, upcast to float32 or wider, with parameters broadcastable to ``x``."""
 
     x: jax.Array
-    """``about_zero``, it is 0 where it is masked and not finite: nothing must depend on that."""
+    """With ``about_zero``, masked NaN and infinity are replaced by 0; no result may depend on them."""
     narrow: jax.Array
-    """``x`` as it lies in memory."""
+    """``x`` in its original dtype."""
     features: tuple[int, ...]
     parameters: tuple[Any, ...]
-    """None where none was given."""
+    """None for parameters that were not given."""
     mask: jax.Array | None
     dtype: jnp.dtype
-    """Of the result."""
+    """Dtype of the result."""
 
 
 def operands(
@@ -39,12 +39,12 @@ def operands(
     about_zero: bool = True,
     scalars: tuple[str, ...] = (),
 ) -> Operands:
-    """``x`` and its ``parameters`` by name, each along the feature axes or one of the ``scalars``.
+    """Checks ``x`` and its named ``parameters``, each with the shape of the feature axes or scalar.
 
-    A norm that subtracts a mean is not ``about_zero``: it reads what is masked and not finite as the mean.
+    Norms that subtract a mean pass ``about_zero=False`` and treat masked NaN and infinity as the mean.
 
     Raises:
-        ValueError: an axis, shape, mask or dtype cannot be.
+        ValueError: If an axis, shape, mask or dtype is invalid.
     """
     x = jnp.asarray(x)
     features = canonical_axes(feature_axes, x.ndim, "feature_axes")
@@ -65,17 +65,17 @@ def operands(
 
 
 def readable(x: jax.Array, mask: jax.Array | None, instead: jax.Array | int) -> jax.Array:
-    """``x``, and where it is masked and not finite ``instead``."""
+    """Returns ``x`` with masked NaN and infinity replaced by ``instead``."""
     return x if mask is None else jnp.where(mask | jnp.isfinite(x), x, instead)
 
 
 def affine(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-    """Y · scale + bias, of what is there."""
+    """Returns y · scale + bias, skipping a scale or bias of None."""
     y = y if scale is None else y * scale
     return y if bias is None else y + bias
 
 
 def root(a: jax.Array) -> jax.Array:
-    """√a, with a derivative of 0 where a is 0."""
+    """Returns √a, with derivative 0 where a is 0."""
     some = a > 0
     return jnp.where(some, jnp.sqrt(jnp.where(some, a, 1)), 0)

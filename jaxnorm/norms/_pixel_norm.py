@@ -23,28 +23,27 @@ def pixel_norm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Pixel norm: divides the features of each position by their root mean square. Nothing is trained.
+    """Pixel norm: divides the features of each position by their root mean square.
 
         y = x / sqrt(mean x² + ε)
 
-    It is RMS norm without a scale.
+    This is RMS norm without learned parameters.
 
     Args:
         x: activations of any rank and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        feature_axes: the axes of the features, over which the mean is taken.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        feature_axes: the feature axes, which are reduced.
         epsilon: ε, added to the mean square; zero or positive.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map over which the features are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is that of ``x``.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the features are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype of ``x``, or float32 for integers.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: an axis, mask, dtype or epsilon that cannot be; the message says what must hold and what
-            to do.
+        ValueError: If an axis, mask, dtype or epsilon is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -65,13 +64,13 @@ def pixel_norm(
 
 @dataclass(kw_only=True, eq=False)
 class PixelNormRecipe(Shared):
-    """A layer of `pixel_norm`."""
+    """Recipe for a `pixel_norm` layer."""
 
     epsilon: float = 1e-8
     """Added to the mean square."""
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         y = pixel_norm(
             x,
             feature_axes=self.feature_axes,

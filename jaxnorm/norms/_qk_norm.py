@@ -1,4 +1,4 @@
-"""Query-key normalization (Henry et al., 2020, https://arxiv.org/abs/2010.04245), in the form of today."""
+"""Query-key normalization (Henry et al., 2020, https://arxiv.org/abs/2010.04245), in its current form."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,26 +23,27 @@ def qk_norm(
     epsilon: float = 1e-6,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """QK norm: RMS norm of each head's queries and keys, so that attention logits stay bounded.
+    """QK norm: RMS norm of the queries and keys of each head, which bounds the attention logits.
 
         |q · k| ≤ d · max |query_scale · key_scale|
 
-    where d is the size of a head. (The first paper divided by the Euclidean length instead; ViT-22B,
-    https://arxiv.org/abs/2302.05442, has layer norm here; language models RMS norm.)
+    where d is the head size. (The original paper divides by the Euclidean length instead. ViT-22B,
+    https://arxiv.org/abs/2302.05442, uses layer norm; language models use RMS norm.)
 
     Args:
-        query: (..., heads, d) of any integer or floating dtype; the arithmetic is in float32 or wider.
-        key: likewise; of other heads and positions if need be.
-        query_scale: (d,); None is 1.
-        key_scale: (d,); None is 1.
+        query: queries (..., heads, d) of any integer or floating dtype; computed in float32 or wider.
+        key: keys (..., heads, d) of any integer or floating dtype; numbers of heads and positions may differ
+            from ``query``.
+        query_scale: γ of the queries, with shape (d,); None means 1.
+        key_scale: γ of the keys, with shape (d,); None means 1.
         epsilon: ε, added to the mean square; zero or positive.
-        dtype: of both results; None is what each promotes to with its scale.
+        dtype: dtype of both results; None means the dtype that each input and its scale promote to.
 
     Returns:
-        The queries and the keys, of their shapes.
+        The normalized queries and keys, with unchanged shapes.
 
     Raises:
-        ValueError: a shape, dtype or epsilon that cannot be; the message says what must hold and what to do.
+        ValueError: If a shape, dtype or epsilon is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -57,26 +58,26 @@ def qk_norm(
 
 @dataclass(kw_only=True, eq=False)
 class QKNormRecipe(Recipe):
-    """A layer of `qk_norm`, called with queries and keys; returns both."""
+    """Recipe for a `qk_norm` layer, called with queries and keys; it returns both."""
 
     epsilon: float = 1e-6
     """Added to the mean square."""
     use_scale: bool = True
-    """Whether there are scales."""
+    """Whether to learn scales."""
     scale_init: Initializer = initializers.ones
     """Initializer of both scales."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """``query_scale`` and ``key_scale``, if they are wanted."""
+        """``query_scale`` and ``key_scale``, if ``use_scale`` is set."""
         names = ("query_scale", "key_scale") if self.use_scale else ()
         return {name: Parameter(self.scale_init, shape) for name in names}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         check_last_axis(self, x)
         if call.mask is not None:
             raise ValueError(
-                "mask must be None in QK norm, where no position reads another; got one. Mask the logits."
+                "mask must be None in QK norm, where positions do not interact; got a mask. Mask the logits."
             )
         scales = variables.get("query_scale"), variables.get("key_scale")
         return qk_norm(x, call.condition, *scales, epsilon=self.epsilon, dtype=self.dtype), {}

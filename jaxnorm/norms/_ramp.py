@@ -1,4 +1,4 @@
-"""A schedule of what rises with the steps of training."""
+"""A schedule that rises linearly over training steps."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Ramp:
-    """A schedule: ``low`` until step ``start``, then rising evenly to ``high`` at step ``end``."""
+    """A schedule: ``low`` until step ``start``, then linear up to ``high`` at step ``end``."""
 
     start: int
-    """The last step of ``low``."""
+    """The last step with value ``low``."""
     end: int
-    """The first of ``high``."""
+    """The first step with value ``high``."""
     low: float
-    """What it is in the beginning."""
+    """Initial value."""
     high: float
-    """What it is in the end."""
+    """Final value."""
 
     def __call__(self, step: jax.Array) -> jax.Array:
-        """At this step."""
+        """Returns the value at ``step``."""
         share = jnp.clip((step - self.start) / (self.end - self.start), 0.0, 1.0)
         return self.low + (self.high - self.low) * share

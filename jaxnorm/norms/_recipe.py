@@ -1,7 +1,7 @@
-"""What a layer is in either module system: its options, its variables, and the function that it calls.
+"""Recipes: framework-independent descriptions of layers, with their options, variables and computation.
 
-A norm that Flax does not have is written once, as a dataclass beside its function. `jaxnorm.linen` and
-`jaxnorm.nnx` make modules of it: they create the variables, and store the state that comes back.
+Each norm that Flax does not provide has one recipe, a dataclass defined next to its function. `jaxnorm.linen`
+and `jaxnorm.nnx` turn recipes into modules, which create the variables and store the updated state.
 """
 
 from collections.abc import Mapping
@@ -24,55 +24,55 @@ State = Mapping[str, jax.Array]
 
 
 class Parameter(NamedTuple):
-    """How a parameter is made."""
+    """The initializer and shape of a parameter."""
 
     init: Initializer
     shape: Shape
 
 
 class Call(NamedTuple):
-    """What a layer is called with besides its variables, and how."""
+    """The arguments and mode of a layer call, without x and the variables."""
 
     condition: Any
-    """What some are called with after x: labels, a style."""
+    """Extra input of conditional norms, passed after x: labels, a style."""
     mask: jax.Array | None
     evaluating: bool
     devices: Mapping[str, Any]
-    """axis_name and axis_index_groups; nothing in ``init``, which may run outside of any mapped axis."""
+    """axis_name and axis_index_groups; empty in ``init``, which may run outside any mapped axis."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Recipe:
-    """A layer; ``shape`` below is that of its feature axes."""
+    """A layer; ``shape`` in its methods is the shape of the feature axes."""
 
     feature_axes: Axes = -1
-    """The axes along which the parameters lie: -1 for channels last."""
+    """Axes along which the parameters vary: -1 for channels last."""
     dtype: DTypeLike | None = None
-    """Of the result; None is what the input and the parameters promote to."""
+    """Dtype of the result; None means the dtype that the input and the parameters promote to."""
     param_dtype: DTypeLike = jnp.float32
-    """Of the parameters."""
+    """Dtype of the parameters."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """By name."""
+        """Returns the parameters by name."""
         return {}
 
     def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
-        """What is kept between steps but not trained, before the first of them: by name.
+        """Returns the initial state, kept between steps but not trained, by name.
 
-        Of values of ``dtype``: if that is complex, so is a mean.
+        ``dtype`` is the dtype of the input: for complex inputs, running means are complex.
         """
         return {}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
-        """The result, and the new values of what changed of the state."""
+        """Returns the output and the updated state variables, by name."""
         raise NotImplementedError
 
 
 def check_last_axis(recipe: Recipe, x: jax.Array) -> None:
-    """Raises what is wrong with the feature axis of a layer that has no choice.
+    """Checks the feature axis of a layer that supports only the last axis.
 
     Raises:
-        ValueError: it is not the last.
+        ValueError: If ``feature_axes`` is not the last axis.
     """
     if canonical_axes(recipe.feature_axes, x.ndim, "feature_axes") != (x.ndim - 1,):
         raise ValueError(
@@ -83,19 +83,19 @@ def check_last_axis(recipe: Recipe, x: jax.Array) -> None:
 
 @dataclass(kw_only=True, eq=False)
 class Affine(Recipe):
-    """With a scale and a bias, each of the feature shape."""
+    """A layer with a learned scale and bias, each with the shape of the feature axes."""
 
     use_scale: bool = True
-    """Whether there is a scale."""
+    """Whether to multiply by a learned scale."""
     use_bias: bool = True
-    """Whether there is a bias."""
+    """Whether to add a learned bias."""
     scale_init: Initializer = initializers.ones
     """Initializer of the scale."""
     bias_init: Initializer = initializers.zeros
     """Initializer of the bias."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """Those of the two that are wanted."""
+        """``scale`` and ``bias``, if ``use_scale`` and ``use_bias`` are set."""
         found = {}
         if self.use_scale:
             found["scale"] = Parameter(self.scale_init, shape)
@@ -105,40 +105,40 @@ class Affine(Recipe):
 
 
 def scale_and_bias(variables: State) -> tuple[jax.Array | None, jax.Array | None]:
-    """Scale and bias, None if there is none."""
+    """Returns the scale and bias; None for one that the layer does not have."""
     return variables.get("scale"), variables.get("bias")
 
 
 @dataclass(kw_only=True, eq=False)
 class Shared(Recipe):
-    """With statistics that several devices may share."""
+    """A layer with statistics that devices may share."""
 
     axis_name: AxisName | None = None
-    """One or several mapped axes whose devices share statistics. Not used in ``init``."""
+    """Mapped axis or axes whose devices share statistics. Not used in ``init``."""
     axis_index_groups: AxisIndexGroups | None = None
-    """Groups of devices along ``axis_name`` that keep to themselves."""
+    """Groups of devices along ``axis_name``; each group is reduced separately."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Tracked(Shared):
-    """With running statistics, which evaluation uses."""
+    """A layer with running statistics, used in evaluation."""
 
     use_running_average: bool | None = None
-    """Evaluation (True) or training (False); None: the call says."""
+    """Evaluation (True) or training (False); None means it is set in each call."""
     momentum: float | jax.Array | None = 0.99
-    """The weight of the *old* running value (PyTorch's is that of the new one); None: the plain average."""
+    """Weight of the *old* running value (PyTorch: the new one); None weights all batches equally."""
 
     def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
-        """``mean``, ``var`` and, for the plain average, ``count``."""
+        """``mean``, ``var`` and, if ``momentum`` is None, ``count``."""
         fresh = init_running_stats(shape, dtype_of_mean(dtype), cumulative=self.momentum is None)
         return present(fresh)
 
 
 def stats_of(variables: State) -> RunningStats:
-    """The running statistics among the variables of a layer."""
+    """Returns the running statistics from the variables of a layer."""
     return RunningStats(variables["mean"], variables["var"], variables.get("count"))
 
 
 def present(stats: RunningStats) -> dict[str, jax.Array]:
-    """Running statistics as state, by name."""
+    """Returns running statistics as a dict of state variables, without those that are None."""
     return {name: value for name, value in stats._asdict().items() if value is not None}

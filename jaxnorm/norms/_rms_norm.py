@@ -33,32 +33,32 @@ def rms_norm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """RMS norm: divides each example by the root mean square of its features; no mean is subtracted.
+    """RMS norm: divides each example by the root mean square of its features, without subtracting the mean.
 
         y = x / sqrt(mean |x|² + ε) · (scale_offset + scale)
 
     Args:
         x: activations of any rank and any integer, floating or complex dtype.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        scale: γ, of the shape of ``feature_axes``; None is 1.
-        reduction_axes: the axes to take the mean square over.
-        feature_axes: the axes along which ``scale`` lies.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        scale: γ, with the shape of the feature axes; None means 1.
+        reduction_axes: axes to compute the mean square over.
+        feature_axes: axes along which ``scale`` varies.
         epsilon: ε, added to the mean square; zero or positive. (PyTorch's ``eps=None`` is
-            ``jnp.finfo(jnp.float32).eps``, in float64 that of float64.)
-        scale_offset: added to ``scale``, which it needs: 1 for the 1 + scale of Gemma, which starts at 0.
-        fraction: the mean square is that of so much of the features, the first ones, rounded down: partial
-            RMS norm, with 0.0625 in the paper. Then there is one reduction axis, and no ``axis_name``.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map over which the features are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x`` and ``scale`` promote to.
+            ``jnp.finfo(jnp.float32).eps``, or that of float64 for float64 inputs.)
+        scale_offset: added to ``scale``, which is then required; use 1 for Gemma, whose scales start at 0.
+        fraction: compute the mean square from this fraction of the features, taken from the start and rounded
+            down: partial RMS norm (0.0625 in the paper). Values other than 1 require a single reduction axis
+            and no ``axis_name``.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the features are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and ``scale`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: a shape, axis, mask, dtype, epsilon or fraction that cannot be; the message says what must
-            hold and what to do.
+        ValueError: If a shape, axis, mask, dtype, epsilon or fraction is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -67,11 +67,11 @@ def rms_norm(
     """
     x = jnp.asarray(x)
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
-    # Not as it lies in memory, if it is a part of it or upcast.
+    # x is not read directly from memory if it is sliced or upcast.
     partial = not (is_number(fraction) and fraction == 1)
     widened = partial or arithmetic_dtype(x) != x.dtype
     scale = None if scale is None else jnp.asarray(scale)
-    y_dtype = result_dtype(dtype, x, scale)  # of the scale as it was given
+    y_dtype = result_dtype(dtype, x, scale)  # promotes with the given scale
     scale = plus_offset(scale, scale_offset)
     if partial:
         _check_fraction(fraction, x, reduced, axis_name)
@@ -98,14 +98,14 @@ def rms_norm(
 
 
 def _first(a: Any, axis: int, fraction: float) -> Any:
-    """So much of what lies along ``axis``, from its beginning."""
+    """Returns the leading fraction of ``a`` along ``axis``."""
     if a is None or a.shape[axis] == 1:
         return a
     return lax.slice_in_dim(a, 0, _counted(a.shape[axis], fraction), axis=axis)
 
 
 def _counted(features: int, fraction: float) -> int:
-    """How many of the features; 29 of 100 for 0.29, which as a float is a little less."""
+    """Number of features used; 0.29 of 100 is 29, although the float product is slightly less."""
     return min(features, int(features * float(fraction) * (1 + 1e-6)))
 
 
@@ -116,11 +116,11 @@ def _check_fraction(
     in_range = is_number(fraction) and 0 < float(fraction) <= 1
     if not in_range or _counted(features, fraction) < 1:
         raise ValueError(
-            f"fraction must lie in (0, 1], and leave a feature; got fraction={fraction!r} of {features} "
-            f"features. 0.0625 is that of the paper, 1 takes all."
+            f"fraction must lie in (0, 1] and select at least one feature; got fraction={fraction!r} of "
+            f"{features} features. The paper uses 0.0625; 1 selects all features."
         )
     if len(reduced) != 1 or axis_name is not None:
         raise ValueError(
-            f"fraction counts the features along one axis of one device; got reduction_axes={reduced} and "
-            f"axis_name={axis_name!r}. Leave it at 1."
+            f"fraction must be 1 unless there is a single reduction axis and no axis_name; got "
+            f"reduction_axes={reduced} and axis_name={axis_name!r}. Leave fraction at 1."
         )

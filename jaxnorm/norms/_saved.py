@@ -1,8 +1,8 @@
-"""Batch norm that saves something else than x for its backward pass.
+"""Batch norm that saves something other than x for its backward pass.
 
-The output itself, which the next layer keeps anyway (In-Place Activated BatchNorm, Rota Bulò, Porzi and
-Kontschieder, 2018, https://arxiv.org/abs/1712.02616), or the normalized x in a lower precision. Backward
-makes x of it.
+It saves either the output, which the next layer keeps anyway (In-Place Activated BatchNorm, Rota Bulò, Porzi
+and Kontschieder, 2018, https://arxiv.org/abs/1712.02616), or the normalized x in lower precision. The
+backward pass recovers x from it.
 """
 
 from typing import Any, Literal, TypeAlias
@@ -37,7 +37,7 @@ def normalized_saving(
     dtype: DTypeLike | None,
     activation: str | None,
 ) -> tuple[jax.Array, Moments]:
-    """Normalized, activated ``x`` and its moments over all axes but ``feature_axes``."""
+    """Returns the normalized and activated ``x``, and its moments over all axes except ``feature_axes``."""
     reduced = complement(feature_axes, x.ndim)
     scale, bias = (
         broadcast_parameter(a, x, feature_axes, name)
@@ -52,7 +52,7 @@ def normalized_saving(
         m = reduce_moments(still, reduced, None, axis_name, None, narrow=x)
         m = Moments(*map(saveable, m))
         y, again = both(x, m, *lax.stop_gradient(affine))
-        # The values are those of x, their derivatives those that the same path has at what is made again.
+        # The values come from x, the derivatives from the same computation on the recovered x.
         of_again = moments_with_derivative(m, again, reduced, axis_name)
         leaves = (finish(again, of_again, *affine), *of_again)
         y, *m = with_derivative_of((y, *m), leaves)
@@ -65,7 +65,7 @@ def normalized_saving(
 
     @jax.custom_jvp
     def both(x: jax.Array, m: Moments, *affine: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """The output, and x: made of what is saved, where it is differentiated."""
+        """Returns the output and x; when differentiated, x is recovered from the saved array."""
         return finish(x, m, *affine), upcast(x)
 
     @both.defjvp
@@ -73,8 +73,8 @@ def normalized_saving(
         x, m, *affine = primals
         y = finish(*primals)
         variance = m.var + epsilon
-        std = jnp.sqrt(jnp.where(variance == 0, 1, variance))  # all values alike: (x - mean) is 0
-        # Without the barrier XLA would make what is saved of x again, and keep x.
+        std = jnp.sqrt(jnp.where(variance == 0, 1, variance))  # a constant input: (x - mean) is 0
+        # Without the barrier, XLA would recompute the saved array from x and keep x instead.
         if save_as == "output":
             y = lax.optimization_barrier(y)
             normalized = _normalized_of_output(saveable(y), *affine, activation=activation)
@@ -90,9 +90,9 @@ def normalized_saving(
 def _normalized_of_output(
     y: jax.Array, scale: jax.Array | None, bias: jax.Array | None, *, activation: str | None
 ) -> jax.Array:
-    """(x - mean) / std of the x that has the output ``y``; NaN in channels where ``y`` does not say.
+    """Recovers (x - mean) / std from the output ``y``; NaN in channels where ``y`` does not determine it.
 
-    It is known to the rounding of y, times |bias / scale| if that is more than 1.
+    The error is the rounding error of y, times |bias / scale| if that is more than 1.
     """
     before = inverse(upcast(y, scale, bias), activation)
     assert before is not None
@@ -106,7 +106,7 @@ def _normalized_of_output(
 def _rounded(
     normalized: jax.Array, scale: jax.Array | None, bias: jax.Array | None, *, dtype: DTypeLike
 ) -> jax.Array:
-    """``normalized`` in ``dtype``, on its side of where the output is 0: relu has another gradient there."""
+    """Rounds ``normalized`` to ``dtype`` but keeps the sign of the output, and so the gradient of relu."""
     exact = lax.stop_gradient(upcast(normalized, scale, bias))
     scale = jnp.ones((1,) * exact.ndim, exact.dtype) if scale is None else scale.astype(exact.dtype)
     bias = jnp.zeros_like(scale) if bias is None else bias.astype(exact.dtype)
@@ -115,7 +115,7 @@ def _rounded(
     back = lax.nextafter(nearest, toward)
     output, rounded_output = (scale * v.astype(exact.dtype) + bias for v in (exact, nearest))
     stays = (output > 0) == (rounded_output > 0)
-    # What is made of it is rounded, too; and where it is 0, leaky_relu has the gradient of positive values.
+    # The value recovered from it is rounded too; at 0, leaky_relu has the gradient of positive values.
     stays &= jnp.abs(rounded_output) >= 1e-5 * jnp.abs(bias)
     stays &= (rounded_output != 0) | (output == 0)
     rounding = lax.stop_gradient(jnp.where(stays, nearest, back).astype(exact.dtype) - exact)
@@ -123,20 +123,20 @@ def _rounded(
 
 
 def check_save_as(save_as: SaveAs, activation: str | None, x: jax.Array, **others: Any) -> None:
-    """Raises what is wrong with the arguments.
+    """Validates ``save_as`` together with the other arguments.
 
     Raises:
-        ValueError: ``save_as`` is neither "output" nor a floating dtype, the output does not say what it was
-            made of, ``x`` is complex, or one of the ``others`` is given.
+        ValueError: If ``save_as`` is neither "output" nor a floating dtype of 16 bits or more, if the
+            activation is not invertible, if ``x`` is complex, or if one of ``others`` is given.
     """
     if save_as != "output" and not _is_floating(save_as):
         raise ValueError(
             f"save_as must be None, 'output' or a floating dtype of 16 bits or more; got {save_as!r}. None "
-            f"saves x as it is: jnp.bfloat16 saves half of a float32 x."
+            f"saves x unchanged; jnp.bfloat16 halves the memory for a float32 x."
         )
     if save_as == "output" and activation not in (None, "leaky_relu"):
         raise ValueError(
-            f"save_as='output' needs an activation that can be inverted, None or 'leaky_relu'; got "
+            f"save_as='output' requires an invertible activation, None or 'leaky_relu'; got "
             f"{activation!r}. Use 'leaky_relu', or save_as=jnp.bfloat16."
         )
     if jnp.iscomplexobj(x):
@@ -146,7 +146,8 @@ def check_save_as(save_as: SaveAs, activation: str | None, x: jax.Array, **other
     given = [name for name, value in others.items() if value is not None]
     if given:
         raise ValueError(
-            f"save_as saves something else than x only for whole batches; got save_as={save_as!r} with "
+            f"save_as must be None with masks, residuals, device groups or virtual batches; got "
+            f"save_as={save_as!r} with "
             f"{' and '.join(given)}. Leave one of them out."
         )
 

@@ -29,30 +29,29 @@ def scale_norm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Scale norm: every vector at one length, which is trained.
+    """Scale norm: scales all vectors to one learned length.
 
         y = x / sqrt(Σ x² + ε) · g
 
-    It is `l2_normalize` with one scale for all features, and RMS norm with a scale of g/√d.
+    This is `l2_normalize` with one scale for all features, or RMS norm with a scale of g/√d for d features.
 
     Args:
-        x: values of any rank and any integer, floating or complex dtype.
-            Sums and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        scale: g, one number; at first the root of the number of features.
-        reduction_axes: the axes along which a vector lies.
-        epsilon: ε, added to the square of the length; zero or positive. (The paper's code divides by
-            max(length, 1e-5) instead, which is the same for all but the shortest vectors.)
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no length.
-        axis_name: one or several axes of vmap, pmap or shard_map over which vectors are split.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x`` and ``scale`` promote to.
+        x: array of any rank and any integer, floating or complex dtype.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        scale: g, a scalar; initialize it to the square root of the number of features.
+        reduction_axes: axes that a vector spans.
+        epsilon: ε, added to the squared length; zero or positive. (The paper's code divides by
+            max(length, 1e-5) instead, which differs only for very short vectors.)
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the length.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the vectors are sharded.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and ``scale`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``.
+        ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: a shape, axis, mask, dtype or epsilon that cannot be; the message says what must hold
-            and what to do.
+        ValueError: If a shape, axis, mask, dtype or epsilon is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -76,20 +75,20 @@ def scale_norm(
 
 @dataclass(kw_only=True, eq=False)
 class ScaleNormRecipe(Shared):
-    """A layer of `scale_norm`."""
+    """Recipe for a `scale_norm` layer."""
 
     epsilon: float = 1e-10
-    """Added to the square of the length."""
+    """Added to the squared length."""
     scale_init: Initializer | None = None
-    """Initializer of g; None starts from the root of the number of features."""
+    """Initializer of g; None means the square root of the number of features."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """One number."""
+        """``scale``, a scalar."""
         start = initializers.constant(math.sqrt(math.prod(shape)))
         return {"scale": Parameter(self.scale_init or start, ())}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         y = scale_norm(
             x,
             variables["scale"],

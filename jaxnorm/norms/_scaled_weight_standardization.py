@@ -21,28 +21,27 @@ def scaled_weight_standardization(
     epsilon: float = 1e-6,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Weights of each output with mean 0 and length 1, so that the variance of activations is kept.
+    """Normalizes the weights of each output to mean 0 and length 1, which preserves activation variance.
 
         w = (kernel - μ) / sqrt(σ² + ε) / sqrt(fan-in) · gain
 
-    It is `weight_standardization` with a gain that knows the fan-in: the norm of networks without norms
-    (NFNets, https://arxiv.org/abs/2102.06171). What the activation takes from the variance is put back by a
-    factor of its own: 1.7139588594436646 after a relu, in their code.
+    This is `weight_standardization` with a gain that depends on the fan-in, as used in normalizer-free
+    networks (NFNets, https://arxiv.org/abs/2102.06171). A separate factor compensates for the variance lost
+    in the activation: in the NFNet code, 1.7139588594436646 after a relu.
 
     Args:
-        kernel: weights of any rank and floating dtype; the arithmetic is in float32 or wider.
-        gain: of the shape of ``feature_axes``; None is 1.
-        feature_axes: the axes that are kept, those of the outputs: -1 in Flax's kernels, 0 in PyTorch's.
-        epsilon: ε, added to the variance, as in timm; zero or positive. (DeepMind's divides by
+        kernel: weights of any rank and floating dtype; computed in float32 or wider.
+        gain: learned scale, with the shape of the feature axes; None means 1.
+        feature_axes: output axes, which are not reduced: -1 for Flax kernels, 0 for PyTorch kernels.
+        epsilon: ε, added to the variance, as in timm; zero or positive. (DeepMind's code divides by
             sqrt(max(fan-in · σ², 1e-4)).)
-        dtype: of the result; None is what ``kernel`` and ``gain`` promote to.
+        dtype: dtype of the result; None means the dtype that ``kernel`` and ``gain`` promote to.
 
     Returns:
-        Weights of the shape of ``kernel``.
+        Weights with the shape of ``kernel``.
 
     Raises:
-        ValueError: a shape, axis, dtype or epsilon that cannot be; the message says what must hold and
-            what to do.
+        ValueError: If a shape, axis, dtype or epsilon is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn

@@ -19,27 +19,27 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 @dataclass(kw_only=True, eq=False)
 class SpadeRecipe(Recipe):
-    """A layer of `instance_norm` whose scale and bias are computed from a map, for every pixel.
+    """Recipe for an `instance_norm` layer whose scale and bias are computed per pixel from a map.
 
-    Called with the map (N, height, width, its channels) after x (N, H, W, C); it is resized to x as
-    PyTorch's ``nearest`` does: each pixel is the one at its share of the way, rounded down.
+    Called with a map (N, height, width, map_channels) after x (N, H, W, C). The map is resized to x by
+    nearest-neighbor interpolation, as in PyTorch's ``nearest``: relative pixel positions are rounded down.
 
         h = relu(conv(map))        y = instance_norm(x) · (1 + conv_γ(h)) + conv_β(h)
     """
 
     map_channels: int
-    """Channels of the map."""
+    """Number of channels of the map."""
     hidden: int = 128
-    """Channels of h."""
+    """Number of channels of h."""
     kernel_size: int = 3
-    """Of all three convolutions."""
+    """Kernel size of all three convolutions."""
     epsilon: float = 1e-5
     """Added to the variance."""
     kernel_init: Initializer = lecun_normal
-    """Initializer of the first kernel; the other two begin at 0, where the layer is instance norm."""
+    """Initializer of the first kernel. The other two start at 0, so the layer starts as instance norm."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """Kernel and bias of the convolution of the map, and of those to scale and bias."""
+        """Kernels and biases of the convolution of the map and of those that compute scale and bias."""
         window, (features,) = (self.kernel_size, self.kernel_size), shape
         zeros = initializers.zeros
         return {
@@ -50,13 +50,13 @@ class SpadeRecipe(Recipe):
         }
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Without state."""
+        """Applies the norm; there is no state to update."""
         check_last_axis(self, x)
         drawn = jnp.asarray(call.condition)
         if x.ndim != 4 or drawn.ndim != 4 or len(drawn) != len(x):
             raise ValueError(
-                f"x and its map must be (N, height, width, channels), of the same N; got shapes {x.shape} "
-                f"and {drawn.shape}. Put the channels last."
+                f"x and its map must have shape (N, height, width, channels) with the same N; got shapes "
+                f"{x.shape} and {drawn.shape}. Put the channels last."
             )
         wide = arithmetic_dtype(x, drawn, *variables.values())
         rows, columns = (

@@ -19,7 +19,7 @@ from ._l2_normalize import l2_normalize
 
 @serialized
 class SpectralState(NamedTuple):
-    """What the power iteration remembers of a kernel from step to step.
+    """The state of the power iteration for one kernel, kept from step to step.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -28,26 +28,26 @@ class SpectralState(NamedTuple):
         (1, 32) 1.0
     """
 
-    u: jax.Array  # (1, outputs): the direction of the inputs' largest gain, as far as it is known
-    sigma: jax.Array  # (): the largest singular value, likewise; 1 before the first step
+    u: jax.Array  # (1, outputs): estimate of the singular vector of the largest singular value
+    sigma: jax.Array  # (): estimate of the largest singular value; 1 before the first step
 
 
 @explained
 def init_spectral_norm(
     key: jax.Array, kernel: jax.Array, dtype: DTypeLike = jnp.float32
 ) -> SpectralState:
-    """The state of spectral norm before its first step: a random direction.
+    """Returns the initial state of spectral norm: a random direction.
 
     Args:
-        key: of `jax.random`.
-        kernel: the weights to normalize, of rank 2 or more; only their shape and kind are read.
-        dtype: of the state; complex if ``kernel`` is.
+        key: a `jax.random` key.
+        kernel: the weights to normalize, of rank 2 or more; only the shape and dtype are used.
+        dtype: dtype of the state; made complex if ``kernel`` is complex.
 
     Returns:
         SpectralState.
 
     Raises:
-        ValueError: ``kernel`` has a rank below 2.
+        ValueError: If ``kernel`` has a rank below 2.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -74,34 +74,34 @@ def spectral_norm(
     epsilon: float = 1e-12,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, SpectralState]:
-    """Spectral norm: weights divided by their largest singular value, so that no input grows.
+    """Spectral norm: divides weights by their largest singular value, so that no input grows in length.
 
         v = normalize(u Wᵀ)        u = normalize(v W)        (``n_steps`` times)
         σ = v W uᵀ                 w = W / σ
 
-    W is the kernel as a matrix (inputs, outputs): Flax's last axis against all others. For the derivative
-    u and v are constants, as in the paper: with them at the singular vectors, the first derivative of σ
-    is exact. σ comes near the singular value from below, over the steps of training.
+    W is the kernel reshaped to a matrix (inputs, outputs): as in Flax, the last axis is kept. As in the
+    paper, u and v are treated as constants in differentiation; once they have converged to the singular
+    vectors, the first derivative of σ is exact. σ approaches the singular value from below during training.
 
     Args:
-        kernel: weights of rank 2 or more and floating or complex dtype, the last axis that of the outputs;
-            the arithmetic is in float32 or wider. (Move PyTorch's first axis last.)
-        state: from `init_spectral_norm` or the last step.
-        n_steps: steps of power iteration, 1 or more. None: exact, by a singular value decomposition,
-            which for a large kernel takes as long as thousands of steps.
-        epsilon: added to the square of the length that u and v are divided by, with the kernel at the size
-            where its largest weight is 1; zero or positive.
-        dtype: of the result; None is what ``kernel`` and ``state`` promote to.
+        kernel: weights of rank 2 or more and floating or complex dtype, with the output axis last; computed
+            in float32 or wider. (Move the first axis of PyTorch weights to the end.)
+        state: from `init_spectral_norm` or the previous step.
+        n_steps: number of power iteration steps, at least 1. None computes the exact value with a singular
+            value decomposition, which for a large kernel takes as long as thousands of steps.
+        epsilon: ε, added to the squared length when u and v are normalized, for a kernel rescaled so that its
+            largest weight is 1; zero or positive.
+        dtype: dtype of the result; None means the dtype that ``kernel`` and ``state`` promote to.
 
     Returns:
-        Weights of the shape of ``kernel``, and SpectralState of the dtypes of ``state``. Dropping the new
-        state (in evaluation) leaves the function as it is. A kernel of zeros has no direction: it
-        stays as it is, and, with the u of zeros that power iteration then leaves, so do those that
-        follow it (as in Flax, where biases that start at zero are left alone so).
+        Weights with the shape of ``kernel``, and updated SpectralState, with the dtypes of ``state``. In
+        evaluation, drop the new state so that the function stays the same. A kernel of zeros has no direction
+        and is returned unchanged. Power iteration then sets u to zeros, so all later kernels are returned
+        unchanged too (as in Flax, which leaves biases that start at zero unnormalized this way).
 
     Raises:
-        ValueError: ``kernel`` has a rank below 2, ``state`` belongs to another kernel, or ``n_steps``
-            is less than 1; the message says what must hold and what to do.
+        ValueError: If ``kernel`` has a rank below 2, if ``state`` belongs to another kernel, or if
+            ``n_steps`` is less than 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -121,7 +121,7 @@ def spectral_norm(
     wide = upcast(kernel, *state)
     matrix = replicated(wide).reshape(math.prod(kernel.shape[:-1]), kernel.shape[-1])
     fixed, u = lax.stop_gradient((matrix, state.u.astype(matrix.dtype)))
-    # Directions are those of any multiple; at this one, epsilon is small beside every length.
+    # Rescaling does not change the directions, and it makes epsilon small compared to every length.
     largest = jnp.max(jnp.abs(fixed), initial=0)
     fixed = fixed / jnp.where(largest > 0, largest, 1).astype(fixed.dtype)
     if n_steps is None:
@@ -139,29 +139,29 @@ def spectral_norm(
 
 
 def has_spectral_norm(weight: jax.Array, n_steps: int | None, error_on_non_matrix: bool) -> bool:
-    """Whether a module normalizes this parameter of its layer: matrices, and what can be read as one.
+    """Whether a module normalizes this parameter: rank 2 or more, unless ``n_steps`` is 0.
 
     Raises:
-        ValueError: it is no matrix, and ``error_on_non_matrix``.
+        ValueError: If the rank is above 2 and ``error_on_non_matrix`` is set.
     """
     if weight.ndim < 2 or (is_integer(n_steps) and n_steps == 0):
         return False
     if weight.ndim > 2 and error_on_non_matrix:
         raise ValueError(
             f"Input is {weight.ndim}D but error_on_non_matrix is True. Got a parameter of shape "
-            f"{weight.shape}; without that option it is a matrix of the last axis against all others."
+            f"{weight.shape}; without that option it is reshaped to a matrix that keeps the last axis."
         )
     return True
 
 
 def _iterated(matrix: jax.Array, u: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
-    """One step of power iteration, from ``u`` to v and the next u."""
+    """Runs one step of power iteration, from ``u`` to v and the next u."""
     v = l2_normalize(_times(u, matrix.conj().T), epsilon=epsilon)
     return v, l2_normalize(_times(v, matrix), epsilon=epsilon)
 
 
 def _times(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Matrix product; these are small, and some devices round the factors unless they are told not to."""
+    """Matrix product at highest precision: the operands are small, and some devices round them by default."""
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
@@ -169,7 +169,7 @@ def _check_rank(kernel: jax.Array) -> None:
     if kernel.ndim < 2:
         raise ValueError(
             f"kernel must have rank 2 or more to have a spectral norm; got shape {kernel.shape}. "
-            f"Leave scales and biases as they are."
+            f"Leave scales and biases unnormalized."
         )
 
 
@@ -187,10 +187,10 @@ def _check_state(kernel: jax.Array, state: SpectralState, n_steps: int | None) -
         )
     if kernel.size == 0 and n_steps is None:
         raise ValueError(
-            f"kernel must have elements to have singular values; got shape {kernel.shape}. Leave it out."
+            f"kernel must not be empty to have singular values; got shape {kernel.shape}. Leave it out."
         )
     if n_steps is not None and (not is_integer(n_steps) or n_steps < 1):
         raise ValueError(
-            f"n_steps must be an integer of 1 or more, or None for the exact singular value; got "
-            f"{n_steps!r}. 1 is enough in training, where each step continues from the last."
+            f"n_steps must be a positive integer, or None for the exact singular value; got {n_steps!r}. "
+            f"1 is enough in training, where each step continues from the previous one."
         )

@@ -49,43 +49,43 @@ def switchable_norm(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, RunningStats]:
-    """Switchable norm: learns how much of instance, layer and batch norm it is.
+    """Switchable norm: learns a weighted combination of instance, layer and batch norm.
 
         μ = Σ_k softmax(mean_weights)_k μ_k        σ² = Σ_k softmax(var_weights)_k σ_k²
         y = (x - μ) / sqrt(σ² + ε) · scale + bias        k: instance, layer, batch
 
-    Moments are taken once, of each channel of each example, and pooled over channels and over examples. In
-    evaluation, those of the batch are the running ones. All variances divide by the number of values. (The
-    authors' code divides those of instances by one less.)
+    Moments are computed once, for each channel of each example, and then pooled over channels and over
+    examples. In evaluation, running statistics replace the batch statistics. All variances divide by the
+    number of values n. (The authors' code divides the instance variances by n - 1.)
 
     Args:
-        x: activations of rank 2 or more and any integer or floating dtype, the batch first.
-            Statistics and arithmetic are in float32 or wider: of values of 1e-15 to 1e15 in float32.
-        stats: running statistics of the feature shape.
-        mean_weights: three numbers before the softmax: instance, layer, batch.
-        var_weights: likewise.
-        scale: γ, of the shape of ``feature_axes``; None is 1.
-        bias: β, likewise; None is 0.
-        training: use the moments of the batch and move ``stats``; otherwise use those and leave them.
-        feature_axes: the axes that are kept: -1 for channels last, 1 for channels first.
-        momentum: the weight of the *old* running value, in [0, 1]; None is the plain average of all batches.
+        x: activations of rank 2 or more and any integer or floating dtype, batch axis first.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        stats: running statistics with the shape of the feature axes.
+        mean_weights: three logits of the mean weights: instance, layer, batch.
+        var_weights: three logits of the variance weights, in the same order.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        training: True normalizes with the batch statistics and updates ``stats``; False normalizes with
+            ``stats`` and returns it unchanged.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
+        momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally.
         epsilon: ε, added to the variance; zero or positive.
-        mask: True counts. Boolean or integer, broadcastable to ``x``; what is masked is in no statistic.
-        axis_name: one or several axes of vmap, pmap or shard_map whose devices share those of the batch.
-        axis_index_groups: groups of devices along ``axis_name`` that keep to themselves.
-        dtype: of ``y``; None is what ``x``, ``scale`` and ``bias`` promote to.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) whose devices share the batch statistics.
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y`` of the shape of ``x``, and RunningStats of the shapes and dtypes of ``stats``.
+        ``y``, with the shape of ``x``, and updated RunningStats, with the shapes and dtypes of ``stats``.
 
     Raises:
-        ValueError: a shape, axis, mask, dtype, epsilon or momentum that cannot be; the message says what
-            must hold and what to do.
+        ValueError: If a shape, axis, mask, dtype, epsilon or momentum is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
         >>> x = jax.random.normal(jax.random.key(0), (8, 16, 16, 4))
-        >>> instance = jnp.array([100.0, 0.0, 0.0])  # all of it
+        >>> instance = jnp.array([100.0, 0.0, 0.0])  # only instance norm
         >>> y, _ = jn.switchable_norm(x, jn.init_running_stats(4), instance, instance, training=True)
         >>> print(jnp.allclose(y, jn.instance_norm(x, epsilon=1e-5), atol=1e-5))
         True
@@ -116,8 +116,8 @@ def _weighted_mean(weights: jax.Array, name: str, values: tuple[jax.Array, ...])
     weights = jnp.asarray(weights)
     if weights.shape != (3,):
         raise ValueError(
-            f"{name} must be three numbers, of instance, layer and batch norm; got shape {weights.shape}. "
-            f"Start from jnp.ones(3), a third of each."
+            f"{name} must be three numbers, one each for instance norm, layer norm and batch norm; got shape "
+            f"{weights.shape}. Start from jnp.ones(3), which weights them equally."
         )
     shares = jax.nn.softmax(weights.astype(values[0].dtype))
     return shares[0] * values[0] + shares[1] * values[1] + shares[2] * values[2]
@@ -125,20 +125,20 @@ def _weighted_mean(weights: jax.Array, name: str, values: tuple[jax.Array, ...])
 
 @dataclass(kw_only=True, eq=False)
 class SwitchableNormRecipe(Affine, Tracked):
-    """A layer of `switchable_norm`."""
+    """Recipe for a `switchable_norm` layer."""
 
     momentum: float | jax.Array | None = 0.9
-    """The weight of the *old* running value (PyTorch's is that of the new one); None: the plain average."""
+    """Weight of the *old* running value (PyTorch: the new one); None weights all batches equally."""
     epsilon: float = 1e-5
     """Added to the variance."""
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """The weights first."""
+        """``mean_weights`` and ``var_weights``, then scale and bias."""
         weights = Parameter(initializers.ones, (3,))
         return {"mean_weights": weights, "var_weights": weights, **super().parameters(shape)}
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
-        """Moves the running statistics in training."""
+        """Normalizes ``x``; in training, also updates the running statistics."""
         y, updated = switchable_norm(
             x,
             stats_of(variables),

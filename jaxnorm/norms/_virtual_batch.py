@@ -1,7 +1,7 @@
-"""Virtual batches: how many examples share statistics, however many a device holds.
+"""Virtual batches: statistics over a fixed number of examples, regardless of the batch size per device.
 
-Smaller than the batch of a device, they are the ghost batches of Hoffer et al. (2017,
-https://arxiv.org/abs/1705.08741); larger, groups of devices pool.
+Virtual batches smaller than the batch of a device are the ghost batches of Hoffer et al. (2017,
+https://arxiv.org/abs/1705.08741); larger ones pool statistics over groups of devices.
 """
 
 import jax
@@ -21,13 +21,13 @@ def moments_of_virtual_batches(
     axis_name: AxisName | None,
     narrow: jax.Array,
 ) -> Moments:
-    """Moments of the virtual batch of each example: of size 1 along the examples if all share one."""
+    """Returns the moments of the virtual batch of each example; size 1 along axis 0 if all share one."""
     examples = x.shape[0]  # may be symbolic
     groups = _groups_of_devices(examples, size, axis_name)
     if groups or size == examples:
         names = axis_name if groups else None
         return reduce_moments(x, reduced, mask, names, groups, narrow=narrow)
-    # Sums of each example, then of each virtual batch: only small arrays are grouped, never x.
+    # Sum each example, then each virtual batch: only small arrays are reshaped into groups, never x.
     blocks = Blocks(0, examples // size)
     positions = tuple(axis for axis in reduced if axis != 0)
     m = reduce_moments(x, positions, mask, None, None, blocks, narrow=narrow)
@@ -35,9 +35,9 @@ def moments_of_virtual_batches(
 
 
 def moments_of_all(m: Moments, examples: int, size: int, axis_name: AxisName | None) -> Moments:
-    """Moments of all examples of all devices, of those of their virtual batches."""
+    """Returns the moments of all examples on all devices, given the moments of their virtual batches."""
     everyone = pool_over_devices(pool(m, 0), axis_name)
-    # Of each virtual batch: on its examples, or its devices.
+    # How often each virtual batch was counted: once per example, or once per device.
     repeats = m.mean.shape[0] * size // examples
     return everyone._replace(count=everyone.count / repeats)
 
@@ -45,10 +45,10 @@ def moments_of_all(m: Moments, examples: int, size: int, axis_name: AxisName | N
 def _groups_of_devices(
     examples: int, size: int, axis_name: AxisName | None
 ) -> AxisIndexGroups | None:
-    """Neighbours along ``axis_name`` that together hold ``size`` examples; None if one device does.
+    """Groups consecutive devices that together hold ``size`` examples; None if they fit on one device.
 
     Raises:
-        ValueError: there is no such division.
+        ValueError: If neither the examples nor the devices can be divided this way.
     """
     if examples % size == 0 and size <= examples:
         return None
@@ -60,19 +60,19 @@ def _groups_of_devices(
             return [[*range(i, i + together)] for i in range(0, devices, together)]
     over = "" if axis_name is None else f" on each of the devices of {axis_name!r}"
     raise ValueError(
-        f"virtual_batch_size must divide the {examples} examples of x, or with axis_name be as many as an "
-        f"equal share of the devices holds; got virtual_batch_size={size} for {examples} examples{over}. "
-        f"Fill a ragged batch up, and mask what you filled it with."
+        f"virtual_batch_size must divide the {examples} examples of x or, with axis_name, be the number of "
+        f"examples on equal groups of devices; got virtual_batch_size={size} for {examples} examples{over}. "
+        f"Pad a ragged batch, and mask the padding."
     )
 
 
 def check_virtual_batch_size(
     size: int, features: tuple[int, ...], groups: AxisIndexGroups | None
 ) -> None:
-    """Raises what is wrong with the arguments, whatever the examples.
+    """Validates the arguments that do not depend on the number of examples.
 
     Raises:
-        ValueError: axis 0 is a feature axis, or there are groups too.
+        ValueError: If axis 0 is a feature axis, or if ``groups`` is given too.
     """
     if 0 in features:
         raise ValueError(
@@ -81,6 +81,6 @@ def check_virtual_batch_size(
         )
     if groups is not None:
         raise ValueError(
-            f"virtual_batch_size groups the devices itself; got virtual_batch_size={size} and "
-            f"axis_index_groups={groups}. Leave one of them out."
+            f"virtual_batch_size must not be combined with axis_index_groups; got virtual_batch_size={size} "
+            f"and axis_index_groups={groups}. Leave one of them out."
         )

@@ -22,28 +22,28 @@ def weight_norm(
     epsilon: float = 1e-12,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Weight norm: the weights of each output as a direction, times a length of their own.
+    """Weight norm: separates the weights of each output into a direction and a learned length.
 
         w = kernel / ‖kernel‖ · scale
 
-    ‖kernel‖ is the Euclidean length over all axes but ``feature_axes``. The gradient of a loss for the
-    kernel is orthogonal to it, so that training turns it and ``scale`` alone changes the length.
+    ‖kernel‖ is the Euclidean length over all axes except ``feature_axes``. The gradient of a loss with
+    respect to the kernel is orthogonal to the kernel: training rotates the kernel, and only ``scale`` changes
+    the length of the weights.
 
     Args:
-        kernel: weights of any rank and floating or complex dtype; the arithmetic is in float32 or wider.
-        scale: g, of the shape of ``feature_axes``; None is 1. The lengths of the kernel itself
-            (``jnp.linalg.norm``) leave the layer as it was, which is how PyTorch starts.
-        feature_axes: the axes that are kept, those of the outputs: -1 in Flax's kernels, 0 in PyTorch's.
-            () takes one length over all.
-        epsilon: ε, added to the square of the length; zero or positive.
-        dtype: of the result; None is what ``kernel`` and ``scale`` promote to.
+        kernel: weights of any rank and floating or complex dtype; computed in float32 or wider.
+        scale: g, with the shape of the feature axes; None means 1. Initializing it to the lengths of the
+            kernel (``jnp.linalg.norm``), as PyTorch does, leaves the layer unchanged.
+        feature_axes: output axes, which are not reduced: -1 for Flax kernels, 0 for PyTorch kernels.
+            () computes a single length over all axes.
+        epsilon: ε, added to the squared length; zero or positive.
+        dtype: dtype of the result; None means the dtype that ``kernel`` and ``scale`` promote to.
 
     Returns:
-        Weights of the shape of ``kernel``.
+        Weights with the shape of ``kernel``.
 
     Raises:
-        ValueError: a shape, axis, dtype or epsilon that cannot be; the message says what must hold and
-            what to do.
+        ValueError: If a shape, axis, dtype or epsilon is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -65,7 +65,7 @@ def weight_norm(
 
 
 def kernel_lengths(kernel: jax.Array, feature_axes: Axes) -> Callable[..., jax.Array]:
-    """An initializer of the scale with which `weight_norm` changes nothing: ‖kernel‖."""
+    """Returns an initializer that sets the scale to ‖kernel‖, so that `weight_norm` changes nothing."""
     reduced = complement(canonical_axes(feature_axes, kernel.ndim, "feature_axes"), kernel.ndim)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:

@@ -18,28 +18,28 @@ def weight_standardization(
     epsilon: float = 1e-10,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Weight standardization: the weights of each output with mean 0 and variance 1.
+    """Weight standardization: normalizes the weights of each output to mean 0 and variance 1.
 
         w = (kernel - μ) / sqrt(σ² + ε) · gain
 
-    μ and σ² are taken over all axes but ``feature_axes``; σ² divides by their number. It is layer norm of
-    a kernel, and goes well with group norm where batches are small (https://arxiv.org/abs/1912.11370).
+    μ and σ² are computed over all axes except ``feature_axes``; σ² divides by the number n of weights. This
+    is layer norm of a kernel and works well with group norm when batches are small
+    (https://arxiv.org/abs/1912.11370).
 
     Args:
-        kernel: weights of any rank and floating or complex dtype; the arithmetic is in float32 or wider.
-        gain: of the shape of ``feature_axes``; None is 1. A gain of 1/sqrt(fan-in) keeps the variance of
-            activations (scaled weight standardization, https://arxiv.org/abs/2101.08692).
-        feature_axes: the axes that are kept, those of the outputs: -1 in Flax's kernels, 0 in PyTorch's.
+        kernel: weights of any rank and floating or complex dtype; computed in float32 or wider.
+        gain: learned scale, with the shape of the feature axes; None means 1. A gain of 1/sqrt(fan-in)
+            preserves activation variance (scaled weight standardization, https://arxiv.org/abs/2101.08692).
+        feature_axes: output axes, which are not reduced: -1 for Flax kernels, 0 for PyTorch kernels.
         epsilon: ε, added to the variance; zero or positive. (timm's default is 1e-6. The paper adds 1e-5
-            to σ, which there divides by n - 1.)
-        dtype: of the result; None is what ``kernel`` and ``gain`` promote to.
+            to σ, computed with n - 1.)
+        dtype: dtype of the result; None means the dtype that ``kernel`` and ``gain`` promote to.
 
     Returns:
-        Weights of the shape of ``kernel``.
+        Weights with the shape of ``kernel``.
 
     Raises:
-        ValueError: a shape, axis, dtype or epsilon that cannot be; the message says what must hold and
-            what to do.
+        ValueError: If a shape, axis, dtype or epsilon is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn

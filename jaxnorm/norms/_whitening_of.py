@@ -1,4 +1,4 @@
-"""Mean and whitening matrix of a batch: the inverse root of its covariance, by multiplications alone."""
+"""Mean and whitening matrix of a batch; the inverse root uses only matrix multiplications."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def whitening_of(
     epsilon: float,
     axis_name: AxisName | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """How many are counted of the rows (..., C), their mean and their whitening matrix."""
+    """Returns the count, mean and whitening matrix of the unmasked rows (..., C)."""
     m = reduce_moments(rows, tuple(range(rows.ndim - 1)), counted, axis_name, None)
     centered = rows - m.mean
     centered = centered if counted is None else jnp.where(counted, centered, 0)
@@ -39,25 +39,25 @@ def whitening_of(
 
 
 def mask_of_rows(mask: jax.Array | None, channel: int) -> jax.Array | None:
-    """The mask with the channels last, of which there must be one."""
+    """Returns the mask with the channel axis, which must have size 1, moved last."""
     if mask is None:
         return None
     if mask.shape[channel] != 1:
         raise ValueError(
-            f"mask must be the same for all channels to whiten them; got mask of shape {mask.shape} with the "
+            f"mask must be the same for all channels in whitening; got mask of shape {mask.shape} with "
             f"channels along axis {channel}. Give it size 1 there."
         )
     return jnp.moveaxis(mask, channel, -1)
 
 
 def inverse_root(covariance: jax.Array, steps: int) -> jax.Array:
-    """Σ^(-1/2) of a positive definite Σ, nearly: so many steps of Newton's iteration.
+    """Approximates Σ^(-1/2) of a positive definite Σ by ``steps`` Newton iterations.
 
         P ← (3 P - P³ Σ) / 2 from the identity, for Σ of trace 1
 
-    Eigenvalues far below the largest take the most steps. Y = P Σ goes along as a matrix of its own:
-    computed anew from P, the rounding of each step grows, and the iteration leaves where it had arrived
-    (Higham, "Functions of Matrices", 2008, section 6.4).
+    Eigenvalues far below the largest need the most steps. Y = P Σ is iterated as a separate matrix: if it
+    were recomputed from P, rounding errors would grow in each step, and the iteration would diverge after
+    it had converged (Higham, "Functions of Matrices", 2008, section 6.4).
     """
     trace = jnp.trace(covariance)
     eye = jnp.eye(len(covariance), dtype=covariance.dtype)

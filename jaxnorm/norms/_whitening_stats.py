@@ -1,4 +1,4 @@
-"""What `iterative_whitening` keeps."""
+"""The running statistics of `iterative_whitening`."""
 
 from typing import NamedTuple
 
@@ -26,16 +26,16 @@ class WhiteningStats(NamedTuple):
 
 @explained
 def init_whitening(features: int) -> WhiteningStats:
-    """Whitening statistics before any batch: mean 0, matrix 1.
+    """Returns initial whitening statistics: zero mean and identity matrix.
 
     Args:
-        features: how many.
+        features: number of channels C.
 
     Returns:
         WhiteningStats in float32.
 
     Raises:
-        ValueError: ``features`` is no integer of 1 or more.
+        ValueError: If ``features`` is not a positive integer.
 
     Example:
         >>> import jaxnorm as jn

@@ -1,7 +1,7 @@
-"""`make conformance`: Flax's own tests of its norms, run with ours in their place.
+"""`make conformance`: Flax's own tests of its norms, run with our classes.
 
-The tests are those of the installed Flax, from its source distribution; nothing of it is kept. Each
-mode prints how many tests passed, and how many instances of our classes they built.
+The tests come from the source distribution of the installed Flax, and are not kept. Each mode prints how
+many tests passed, and how many instances of our classes they created.
 """
 
 import sys
@@ -25,7 +25,7 @@ def rows(mode: Mode, outcome: Outcome) -> list[str]:
 
 
 def main() -> None:
-    """Runs the modes and prints the table; ends with 1 if any of them fails."""
+    """Runs the modes and prints the table; exits with 1 if any of them fails."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             tests = flax_source(Path(folder))

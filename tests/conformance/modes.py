@@ -1,4 +1,4 @@
-"""What is run: which of Flax's tests, with which of Flax's classes replaced, and what must come of it."""
+"""The modes: which of Flax's tests run, which of Flax's classes are replaced, and the expected outcome."""
 
 import json
 import os
@@ -30,7 +30,7 @@ NNX = (
     "nnx/nn/linear_test.py::TestLayersSameGraph",
     "nnx/nn/linear_test.py::TestLayersParamsMetadata",
 )
-# Flax's tests that ours must fail, and why.
+# Flax's tests that our classes must fail, and why.
 BETTER = {
     "linen/linen_test.py::NormalizationTest::test_weight_norm_compatibility_with_partitioning": (
         "demands a variable's name that says whether the kernel is boxed: after flax.linen.unbox it would "
@@ -45,15 +45,16 @@ BETTER = {
 
 @dataclass(frozen=True)
 class Mode:
-    """The modules of Flax whose norms are replaced, and the tests that are run so.
+    """The modules of Flax whose norms are replaced, and the tests to run.
 
     Attributes:
-        name: in the table.
+        name: the name in the table.
         modules: "linen", "nnx" or both.
-        tests: node ids under the folder of Flax's tests.
-        close: Flax's NNX tests demand the bits of its Linen. With only one of the two replaced they cannot
-            agree so: Flax's variance rounds more than ours, and Linen has NaN where a mask leaves nothing
-            to count. Then roundings are let pass, and a number in the place of NaN.
+        tests: node ids relative to the folder of Flax's tests.
+        close: whether to compare approximately. Flax's NNX tests require results equal to Linen's bit for
+            bit. If only one of the two is replaced, this is impossible: Flax's variance has larger
+            rounding errors, and Linen returns NaN for a full mask. Then rounding errors, and numbers
+            instead of NaN, are accepted.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Mode:
 
     @property
     def replaced(self) -> list[str]:
-        """The classes that must be replaced: linen.BatchNorm and so on."""
+        """The classes that must be replaced, such as linen.BatchNorm."""
         return [f"{module}.{name}" for module in self.modules for name in NAMES]
 
 
@@ -76,13 +77,13 @@ MODES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a mode.
+    """The outcome of a mode.
 
     Attributes:
-        passed: how many tests did.
+        passed: how many tests passed.
         built: instances of each class, such as jaxnorm.linen.BatchNorm.
         problems: why the mode fails; empty if it does not.
-        output: what pytest printed.
+        output: the output of pytest.
     """
 
     passed: int
@@ -92,17 +93,17 @@ class Outcome:
 
 
 def run(mode: Mode, tests: Path, leave: Collection[str] = ()) -> Outcome:
-    """Runs a mode in a fresh interpreter, on Flax's tests in the folder ``tests``.
+    """Runs a mode in a new interpreter, on Flax's tests in the folder ``tests``.
 
-    ``leave`` names classes that stay Flax's. They are still demanded: so it is tested that an absent
-    replacement is noticed.
+    Classes in ``leave`` are not replaced but still required, to test that a missing replacement is
+    noticed.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         options = [f"--watch={path}" for path in mode.replaced]
         options += [f"--replace={path}" for path in mode.replaced if path not in leave]
         options += ["--close"] if mode.close else []
-        # -P and -c: neither the folder of the tests nor the settings of this repository count.
+        # -P and -c: ignore the folder of the tests and the settings of this repository.
         pytest = [sys.executable, "-P", "-m", "pytest", "-q", "--tb=short", "-c", os.devnull]
         plugins = ["-p", "no:cacheprovider", "-p", "tests.conformance.plugin"]
         ran = subprocess.run(
@@ -129,9 +130,10 @@ def run(mode: Mode, tests: Path, leave: Collection[str] = ()) -> Outcome:
 
 
 def environment(tests: Path) -> dict[str, str]:
-    """Ours, with jaxnorm importable, and without what this repository's tests or plugins set.
+    """The current environment, with jaxnorm importable and without settings of this repository's tests.
 
-    What is compiled is kept beside the tests for the next mode: compiling is most of the time.
+    Compiled programs are cached next to the tests for the next mode, since compiling takes most of the
+    time.
     """
     return {
         **os.environ,

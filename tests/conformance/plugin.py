@@ -1,4 +1,4 @@
-"""The pytest plugin in the process of Flax's tests: puts our classes in Flax's place, counts instances."""
+"""The pytest plugin for Flax's tests: replaces Flax's classes with ours and counts instances."""
 
 import importlib
 import json
@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-# How far Linen's answer and ours may be apart where only one of them is replaced. float32: Flax's
-# variance, the mean of squares less the square of the mean, puts its answer up to 2e-5 from the float64
-# one in these tests (groups of two near values). float16: two roundings of values of order 1. Also
-# absolute, because the linear layer after each norm can cancel.
+# The tolerance between Linen's results and ours if only one of them is replaced. float32: Flax computes
+# the variance as the mean of squares minus the square of the mean, which puts its results up to 2e-5 from
+# float64 in these tests (groups of two close values). float16: two roundings of values of order 1. The
+# tolerance is also absolute, because the linear layer after each norm can cancel.
 APART: Mapping[str, float] = {"float16": 2e-3, "float32": 1e-4}
 
 built: dict[str, int] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options that `run` of modes.py gives."""
+    """Adds the options that `run` in modes.py uses."""
     parser.addoption("--replace", action="append", default=[], help="such as linen.BatchNorm")
     parser.addoption("--watch", action="append", default=[], help="classes of Flax's to count")
     parser.addoption("--close", action="store_true", help="equal may be up to roundings")
@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before Flax's test modules are imported: some build layers in decorators."""
+    """Replaces classes before Flax's test modules are imported, since some create layers in decorators."""
     option: Any = config.option
     originals = {path: named("flax", path) for path in option.watch}
     for path in option.replace:
@@ -61,7 +61,7 @@ def named(package: str, path: str) -> type:
 
 
 def replace(theirs: type, ours: type) -> None:
-    """Wherever Flax has bound the class: also in its attention modules, which bind LayerNorm."""
+    """Replaces a class wherever Flax has bound it: its attention modules also bind LayerNorm."""
     flax = [m for name, m in sys.modules.items() if name.split(".")[0] == "flax"]
     for module in flax:
         for name in [n for n, value in vars(module).items() if value is theirs]:
@@ -69,10 +69,10 @@ def replace(theirs: type, ours: type) -> None:
 
 
 def count(cls: type, label: str) -> None:
-    """Counts the instances of ``cls`` and of classes derived from it.
+    """Counts the instances of ``cls`` and its subclasses.
 
-    In ``__new__``, because Linen writes every class, also one that `nn.vmap` derives, an ``__init__``
-    of its own. The class remains the same object with the same name.
+    This uses ``__new__``, because Linen gives every class, also one that `nn.vmap` derives, its own
+    ``__init__``. The class remains the same object with the same name.
     """
     built[label] = 0
 
@@ -84,10 +84,10 @@ def count(cls: type, label: str) -> None:
 
 
 def assert_close(linen: Any, nnx: Any) -> None:
-    """`np.testing.assert_array_equal` up to roundings; integers must be equal.
+    """`np.testing.assert_array_equal` up to rounding; integers must be equal.
 
-    Where a mask leaves nothing to count Flax's Linen says NaN; there ours must be finite. (Flax gives
-    the state of the spectral norm the other way round, after the outputs, which show any NaN of ours.)
+    For a full mask, Flax's Linen returns NaN, and ours must be finite. (Flax passes the state of spectral
+    norm in the opposite order, but after the outputs, which would show a NaN in ours.)
     """
     linen, nnx = np.asarray(linen), np.asarray(nnx)
     assert linen.shape == nnx.shape

@@ -1,4 +1,4 @@
-"""Flax's own tests: from the source distribution of the Flax that is installed."""
+"""Flax's own tests, from the source distribution of the installed Flax."""
 
 import subprocess
 import sys
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 class NotToBeHad(Exception):
-    """The source distribution cannot be downloaded."""
+    """Raised if the source distribution cannot be downloaded."""
 
 
 def flax_source(folder: Path) -> Path:
-    """Downloads it into ``folder`` and unpacks its tests; returns where they are."""
+    """Downloads Flax's source into ``folder``, unpacks its tests, and returns their path."""
     flax = f"flax=={version('flax')}"
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     ran = subprocess.run(

@@ -1,4 +1,4 @@
-"""The sums of every platform, run here: moments follow from any of them."""
+"""The sums of every platform, all run here, give correct moments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ def moments_by(
     guess: Any = None,
     blocks: Blocks | None = None,
 ) -> Moments:
-    """Moments from the sums that a platform takes."""
+    """Moments computed from the sums that a platform takes."""
     given = (True, True, mask is not None, guess is not None)
     others = [jnp.asarray(a) for a in (mask, guess) if a is not None]
 
@@ -49,14 +49,14 @@ def moments_by(
 
 
 def drawn(dtype: Any, mean: float = 3.0, shape: tuple[int, ...] = SHAPE) -> jax.Array:
-    """Values of standard deviation 1, each feature about a mean of its own."""
+    """Values with standard deviation 1 and a different mean for each feature."""
     rng = np.random.default_rng(0)
     means = mean * (1 + np.arange(shape[-1]) / shape[-1])
     return jnp.asarray(rng.normal(size=shape) + means, dtype)
 
 
 def assert_moments(got: Moments, want: oracle.Moments, tolerance: float = 1e-5) -> None:
-    """Means to a share of the standard deviation, variances to one of themselves."""
+    """Compares means relative to the standard deviation, and variances relative to themselves."""
     assert np.all(np.abs(got.mean - want.mean) <= tolerance * np.sqrt(want.var) + 1e-6 * want.mean)
     np.testing.assert_allclose(got.var, want.var, rtol=tolerance)
 
@@ -67,7 +67,7 @@ def assert_moments(got: Moments, want: oracle.Moments, tolerance: float = 1e-5) 
 @pytest.mark.parametrize("axes", [(3,), (0, 1, 2), (1, 2), ()], ids=str)
 @pytest.mark.parametrize("platform", LOWERINGS)
 def test_moments(platform: str, axes: tuple[int, ...], dtype: str, masked: bool) -> None:
-    """Whatever the shift, of all values or of those that count, with NaN among those that do not."""
+    """Moments match the oracle whatever the shift, and ignore masked elements, even NaN."""
     x = drawn(dtype)
     mask = np.random.default_rng(1).random((4, 6, 5, 1)) < 0.7 if masked else None
     if mask is not None:
@@ -80,7 +80,7 @@ def test_moments(platform: str, axes: tuple[int, ...], dtype: str, masked: bool)
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("platform", LOWERINGS)
 def test_moments_of_blocks(platform: str, masked: bool) -> None:
-    """Neighbours share theirs, also where their means differ, or where one counts nothing."""
+    """Neighbors share statistics, even if their means differ or one of them is fully masked."""
     x, blocks = drawn("float32", mean=50.0), Blocks(3, 2)
     mask = None
     if masked:
@@ -97,7 +97,7 @@ def test_moments_of_blocks(platform: str, masked: bool) -> None:
 
 @pytest.mark.parametrize("platform", LOWERINGS)
 def test_moments_of_blocks_of_close_neighbours(platform: str) -> None:
-    """Far from zero, what the rounding of a neighbour's mean leaves is not forgotten."""
+    """Far from zero, the rounding error of a neighbor's mean is corrected."""
     rng = np.random.default_rng(0)
     x = np.asarray(rng.normal(size=SHAPE) + 1e4 + np.arange(SHAPE[-1]), np.float32)
     got = moments_by(platform, x, (1, 2), blocks=Blocks(3, 2))
@@ -116,7 +116,7 @@ GUESSES = {
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("guess", GUESSES)
 def test_moments_about_a_guess(guess: str, masked: bool) -> None:
-    """The mean is 1e4 standard deviations from zero: a guess that is not near it costs no precision."""
+    """With a mean of 1e4 standard deviations, a guess that is far from it costs no precision."""
     x = drawn("float32", mean=1e4)
     mask = np.random.default_rng(1).random((4, 6, 5, 1)) < 0.7 if masked else None
     means = GUESSES[guess] * np.mean(np.asarray(x, np.float64), (0, 1, 2), keepdims=True)
@@ -129,14 +129,14 @@ def test_moments_about_a_guess(guess: str, masked: bool) -> None:
 @pytest.mark.parametrize("platform", LOWERINGS)
 @pytest.mark.parametrize("value", [0.0, 0.1, 7.0, -3e4])
 def test_variance_of_a_constant(platform: str, guess: float | None, value: float) -> None:
-    """None, to the rounding of the mean."""
+    """The variance of a constant is zero, up to the rounding of the mean."""
     x = jnp.full((999, 3), value)
     got = moments_by(platform, x, (0,), guess=None if guess is None else jnp.full((1, 3), guess))
     assert np.all(got.var <= (2e-7 * value) ** 2)
 
 
 def test_a_guess_of_a_constant_need_not_be_exact() -> None:
-    """A running mean comes to rest some roundings away; sums about it do, and are not taken again."""
+    """Sums about a running mean that is some roundings off are good enough and are not repeated."""
     x, guess = jnp.full((99, 2), 7.0), jnp.full((1, 2), 7.0 * (1 + 2.0**-20))
     operands = {"given": (True, True, False, True), "axes": (0,), "blocks": None}
     shift, total, squares = _central_sums._on_tpu(x, x, guess, differentiated=False, **operands)
@@ -161,7 +161,7 @@ def test_a_guess_of_a_constant_need_not_be_exact() -> None:
     ],
 )
 def test_exact_sums(dtype: str, mean: float, tolerance: float, elements: int) -> None:
-    """Of plain sums, the variance keeps what a difference of rounded ones loses."""
+    """From plain sums, the variance keeps the digits that a difference of rounded sums would lose."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(50, elements)) + mean, dtype)
     assert elements <= _exact_sums.most_elements(jnp.dtype(dtype))
     got = moments_by("tpu", x, (1,))
@@ -174,7 +174,7 @@ def test_exact_sums(dtype: str, mean: float, tolerance: float, elements: int) ->
 
 
 def test_the_derivative_does_not_depend_on_the_platform() -> None:
-    """It is that of sums about whatever shift the value has: for each platform, one program of its own."""
+    """Each platform has its own program, and the derivative uses the same shift as the value."""
 
     def both(x: Any) -> Any:
         sums, pull = jax.vjp(lambda x: _central_sums.central_sums(x, (0,))[1:], x)
@@ -193,7 +193,7 @@ def test_the_derivative_does_not_depend_on_the_platform() -> None:
     "mapped", [(0, 0, 0), (None, 0, None), (None, None, 0), (0, None, 0)], ids=str
 )
 def test_vmap(mapped: tuple[int | None, ...]) -> None:
-    """Of whatever is mapped: values, mask or guess."""
+    """Values, mask and guess can each be mapped or not."""
     x, mask = drawn("float32", shape=(3, 7, 8)), np.random.default_rng(1).random((3, 7, 8)) < 0.7
     operands = x, jnp.asarray(mask), jnp.zeros((3, 1, 8))
     given = [a if d == 0 else a[0] for a, d in zip(operands, mapped, strict=True)]
@@ -209,7 +209,7 @@ def test_vmap(mapped: tuple[int | None, ...]) -> None:
 
 
 def test_another_guess_makes_no_other_sums() -> None:
-    """Of one x about several guesses, as in an ensemble, they are taken once, and x is not repeated."""
+    """With several guesses for one x, as in an ensemble, sums are taken once and x is not repeated."""
 
     def taken(guess: jax.Array) -> Any:
         return _central_sums.central_sums(x, (0,), guess=guess)

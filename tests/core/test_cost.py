@@ -1,6 +1,6 @@
-"""What every norm costs, as its compiled program says: temporaries, bytes moved, no sums by a library.
+"""The cost of every norm, from its compiled program: temporaries, bytes moved, no sums by a library.
 
-Training, forward and backward with the gradients of the parameters, in one program on a CPU.
+Each program is one training step on a CPU: forward, backward and the gradients of the parameters.
 """
 
 import math
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 class Cost(NamedTuple):
-    """Of a norm: how it is called, its number of parameters, and bytes moved at most, in units of x."""
+    """How a norm is called, its number of parameters, and the most bytes it may move, in units of x."""
 
     norm: Callable[..., Any]
     parameters: int
@@ -33,12 +33,12 @@ class Cost(NamedTuple):
 
 
 def batch(x: Any, *affine: Any) -> Any:
-    """Batch norm, which returns running statistics too."""
+    """Batch norm, which also returns running statistics."""
     return jn.batch_norm(x, jn.init_running_stats(x.shape[-1]), *affine)
 
 
 def flax_batch(x: Any, scale: Any, bias: Any) -> Any:
-    """Batch norm of Flax."""
+    """Flax's batch norm."""
     zeros = jnp.zeros(x.shape[-1])
     variables = {
         "params": {"scale": scale, "bias": bias},
@@ -51,7 +51,7 @@ IMAGES = ((64, 28, 28, 48), (32, 7, 7, 1000), (1023, 200))
 PRIME = ((40009, 64),)
 ROWS = ((4096, 1024), (8, 197, 768), (1023, 1000))
 FEW = ((24, 28, 28, 128), (24, 40, 40, 64))
-# Some 15 % above what was measured.
+# About 15 % above the measured values.
 COSTS = {
     "batch": Cost(batch, 2, IMAGES, 10.2, 12.4),
     "batch, prime": Cost(batch, 2, PRIME, 9.9, 16.2),
@@ -69,7 +69,7 @@ CASES = [
 
 
 def compiled(norm: Any, parameters: int, shape: Shape, dtype: str) -> jax.stages.Compiled:
-    """Output, whatever comes with it, and the gradients of everything."""
+    """Compiles the output, any auxiliary output, and all gradients."""
     x = jax.ShapeDtypeStruct(shape, dtype)
     affine = [jax.ShapeDtypeStruct(shape[-1:], dtype)] * parameters
 
@@ -85,7 +85,7 @@ def compiled(norm: Any, parameters: int, shape: Shape, dtype: str) -> jax.stages
 
 
 def in_units_of(program: jax.stages.Compiled, shape: Shape, dtype: str) -> tuple[float, float]:
-    """Temporaries and bytes moved, over those of an activation."""
+    """Temporaries and bytes moved, in units of the size of x."""
     unit = math.prod(shape) * jnp.dtype(dtype).itemsize
     memory, cost = program.memory_analysis(), program.cost_analysis()
     assert memory is not None and cost is not None
@@ -93,7 +93,7 @@ def in_units_of(program: jax.stages.Compiled, shape: Shape, dtype: str) -> tuple
 
 
 def read_by_the_library(program: jax.stages.Compiled) -> int:
-    """Elements of the largest array that is handed to the library for sums; 0 if it is not called."""
+    """Elements in the largest array passed to the library for sums; 0 if it is not called."""
     text = program.as_text()
     assert text is not None
     sizes = {
@@ -108,14 +108,14 @@ def read_by_the_library(program: jax.stages.Compiled) -> int:
 @pytest.mark.sampled
 @pytest.mark.parametrize(("name", "shape", "dtype"), CASES, ids=str)
 def test_cost(name: str, shape: Shape, dtype: str) -> None:
-    """At most half of x in temporaries, few passes over memory, no sums of the size of x by a library.
+    """Temporaries stay below half of x, passes are few, and the library sums no array of the size of x.
 
-    But of the squares of a float32 x: it is in memory, and the library is faster there.
+    The exception is the squares of a float32 x: they are in memory, and the library is faster there.
 
-    Eight passes (in units of x) are the floor: x for its sums, x again and y; then x and dy for theirs, x
-    and dy again and dx. Ten where parameters lie along other axes than statistics, and are summed in a pass
-    of their own. float32 adds some 10 %, what is left of the first short folds. In bfloat16 that is twice
-    as large, being float32, and an odd length (40009 rows) adds a copy of its rest.
+    Eight passes (in units of x) are the minimum: read x for its sums; read x, write y; read x and dy for
+    their sums; read x and dy, write dx. Ten if parameters lie along other axes than statistics and need a
+    separate pass. In float32, the rest of the first short folds adds about 10 %. In bfloat16 that rest is
+    twice as large, since it is float32, and an odd length (40009 rows) adds a copy of its remainder.
     """
     cost = COSTS[name]
     program = compiled(cost.norm, cost.parameters, shape, dtype)
@@ -127,7 +127,7 @@ def test_cost(name: str, shape: Shape, dtype: str) -> None:
 
 
 def test_the_bounds_can_fail() -> None:
-    """Flax's batch norm moves more, and hands the activation to the library."""
+    """Flax's batch norm moves more bytes and passes the activation to the library."""
     shape = IMAGES[0]
     with loose():
         program = compiled(flax_batch, 2, shape, "float32")
@@ -137,7 +137,7 @@ def test_the_bounds_can_fail() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_evaluation_is_one_pass(dtype: str) -> None:
-    """It reads x and writes y in one program; the mean and the root of the variance are two small ones."""
+    """Evaluation reads x and writes y in one program; two small ones compute the mean and the root."""
     channels = IMAGES[0][-1:]
     x, (mean, var, scale, bias) = (
         jax.ShapeDtypeStruct(IMAGES[0], dtype),
@@ -156,7 +156,7 @@ def test_evaluation_is_one_pass(dtype: str) -> None:
 
 
 def test_rows_are_read_in_order() -> None:
-    """What is added of a row is a vector apart: with longer steps, memory is waited for."""
+    """Partial sums of a row step by one vector; longer strides would stall on memory."""
     x = jax.ShapeDtypeStruct((64, 640), jnp.float32)
     sums = partial(sums_on_cpu, f=lambda x: (x, x * x), axes=(1,), shape=x.shape)
     first = next(e for e in jax.make_jaxpr(sums)(x).eqns if e.primitive.name == "reduce")

@@ -32,7 +32,7 @@ def lowered(norm: str, platform: str, dtype: Any = jnp.bfloat16) -> str:
 
 
 def reductions(text: str) -> list[int]:
-    """How many arrays each reduction sums."""
+    """The number of arrays that each reduction sums."""
     lines = [line for line in text.splitlines() if "stablehlo.reduce(" in line]
     return [line.count(" init: ") for line in lines]
 
@@ -40,7 +40,7 @@ def reductions(text: str) -> list[int]:
 @pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_sums_of_each_platform(norm: str, platform: str) -> None:
-    """A GPU takes several sums in one reduction, a TPU one by one; neither splits an axis, as a CPU does."""
+    """A GPU takes several sums in one reduction, a TPU one at a time; only a CPU splits an axis."""
     text = lowered(norm, platform)
     most = 1 if platform == "tpu" or norm == "rms" else 2
     assert max(reductions(text)) == most
@@ -50,7 +50,7 @@ def test_sums_of_each_platform(norm: str, platform: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_only_what_is_narrow_is_sliced(norm: str) -> None:
-    """A slice of x is taken before it is widened: a compiler would store all of it in float32 instead."""
+    """A slice of x is taken before widening; otherwise the compiler would store all of x in float32."""
     slices = [line for line in lowered(norm, "cuda").splitlines() if "stablehlo.slice" in line]
     assert bool(slices) == (norm != "rms")
     assert not [line for line in slices if "xf32>" in line]
@@ -58,19 +58,19 @@ def test_only_what_is_narrow_is_sliced(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_tpu_reads_nothing_of_x_before_its_sums(norm: str) -> None:
-    """Or else it could not take them in the convolution or matmul that makes x."""
+    """A TPU reads nothing of x before its sums, so they can fuse into the op that produces x."""
     assert "stablehlo.slice" not in lowered(norm, "tpu")
     assert lowered(norm, "tpu").count("stablehlo.case") == (norm == "batch")
 
 
 def test_small_arrays_are_stored_on_a_cpu_alone() -> None:
-    """There, by a division; elsewhere each would be a kernel of its own."""
+    """Only a CPU stores small arrays, through a division; elsewhere each would be a separate kernel."""
     counts = [lowered("rms", p).count("stablehlo.divide") for p in ("cpu", "cuda", "tpu")]
     assert counts[0] > counts[1] == counts[2]
 
 
 def test_x_is_read_apart_on_a_cpu_where_it_is_differentiated() -> None:
-    """A barrier there, before the loops of the backward pass; none in a forward pass, or elsewhere."""
+    """On a CPU a barrier precedes the loops of the backward pass; other passes and platforms have none."""
     assert "optimization_barrier" in lowered("batch", "cpu")
     assert "optimization_barrier" not in lowered("batch", "cuda") + lowered("batch", "tpu")
     forward = jax.jit(lambda x: NORMS["batch"](x, jnp.ones(8), jnp.ones(8)))

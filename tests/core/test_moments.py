@@ -39,7 +39,7 @@ def test_any_axes(axes: Any) -> None:
 
 
 def test_gradient_of_moments() -> None:
-    """D mean = 1/n and d var = 2 (x - mean) / n where counted, 0 elsewhere, NaN or not."""
+    """Gradients are 1/n for the mean and 2 (x - mean)/n for the variance; masked elements get 0, even NaN."""
     case = Case("moments", (7, 3), mask_name="full")
     x, mask = case.primals().x, case.mask()
     x = np.where(mask, x, np.nan).astype(np.float32)
@@ -57,8 +57,9 @@ def test_gradient_of_moments() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
 def test_curvature_of_a_constant_input(value: float) -> None:
-    """Where the variance is 0 its second derivative is 2 (1 - 1/n) / n on the diagonal: clipping
-    at 0 the tiny negative that rounding may leave takes no derivative away.
+    """Where the variance is 0, its second derivative is 2 (1 - 1/n) / n on the diagonal.
+
+    Clipping a tiny negative variance, left by rounding, to 0 does not remove any derivative.
     """
     x = jnp.full((7,), value, jnp.float32)
     got = jax.jit(jax.hessian(lambda x: jn.moments(x, 0).var[0]))(x)
@@ -67,7 +68,7 @@ def test_curvature_of_a_constant_input(value: float) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_not_summed_as_such(dtype: str) -> None:
-    """5000 ones sum to 256 in bfloat16, to 2048 in float16; their mean is 1 all the same."""
+    """In bfloat16 5000 ones sum to 256, in float16 to 2048; their mean is still 1."""
     x = jnp.ones((5000, 2), dtype)
     for mask in (None, jnp.ones((5000, 1), bool)):
         m = jn.moments(x, 0, mask=mask)
@@ -77,7 +78,7 @@ def test_half_precision_is_not_summed_as_such(dtype: str) -> None:
 
 
 def test_counts_beyond_the_integers_of_float32() -> None:
-    """A mask of 2^25 values is counted: one by one, float32 stops at 2^24."""
+    """A mask with 2^25 elements is counted correctly; adding one at a time, float32 stops at 2^24."""
     size = 1 << 25
     count = jax.jit(lambda m: jn.moments(m, 0, mask=m).count)(jnp.ones((size,), jnp.int8))
     np.testing.assert_allclose(count, [size])

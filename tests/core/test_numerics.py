@@ -1,4 +1,4 @@
-"""Statistics where there is next to nothing: of no value, and of one."""
+"""Statistics of no value and of a single value."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ TOGETHER: dict[str, Callable[[jn.Moments, jn.Moments], jn.Moments]] = {
 
 
 def _uncounted(value: float) -> jn.Moments:
-    """Somebody else's moments of nothing."""
+    """Moments with a count of zero, as other code may make them."""
     return jn.Moments(*(jnp.full((2, 1, 3), a) for a in (value, value, 0.0)))
 
 
@@ -35,7 +35,7 @@ def _joined(a: jn.Moments, b: jn.Moments) -> jn.Moments:
 
 
 def _of_devices() -> jn.Moments:
-    """Of two devices that count nothing."""
+    """Pooled moments of two devices whose elements are all masked."""
     x, mask = jnp.ones((2, 5, 3)), jnp.zeros((2, 5, 3), bool)
     over_devices = jax.vmap(
         lambda x, mask: jn.moments(x, 0, mask=mask, axis_name="d"), axis_name="d"
@@ -44,7 +44,7 @@ def _of_devices() -> jn.Moments:
 
 
 def assert_nothing(m: jn.Moments) -> None:
-    """Mean 0, variance 1, count 0, exactly."""
+    """Checks for mean 0, variance 1 and count 0, exactly."""
     nothing = (jnp.zeros_like(m.mean), jnp.ones_like(m.mean), jnp.zeros_like(m.mean))
     chex.assert_trees_all_equal(tuple(m), nothing)
 
@@ -52,19 +52,19 @@ def assert_nothing(m: jn.Moments) -> None:
 @pytest.mark.parametrize("b", EMPTY)
 @pytest.mark.parametrize("a", EMPTY)
 def test_two_empty_sides_are_nothing(a: str, b: str) -> None:
-    """However each says that it counted nothing, normalizing with both changes nothing."""
+    """However the count of zero arises, normalizing with both sides combined changes nothing."""
     for together in TOGETHER.values():
         assert_nothing(together(EMPTY[a](), EMPTY[b]()))
 
 
 def test_moments_of_nothing() -> None:
-    """The same, made by the package itself."""
+    """The package's own moments of no elements have mean 0, variance 1 and count 0."""
     assert_nothing(EMPTY["moments"]())
     assert_nothing(EMPTY["masked"]())
 
 
 def test_one_feature_of_several_is_empty() -> None:
-    """It is 0 and 1, and the other is what it was."""
+    """An empty feature gets mean 0 and variance 1; the other feature is unchanged."""
     count = jnp.array([[0.0, 4.0]])
     m = jn.Moments(jnp.array([[7.0, 7.0]]), jnp.array([[3.0, 3.0]]), count)
     for pooled in (jn.combine(m, m), jn.pool(jax.tree.map(lambda a: jnp.tile(a, (2, 1)), m), 0)):
@@ -75,7 +75,7 @@ def test_one_feature_of_several_is_empty() -> None:
 
 @pytest.mark.parametrize("momentum", [0.5, None])
 def test_unbiased_variance_of_few(momentum: float | None) -> None:
-    """Times n / (n - 1); that of one value as it is, and of none no news."""
+    """Variances get a factor of n / (n - 1), except for one value; without values the state stays."""
     count = jnp.array([0.0, 1.0, 2.0, 5.0])
     batch = jn.Moments(jnp.full(4, 3.0), jnp.full(4, 8.0), count)
     stats = jn.init_running_stats(4, cumulative=True)
@@ -88,11 +88,11 @@ def test_unbiased_variance_of_few(momentum: float | None) -> None:
 @pytest.mark.parametrize("name", functions("x", "unbiased"))
 @pytest.mark.parametrize("masked", [False, True])
 def test_unbiased_running_variance_of_one_value(name: str, masked: bool) -> None:
-    """One value in all, or one that is counted: its variance is 0, and no quotient of zeros."""
+    """With one value, or one unmasked value, the variance is 0 instead of 0 / 0."""
     function, given = getattr(jn, name), arguments(name)
     shape = (3, 5, 4) if masked else (1, 1, 4)
     given["x"] = np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
-    if masked:  # of each channel one position, in the second example
+    if masked:  # one position per channel, in the second example
         given["mask"] = np.zeros(shape, bool)
         given["mask"][1, range(4), range(4)] = True
     y, new = function(**given, momentum=0.5, unbiased=True)

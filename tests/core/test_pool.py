@@ -1,4 +1,4 @@
-"""`pool` and `combine`: moments of parts are the moments of the whole."""
+"""`pool` and `combine`: the moments of parts give the moments of the whole."""
 
 from typing import Any
 
@@ -14,20 +14,20 @@ from tests.oracle import assert_close
 
 
 def parts(*sizes: int, dtype: str = "float32") -> list[Any]:
-    """Values with a mean of their own per part."""
+    """Arrays of the given lengths, each with a different mean."""
     rng = np.random.default_rng(0)
     return [draw(rng, (n, 3), dtype, 5.0 * i, i + 1.0) for i, n in enumerate(sizes)]
 
 
 def check(got: jn.Moments, want: oracle.Moments) -> None:
-    """All three agree."""
+    """Compares mean, variance and count."""
     for g, w in zip(got, want, strict=True):
         assert_close(jnp.broadcast_to(g, w.shape), w)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_combine_is_the_concatenation(dtype: str) -> None:
-    """Two parts of different sizes, in either order."""
+    """Two parts of different sizes combine in either order."""
     a, b = parts(3, 8, dtype=dtype)
     ma, mb = (jn.moments(x, 0) for x in (a, b))
     want = oracle.moments(np.concatenate([a, b]), 0)
@@ -36,7 +36,7 @@ def test_combine_is_the_concatenation(dtype: str) -> None:
 
 
 def test_combine_is_associative() -> None:
-    """(a b) c = a (b c) = moments of all."""
+    """(a b) c = a (b c) = the moments of all."""
     xs = parts(2, 7, 1)
     a, b, c = (jn.moments(x, 0) for x in xs)
     want = oracle.moments(np.concatenate(xs), 0)
@@ -45,7 +45,7 @@ def test_combine_is_associative() -> None:
 
 
 def test_an_empty_side_changes_nothing() -> None:
-    """Combined with nothing, on either side, moments are what they were; nothing twice is nothing."""
+    """Combining with empty moments on either side changes nothing; two empty sides stay empty."""
     (x,) = parts(6)
     m = jn.moments(x, 0)
     empty = jn.moments(x, 0, mask=jnp.zeros((6, 1), bool))
@@ -57,7 +57,7 @@ def test_an_empty_side_changes_nothing() -> None:
 
 
 def test_an_empty_side_of_someone_elses_making() -> None:
-    """The mean of nothing is NaN in NumPy: with a count of 0 it is not read, forward or backward."""
+    """Moments from other code may be NaN where the count is 0: they are not read, forward or backward."""
     nan = jnp.full((1, 3), jnp.nan)
     (x,) = parts(6)
     other = jn.Moments(nan, nan, jnp.zeros((1, 3)))
@@ -68,7 +68,7 @@ def test_an_empty_side_of_someone_elses_making() -> None:
 
 @pytest.mark.parametrize("axes", [0, 1, (0, 2), (-1, 0), (0, 1, 2, 3), ()])
 def test_pool_along_axes_of_the_statistics(axes: Any) -> None:
-    """Moments of one axis, pooled along others, are moments of all of them."""
+    """Moments along one axis, pooled along others, are the moments along all of them."""
     rng = np.random.default_rng(0)
     x = draw(rng, (3, 4, 5, 2), "float32", 3.0)
     mask = rng.random(x.shape) < 0.7
@@ -81,7 +81,7 @@ def test_pool_along_axes_of_the_statistics(axes: Any) -> None:
 
 
 def test_pool_where_the_count_is_shared() -> None:
-    """A count of size 1 where the mean has features stands for each of them."""
+    """A count of size 1 applies to every feature."""
     x = draw(np.random.default_rng(0), (6, 5, 3), "float32", 3.0)
     m = jn.moments(x, 1)
     shared = m._replace(count=jnp.full((1, 1, 1), 5.0))
@@ -89,11 +89,11 @@ def test_pool_where_the_count_is_shared() -> None:
 
 
 def test_variances_are_not_averaged() -> None:
-    """Replicas whose own variance is 0.96 have 5.97 together: their means differ."""
+    """Replicas with variance 0.96 each have variance 5.97 together, since their means differ."""
     replicas = np.random.default_rng(3).standard_normal((4, 32)) + 2.0 * np.arange(4)[:, None]
     m = jn.moments(jnp.asarray(replicas, jnp.float32), 1)
     truth = replicas.var()
-    assert abs(float(m.var.mean()) - truth) > 4  # what averaging by hand gives
+    assert abs(float(m.var.mean()) - truth) > 4  # the error of averaging variances
     np.testing.assert_allclose(jn.pool(m, 0).var, [[truth]], rtol=1e-5)
     known = jn.Moments(jnp.array([0.0, 2.0, 4.0, 6.0]), jnp.full(4, 0.97), jnp.full(4, 32.0))
     np.testing.assert_allclose(jn.pool(known, 0).var, [5.97], rtol=1e-6)
@@ -107,7 +107,7 @@ def test_far_from_zero() -> None:
 
 
 def test_derivatives_of_combine() -> None:
-    """Forward and reverse through combine are those of the moments of the concatenation."""
+    """The JVP and VJP of combine match those of the moments of the concatenation."""
     a, b = (jnp.asarray(x) for x in parts(4, 7))
     w = draw(np.random.default_rng(1), (2, 1, 3), "float32")
 
@@ -127,11 +127,11 @@ def test_derivatives_of_combine() -> None:
 
 
 def test_fold_with_scan_and_vmap() -> None:
-    """Combine as the step of a scan over batches, for many models at once."""
+    """Combine works as the step of a scan over batches, vmapped over models."""
     x = draw(np.random.default_rng(0), (2, 9, 4, 3), "float32", 4.0)
 
     def fold(x: Any) -> jn.Moments:
-        first = jn.moments(x[0], 0)  # its one count stands for all features
+        first = jn.moments(x[0], 0)  # its single count applies to all features
         first = first._replace(count=jnp.broadcast_to(first.count, first.mean.shape))
         return jax.lax.scan(lambda m, b: (jn.combine(m, jn.moments(b, 0)), None), first, x[1:])[0]
 
@@ -143,7 +143,7 @@ def test_fold_with_scan_and_vmap() -> None:
 
 
 def test_combine_is_the_carry_of_a_scan() -> None:
-    """Moments of batches keep their type under `combine`, so scan and associative_scan take them."""
+    """`combine` keeps the type of moments, so scan and associative_scan accept it."""
     xs = jax.random.normal(jax.random.key(0), (5, 8, 3))
     whole = jn.moments(xs.reshape(40, 3), 0)
     first = jn.moments(xs[0], 0)

@@ -1,4 +1,4 @@
-"""Norms in jax's own primitives: the same values and derivatives, for converters and interpreters."""
+"""Norms in JAX's own primitives: the same values and derivatives, for converters and interpreters."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +20,7 @@ WITHOUT_STATISTICS = (
     *("act_norm", "act_norm_inverse", "batch_norm_inference", "derf", "dynamic_tanh"),
     *("mean_only_batch_norm_inference", "modulate"),
 )
-"""Norms that sum nothing over their input."""
+"""Norms that take no sums over their input."""
 LAYERS: dict[str, Callable[[Any], nn.Module]] = {
     "batch": lambda library: library.BatchNorm(use_running_average=False),
     "evaluation": lambda library: library.BatchNorm(use_running_average=True),
@@ -33,7 +33,7 @@ X = jax.random.normal(jax.random.key(0), (3, 4, 4, 8))
 
 
 def primitives(jaxpr: Any) -> Iterator[str]:
-    """The names of all primitives of a program and of the programs in it."""
+    """The names of all primitives in a program, including nested programs."""
     for eqn in jaxpr.eqns:
         yield str(eqn.primitive)
         for inner in jaxprs_in_params(eqn.params):
@@ -41,7 +41,7 @@ def primitives(jaxpr: Any) -> Iterator[str]:
 
 
 def foreign(f: Callable[..., Any], *args: Any) -> set[str]:
-    """The primitives that only jaxnorm knows, or that wrap them."""
+    """The primitives that only jaxnorm defines, and those that wrap them."""
     found = set(primitives(jax.make_jaxpr(f)(*args).jaxpr))
     return {name for name in found if name.startswith(("norm_", "remat", "optimization"))}
 
@@ -57,7 +57,7 @@ def applied(library: Any, layer: str) -> Callable[[jax.Array], jax.Array]:
     "name", sorted({*functions("x"), *functions("kernel")} - {"init_spectral_norm"})
 )
 def test_values_and_gradients_are_the_same(name: str) -> None:
-    """Up to rounding; and the program holds nothing that only jaxnorm knows."""
+    """Values and gradients agree up to rounding, and the portable program has no primitive of jaxnorm."""
     given = arguments(name)
     floats = {k: v for k, v in given.items() if _is_floating(v)}
 
@@ -78,14 +78,14 @@ def test_values_and_gradients_are_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITHOUT_STATISTICS)
 def test_without_statistics_a_norm_is_portable_anyway(name: str) -> None:
-    """As long as it is not differentiated."""
+    """Norms without statistics need no `portable` as long as they are not differentiated."""
     given = arguments(name)
     floats = {k: v for k, v in given.items() if _is_floating(v)}
     assert not foreign(lambda a: getattr(jn, name)(**{**given, **a}), floats)
 
 
 def test_programs_of_both_kinds_are_kept_apart() -> None:
-    """Whichever of them jit has met first."""
+    """Under jit, portable and usual programs do not share a cache entry, whichever is traced first."""
     f = jax.jit(jn.layer_norm)
     for _ in range(2):
         assert foreign(f, X)
@@ -95,7 +95,7 @@ def test_programs_of_both_kinds_are_kept_apart() -> None:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_taylor_series_are_those_of_flax(layer: str) -> None:
-    """`jax.experimental.jet` propagates them through every layer that it propagates Flax's through."""
+    """`jax.experimental.jet` works through every layer for which it works in Flax."""
     directions = [jnp.cos(3 * X), jnp.sin(5 * X) / 3]
 
     def series(library: Any) -> Any:
@@ -112,7 +112,7 @@ def test_taylor_series_are_those_of_flax(layer: str) -> None:
 @pytest.mark.usefixtures("users_promotion")
 @pytest.mark.parametrize("layer", LAYERS)
 def test_forward_laplacians_are_those_of_flax(layer: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Without computing a Hessian instead, of which folx warns."""
+    """Forward Laplacians match Flax's, without the Hessian fallback that folx warns about."""
     folx = pytest.importorskip("folx", reason="folx is not installed")
 
     def laplacian(library: Any) -> Any:
@@ -126,11 +126,11 @@ def test_forward_laplacians_are_those_of_flax(layer: str, caplog: pytest.LogCapt
 
 
 class Network(nn.Module):
-    """Norms of all kinds, as they follow each other in no network."""
+    """A network with one norm of each kind."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Four numbers for each example."""
+        """Returns four numbers for each example."""
         x = nn.relu(jnl.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3))(x)))
         x = nn.silu(jnl.GroupNorm(num_groups=2)(nn.Conv(8, (3, 3))(x)))
         x = nn.relu(jnl.InstanceNorm()(x)).mean((1, 2))
@@ -141,7 +141,7 @@ class Network(nn.Module):
 @pytest.mark.usefixtures("users_promotion")
 @pytest.mark.parametrize("layer", [*LAYERS, "network"])
 def test_onnx(layer: str) -> None:
-    """jax2onnx converts what is portable; ONNX Runtime computes the same."""
+    """jax2onnx converts portable norms, and ONNX Runtime computes the same values."""
     jax2onnx = pytest.importorskip("jax2onnx", reason="jax2onnx is not installed")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     if layer == "network":

@@ -27,13 +27,13 @@ shapes = pytest.mark.parametrize(("shape", "axes"), SHAPES.values(), ids=SHAPES)
 
 
 def values(shape: tuple[int, ...], count: int = 2, dtype: str = "float32") -> list[jax.Array]:
-    """A few arrays of one shape."""
+    """``count`` arrays of one shape."""
     rng = np.random.default_rng(0)
     return [jnp.asarray(draw(rng, shape, dtype, 0.5)) for _ in range(count)]
 
 
 def assert_sums(got: Any, arrays: Any, axes: tuple[int, ...]) -> None:
-    """Each is the float64 sum, to float32 rounding of the sum of magnitudes."""
+    """Checks each float64 sum, up to float32 rounding of the sum of magnitudes."""
     for g, a in zip(got, arrays, strict=True):
         a = wide(a)
         total = np.abs(a).sum(axes, keepdims=True)
@@ -44,7 +44,7 @@ def assert_sums(got: Any, arrays: Any, axes: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("size", [*range(1, 71), 97, 127, 128, 131, 257, 1009, 4099, 40009])
 def test_sums_of_every_size(size: int) -> None:
-    """First, last and middle axis of any size: no element is lost or counted twice."""
+    """Along the first, last or middle axis of any size, no element is lost or counted twice."""
     rng = np.random.default_rng(size)
     long = jnp.asarray(draw(rng, (size,), "float32", 0.5))
 
@@ -65,14 +65,14 @@ def test_sums_of_every_size(size: int) -> None:
 @shapes
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_collect_sums(shape: tuple[int, ...], axes: tuple[int, ...], count: int) -> None:
-    """One, two or three arrays, jitted or not, are summed each on its own."""
+    """One, two or three arrays are summed separately, jitted or not."""
     arrays = values(shape, count)
     assert_sums(sum_elementwise(identity, *arrays, axes=axes), arrays, axes)
     assert_sums(jax.jit(lambda *a: sum_elementwise(identity, *a, axes=axes))(*arrays), arrays, axes)
 
 
 def test_arrays_of_several_dtypes() -> None:
-    """A complex sum and a real one in the same pass."""
+    """A complex sum and a real one can be taken in the same pass."""
     (z,), (r,) = values((37, 3), 1, "complex64"), values((37, 3), 1)
     assert_sums(
         jax.jit(lambda z, r: sum_elementwise(identity, z, r, axes=(0,)))(z, r), (z, r), (0,)
@@ -80,17 +80,17 @@ def test_arrays_of_several_dtypes() -> None:
 
 
 def affine(x: Any, gain: Any, offset: Any) -> Any:
-    """What a norm spreads, in two results."""
+    """An elementwise function like a norm's output, with two results."""
     return x * gain + offset, jnp.tanh(x) * gain**2
 
 
 def moved(x: Any, shift: Any, weight: Any) -> Any:
-    """What a norm collects, of three operands."""
+    """An elementwise function like those that a norm sums, with three operands."""
     return (x - shift) * weight, jnp.sin(x - shift) ** 2
 
 
 def reference(f: Any, axes: tuple[int, ...]) -> Any:
-    """The same in plain jax.numpy, for any operands."""
+    """The same function in plain jax.numpy, for any operands."""
 
     def plain(*operands: Any) -> list[Any]:
         full = jnp.broadcast_arrays(*operands)
@@ -100,7 +100,7 @@ def reference(f: Any, axes: tuple[int, ...]) -> Any:
 
 
 def operands_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> list[jax.Array]:
-    """One of the whole shape, one of size 1 along ``axes``, one of size 1 along the others."""
+    """Operands of the full shape, of size 1 along ``axes``, and of size 1 along the other axes."""
     rng = np.random.default_rng(1)
     small = tuple(1 if i in axes else n for i, n in enumerate(shape))
     other = tuple(n if i in axes else 1 for i, n in enumerate(shape))
@@ -115,7 +115,7 @@ def operands_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> list[jax.Array
 def test_values_and_every_derivative(
     f: Any, summed: bool, shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> None:
-    """As of plain jax.numpy: values, forward and reverse, forward over reverse, reverse over reverse."""
+    """Values and derivatives (forward, reverse and two second-order nestings) match plain jax.numpy."""
     with jax.enable_x64(True):
         operands = operands_of(shape, axes)
         along = [jnp.cos(3 * a) for a in operands]
@@ -148,7 +148,7 @@ def test_values_and_every_derivative(
 def test_the_transpose_collects_where_it_was_spread(
     shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> None:
-    """⟨spread s, x⟩ = ⟨s, collect x⟩, each the transpose of the other."""
+    """Broadcast and sum are transposes: ⟨broadcast s, x⟩ = ⟨s, sum x⟩."""
     big = values(shape, 1)[0]
     small = values(tuple(1 if i in axes else n for i, n in enumerate(shape)), 1)[0]
 
@@ -162,16 +162,16 @@ def test_the_transpose_collects_where_it_was_spread(
 
 
 def test_one_pass_for_what_is_repeated_alike() -> None:
-    """Of several operands repeated along the same axes, all gradients come from one collect."""
+    """Gradients of operands that are broadcast along the same axes are summed in one pass."""
     x, gain, offset = values((37, 3), 1)[0], *values((1, 3))
     _, pull = jax.vjp(lambda *a: map_elementwise(affine, *a), x, gain, offset)
     backward = str(jax.make_jaxpr(pull)([x, x]))
-    assert backward.count("norm_map_sum") == 2  # for x, and for both others
+    assert backward.count("norm_map_sum") == 2  # one for x, one for both others
     assert backward.count("axes=(0,)") == 1
 
 
 def test_a_direction_of_none_and_a_cotangent_of_none() -> None:
-    """What does not move, and results that nobody reads, cost nothing and are zero."""
+    """Operands without a tangent and results without a cotangent give zeros."""
     a, b = values((37, 3))
     one = jax.jit(
         lambda a: jax.jvp(lambda a: sum_elementwise(identity, a, b, axes=(0,)), (a,), (a,))[1]
@@ -188,7 +188,7 @@ def test_a_direction_of_none_and_a_cotangent_of_none() -> None:
 
 @pytest.mark.parametrize("dims", [(0, 0, 0), (1, 2, None), (2, 0, -1), (None, 1, 0)], ids=str)
 def test_vmap(dims: tuple[Any, ...]) -> None:
-    """Batched along any axis, or not at all, in each operand on its own."""
+    """Each operand can be mapped along any axis, or not at all."""
     shapes = ((4, 19, 3), (4, 1, 3), (4, 19, 1))  # batch in front
     rng = np.random.default_rng(2)
     whole = [jnp.asarray(draw(rng, s, "float32", 0.5)) for s in shapes]
@@ -202,7 +202,7 @@ def test_vmap(dims: tuple[Any, ...]) -> None:
 
 
 def test_functions_are_derived_once() -> None:
-    """Derivatives of a function are the same objects every time, or programs would be compiled anew."""
+    """Derivatives of a function are cached; otherwise programs would be compiled again."""
     a, b, c = *values((8, 3), 1), *values((1, 3), 1), *values((8, 1), 1)
 
     def gradients() -> Any:

@@ -1,4 +1,4 @@
-"""What is kept for the backward pass, and how often sums are taken over the activation."""
+"""What is saved for the backward pass, and how often it takes sums over the activation."""
 
 import math
 from functools import partial
@@ -17,12 +17,12 @@ SHAPE = (16, 12, 12, 8)
 
 
 def train(x: Any, scale: Any, bias: Any, mask: Any = None) -> Any:
-    """`batch_norm` of a layer."""
+    """`batch_norm` as in a layer."""
     return jn.batch_norm(x, jn.init_running_stats(x.shape[-1]), scale, bias, mask=mask)
 
 
 def plain(x: Any, scale: Any, bias: Any) -> Any:
-    """What a norm written in one line keeps."""
+    """A norm written in one line, with everything that it saves."""
     wide = x.astype(jnp.float32)
     unit = (wide - wide.mean((0, 1, 2), keepdims=True)) * jax.lax.rsqrt(
         wide.var((0, 1, 2), keepdims=True) + 1e-5
@@ -32,13 +32,13 @@ def plain(x: Any, scale: Any, bias: Any) -> Any:
 
 
 def arguments(dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x, scale and bias."""
+    """Returns x, scale and bias."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.dtype(dtype))
     return x, jnp.ones(SHAPE[-1], x.dtype), jnp.zeros(SHAPE[-1], x.dtype)
 
 
 def large_residuals(f: Any, *args: Any) -> list[tuple[Any, Any]]:
-    """Shape and dtype of all that is saved with more than 5 % of the elements of x."""
+    """Shape and dtype of all residuals with more than 5 % of the elements of x."""
     avals: list[Any] = [aval for aval, _ in saved_residuals(f, *args)]
     assert avals, "nothing saved: the search found nothing"
     return [(a.shape, a.dtype) for a in avals if math.prod(a.shape) > 0.05 * math.prod(SHAPE)]
@@ -47,7 +47,7 @@ def large_residuals(f: Any, *args: Any) -> list[tuple[Any, Any]]:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_only_x_is_saved(dtype: str, masked: bool) -> None:
-    """For backward one array of the size of x is kept, x itself in its own dtype."""
+    """The backward pass needs a single array of the size of x: x itself, in its own dtype."""
     x, scale, bias = arguments(dtype)
     mask = jnp.arange(SHAPE[0]).reshape(-1, 1, 1, 1) < 9 if masked else None
     found = large_residuals(lambda *a: train(*a, mask=mask), x, scale, bias)
@@ -56,14 +56,15 @@ def test_only_x_is_saved(dtype: str, masked: bool) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_only_x_is_saved_in_evaluation(dtype: str) -> None:
-    """The same for fine-tuning with frozen statistics."""
+    """The same holds for fine-tuning with frozen statistics."""
     x, scale, bias = arguments(dtype)
     stats = jn.init_running_stats(SHAPE[-1])
     found = large_residuals(lambda *a: jn.batch_norm_inference(a[0], stats, *a[1:]), x, scale, bias)
     assert found == [(SHAPE, jnp.dtype(dtype))]
 
 
-# Of (16, 12, 12, 8): where parameters lie, how many statistics there are, and their arguments.
+# The function, the shape of x (with the elements of (16, 12, 12, 8)), and the number of statistics and of
+# parameters.
 ROWS = (16, 1152)
 OTHERS: dict[str, tuple[Any, tuple[int, ...], int, int]] = {
     "layer": (jn.layer_norm, ROWS, 16, 2),
@@ -99,9 +100,9 @@ MASKLESS = ("weight", "standardization", "local response")
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_only_x_is_saved_by_the_others(name: str, masked: bool, dtype: str) -> None:
-    """Of the size of x, x in its own dtype; a statistic is at most three float32 numbers.
+    """The only large residual is x in its own dtype; each statistic saves at most three float32 numbers.
 
-    Or six, where running statistics are taken of them.
+    With running statistics it is at most six.
     """
     f, shape, statistics, count = OTHERS[name]
     channel = 1 if "channels first" in name else -1
@@ -112,13 +113,13 @@ def test_only_x_is_saved_by_the_others(name: str, masked: bool, dtype: str) -> N
     avals: list[Any] = [aval for aval, _ in saved_residuals(f, x, *parameters)]
     assert [(a.shape, a.dtype) for a in avals if a.size == x.size] == [(shape, x.dtype)]
     rest = sum(a.size * a.dtype.itemsize for a in avals if a.size != x.size)
-    of_mask = 2 * 4 * 16 if masked else 0  # as booleans, and a count of each example
+    of_mask = 2 * 4 * 16 if masked else 0  # as booleans, plus a count for each example
     numbers = 6 if "tracked" in name else 3
     assert rest <= numbers * 4 * statistics + of_mask + 2 * sum(p.nbytes for p in parameters) + 64
 
 
 def passes_over(jaxpr: Any, size: int) -> int:
-    """How often sums are taken over an array of ``size`` elements."""
+    """How often the program takes sums over an array of ``size`` elements."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     passes = 0
     for eqn in jaxpr.eqns:
@@ -131,7 +132,7 @@ def passes_over(jaxpr: Any, size: int) -> int:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_backward_of_the_others_sums_once(name: str) -> None:
-    """Their sums are kept too: backward collects over x only what it needs of dy."""
+    """The sums of the forward pass are saved: the backward pass sums only what it needs of dy."""
     f, shape, _, count = OTHERS[name]
     channel = 1 if "channels first" in name else -1
     args = [jnp.zeros(shape), *[jnp.zeros(shape[channel])] * count]
@@ -140,13 +141,13 @@ def test_backward_of_the_others_sums_once(name: str) -> None:
     forward = jax.make_jaxpr(f)(*args)
     size = math.prod(shape)
     collected = passes_over(both, size) - passes_over(forward, size)
-    # once more for parameters that lie along all axes but those of the statistics
+    # a second time for parameters that lie along all axes except those of the statistics
     assert collected == {"local response": 0}.get(name, 2 if shape == ROWS else 1)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_backward_sums_once(masked: bool) -> None:
-    """The sums of the forward pass are kept: backward takes Σdy and Σdy(x - μ), in one pass."""
+    """The sums of the forward pass are saved: the backward pass takes Σdy and Σdy(x - μ), in one pass."""
     args = arguments("float32")
     mask = jnp.arange(SHAPE[0]).reshape(-1, 1, 1, 1) < 9 if masked else None
     y, pull, _ = jax.vjp(lambda *a: train(*a, mask=mask), *args, has_aux=True)
@@ -154,16 +155,16 @@ def test_backward_sums_once(masked: bool) -> None:
 
 
 def test_the_search_for_residuals_can_fail() -> None:
-    """The one-line norm keeps float32 copies of a bfloat16 x, and is caught."""
+    """The one-line norm keeps float32 copies of a bfloat16 x, and the search finds them."""
     found = large_residuals(plain, *arguments("bfloat16"))
     assert (SHAPE, jnp.dtype("float32")) in found
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-# But modulate, whose parameters there fit no other shape.
+# Except modulate: its parameters there fit no other shape.
 @pytest.mark.parametrize("name", sorted(set(ZOO) - {"modulate"}))
 def test_only_x_is_saved_by_any_norm(name: str, dtype: str) -> None:
-    """Of the norms that Flax lacks, too: no float32 copy, and nothing that can be computed again."""
+    """Other norms also save no float32 copy and nothing that can be recomputed."""
     shape = (3, 20, 30, 4)
     x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), dtype)
     parameters = [jnp.asarray(p) for p in primals(name)[1:]]

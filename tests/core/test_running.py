@@ -1,4 +1,4 @@
-"""`init_running_stats` and `update_running_stats` by themselves."""
+"""`init_running_stats` and `update_running_stats` on their own."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from tests.oracle import assert_close
 
 
 def batches(steps: int = 5) -> np.ndarray:
-    """Batches with means of their own."""
+    """Batches with different means."""
     rng = np.random.default_rng(0)
     return draw(rng, (steps, 8, 3), "float32") + np.arange(steps, dtype=np.float32)[:, None, None]
 
@@ -19,7 +19,7 @@ def batches(steps: int = 5) -> np.ndarray:
 @pytest.mark.parametrize("shape", [3, (3,), (2, 3), ()], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
 def test_before_any_batch(shape: int | tuple[int, ...], dtype: str) -> None:
-    """Mean 0, variance 1 and real, no count unless it is asked for."""
+    """Initial statistics have mean 0, a real variance of 1, and a count only on request."""
     stats = jn.init_running_stats(shape, jnp.dtype(dtype))
     sizes = (shape,) if isinstance(shape, int) else shape
     assert stats.mean.shape == stats.var.shape == sizes and stats.count is None
@@ -34,7 +34,7 @@ def test_before_any_batch(shape: int | tuple[int, ...], dtype: str) -> None:
 
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_momentum_over_many_batches(unbiased: bool) -> None:
-    """The exponential average of means and of (un)biased variances."""
+    """Running statistics are exponential averages of the means and (un)biased variances."""
     stats, mean, var = jn.init_running_stats(3), np.zeros(3), np.ones(3)
     for x in batches():
         stats = jn.update_running_stats(stats, jn.moments(x, 0), momentum=0.8, unbiased=unbiased)
@@ -46,7 +46,7 @@ def test_momentum_over_many_batches(unbiased: bool) -> None:
 
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_cumulative_average(unbiased: bool) -> None:
-    """momentum=None is the plain mean of what every batch gave; the start is forgotten."""
+    """momentum=None averages over all batches equally; the initial values do not matter."""
     stats = jn.init_running_stats(3, cumulative=True)
     for x in batches():
         stats = jn.update_running_stats(stats, jn.moments(x, 0), momentum=None, unbiased=unbiased)
@@ -57,7 +57,7 @@ def test_cumulative_average(unbiased: bool) -> None:
 
 
 def test_a_skipped_batch_is_not_a_batch_of_the_average() -> None:
-    """A batch that counted nothing changes neither the average nor the number of batches."""
+    """A fully masked batch changes neither the average nor the number of batches."""
     stats = jn.init_running_stats(3, cumulative=True)
     nothing = jn.moments(batches()[0], 0, mask=jnp.zeros((8, 1), bool))
     for x in batches():
@@ -68,7 +68,7 @@ def test_a_skipped_batch_is_not_a_batch_of_the_average() -> None:
 
 
 def test_features_without_values_keep_their_own() -> None:
-    """Only the feature that counted nothing stays, and it stays bit for bit."""
+    """Only the fully masked feature keeps its old values, bit for bit."""
     stats = jn.RunningStats(jnp.array([0.1, 0.2, 0.3]), jnp.array([1.1, 1.2, 1.3]))
     x = batches()[2]
     mask = jnp.array([[True, False, True]])
@@ -79,7 +79,7 @@ def test_features_without_values_keep_their_own() -> None:
 
 
 def test_cumulative_average_of_a_feature_that_comes_late() -> None:
-    """A feature with values in the second batch only has that batch's mean, not half of it."""
+    """A feature whose first values come in the second batch gets that batch's mean, not half of it."""
     stats = jn.init_running_stats(3, cumulative=True)
     masks = jnp.array([[[True, False, True]], [[True, True, True]]])
     for x, mask in zip(batches(2), masks, strict=True):
@@ -89,7 +89,7 @@ def test_cumulative_average_of_a_feature_that_comes_late() -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_state_is_rounded_once(dtype: str) -> None:
-    """Narrow state is mixed in float32: what is stored is the exact mixture, rounded once."""
+    """Narrow state is updated in float32 and rounded once when stored."""
     rng = np.random.default_rng(0)
     mean, var = (jnp.asarray(draw(rng, (200,), dtype, 4.0)) for _ in range(2))
     x = draw(rng, (8, 200), "float32", 1.0)
@@ -97,12 +97,12 @@ def test_low_precision_state_is_rounded_once(dtype: str) -> None:
     for got, old, batch in ((new.mean, mean, x.mean(0)), (new.var, var, x.var(0))):
         want = (0.7 * np.float64(old) + 0.3 * batch).astype(np.float32)
         assert got.dtype == jnp.dtype(dtype)
-        # The mixture may differ in the last bit of float32, and so fall on the other side of a tie.
+        # A difference in the last bit of float32 can fall on the other side of a tie.
         assert (np.asarray(got) == want.astype(jnp.dtype(dtype))).mean() > 0.97
 
 
 def test_derivatives() -> None:
-    """The new state is differentiable for the old one, the moments and a traced momentum."""
+    """The new state is differentiable with respect to the old one, the moments and a traced momentum."""
     x = jnp.asarray(batches()[1])
     old = jnp.array([0.5, -1.0, 2.0])
 
@@ -117,7 +117,7 @@ def test_derivatives() -> None:
 
 
 def test_a_weight_of_zero_forgets_and_one_of_one_ignores() -> None:
-    """momentum=0 is free of an old NaN, and momentum=1 of a new one."""
+    """NaN in the old state does not survive momentum=0, and NaN in the batch has no effect at momentum=1."""
     poisoned = jn.RunningStats(jnp.full(3, jnp.nan), jnp.full(3, jnp.inf))
     batch = jn.moments(batches()[0], 0)
     new = jn.update_running_stats(poisoned, batch, momentum=0.0)
@@ -130,7 +130,7 @@ def test_a_weight_of_zero_forgets_and_one_of_one_ignores() -> None:
 
 
 def test_cumulative_average_in_double() -> None:
-    """float64 statistics are averaged in float64."""
+    """Statistics in float64 are averaged in float64."""
     with jax.enable_x64(True):
         stats = jn.init_running_stats(1, jnp.float64, cumulative=True)
         for value in (0.0, 0.0, 1.0):

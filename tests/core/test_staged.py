@@ -1,4 +1,4 @@
-"""What is traced once: options that look alike are kept apart, and may be kept in any sequence."""
+"""Caching of traced functions: similar options stay distinct, and sequences may be of any type."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ X = jnp.linspace(-1, 2, 24).reshape(2, 3, 4)
 
 @pytest.mark.usefixtures("users_promotion")
 def test_equal_options_of_other_types_are_other_options() -> None:
-    """1.0 of Python is of x's dtype, and 1.0 of NumPy is a float32."""
+    """Python's 1.0 takes the dtype of x, NumPy's is a float32."""
     x = X.astype(jnp.bfloat16)
     of_numpy: Any = np.float32(1.0)
     for alpha, dtype in ((1.0, jnp.bfloat16), (of_numpy, jnp.float32), (1.0, jnp.bfloat16)):
@@ -23,13 +23,13 @@ def test_equal_options_of_other_types_are_other_options() -> None:
 
 @pytest.mark.parametrize("axes", [[1, 2], {1, 2}, np.array([1, 2])], ids=["list", "set", "NumPy"])
 def test_axes_may_be_kept_in_anything(axes: Any) -> None:
-    """They decide what is traced, and are never traced themselves."""
+    """Axes may be any sequence: they are static, so tracing never sees them."""
     y = jn.layer_norm(X, reduction_axes=axes)
     np.testing.assert_allclose(y, jn.layer_norm(X, reduction_axes=(1, 2)), rtol=1e-5)
 
 
 def test_groups_may_be_an_array() -> None:
-    """As a mesh is reshaped to have them."""
+    """Groups may be an array, such as a reshaped mesh."""
 
     def over(groups: Any) -> jax.Array:
         def device(x: jax.Array) -> jax.Array:

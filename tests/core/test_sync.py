@@ -1,4 +1,4 @@
-"""Moments of all devices, in each of the ways that platforms take them, and what each is lowered to."""
+"""Moments over all devices, in each way that a platform takes them, and what each is lowered to."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ WAYS: dict[str, Callable[..., Any]] = {
     "two all-reduces": _sync._about_their_mean,
     "tpu": _sync._about_zero_if_near,
 }
-# The mean of each device's values, whose standard deviation is 1; NaN is a device without any.
+# The mean of each device's values, which have standard deviation 1; NaN stands for an empty device.
 MEANS = {
     "near": [0.0, 1.0, -2.0, 5.0],
     "far": [1e4, 1e4 + 1, 1e4 - 2, 1e4],
@@ -33,7 +33,7 @@ MEANS = {
 @pytest.mark.parametrize("means", MEANS)
 @pytest.mark.parametrize("way", WAYS)
 def test_moments_of_devices(way: str, means: str) -> None:
-    """Those of all values together, wherever they lie."""
+    """Pooled moments are the moments of all values together, regardless of device placement."""
     rng = np.random.default_rng(0)
     present = [not np.isnan(mean) for mean in MEANS[means]]
     x = np.stack([rng.normal(0 if np.isnan(m) else m, 1, (64, 3)) for m in MEANS[means]])
@@ -55,7 +55,7 @@ def test_moments_of_devices(way: str, means: str) -> None:
 
 
 def test_float64_of_devices_far_from_zero() -> None:
-    """At mean/std 1e9 sums about zero are not exact in float64 either."""
+    """At mean/std 1e9, sums about zero are not exact even in float64."""
     with jax.enable_x64(True):
         x = jnp.asarray(1e9 + np.random.default_rng(0).normal(size=(4, 256, 2)))
         pooled = jax.vmap(lambda x: jn.moments(x, 0, axis_name="devices"), axis_name="devices")
@@ -65,7 +65,7 @@ def test_float64_of_devices_far_from_zero() -> None:
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_a_tpu_has_no_float64(platform: str) -> None:
-    """Its sums are float32, with a second all-reduce in a branch; elsewhere one of float64. None gathers."""
+    """A TPU sums in float32, with a second all-reduce in a branch; a GPU sums once, in float64."""
     mesh = jax.make_mesh((4,), ("devices",), (jax.sharding.AxisType.Auto,))
 
     def norm(x: jax.Array) -> jax.Array:
@@ -81,7 +81,7 @@ def test_a_tpu_has_no_float64(platform: str) -> None:
 
 @pytest.mark.parametrize("names", ["pooled", ("pooled", "apart")], ids=str)
 def test_devices_that_do_not_pool_take_no_branch(names: Any) -> None:
-    """Two groups of one mesh could not go one way: theirs are two all-reduces, whatever their values are."""
+    """Separate groups of a mesh cannot share a branch: they take two all-reduces, whatever their values."""
     mesh = jax.make_mesh((2, 2), ("pooled", "apart"), (jax.sharding.AxisType.Auto,) * 2)
 
     def pooled(x: jax.Array) -> jax.Array:
@@ -92,12 +92,12 @@ def test_devices_that_do_not_pool_take_no_branch(names: Any) -> None:
     x = jax.ShapeDtypeStruct((16, 8), jnp.float32)
     text = export.export(jax.jit(mapped), platforms=["tpu"])(x).mlir_module()
     assert text.count("stablehlo.all_reduce") == 2
-    depends_on_values = "(tensor<i1>) -> tensor<i32>" in text  # which branch is taken
+    depends_on_values = "(tensor<i1>) -> tensor<i32>" in text  # whether there is a branch
     assert depends_on_values == (names != "pooled")
 
 
 def test_a_program_for_several_platforms() -> None:
-    """Runs the way of the one that it is called on."""
+    """A program exported for several platforms uses the sums of the platform it runs on."""
     pooled = jax.vmap(lambda x: jn.moments(x, 0, axis_name="devices").var, axis_name="devices")
     x = jnp.asarray(np.random.default_rng(0).normal(1e4, 1, (4, 64, 2)), jnp.float32)
     program = export.export(jax.jit(pooled), platforms=["cpu", "tpu"])(

@@ -1,4 +1,4 @@
-"""The CIFAR-10 example, as a user runs it: on digits, which need no download."""
+"""The CIFAR-10 example, run as by a user, on digits, which need no download."""
 
 import json
 import os
@@ -25,12 +25,12 @@ SHORT = ("--data", "digits", "--widths", "8", "16", "--stem-width", "8", "--batc
 
 
 def command(*arguments: str, runs: Path) -> subprocess.Popen[str]:
-    """Starts `python -m examples.cifar10` in a process of its own, as it would be by hand."""
+    """Starts `python -m examples.cifar10` in a separate process, as by hand."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "",  # else gradients of maxima differ (tests/norms/maxima.py)
+        "XLA_FLAGS": "",  # otherwise gradients of maxima differ (tests/norms/maxima.py)
         "COLUMNS": "200",
-        # The processes compile the same programs: once is enough.
+        # All processes compile the same programs; the cache compiles them once.
         "JAX_COMPILATION_CACHE_DIR": str(runs / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -45,7 +45,7 @@ def command(*arguments: str, runs: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> str:
-    """What the process printed; it must end with `status`."""
+    """Waits for the process to exit with `status` and returns its output."""
     output, _ = process.communicate(timeout=300)
     assert process.returncode == status, output
     return output
@@ -61,7 +61,7 @@ def numbers(run: Path) -> tuple[list[dict], dict]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished run of three epochs and what it printed."""
+    """A finished run of three epochs and its output."""
     runs = tmp_path_factory.mktemp("runs")
     output = finish(command("train", *SHORT, "--epochs", "3", "--name", "whole", runs=runs))
     return runs, output
@@ -85,7 +85,7 @@ def test_a_run_leaves_what_it_promises(trained: tuple[Path, str]) -> None:
 
 
 def test_eval_repeats_the_measurement(trained: tuple[Path, str]) -> None:
-    """The eval command measures the same figures from the checkpoint."""
+    """The eval command reproduces the figures from the checkpoint."""
     runs, _ = trained
     before = numbers(runs / "whole")
     finish(command("eval", "--name", "whole", runs=runs))
@@ -95,7 +95,7 @@ def test_eval_repeats_the_measurement(trained: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     ("sign", "kill"),
     [
-        # Before any checkpoint; when that of the first epoch is there; by Ctrl-C, in the second epoch.
+        # Before any checkpoint; once the first epoch's exists; by Ctrl-C in the second epoch.
         pytest.param("config.json", signal.SIGKILL, marks=pytest.mark.thorough),
         pytest.param("checkpoints/22", signal.SIGKILL, marks=pytest.mark.thorough),
         ("metrics.jsonl", signal.SIGINT),
@@ -104,7 +104,7 @@ def test_eval_repeats_the_measurement(trained: tuple[Path, str]) -> None:
 def test_resume_reaches_the_same_numbers(
     trained: tuple[Path, str], sign: str, kill: signal.Signals
 ) -> None:
-    """A run that was interrupted or killed ends, resumed, where an uninterrupted one ends."""
+    """A run that was interrupted or killed, once resumed, gives the numbers of an uninterrupted one."""
     runs, _ = trained
     name = f"{kill.name}-{sign.replace('/', '-')}"
     process = command("train", *SHORT, "--epochs", "3", "--name", name, runs=runs)
@@ -124,7 +124,7 @@ def test_resume_reaches_the_same_numbers(
 
 @pytest.mark.thorough
 def test_two_devices_train_as_one(trained: tuple[Path, str]) -> None:
-    """Data-parallel training has the statistics of the whole batch: the figures of one device."""
+    """Data-parallel training uses the whole batch's statistics and gives the figures of one device."""
     runs, _ = trained
     arguments = ("train", *SHORT, "--epochs", "3", "--name", "two", "--devices", "2")
     finish(command(*arguments, runs=runs))
@@ -137,7 +137,7 @@ def test_two_devices_train_as_one(trained: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--name", "whole"), "must be a new folder; it holds a run"),
+        (("--name", "whole"), "must be a new folder; it contains a run"),
         (("--name", "whole", "--resume", "--lr", "3"), "has lr=0.1, and 3.0 was given"),
         (("--name", "absent", "--resume"), "Runs here: "),
         (("--batch-size", "63", "--devices", "2"), "must be a multiple of devices"),
@@ -152,14 +152,14 @@ def test_mistakes_are_explained(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A run that cannot be is one line on standard error, and status 1."""
+    """An impossible run prints one line on standard error and exits with status 1."""
     status = cifar10.main(["train", "--data", "digits", *arguments, "--runs", str(trained[0])])
     assert status == 1
     assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_presets_set_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    """--help shows the values of the preset that is asked for."""
+    """--help shows the values of the requested preset."""
     with pytest.raises(SystemExit):
         cifar10.main(["train", "--preset", "full", "--help"])
     full = cifar10.PRESETS["full"]
@@ -181,11 +181,11 @@ def test_augmented_images_are_shifted_and_mirrored() -> None:
                 p for p in places if (padded[p[0] : p[0] + 8, p[1] : p[1] + 8] == result).all()
             ]
             seen.update((mirrored, *place) for place in found)
-    assert len(seen) > 25  # most of the 50 ways occur among 64 images
+    assert len(seen) > 25  # most of the 50 combinations occur among 64 images
 
 
 def test_a_batch_is_normalized_by_itself_and_its_filling_is_not_counted() -> None:
-    """Train-mode accuracy over vmapped, padded batches is that of one batch after the other."""
+    """Train-mode accuracy over vmapped, padded batches matches that of separate batches."""
     dataset = load("digits")
     images, labels = dataset.test_images[:100], dataset.test_labels[:100]
     model = models.CNN(widths=(8,), stem_width=4)
@@ -202,7 +202,7 @@ def test_a_batch_is_normalized_by_itself_and_its_filling_is_not_counted() -> Non
 
 
 def test_the_gap_is_nothing_when_running_statistics_are_those_of_the_batch() -> None:
-    """With momentum 0 the running statistics are the batch's, and only then the gap is zero."""
+    """With momentum 0 the running statistics are the batch's, and the gap is zero only then."""
     dataset = load("digits")
     images, labels = dataset.test_images, dataset.test_labels
     model = models.CNN(widths=(8, 8), stem_width=4, norm=jnl.get_norm("batch", momentum=0.0))
@@ -222,7 +222,7 @@ def test_the_gap_is_nothing_when_running_statistics_are_those_of_the_batch() -> 
     "norm", thorough_but(get_args(cifar10.NormName), "batch", "spectral", "evo_s0")
 )
 def test_every_norm_trains(norm: cifar10.NormName) -> None:
-    """With each --norm the network learns one batch, and evaluation mode gives finite logits."""
+    """With each --norm the network learns one batch, and evaluation gives finite logits."""
     settings = cifar10.Settings(norm=norm, widths=(8,), stem_width=8, lr=0.05, crop=0, flip=False)
     dataset = load("digits")
     images, labels = dataset.train_images[:64], dataset.train_labels[:64]
@@ -230,8 +230,8 @@ def test_every_norm_trains(norm: cifar10.NormName) -> None:
     state = cifar10.create_state(model, settings, images, steps=60)
     batch = np.int32(0), jnp.asarray(images), jnp.asarray(labels)
     train_step: Any = cifar10.make_train_step(settings, len(dataset.classes))
-    # The maximum is of the norm itself where it has its own activation. Only as users compile it, its
-    # gradient finds the largest element (tests/norms/maxima.py).
+    # If a norm has its own activation, the maximum is taken of the norm itself. Its gradient finds the
+    # largest element only if compiled with users' settings (tests/norms/maxima.py).
     as_users = {"xla_backend_optimization_level": 3} if norm in cifar10.WITH_ACTIVATION else {}
     train_step = train_step.lower(state, *batch).compile(compiler_options=as_users)
     losses = []
@@ -239,7 +239,7 @@ def test_every_norm_trains(norm: cifar10.NormName) -> None:
         state = train_step(state, *batch)
         losses.append(cifar10.epoch_averages(state)[0])
         state = state.replace(totals=jnp.zeros(3))
-    # What squashes each value by itself learns slowly at first.
+    # Norms that squash each value separately learn slowly at first.
     assert losses[-1] < losses[0] - (0.002 if norm in ("derf", "dynamic_tanh") else 0.05)
     logits = model.apply(state.variables, measure.scaled(jnp.asarray(images)), train=False)
     assert jnp.isfinite(jnp.asarray(logits)).all()
@@ -249,7 +249,7 @@ def test_every_norm_trains(norm: cifar10.NormName) -> None:
 def test_a_run_without_running_statistics(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where no layer has running statistics, nothing is said of statistics of batches."""
+    """If no layer has running statistics, the output does not mention statistics of batches."""
     arguments = ["train", *SHORT, "--epochs", "1", "--norm", "group", "--name", "group"]
     assert cifar10.main([*arguments, "--runs", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "group" / "results.json").read_text())
@@ -264,7 +264,7 @@ def test_a_run_without_running_statistics(
 def test_a_run_of_a_norm_with_other_state(
     norm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command line goes through; the comparison of statistics is that of batch norm alone."""
+    """The command works; only batch norm's statistics are compared."""
     arguments = ["train", *SHORT, "--epochs", "1", "--norm", norm, "--name", "other"]
     assert cifar10.main([*arguments, "--runs", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "other" / "results.json").read_text())

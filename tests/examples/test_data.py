@@ -1,4 +1,4 @@
-"""Loading of the example data sets, against a local server and small archives of random images."""
+"""Loading the example data sets, from a local server and small archives of random images."""
 
 import errno
 import hashlib
@@ -37,7 +37,7 @@ def make_files() -> dict[str, bytes]:
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
-    """Write `files` in the layout that `data_dir` names; return that folder."""
+    """Write `files` in the layout that `data_dir` expects; return that folder."""
     (folder / FOLDER).mkdir(parents=True)
     for name, content in files.items():
         (folder / FOLDER / name).write_bytes(content)
@@ -45,7 +45,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def make_archive(members: dict[str, bytes]) -> bytes:
-    """Return a tar.gz that holds `members`, by their full names."""
+    """Return a tar.gz with `members`, a mapping of full names to contents."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name, content in members.items():
@@ -59,7 +59,7 @@ PACKED = make_archive({f"{FOLDER}/{name}": content for name, content in make_fil
 
 
 def send(body: bytes, declared: int | None = None) -> Answer:
-    """Return an answer with `body`, which may claim another length than it has."""
+    """Return an answer with `body`, which may declare another length."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
@@ -72,7 +72,7 @@ def send(body: bytes, declared: int | None = None) -> Answer:
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Return a function that starts a server with one answer to all requests; gives its URL."""
+    """Return a function that starts a server with one answer to all requests and returns its URL."""
     servers: list[ThreadingHTTPServer] = []
 
     def start(answer: Answer) -> str:
@@ -96,7 +96,7 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep each test away from the user's cache, folder of data and proxy."""
+    """Isolate each test from the user's cache, data folder and proxy."""
     folder = tmp_path / "cache"
     monkeypatch.setattr(data, "cache_dir", lambda: folder)
     monkeypatch.delenv(data.DATA_VARIABLE, raising=False)
@@ -110,7 +110,7 @@ def describe(url: str, packed: bytes = PACKED) -> Archive:
 
 
 def closed_port() -> str:
-    """Return a URL that nobody answers."""
+    """Return a URL where nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}/cifar-10-binary.tar.gz"
@@ -127,11 +127,11 @@ def assert_fails(archive: Archive, cache: Path, *words: str) -> None:
     assert not cache.is_dir() or list(cache.iterdir()) == []
 
 
-# What comes back
+# Results
 
 
 def test_download_gives_the_images_that_were_packed(serve: Serve) -> None:
-    """Pixels, labels, order, shapes and dtypes survive the way through the archive."""
+    """Pixels, labels, order, shapes and dtypes match the packed files."""
     loaded = load("cifar10", archive=describe(serve(send(PACKED))))
     files = make_files()
     raw = np.frombuffer(b"".join(files[name] for name in FILES[:5]), np.uint8).reshape(-1, 3073)
@@ -152,21 +152,21 @@ def test_download_gives_the_images_that_were_packed(serve: Serve) -> None:
 
 
 def test_second_load_uses_the_cache(serve: Serve, cache: Path) -> None:
-    """A download is kept, alone in the cache, and not asked for again."""
+    """The download is the only entry in the cache, and is not requested again."""
     load("cifar10", archive=describe(serve(send(PACKED))))
     assert [path.name for path in cache.iterdir()] == [FOLDER]
     load("cifar10", archive=describe(closed_port()))
 
 
 def test_default_archive_is_the_official_one() -> None:
-    """The published size, checksum and record count are those the module checks."""
+    """The expected size, checksum and record count are the published ones."""
     assert data.CIFAR10.size == 170_052_171
     assert data.CIFAR10.sha256.startswith("c4a38c50a1bc5f3a")
     assert data.CIFAR10.records == 10_000
 
 
 def test_digits_split_is_fixed_and_stratified() -> None:
-    """Digits come as uint8 (N, 8, 8, 1), 1437 + 360, each class with a fifth in the test set."""
+    """Digits come as uint8 (N, 8, 8, 1), 1437 + 360, with a fifth of each class in the test set."""
     first, second = load("digits"), load("digits")
     assert first.name == "digits" and first.classes == tuple("0123456789")
     assert first.train_images.shape == (1437, 8, 8, 1)
@@ -179,7 +179,7 @@ def test_digits_split_is_fixed_and_stratified() -> None:
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
-    """No image is lost, doubled or given another's label by the split."""
+    """The split does not lose, duplicate or relabel an image."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -192,7 +192,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 @pytest.mark.skipif(REAL is None, reason=f"needs CIFAR-10: set {data.DATA_VARIABLE}")
 def test_real_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real files give 50,000 and 10,000 images, equally many of each class."""
+    """The real files give 50,000 and 10,000 images, with the same number in each class."""
     monkeypatch.setenv(data.DATA_VARIABLE, REAL or "")
     loaded = load()
     assert loaded.train_images.shape == (50_000, 32, 32, 3)
@@ -201,18 +201,18 @@ def test_real_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded.classes[loaded.train_labels[0]] == "frog"
 
 
-# Where it is looked for
+# Sources
 
 
 def test_environment_variable_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """JAXNORM_DATA names the folder, and the network is left alone."""
+    """JAXNORM_DATA sets the folder, and the network is not used."""
     folder = write_files(tmp_path / "given", make_files())
     monkeypatch.setenv("JAXNORM_DATA", str(folder))
     assert load(archive=describe(closed_port())).name == "cifar10"
 
 
 def test_data_dir_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With both given, the files come from data_dir."""
+    """If both are given, the files come from data_dir."""
     files = make_files()
     mine = write_files(tmp_path / "mine", files)
     zeros = write_files(tmp_path / "zeros", {name: bytes(len(files[name])) for name in files})
@@ -224,13 +224,13 @@ def test_data_dir_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the XDG folders are a Linux convention")
 def test_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """XDG_CACHE_HOME moves the cache."""
-    monkeypatch.undo()  # brings the real cache_dir back
+    monkeypatch.undo()  # restores the real cache_dir
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert data.cache_dir() == tmp_path / "jaxnorm"
 
 
 def test_auto_falls_back_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without CIFAR-10, auto says in one line what failed, what it does, and what to do."""
+    """Without CIFAR-10, auto prints one line with the failure, the fallback and the remedy."""
     url = closed_port()
     assert load(archive=describe(url)).name == "digits"
     out, err = capsys.readouterr()
@@ -239,7 +239,7 @@ def test_auto_falls_back_in_one_line(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_auto_prefers_cifar10(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a network, auto downloads CIFAR-10 and has nothing to say."""
+    """With a network, auto downloads CIFAR-10 and prints nothing."""
     assert load(archive=describe(serve(send(PACKED)))).name == "cifar10"
     assert capsys.readouterr() == ("", "")
 
@@ -248,7 +248,7 @@ def test_auto_prefers_cifar10(serve: Serve, capsys: pytest.CaptureFixture[str]) 
 def test_auto_does_not_replace_what_was_asked_for(
     by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broken folder that the user named is an error, not a reason to use digits."""
+    """A broken folder that the user named is an error, not a reason to fall back to digits."""
     if by == "variable":
         monkeypatch.setenv("JAXNORM_DATA", str(tmp_path))
     with pytest.raises(DataError, match=r"data_batch_1\.bin .*unpack cifar-10-binary\.tar\.gz in"):
@@ -256,8 +256,8 @@ def test_auto_does_not_replace_what_was_asked_for(
 
 
 def test_unknown_name() -> None:
-    """A misspelt name is an error that lists the right ones."""
-    with pytest.raises(DataError, match="auto, cifar10 or digits; 'mnist' came"):
+    """A misspelled name raises an error that lists the right ones."""
+    with pytest.raises(DataError, match="auto, cifar10 or digits; got 'mnist'"):
         load("mnist")  # pyright: ignore[reportArgumentType]
 
 
@@ -267,11 +267,11 @@ def test_unknown_name() -> None:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("change", [-1, 1])
 def test_wrong_size_names_the_file(name: str, change: int, tmp_path: Path) -> None:
-    """A file one byte short or long is refused, with both sizes and its name."""
+    """A file that is one byte too short or too long is refused, with both sizes and its name."""
     files = make_files()
     files[name] = (files[name] + b"\0")[: len(files[name]) + change]
     folder = write_files(tmp_path / "given", files)
-    expected = rf"{name} must hold 9,219 bytes; it holds {9219 + change:,};"
+    expected = rf"{name} must have 9,219 bytes; it has {9219 + change:,};"
     with pytest.raises(DataError, match=expected):
         load("cifar10", folder, archive=describe("unused"))
 
@@ -286,7 +286,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_label_out_of_range(tmp_path: Path) -> None:
-    """Label 9 is read, label 10 is refused with its file and record."""
+    """Label 9 is accepted, label 10 is refused with its file and record."""
     files = make_files()
     images = files["test_batch.bin"]
     files["test_batch.bin"] = b"\x09" + images[1:]
@@ -299,9 +299,9 @@ def test_label_out_of_range(tmp_path: Path) -> None:
 
 
 def test_broken_cache_says_to_delete_it(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A damaged cache is an error with the folder to delete; auto says the same and goes on."""
+    """The error for a damaged cache names the folder to delete; auto prints the same and continues."""
     files = make_files()
-    files["data_batch_2.bin"] = files["data_batch_2.bin"][:100]  # half written
+    files["data_batch_2.bin"] = files["data_batch_2.bin"][:100]  # half-written
     write_files(cache, files)
     with pytest.raises(DataError, match=rf"data_batch_2\.bin .*delete the folder .*{FOLDER}"):
         load("cifar10", archive=describe("unused"))
@@ -316,11 +316,11 @@ def test_truncated_download(serve: Serve, cache: Path) -> None:
     """A body that ends early is refused by its size, whatever length the server declared."""
     for declared in (len(PACKED) // 2, len(PACKED)):
         url = serve(send(PACKED[: len(PACKED) // 2], declared))
-        assert_fails(describe(url), cache, url, f"{len(PACKED):,}", "came", "JAXNORM_DATA")
+        assert_fails(describe(url), cache, url, f"{len(PACKED):,}", "got", "JAXNORM_DATA")
 
 
 def test_oversized_download_stops(serve: Serve, cache: Path) -> None:
-    """A body that goes on and on is cut off at the first chunk beyond the expected size."""
+    """An endless body is cut off at the first chunk beyond the expected size."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
@@ -329,7 +329,7 @@ def test_oversized_download_stops(serve: Serve, cache: Path) -> None:
             for _ in range(100):
                 request.wfile.write(bytes(data.CHUNK_BYTES))
         except OSError:
-            pass  # the client has gone, as it must
+            pass  # the client has disconnected, as it must
 
     words = f"must hold {len(PACKED):,} bytes", f"; {data.CHUNK_BYTES:,} came;"
     assert_fails(describe(serve(answer)), cache, *words)
@@ -356,11 +356,11 @@ def test_refused_connection(cache: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forces the reset the POSIX way")
 def test_dropped_connection(serve: Serve, cache: Path) -> None:
-    """A connection reset in the middle is reported with the URL, and half the file removed."""
+    """A connection reset in the middle is reported with the URL, and the partial file is removed."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         send(PACKED[:1000], len(PACKED))(request)
-        time.sleep(0.05)  # lets the first bytes arrive: a reset discards what is under way
+        time.sleep(0.05)  # lets the first bytes arrive: a reset discards data in transit
         request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         socket.close(request.connection.detach())
 
@@ -369,7 +369,7 @@ def test_dropped_connection(serve: Serve, cache: Path) -> None:
 
 
 def test_silent_server(serve: Serve, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that never answers is given up on."""
+    """A server that never answers times out."""
     done = threading.Event()
     monkeypatch.setattr(data, "TIMEOUT_SECONDS", 0.1)
     url = serve(lambda request: done.wait(5))
@@ -388,7 +388,7 @@ def test_strange_member(name: str, serve: Serve, cache: Path, tmp_path: Path) ->
 
 
 def test_link_out_of_the_folder(serve: Serve, cache: Path, tmp_path: Path) -> None:
-    """A member with a right name that links elsewhere is refused."""
+    """A member with a valid name that links elsewhere is refused."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         link = tarfile.TarInfo(f"{FOLDER}/test_batch.bin")
@@ -399,7 +399,7 @@ def test_link_out_of_the_folder(serve: Serve, cache: Path, tmp_path: Path) -> No
 
 
 def test_not_an_archive(serve: Serve, cache: Path) -> None:
-    """Bytes that are no tar.gz, or only its first half, are refused with the URL."""
+    """Bytes that are not a tar.gz, or only half of one, are refused with the URL."""
     for packed in (b"hello", PACKED[: len(PACKED) // 2]):
         url = serve(send(packed))
         assert_fails(describe(url, packed), cache, url, "must be a tar.gz archive")
@@ -409,9 +409,9 @@ def test_not_an_archive(serve: Serve, cache: Path) -> None:
 
 
 def test_unwritable_cache(cache: Path) -> None:
-    """A file where the cache folder should be is reported with its path."""
+    """A file in place of the cache folder is reported with its path."""
     cache.write_bytes(b"")
-    assert_fails(describe(closed_port()), cache, str(cache), "written", "JAXNORM_DATA")
+    assert_fails(describe(closed_port()), cache, str(cache), "writable", "JAXNORM_DATA")
     assert cache.is_file()
 
 
@@ -430,7 +430,7 @@ def test_full_disk(serve: Serve, cache: Path) -> None:
 def test_interrupt_leaves_nothing(
     serve: Serve, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C between download and unpacking goes through, and the temporary folder goes too."""
+    """Ctrl-C between download and unpacking propagates, and the temporary folder is removed."""
 
     def interrupt(archive: Archive, packed: Path, folder: Path) -> None:
         assert packed.stat().st_size == len(PACKED)
@@ -443,11 +443,11 @@ def test_interrupt_leaves_nothing(
 
 
 def test_two_downloads_at_once(serve: Serve, cache: Path) -> None:
-    """Two that download at the same time both load the images, and one folder stays."""
+    """Two simultaneous downloads both load the images, and leave one folder."""
     both = threading.Barrier(2)
 
     def answer(request: BaseHTTPRequestHandler) -> None:
-        both.wait(10)  # nobody is served before both have asked
+        both.wait(10)  # no request is served before both have arrived
         send(PACKED)(request)
 
     archive = describe(serve(answer))

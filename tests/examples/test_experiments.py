@@ -1,4 +1,4 @@
-"""The experiments run, on digits and briefly: real code paths, no claim about accuracy."""
+"""The experiments run briefly on digits: real code paths, no claim about accuracy."""
 
 import json
 import re
@@ -33,12 +33,12 @@ pytestmark = pytest.mark.usefixtures("users_promotion", "small_network")
 
 @pytest.fixture
 def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One convolution in each group: they compile for longer than they run."""
+    """Uses one convolution per group, since the networks take longer to compile than to run."""
     monkeypatch.setattr(cifar10, "Settings", partial(cifar10.Settings, widths=(8, 16), depth=1))
 
 
 def run(kind: type[Experiment], out: Path, *arguments: str) -> Any:
-    """What the experiment found, as it stored it; its pictures must be there."""
+    """Runs an experiment and returns its stored results; its pictures must exist."""
     digits = ["--data", "digits"] if issubclass(kind, OnImages) else []
     assert main(kind, kind.__doc__, ["--out", str(out), *digits, *arguments]) == 0
     assert list(out.glob("*.png"))
@@ -48,7 +48,7 @@ def run(kind: type[Experiment], out: Path, *arguments: str) -> Any:
 
 @pytest.mark.thorough
 def test_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It looks, averages, swaps; the running statistics of a new network are far off."""
+    """The experiment examines, averages and swaps; statistics of a new network are far off."""
     arguments = ["--epochs", "2", "--looks", "5", "--recalibration", "64", "--parts", "1", "4"]
     found = run(life.Life, tmp_path, *arguments)
     assert [look["step"] for look in found["looks"]] == [5, 44]
@@ -60,7 +60,7 @@ def test_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_transfer(tmp_path: Path) -> None:
-    """Every recipe, once for each seed."""
+    """Every recipe has one result per seed."""
     arguments = ["--epochs", "1", "--images", "64", "--fine-tuning-epochs", "1", "--seeds", "1"]
     found = run(transfer.Transfer, tmp_path, *arguments, "--batch-sizes", "32")
     assert {recipe: len(shares) for recipe, shares in found["32"].items()} == dict.fromkeys(
@@ -69,7 +69,7 @@ def test_transfer(tmp_path: Path) -> None:
 
 
 def test_shift(tmp_path: Path) -> None:
-    """Every corruption with every kind of statistics; it really changes the images."""
+    """Every corruption has results for all kinds of statistics, and really changes the images."""
     found = run(shift.Shift, tmp_path, "--epochs", "1", "--images", "128", "--seeds", "2")
     assert set(found) == set(shift.CORRUPTIONS)
     assert {len(shares) for kinds in found.values() for shares in kinds.values()} == {2}
@@ -83,7 +83,7 @@ def test_shift(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_batch_size(tmp_path: Path) -> None:
-    """A line for each norm, three for batch norm, and two for eight devices."""
+    """There is a line for each norm, three for batch norm, and two for eight devices."""
     arguments = ["--sizes", "8", "--norms", "batch", "group", "--images", "256", "--seeds", "1"]
     found = run(batch_size.BatchSize, tmp_path, *arguments)
     assert len(found) == 3 + 1 + 2
@@ -94,7 +94,7 @@ def test_batch_size(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_lr_stress(tmp_path: Path) -> None:
-    """Without a norm, a learning rate of 1,000 breaks it; the place is where the loss leaves for good."""
+    """Without a norm, a learning rate of 1,000 breaks training, where the loss rises for good."""
     arguments = ["--steps", "40", "--seeds", "1", "--high", "1000"]
     found = run(lr_stress.LrStress, tmp_path, *arguments)
     assert set(found) == set(lr_stress.NETWORKS)
@@ -108,7 +108,7 @@ def test_lr_stress(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_init_and_depth(tmp_path: Path) -> None:
-    """Every network at every scale and depth."""
+    """Every network has results for every scale and depth."""
     arguments = ["--scales", "10", "--depths", "1", "--images", "128", "--seeds", "1"]
     found = run(init_and_depth.InitAndDepth, tmp_path, *arguments)
     assert set(found["scale"]) == set(found["depth"]) == set(init_and_depth.NETWORKS)
@@ -116,7 +116,7 @@ def test_init_and_depth(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_sequence(tmp_path: Path) -> None:
-    """Padding of NaN makes no difference; the sequences are the ink, and nothing else counts."""
+    """Padding with NaN makes no difference; the sequences are the pixels with ink, and the rest is masked."""
     found = run(sequence.Sequence, tmp_path, "--epochs", "1", "--seeds", "1", "--norms", "batch")
     assert found["padding"] == {kind: [0, 0] for kind in sequence.NETWORKS}
     images = np.zeros((2, 8, 8, 1), np.uint8)
@@ -128,7 +128,7 @@ def test_sequence(tmp_path: Path) -> None:
 
 
 def test_the_page_has_the_stored_numbers() -> None:
-    """And a picture of every experiment."""
+    """The pages have the stored numbers and a picture of every experiment."""
     texts = {path: path.read_text() for path in page.PAGES}
     for name in page.EXPERIMENTS:
         assert any(page.section(name) in text for text in texts.values())
@@ -139,7 +139,7 @@ def test_the_page_has_the_stored_numbers() -> None:
 
 
 def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line that says so, and a status."""
+    """Missing results or data print one line and set the exit status."""
     assert main(shift.Shift, "", ["--redraw", "--out", str(tmp_path)]) == 1
     assert "there is no" in capsys.readouterr().err
     assert main(shift.Shift, "", ["--data", "cifar10", "--data-dir", str(tmp_path)]) == 1
@@ -147,7 +147,7 @@ def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_redraw(tmp_path: Path) -> None:
-    """Pictures are drawn again of what is stored, without training."""
+    """Pictures can be drawn again from stored results, without training."""
     shutil.copy(RESULTS / "shift.json", tmp_path)
     assert main(shift.Shift, "", ["--out", str(tmp_path), "--redraw"]) == 0
     assert (tmp_path / "shift.png").exists()
@@ -172,7 +172,7 @@ def test_gan(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line for each norm, with what its step takes."""
+    """There is a line for each norm, with the cost of its step."""
     arguments = ["--norms", "batch", "evo_s0", "weight", "--images", "128", "--seeds", "1"]
     found = run(zoo.Zoo, tmp_path, *arguments)
     assert set(found) == {"batch", "evo_s0", "weight"}
@@ -182,7 +182,7 @@ def test_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.thorough
 def test_style(tmp_path: Path) -> None:
-    """The features of AdaIN have the statistics that were meant, those of instance norm 0 and 1."""
+    """AdaIN's features have the given statistics, instance norm's have mean 0 and deviation 1."""
     found = run(style.Style, tmp_path, "--steps", "2", "--patch", "16", "--batch-size", "4")
     assert {len(distances) for distances in found["distance"].values()} == {len(style.WAYS)}
     x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 8, 8, 4))

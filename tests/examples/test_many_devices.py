@@ -1,4 +1,4 @@
-"""Training on many devices and in several processes comes to what one device comes to."""
+"""Training on many devices and in several processes matches training on one device."""
 
 import json
 import os
@@ -17,16 +17,16 @@ from examples import cifar10, many_devices, multihost
 from examples.data import load
 
 ROOT = Path(__file__).parents[2]
-# 1,437 digits in batches of 84: the last one has 9, so that all but the first process have none of it.
+# 1,437 digits in batches of 84: the last one has 9, so only the first process has any of it.
 SETTINGS = ("--data", "digits", "--widths", "8", "--stem-width", "8", "--batch-size", "84")
 SETTINGS += ("--epochs", "3", "--dtype", "float64")
 
 
 def start(program: str, runs: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Starts `python -m examples.PROGRAM` as it would be by hand."""
+    """Starts `python -m examples.PROGRAM`, as by hand."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "",  # else gradients of maxima differ (tests/norms/maxima.py)
+        "XLA_FLAGS": "",  # otherwise gradients of maxima differ (tests/norms/maxima.py)
         "COLUMNS": "200",
         "JAX_COMPILATION_CACHE_DIR": str(runs / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -42,7 +42,7 @@ def start(program: str, runs: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """What the process printed; it must end well."""
+    """Waits for the process to succeed and returns its output."""
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
@@ -53,7 +53,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.thorough
 def test_losses_step_by_step(tmp_path: Path) -> None:
-    """In each of three ways; with statistics of each device alone it is seen that they are not."""
+    """All three ways match one device, and statistics of each device alone do not."""
     arguments = ["--data", "digits", "--devices", "4", "--steps", "5", "--out", str(tmp_path)]
     output = finish(start("many_devices", tmp_path, *arguments, "--batch-size", "64"))
     assert "4 devices, pmap" in output
@@ -76,21 +76,21 @@ def join(runs: Path, name: str, *more: str) -> subprocess.Popen[str]:
 
 
 def figures(run: Path) -> tuple[list[float], Any]:
-    """Losses of the epochs, and what was measured at the end."""
+    """The losses of the epochs, and the final measurements."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line["train_loss"] for line in lines], json.loads((run / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all runs; in it "1", a run of one process."""
+    """The folder of all runs, with a run "1" of one process."""
     folder = tmp_path_factory.mktemp("multihost")
     finish(join(folder, "1", "--local", "1", *SETTINGS))
     return folder
 
 
 def check(runs: Path, name: str) -> None:
-    """The run's losses and running statistics are those of one process."""
+    """Checks losses and running statistics against those of one process."""
     (losses, measured), (expected, alone) = figures(runs / name), figures(runs / "1")
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert measured["running"] == alone["running"]
@@ -100,7 +100,7 @@ def check(runs: Path, name: str) -> None:
 
 @pytest.mark.thorough
 def test_processes_train_as_one(runs: Path) -> None:
-    """Three, each with its share, of which the last batch leaves two nothing."""
+    """Three processes share each batch, and the last batch leaves two of them empty."""
     output = finish(join(runs, "3", "--local", "3", *SETTINGS))
     assert "epoch  3" in output
     check(runs, "3")
@@ -108,7 +108,7 @@ def test_processes_train_as_one(runs: Path) -> None:
 
 @pytest.mark.thorough
 def test_a_killed_process_is_survived(runs: Path) -> None:
-    """Of two: the other one ends by itself, soon and with a reason; resumed, they come to the same."""
+    """If one of two is killed, the other soon exits with a reason; once resumed, they match one process."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -133,7 +133,7 @@ def test_a_killed_process_is_survived(runs: Path) -> None:
 
 @pytest.mark.thorough
 def test_a_process_that_never_joins(tmp_path: Path) -> None:
-    """The one that waits says for how long, and ends."""
+    """The process that waits says for how long, and exits."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -147,7 +147,7 @@ def test_a_process_that_never_joins(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_mistakes_are_explained(runs: Path) -> None:
-    """No scheduler, or a run that is there: a line, and status 1, of all processes and soon."""
+    """Without a scheduler, or with an existing run, all processes soon print a line and exit with 1."""
     process = join(runs, "nobody", *SETTINGS)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -155,11 +155,11 @@ def test_mistakes_are_explained(runs: Path) -> None:
     process = join(runs, "1", "--local", "2", "--timeout", "100", *SETTINGS)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "must be a new folder; it holds a run" in output
+    assert "must be a new folder; it contains a run" in output
 
 
 def test_shares_are_all_images_once() -> None:
-    """Of one process: every image of the epoch is counted once, and nothing that fills up."""
+    """With one process, every image of the epoch is unmasked once, and padding never is."""
     dataset = load("digits")
     settings = cifar10.Settings(batch_size=84)
     shares = list(multihost.shares(dataset, settings, epoch=0))
@@ -172,7 +172,7 @@ def test_shares_are_all_images_once() -> None:
 def test_a_batch_that_cannot_be_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line that says what must hold and what to try."""
+    """The line says what must hold and what to try."""
     monkeypatch.setattr(multihost, "join", multihost.train)
     arguments = ["--data", "digits", "--batch-size", "63", "--runs", str(tmp_path)]
     assert multihost.main([*arguments, "--process-id", "0"]) == 1

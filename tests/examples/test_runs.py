@@ -1,4 +1,4 @@
-"""The folder of a run: made once, and errors of files are one line that says what to do."""
+"""The folder of a run is created once, and file errors are one line that says what to do."""
 
 import gc
 import os
@@ -24,19 +24,19 @@ from examples.runs import Run, RunError
 
 HOME = Path(__file__).resolve().parents[2]
 
-# Orbax reads arrays at once and raises the first of several errors: nobody looks at the others.
+# Orbax reads arrays in parallel and raises only the first of several errors.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 class State(struct.PyTreeNode):
-    """What a checkpoint is of."""
+    """The content of a checkpoint."""
 
     step: Any
     array: Any
 
 
 def state(step: int, values: int = 500) -> State:
-    """Of so many random values, which do not compress."""
+    """A state with ``values`` random values, which do not compress."""
     return State(jnp.int32(step), np.random.default_rng(step).normal(size=values))
 
 
@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_one_of_many_starts(tmp_path: Path) -> None:
-    """Of several that start a run of one name at once, one has it, and the others are told."""
+    """If several start a run of the same name at once, one succeeds and the others are refused."""
     refused: list[str] = []
 
     def start(i: int) -> bool:
@@ -65,13 +65,13 @@ def test_one_of_many_starts(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         started = list(pool.map(start, range(8)))
     assert sum(started) == 1
-    assert all("must be a new folder; it holds a run" in text for text in refused)
+    assert all("must be a new folder; it contains a run" in text for text in refused)
     assert Run(tmp_path, "a").config() == {"who": started.index(True)}
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_an_empty_folder_is_new(tmp_path: Path) -> None:
-    """One that somebody made, or a kill left behind."""
+    """An empty folder, made by hand or left by a killed process, counts as new."""
     (tmp_path / "a").mkdir()
     Run(tmp_path, "a").start({"seed": 1})
     assert Run(tmp_path, "a").config() == {"seed": 1}
@@ -95,18 +95,16 @@ DAMAGED: dict[str, tuple[str, bytes, Callable[[Run], Any]]] = {
 
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_file(case: str, run: Run) -> None:
-    """It is named."""
+    """The error names the file."""
     name, content, read = DAMAGED[case]
     (run.folder / name).write_bytes(content)
-    with pytest.raises(
-        RunError, match=f"{name} must be as training wrote it; it is damaged"
-    ) as raised:
+    with pytest.raises(RunError, match=f"{name} must be intact; it is damaged") as raised:
         read(run)
     assert "\n" not in str(raised.value)
 
 
 def test_a_damaged_checkpoint(run: Run) -> None:
-    """Cut off in any of its files, it is read as it was, or named."""
+    """If any of its files is truncated, it is either read correctly or named in the error."""
     refused, files = 0, [p for p in (run.folder / "checkpoints").rglob("*") if p.is_file()]
     for path in files:
         whole = path.read_bytes()
@@ -114,16 +112,16 @@ def test_a_damaged_checkpoint(run: Run) -> None:
         try:
             np.testing.assert_array_equal(run.restore(state(0)).array, state(3).array)
         except RunError as error:
-            refused += "checkpoints/3 must be as training wrote it" in str(error)
+            refused += "checkpoints/3 must be intact" in str(error)
         path.write_bytes(whole)
     assert refused > 0
     np.testing.assert_array_equal(run.restore(state(0)).array, state(3).array)
-    gc.collect()  # of the others, before the next test
+    gc.collect()  # of the other errors, before the next test
 
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 1 kB."""
+    """Limits files to 1 kB."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
@@ -133,9 +131,9 @@ def full_disk() -> Iterator[None]:
 
 
 def test_a_full_disk(run: Run) -> None:
-    """What was saved before is still there."""
+    """Earlier data is still there."""
     for write in (lambda: run.save(state(4, 50_000)), lambda: run.write("config.json", "0" * 5000)):
-        with full_disk(), pytest.raises(RunError, match="a folder that can be written, on a disk"):
+        with full_disk(), pytest.raises(RunError, match="a writable folder on a disk"):
             write()
     assert run.config() == {"seed": 0}
     np.testing.assert_array_equal(run.restore(state(0)).array, state(3).array)
@@ -144,7 +142,7 @@ def test_a_full_disk(run: Run) -> None:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Nothing may be written into the folder, by nobody in particular if this is root, who may."""
+    """Makes the folder read-only, and drops root's privileges, which would ignore that."""
     folder.chmod(0o555)
     root = os.geteuid() == 0
     if root:
@@ -158,8 +156,8 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 def test_a_read_only_folder() -> None:
-    """It is named, to start, to save and to write; what is in it can be read."""
-    with tempfile.TemporaryDirectory() as root:  # pytest's folders can be read only by their owner
+    """Starting, saving and writing raise an error that names the folder, which can still be read."""
+    with tempfile.TemporaryDirectory() as root:  # pytest's folders can only be read by their owner
         Path(root).chmod(0o755)
         run = Run(Path(root), "a")
         run.start({"seed": 0})
@@ -170,7 +168,7 @@ def test_a_read_only_folder() -> None:
         )
         with read_only(run.folder):
             for write in writing:
-                with pytest.raises(RunError, match="must be a folder that can be written"):
+                with pytest.raises(RunError, match="must be a writable folder"):
                     write()
             assert run.config() == {"seed": 0}
             assert run.metrics() == []
@@ -192,7 +190,7 @@ for step in itertools.count(first):
 
 @pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.thorough)])
 def test_killed_at_any_moment(kills: int, run: Run) -> None:
-    """What is left is a whole checkpoint and its metrics, with which the next process goes on."""
+    """There is always a complete checkpoint with its metrics, from which the next process continues."""
     rng, last = np.random.default_rng(kills), 3
     run.write_metrics([{"epoch": epoch} for epoch in range(last)])
     for _ in range(kills):
@@ -212,7 +210,7 @@ def test_killed_at_any_moment(kills: int, run: Run) -> None:
 
 
 def test_the_folder_of_runs_is_a_file(tmp_path: Path) -> None:
-    """It is named, to start, to continue and to save."""
+    """Starting, continuing and saving raise an error that names the path."""
     (tmp_path / "file").write_text("")
     run = Run(tmp_path / "file", "a")
     for call in (lambda: run.start({}), run.config, lambda: run.save(state(0)), run.has_checkpoint):

@@ -1,4 +1,4 @@
-"""Layers and wrappers in Linen for the tests beside this file."""
+"""Layers and wrappers in Linen for the tests in this folder."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ class Bare(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, **call: Any) -> jax.Array:
-        """The layer."""
+        """Calls the layer."""
         return self.layer_instance(x, **call)
 
 
@@ -27,7 +27,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
-        """Two matrices with everything between."""
+        """Applies two dense layers with batch norm, a sown value and dropout between them."""
         x = nn.Dense(6)(x)
         x = jnl.BatchNorm(axis_name=self.axis_name)(x, use_running_average)
         self.sow("intermediates", "seen", x.mean())
@@ -40,7 +40,7 @@ class Bar(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Two."""
+        """Applies two dense layers."""
         return nn.Dense(3)(nn.relu(nn.Dense(4)(x)))
 
 

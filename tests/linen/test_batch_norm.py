@@ -1,4 +1,4 @@
-"""`jaxnorm.linen.BatchNorm` in the place of `flax.linen.BatchNorm`: the same in all that a model sees."""
+"""`jaxnorm.linen.BatchNorm` behaves like `flax.linen.BatchNorm` in everything that a model can see."""
 
 import inspect
 import math
@@ -20,7 +20,7 @@ KEY = jax.random.key(7)
 
 
 def ramp(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """An initializer unlike 0 and 1, and quicker to compile than a random one."""
+    """An initializer other than 0 and 1 that compiles faster than a random one."""
     del key
     return jnp.asarray(np.linspace(0.5, 2.0, math.prod(shape)).reshape(shape), dtype)
 
@@ -36,7 +36,7 @@ FLOATS = [jnp.float32, jnp.bfloat16, jnp.float16]
 
 
 def normal(shape: tuple[int, ...], dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:
-    """Well-scaled activations, on which Flax's fast variance loses nothing."""
+    """Well-scaled activations, for which Flax's fast variance is accurate."""
     values = jax.random.normal(jax.random.key(seed), shape, jnp.float32)
     return (0.3 + 1.5 * values).astype(dtype)
 
@@ -47,7 +47,7 @@ COTANGENT = normal((6, 5, 4, 4), seed=1)
 
 @contextmanager
 def loose() -> Iterator[None]:
-    """What Flax needs: it promotes silently."""
+    """The implicit promotion that Flax needs."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -55,7 +55,7 @@ def loose() -> Iterator[None]:
 def train(
     layer: nn.Module, variables: Any, x: jax.Array, **options: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Output and updated ``batch_stats``; our own layer runs under the strict promotion of conftest."""
+    """Returns output and updated ``batch_stats``; our own layer runs under conftest's strict promotion."""
 
     def step() -> Any:
         return layer.apply(variables, x, **options, mutable=["batch_stats"])
@@ -69,13 +69,13 @@ def train(
 
 
 def initial(layer: nn.Module, x: jax.Array, **options: Any) -> Any:
-    """Initial variables, compiled because it is quicker."""
+    """Initial variables, compiled because it is faster."""
     with loose():
         return jax.jit(lambda x: layer.init(KEY, x, **options))(x)
 
 
 def assert_close(ours: Any, theirs: Any, tolerance: float = 2e-5) -> None:
-    """Trees of the same structure, shapes, dtypes and (nearly) values."""
+    """Compares the structure, shapes, dtypes and (approximate) values of two trees."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
@@ -86,12 +86,12 @@ def assert_close(ours: Any, theirs: Any, tolerance: float = 2e-5) -> None:
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:
-    """Trees equal bit by bit."""
+    """Compares two trees bit for bit."""
     assert_close(ours, theirs, 0.0)
 
 
 def error(function: Any) -> tuple[type, str]:
-    """Type and text of what ``function`` raises."""
+    """The type and text of the error that ``function`` raises."""
     with pytest.raises(Exception) as raised:  # noqa: PT011 - the caller compares type and text
         function()
     return raised.type, str(raised.value)
@@ -102,7 +102,7 @@ def error(function: Any) -> tuple[type, str]:
 
 @pytest.mark.parametrize("of", [lambda c: c, lambda c: c.__call__], ids=["class", "call"])
 def test_signature_begins_with_that_of_flax(of: Any) -> None:
-    """Flax's arguments, in Flax's order with Flax's defaults; ours come after and are keyword-only."""
+    """Flax's arguments come in Flax's order with Flax's defaults; ours come after and are keyword-only."""
     ours = inspect.signature(of(jnl.BatchNorm)).parameters
     theirs = inspect.signature(of(nn.BatchNorm)).parameters
     assert {n: (p.default, p.kind) for n, p in theirs.items()} == {
@@ -113,7 +113,7 @@ def test_signature_begins_with_that_of_flax(of: Any) -> None:
 
 
 def test_fields_are_those_of_flax_and_ours() -> None:
-    """The fields of our own are those documented, so a new one needs a thought for Flax's users."""
+    """Our additional fields are exactly those documented, so new ones are added deliberately."""
     ours, theirs = (inspect.signature(c).parameters for c in (jnl.BatchNorm, nn.BatchNorm))
     assert set(ours) - set(theirs) == {
         "unbiased",
@@ -126,7 +126,7 @@ def test_fields_are_those_of_flax_and_ours() -> None:
 
 
 def test_construction_by_position() -> None:
-    """Each positional argument lands in the field that it lands in with Flax."""
+    """Each positional argument sets the same field as in Flax."""
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
     values: tuple[Any, ...] = (
         True,
@@ -163,7 +163,7 @@ def test_construction_by_position() -> None:
     ids=[*map(str, AXES), "scale", "bias", "neither", "bf16", "f16-state"],
 )
 def test_initial_variables_are_those_of_flax(fields: Fields) -> None:
-    """The same collections, names, shapes and dtypes, and from the same key the same values."""
+    """Collections, names, shapes and dtypes match Flax's, and so do values for the same key."""
     ours, theirs = (
         initial(norm(**fields), X, use_running_average=False)
         for norm in (jnl.BatchNorm, nn.BatchNorm)
@@ -172,7 +172,7 @@ def test_initial_variables_are_those_of_flax(fields: Fields) -> None:
 
 
 def test_automatic_names_and_initial_values_in_a_model() -> None:
-    """Layers are numbered BatchNorm_0, BatchNorm_1 and draw from the keys that Flax's draw from."""
+    """Layers are numbered BatchNorm_0, BatchNorm_1 and use the same keys as Flax's."""
 
     class Model(nn.Module):
         norm: Any
@@ -188,7 +188,7 @@ def test_automatic_names_and_initial_values_in_a_model() -> None:
 
 @pytest.mark.parametrize("evaluating", [True, False])
 def test_init_leaves_the_running_statistics_alone(evaluating: bool) -> None:
-    """A dummy batch of any values, in either mode, does not enter the statistics, nor need ``axis_name``."""
+    """In either mode, a dummy batch does not enter the statistics and does not need ``axis_name``."""
     layer = jnl.BatchNorm(axis_name="unbound", axis_index_groups=[[0, 1]])
     y, variables = layer.init_with_output(KEY, 100 + X, evaluating)
     fresh = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
@@ -197,7 +197,7 @@ def test_init_leaves_the_running_statistics_alone(evaluating: bool) -> None:
 
 
 def test_init_of_a_module_called_twice() -> None:
-    """One layer used at two places is initialized once, with ``axis_name`` unbound."""
+    """A layer that is called twice is initialized once, with ``axis_name`` unbound."""
 
     class Twice(nn.Module):
         @nn.compact
@@ -212,24 +212,24 @@ def test_init_of_a_module_called_twice() -> None:
 
 
 def test_the_statistics_of_a_call_during_init_are_used_by_the_next() -> None:
-    """``mutable=True`` in ``apply`` is not an init: the statistics move."""
+    """``mutable=True`` in ``apply`` is not an init, so the statistics are updated."""
     layer = jnl.BatchNorm(False, momentum=0.0)
     updated: Any = layer.apply(layer.init(KEY, X), X, mutable=True)[1]
     np.testing.assert_allclose(updated["batch_stats"]["mean"], X.mean((0, 1, 2)), atol=1e-6)
 
 
-# --- answers -------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("evaluating", [False, True], ids=["train", "eval"])
 @pytest.mark.parametrize("axis", AXES, ids=str)
 def test_answers_and_gradients_are_those_of_flax(axis: Any, evaluating: bool) -> None:
-    """Outputs, updated statistics and the gradients of input, scale and bias."""
+    """Outputs, updated statistics and the gradients of input, scale and bias match Flax."""
     fields: Fields = {"axis": axis, "momentum": 0.8, "epsilon": 1e-3, **RAMP}
     ours, theirs = jnl.BatchNorm(evaluating, **fields), nn.BatchNorm(evaluating, **fields)
     variables = initial(ours, X)
-    _, stats = train(ours, variables, 2 * X)  # statistics that are not 0 and 1
+    _, stats = train(ours, variables, 2 * X)  # statistics other than 0 and 1
 
     def loss(layer: Any, params: Any, x: jax.Array) -> Any:
         out = train(layer, {"params": params, "batch_stats": stats}, x)
@@ -247,7 +247,7 @@ def test_answers_and_gradients_are_those_of_flax(axis: Any, evaluating: bool) ->
 @pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16], ids=["none", "f32", "bf16"])
 @pytest.mark.parametrize("x_dtype", [*FLOATS, jnp.int32], ids=["x32", "xb16", "x16", "xint"])
 def test_result_dtype_is_that_of_flax(x_dtype: Any, dtype: Any, param_dtype: Any) -> None:
-    """``dtype`` if given, else what input and the parameters that exist promote to, in both modes."""
+    """The result has ``dtype``, or the promoted dtype of input and existing parameters, in both modes."""
     x = jax.ShapeDtypeStruct((4, 3), x_dtype)
     for use_scale, use_bias, evaluating in [(1, 1, 0), (1, 0, 1), (0, 1, 0), (0, 0, 1)]:
         options: Fields = {"use_scale": bool(use_scale), "use_bias": bool(use_bias)}
@@ -272,7 +272,7 @@ def test_result_dtype_is_that_of_flax(x_dtype: Any, dtype: Any, param_dtype: Any
 def test_half_precision_answers_are_those_of_flax(
     x_dtype: Any, ulp: float, dtype: Any, evaluating: bool
 ) -> None:
-    """16-bit input: the same numbers to the last bit of the coarser dtype, float32 statistics."""
+    """For 16-bit input, results match Flax to the last bit of the coarser dtype; statistics are float32."""
     x = normal((64, 6, 3), x_dtype)
     fields: Fields = {"dtype": dtype, "param_dtype": x_dtype, **RAMP}
     ours, theirs = jnl.BatchNorm(evaluating, **fields), nn.BatchNorm(evaluating, **fields)
@@ -283,7 +283,7 @@ def test_half_precision_answers_are_those_of_flax(
 
 
 def test_complex_input_as_flax_tests_it() -> None:
-    """complex64: mean 0, variance 1, a complex running mean and a real running variance."""
+    """Complex64 results have mean 0, variance 1, a complex running mean and a real running variance."""
     x = jax.lax.complex(normal((50, 4)), normal((50, 4), seed=1))
     ours, theirs = (
         b(
@@ -302,7 +302,7 @@ def test_complex_input_as_flax_tests_it() -> None:
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_state_in_param_dtype_on_request(dtype: Any) -> None:
-    """``force_float32_reductions=False`` keeps bfloat16 or float16 state, which stays in that dtype."""
+    """``force_float32_reductions=False`` keeps the state in bfloat16 or float16."""
     layer = jnl.BatchNorm(False, 0, 0.5, param_dtype=dtype, force_float32_reductions=False)
     x = normal((4, 64), dtype)
     y, stats = train(layer, layer.init(KEY, x), x)
@@ -314,7 +314,7 @@ def test_state_in_param_dtype_on_request(dtype: Any) -> None:
 
 
 def test_fast_variance_changes_nothing() -> None:
-    """``use_fast_variance`` is accepted, and either value gives the stable answer at mean/std 1e4."""
+    """``use_fast_variance`` is accepted, and both values are stable at mean/std 1e4."""
     x = 1e4 + normal((512, 3))
     fast, slow = (jnl.BatchNorm(False, use_fast_variance=b) for b in (True, False))
     variables = initial(fast, x)
@@ -326,7 +326,7 @@ def test_fast_variance_changes_nothing() -> None:
 
 
 def test_momentum_none_is_the_plain_average() -> None:
-    """``momentum=None`` counts the batches and averages over them, from the first on."""
+    """``momentum=None`` counts the batches and averages over all of them."""
     layer = jnl.BatchNorm(False, momentum=None)
     variables = initial(layer, X)
     assert_equal(variables["batch_stats"]["count"], jnp.zeros(3, jnp.int32))
@@ -340,7 +340,7 @@ def test_momentum_none_is_the_plain_average() -> None:
 
 
 def test_momentum_none_evaluates_a_flax_checkpoint() -> None:
-    """Evaluation reads no count, so a checkpoint without one is enough."""
+    """Evaluation does not read the count, so a checkpoint without one is sufficient."""
     with loose():
         theirs = nn.BatchNorm(True).init(KEY, X)
     y: Any = jnl.BatchNorm(True, momentum=None).apply(theirs, X)
@@ -348,7 +348,7 @@ def test_momentum_none_evaluates_a_flax_checkpoint() -> None:
 
 
 def test_unbiased_is_the_convention_of_pytorch() -> None:
-    """The running variance gets n / (n - 1) times the batch's; the output is the biased one's."""
+    """The running variance is multiplied by n / (n - 1); the output uses the biased variance."""
     x = normal((5, 3))
     plain, unbiased = (
         jnl.BatchNorm(False, momentum=0.0),
@@ -363,7 +363,7 @@ def test_unbiased_is_the_convention_of_pytorch() -> None:
 
 @pytest.mark.parametrize("kind", ["bool", "int32", "uint8"])
 def test_mask_with_nan_in_the_padding(kind: str) -> None:
-    """Boolean or integer: the answer is that of the unmasked part, and no gradient is NaN."""
+    """With a boolean or integer mask, results match the unmasked part alone, and no gradient is NaN."""
     mask = jnp.arange(8) < 5
     x = jnp.where(mask[:, None], normal((8, 3)), jnp.nan)
     layer = jnl.BatchNorm(False, **RAMP)
@@ -382,7 +382,7 @@ def test_mask_with_nan_in_the_padding(kind: str) -> None:
 
 
 def test_nan_in_the_padding_in_evaluation() -> None:
-    """What counts is normalized as ever, and no gradient is NaN: a frozen layer can be trained through."""
+    """Unmasked elements are normalized as usual, and no gradient is NaN in a frozen layer."""
     mask = (jnp.arange(8) < 5)[:, None]
     x = jnp.where(mask, normal((8, 3)), jnp.nan)
     layer = jnl.BatchNorm(True, **RAMP)
@@ -399,7 +399,7 @@ def test_nan_in_the_padding_in_evaluation() -> None:
 
 
 def test_mask_is_that_of_flax() -> None:
-    """A clean masked batch gives Flax's answer, in evaluation too, where it changes nothing."""
+    """For finite values, results with a mask match Flax, also in evaluation, where it has no effect."""
     mask = (jnp.arange(6) < 4).reshape(6, 1, 1, 1)
     ours, theirs = jnl.BatchNorm(**RAMP), nn.BatchNorm(**RAMP)
     variables = ours.init(KEY, X, True)
@@ -414,7 +414,7 @@ def test_mask_is_that_of_flax() -> None:
 @pytest.mark.parametrize("direction", ["theirs to ours", "ours to theirs"])
 @pytest.mark.parametrize("through_bytes", [False, True], ids=["dict", "bytes"])
 def test_checkpoints_are_interchangeable(direction: str, through_bytes: bool) -> None:
-    """Variables trained by one load into the other, also as bytes, and give the same answers."""
+    """Trained variables of one load into the other, also as bytes, and give the same results."""
     pair = [nn.BatchNorm(False, **RAMP), jnl.BatchNorm(False, **RAMP)]
     source, target = pair if direction == "theirs to ours" else pair[::-1]
     with loose():
@@ -435,7 +435,7 @@ def test_checkpoints_are_interchangeable(direction: str, through_bytes: bool) ->
 
 @pytest.mark.parametrize("at", [(True, True), (False, True), (None, None)], ids=str)
 def test_mode_given_twice_or_not_at_all(at: tuple[bool | None, bool | None]) -> None:
-    """``use_running_average`` in the constructor and the call, or in neither: Flax's error."""
+    """``use_running_average`` in both the constructor and the call, or in neither, raises Flax's error."""
     field, argument = at
     ours = error(lambda: jnl.BatchNorm(field).init(KEY, X, argument))
     assert ours == error(lambda: nn.BatchNorm(field).init(KEY, X, argument))
@@ -443,7 +443,7 @@ def test_mode_given_twice_or_not_at_all(at: tuple[bool | None, bool | None]) -> 
 
 
 def test_training_without_mutable_statistics() -> None:
-    """Forgetting ``mutable=["batch_stats"]`` is Flax's error, word for word."""
+    """Without ``mutable=["batch_stats"]``, training raises Flax's error, word for word."""
     variables = nn.BatchNorm(True).init(KEY, X)
     ours = error(lambda: jnl.BatchNorm(False).apply(variables, X))
     assert ours == error(lambda: nn.BatchNorm(False).apply(variables, X))
@@ -452,7 +452,7 @@ def test_training_without_mutable_statistics() -> None:
 
 @pytest.mark.parametrize("missing", ["params", "batch_stats"])
 def test_missing_collections(missing: str) -> None:
-    """A variable dict without a collection is Flax's error."""
+    """Variables without one of the collections raise Flax's error."""
     variables = {k: v for k, v in nn.BatchNorm(True).init(KEY, X).items() if k != missing}
     ours = error(lambda: jnl.BatchNorm(True).apply(variables, X))
     assert ours == error(lambda: nn.BatchNorm(True).apply(variables, X))
@@ -462,7 +462,7 @@ def test_missing_collections(missing: str) -> None:
 
 
 class OfLayer(nn.Module):
-    """One layer in the form that `nn.scan` takes."""
+    """A layer in the form that `nn.scan` requires."""
 
     norm: Any
 
@@ -516,7 +516,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_under_the_transforms_of_flax(name: str) -> None:
-    """The same variables, outputs, statistics and gradients as Flax's layer at the same place."""
+    """Variables, outputs, statistics and gradients match Flax's layer under the same transform."""
 
     def outcome(norm: Any) -> Any:
         model = MODELS[name](norm)
@@ -551,7 +551,7 @@ def test_vmap_with_axis_name_is_the_big_batch() -> None:
 
 
 def test_tabulate_counts_every_call() -> None:
-    """One row for a layer, with the FLOPs of every call: helpers are not methods that Flax can see."""
+    """There is one row for the layer, with the FLOPs of every call; helpers are not visible as methods."""
     layer = jnl.BatchNorm(False)
     options: Fields = {"show_repeated": True, "compute_flops": True, "compute_vjp_flops": True}
     table = layer.tabulate(KEY, X, console_kwargs={"width": 240}, **options)
@@ -560,7 +560,7 @@ def test_tabulate_counts_every_call() -> None:
 
 
 def test_no_method_but_call_is_intercepted() -> None:
-    """`nn.intercept_methods` and profiler scopes see ``__call__`` only, as with Flax's layer."""
+    """`nn.intercept_methods` and profiler scopes see only ``__call__``, as in Flax's layer."""
     seen = []
 
     def record(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -593,7 +593,7 @@ class CNN(nn.Module):
 
 
 def test_a_model_written_for_flax_after_changing_one_import() -> None:
-    """Five steps of training and an evaluation give the losses of Flax."""
+    """Five training steps and an evaluation give the same losses as Flax."""
     ours = CNN.replace("from flax.linen import BatchNorm", "from jaxnorm.linen import BatchNorm")
     assert ours != CNN
 

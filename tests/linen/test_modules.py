@@ -1,4 +1,4 @@
-"""The other norms of activations in Linen, in the place of Flax's: the same in all that a model sees."""
+"""The other Linen norms of activations behave like Flax's in everything that a model can see."""
 
 import inspect
 from functools import partial
@@ -46,7 +46,7 @@ OWN = {
 
 
 def pair(name: str, **fields: Any) -> list[Any]:
-    """Our layer and Flax's, of the same fields."""
+    """Our layer and Flax's, with the same fields."""
     return [getattr(system, name)(**fields) for system in (jnl, nn)]
 
 
@@ -73,7 +73,7 @@ def outcome(layer: Any, variables: Any, x: jax.Array = X, **call: Any) -> Any:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_signature_begins_with_that_of_flax(name: str) -> None:
-    """Flax's fields, in Flax's order with Flax's defaults; ours come after and are keyword-only."""
+    """Flax's fields come in Flax's order with Flax's defaults; ours come after and are keyword-only."""
     ours, theirs = getattr(jnl, name), getattr(nn, name)
     assert own(ours, theirs) == OWN[name] and ours.__name__ == name
     parameters = inspect.signature(ours).parameters
@@ -84,7 +84,7 @@ def test_signature_begins_with_that_of_flax(name: str) -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_construction_by_position(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each positional argument lands in the field that it lands in with Flax."""
+    """Each positional argument sets the same field as in Flax."""
     monkeypatch.setattr("jaxnorm.linen._variables.check_fields", lambda fields: None)
     theirs = inspect.signature(getattr(nn, name)).parameters
     names = [n for n, p in theirs.items() if p.kind is not p.KEYWORD_ONLY and n != "parent"]
@@ -101,7 +101,7 @@ def test_construction_by_position(name: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_initial_variables_are_those_of_flax(name: str, param_dtype: str) -> None:
-    """The same collections, names, shapes and dtypes, and from the same key the same values."""
+    """Collections, names, shapes and dtypes match Flax's, and so do values for the same key."""
     random: Fields = {key: RANDOM[key] for key in inits(name)}
     pairs = [
         pair(name, param_dtype=jnp.dtype(param_dtype), **random, **fields)
@@ -115,7 +115,7 @@ def test_initial_variables_are_those_of_flax(name: str, param_dtype: str) -> Non
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_automatic_names_and_initial_values_in_a_model(name: str) -> None:
-    """Layers are numbered LayerNorm_0, LayerNorm_1 and draw from the keys that Flax's draw from."""
+    """Layers are numbered LayerNorm_0, LayerNorm_1 and use the same keys as Flax's."""
 
     class Model(nn.Module):
         norm: Any
@@ -133,7 +133,7 @@ def test_automatic_names_and_initial_values_in_a_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_init_does_not_need_the_mapped_axis(name: str) -> None:
-    """``init`` may run where ``axis_name`` is unbound; ``apply`` may not."""
+    """``init`` works if ``axis_name`` is unbound; ``apply`` does not."""
     fields: Fields = {"axis_name": "unbound", "axis_index_groups": [[0, 1]]}
     if name in ("BatchNorm", "InstanceNorm"):
         fields |= {"use_running_average": False, "track_running_stats": True}
@@ -145,7 +145,7 @@ def test_init_does_not_need_the_mapped_axis(name: str) -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_only_call_is_a_method_that_flax_sees(name: str) -> None:
-    """`nn.intercept_methods` and profiler scopes see ``__call__`` alone, as with Flax's layers."""
+    """`nn.intercept_methods` and profiler scopes see only ``__call__``, as in Flax's layers."""
     seen = []
 
     def record(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -157,19 +157,19 @@ def test_only_call_is_a_method_that_flax_sees(name: str) -> None:
     assert seen == ["__call__"]
 
 
-# --- answers -------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize(("name", "option"), OTHER_CASES)
 def test_answers_and_gradients_are_those_of_flax(name: str, option: str) -> None:
-    """Outputs and the gradients of input and parameters, from variables that Flax made; masked too."""
+    """Outputs and gradients of input and parameters match Flax for Flax's variables, masked or not."""
     fields = {**OPTIONS[name][option], **(inits(name) if option != "default" else {})}
     ours, theirs = pair(name, **fields)
 
     def all_of(x: jax.Array) -> Any:
         variables = initial(theirs)
-        # A mask that broadcasts is Flax's error in group norm (its D9), so the mask is full.
+        # A mask that broadcasts raises an error in Flax's group norm, so the mask is full.
         calls: list[Fields] = [{}, {"mask": MASK}]
         return [[outcome(b, variables, x, **call) for call in calls] for b in (ours, theirs)]
 
@@ -181,7 +181,7 @@ def test_answers_and_gradients_are_those_of_flax(name: str, option: str) -> None
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("x_dtype", ["float32", "bfloat16", "float16", "int32"])
 def test_result_dtype_is_that_of_flax(x_dtype: str, dtype: str | None, param_dtype: str) -> None:
-    """``dtype`` if given, else what input and the parameters that exist promote to."""
+    """The result has ``dtype``, or else the promoted dtype of input and existing parameters."""
     x = jax.ShapeDtypeStruct(X.shape, jnp.dtype(x_dtype))
     for name in LAYERS:
         for option in ("default", list(OPTIONS[name])[-1]):
@@ -194,7 +194,7 @@ def test_result_dtype_is_that_of_flax(x_dtype: str, dtype: str | None, param_dty
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_half_precision_answers_are_those_of_flax(name: str) -> None:
-    """bfloat16 input and parameters: the same numbers to the last bit of the coarser dtype."""
+    """For bfloat16 input and parameters, results match Flax to the last bit of the coarser dtype."""
     x = normal(X.shape, jnp.bfloat16)
     dtypes = None, jnp.bfloat16, jnp.float32
     fields: Fields = {"param_dtype": jnp.bfloat16, **inits(name)}
@@ -205,13 +205,13 @@ def test_half_precision_answers_are_those_of_flax(name: str) -> None:
             return layer.init_with_output(KEY, x)
 
     for ours, theirs in compiled(lambda x: [[of(b, x) for b in both] for both in layers], x):
-        # One more rounding there: Flax multiplies scale and root before, in bfloat16 if that is dtype.
+        # Flax rounds once more: it multiplies scale and root first, in bfloat16 if that is dtype.
         assert_close(ours, theirs, 2 * float(jnp.finfo(jnp.bfloat16).eps))
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_switches_of_flax_that_change_nothing(name: str) -> None:
-    """``use_fast_variance`` and ``force_float32_reductions``: either value gives the stable answer."""
+    """Both values of ``use_fast_variance`` and ``force_float32_reductions`` give the stable result."""
     x = 1e4 + normal(X.shape)
     plain = getattr(jnl, name)()
     other = getattr(jnl, name)(use_fast_variance=False, force_float32_reductions=False)
@@ -223,7 +223,7 @@ def test_switches_of_flax_that_change_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_takes_the_call_of_every_norm(name: str) -> None:
-    """Called as batch norm is, a norm ignores what it has no use for, and takes lists as arrays."""
+    """Norms ignore arguments of batch norm's call that they do not need, and accept lists as arrays."""
     layer = getattr(jnl, name)()
 
     def calls(x: jax.Array) -> Any:
@@ -244,7 +244,7 @@ def test_takes_the_call_of_every_norm(name: str) -> None:
 @pytest.mark.parametrize("direction", ["theirs to ours", "ours to theirs"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_checkpoints_are_interchangeable(name: str, direction: str) -> None:
-    """Variables of one, as bytes, load into the other and give the same answers."""
+    """Variables of one load into the other as bytes and give the same results."""
     layers = pair(name, **inits(name))
     target, source = layers if direction == "theirs to ours" else layers[::-1]
     keys = jax.random.split(KEY)
@@ -256,7 +256,7 @@ def test_checkpoints_are_interchangeable(name: str, direction: str) -> None:
 
 
 def test_layer_instance_and_group_norm_meet() -> None:
-    """Of the same key, Flax's documented equals are equal: parameters bit by bit, answers closely."""
+    """With the same key, norms that Flax documents as equal have equal parameters and close results."""
     fields: Fields = {**RANDOM, "epsilon": 1e-3}
     layers = [
         jnl.LayerNorm(reduction_axes=(1, 2), **fields),

@@ -1,4 +1,4 @@
-"""Our own options of the Linen norms: running statistics by choice, channels first, and others."""
+"""Our own options of the Linen norms: optional running statistics, channels first, and others."""
 
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ def initial(layer: nn.Module, x: jax.Array = X, key: jax.Array = KEY) -> Any:
 
 
 def step(layer: nn.Module, variables: Any, x: jax.Array, mask: Any = None) -> Any:
-    """Output and variables after a step of training."""
+    """Output and variables after a training step."""
     call: Fields = {"use_running_average": False, "mask": mask, "mutable": ["batch_stats"]}
     y, updated = layer.apply(variables, x, **call)
     return y, {**variables, **updated}
@@ -34,7 +34,7 @@ def step(layer: nn.Module, variables: Any, x: jax.Array, mask: Any = None) -> An
 
 @pytest.mark.parametrize("fields", [{}, {"feature_axes": (1, 3)}, {"momentum": None}], ids=str)
 def test_instance_norm_has_the_variables_of_batch_norm(fields: Fields) -> None:
-    """The names, shapes and dtypes of batch norm with the same features, so a model may swap them."""
+    """Names, shapes and dtypes match batch norm with the same features, so a model can swap the two."""
     instance = jnl.InstanceNorm(**TRACKED, **fields)
     axes = {"axis": fields["feature_axes"]} if "feature_axes" in fields else fields
     batch = jnl.BatchNorm(scale_init=ramp, bias_init=ramp, **axes)
@@ -47,7 +47,7 @@ def test_instance_norm_has_the_variables_of_batch_norm(fields: Fields) -> None:
 @pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.8, None])
 def test_instance_norm_tracks_as_pytorch_does(momentum: float | None, unbiased: bool) -> None:
-    """The average over examples of each one's mean and (un)biased variance; outputs are the plain ones."""
+    """Tracks the average over examples of means and (un)biased variances; outputs do not change."""
     layer = jnl.InstanceNorm(**TRACKED, momentum=momentum, unbiased=unbiased)
     plain = layer.clone(track_running_stats=False)
     variables = initial(layer)
@@ -68,7 +68,7 @@ def test_instance_norm_tracks_as_pytorch_does(momentum: float | None, unbiased: 
 
 
 def test_instance_norm_evaluates_as_batch_norm() -> None:
-    """With its running statistics, which stay, and without reading the mask."""
+    """Evaluation uses the running statistics, leaves them alone and ignores the mask."""
     layer = jnl.InstanceNorm(**TRACKED, epsilon=1e-3)
     _, variables = compiled(partial(step, layer), initial(layer), 2 * X + 1)
 
@@ -82,7 +82,7 @@ def test_instance_norm_evaluates_as_batch_norm() -> None:
 
 
 def test_instance_norm_masked() -> None:
-    """What is masked is in no statistic, and an example with nothing counted in no average."""
+    """Masked elements enter no statistic, and fully masked examples enter no average."""
     mask = jnp.stack([jnp.arange(4) < n for n in (4, 2, 0)])[:, :, None, None]
     x = jnp.where(mask, X, jnp.nan)
     layer = jnl.InstanceNorm(**TRACKED, momentum=0.0)
@@ -97,7 +97,7 @@ def test_instance_norm_masked() -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_instance_norm_keeps_float32_state(dtype: str) -> None:
-    """Of a half-precision layer too, unless it is asked to keep it in ``param_dtype``."""
+    """The state of a half-precision layer is float32, unless it is requested in ``param_dtype``."""
     half = jnp.dtype(dtype)
     for force, kept in ((True, jnp.dtype("float32")), (False, half)):
         layer = jnl.InstanceNorm(
@@ -110,7 +110,7 @@ def test_instance_norm_keeps_float32_state(dtype: str) -> None:
 
 @pytest.mark.parametrize("at", [(True, True), (False, True), (None, None)], ids=str)
 def test_instance_norm_wants_the_mode_once(at: tuple[bool | None, bool | None]) -> None:
-    """``use_running_average`` in the field and the call, or in neither: what batch norm says."""
+    """``use_running_average`` in both field and call, or in neither, raises batch norm's error."""
     field, argument = at
 
     def message(norm: Any) -> str:
@@ -123,7 +123,7 @@ def test_instance_norm_wants_the_mode_once(at: tuple[bool | None, bool | None]) 
 
 
 def test_instance_norm_without_statistics_does_not_read_the_mode() -> None:
-    """Given twice or not at all, it does not matter where there is nothing to choose."""
+    """Without running statistics, the mode may be given twice or not at all."""
     layer = jnl.InstanceNorm(use_running_average=True)
     shapes = jax.eval_shape(lambda x: layer.init(KEY, x, use_running_average=False), X)
     assert set(shapes) == {"params"}
@@ -134,7 +134,7 @@ def test_instance_norm_without_statistics_does_not_read_the_mode() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"axis": (1, -1)}, {"axis": 1, "use_bias": False}], ids=str)
 def test_batch_norm_without_running_statistics(fields: Fields) -> None:
-    """No ``batch_stats``; every mode, or none, is training with the batch's own statistics."""
+    """There are no ``batch_stats``; every mode, or none, uses the batch's own statistics as in training."""
     layer = jnl.BatchNorm(**UNTRACKED, **fields, epsilon=1e-3)
     tracking = layer.clone(track_running_stats=True)
     modes: list[Fields] = [{}, *({"use_running_average": mode} for mode in (True, False, None))]
@@ -153,7 +153,7 @@ def test_batch_norm_without_running_statistics(fields: Fields) -> None:
 
 
 def test_batch_norm_without_running_statistics_reads_the_mask() -> None:
-    """In what a model calls evaluation too: there is nothing else to normalize with."""
+    """The mask also matters in evaluation, since the batch's own statistics are used."""
     layer = jnl.BatchNorm(**UNTRACKED)
     mask = (jnp.arange(3) < 2).reshape(3, 1, 1, 1)
 
@@ -165,7 +165,7 @@ def test_batch_norm_without_running_statistics_reads_the_mask() -> None:
 
 
 def test_batch_norm_without_running_statistics_over_devices() -> None:
-    """``axis_name`` is heard, in every mode: halves on two devices are the whole batch."""
+    """``axis_name`` works in every mode: two halves on two devices match the whole batch."""
     layer = jnl.BatchNorm(**UNTRACKED, axis_name="devices")
 
     def of(variables: Any, halves: jax.Array) -> Any:
@@ -178,7 +178,7 @@ def test_batch_norm_without_running_statistics_over_devices() -> None:
 
 @pytest.mark.parametrize("norm", [jnl.BatchNorm, jnl.InstanceNorm])
 def test_random_initial_values_do_not_depend_on_tracking(norm: Any) -> None:
-    """The same key gives the same scale and bias with running statistics and without."""
+    """The same key gives the same scale and bias with or without running statistics."""
     with_, without = (
         initial(norm(**RANDOM, track_running_stats=tracked))["params"] for tracked in (True, False)
     )
@@ -201,7 +201,7 @@ def test_group_norm_channels_first() -> None:
 
 
 def test_rms_norm_with_an_offset() -> None:
-    """``scale_offset=1`` with scales of 0 is Gemma's 1 + scale: the norm that starts with scales of 1."""
+    """``scale_offset=1`` with zero scales is Gemma's 1 + scale, and equals the norm with scales of 1."""
     plain, gemma = jnl.RMSNorm(), jnl.RMSNorm(scale_init=nn.initializers.zeros, scale_offset=1.0)
     scale = ramp(KEY, (32,))
 
@@ -216,7 +216,7 @@ def test_rms_norm_with_an_offset() -> None:
 
 
 def test_local_response_norm_has_no_variables_and_hands_on_its_fields() -> None:
-    """No collection at all, and the formula with every field in it, by position too."""
+    """There are no collections, and every field enters the formula, also by position."""
     layer = jnl.LocalResponseNorm(3, 0.5, 2.0, 1.5, jnp.bfloat16, 1)
     y, variables = layer.init_with_output(KEY, X)
     assert variables == {} and y.dtype == jnp.bfloat16

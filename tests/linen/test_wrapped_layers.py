@@ -1,4 +1,4 @@
-"""Layers that are more than a kernel in our Linen wrappers of weights: state, noise, other layers."""
+"""Linen wrappers of weights around layers with state, noise or nested layers."""
 
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ STATE: Any = ["batch_stats"]
 
 
 def changed(name: str, variables: Any) -> Any:
-    """The parameters of the wrapped layer with weights that the functions have normalized."""
+    """The wrapped layer's parameters, with weights normalized by the functions."""
     params = dict(variables["params"])
     flat: Any = traverse_util.flatten_dict(
         {"layer_instance": params.pop("layer_instance")}, sep="/"
@@ -56,7 +56,7 @@ def changed(name: str, variables: Any) -> Any:
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_layer_with_state_noise_and_intermediates(name: str, training: bool) -> None:
-    """As the bare layer with normalized weights: output, statistics, random numbers, sown values."""
+    """Output, statistics, random numbers and sown values match the bare layer with normalized weights."""
     wrapper, bare = wrapper_of(name, Block()), Bare(Block())
     call: Fields = {
         "use_running_average": not training,
@@ -83,7 +83,7 @@ def test_a_layer_with_state_noise_and_intermediates(name: str, training: bool) -
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_mode_reaches_a_layer_that_takes_it(name: str) -> None:
-    """And no other; unless it is given, the layer is not told one."""
+    """The mode is passed only if it is given, and only to layers that accept it."""
     heard = []
 
     class Listener(nn.Module):
@@ -106,7 +106,7 @@ def test_the_mode_reaches_a_layer_that_takes_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_init_does_not_need_the_mapped_axis(name: str) -> None:
-    """Of a layer in the wrapper either: its batch norm knows that this is ``init``."""
+    """A batch norm in the wrapped layer also recognizes ``init``."""
     wrapper = wrapper_of(name, Block(axis_name="unbound"))
     init = partial(wrapper.init, use_running_average=False)
     keys = {"params": KEY, "dropout": KEY}
@@ -118,7 +118,7 @@ def test_init_does_not_need_the_mapped_axis(name: str) -> None:
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_wrapper_called_twice(name: str) -> None:
-    """One set of variables; both calls normalize, and spectral norm takes two steps."""
+    """Two calls share one set of variables; both normalize, and spectral norm takes two steps."""
 
     class Twice(nn.Module):
         times: int = 2
@@ -149,7 +149,7 @@ def test_a_wrapper_called_twice(name: str) -> None:
 @pytest.mark.parametrize("name", ["SpectralNorm", "WeightNorm"])
 @pytest.mark.parametrize("shape", ["Sequential", "field"])
 def test_a_layer_made_outside_of_the_wrapped_one(name: str, shape: str) -> None:
-    """A layer handed to the wrapped one is the parent's, in a compact model; names are Flax's there too."""
+    """A layer passed into the wrapped one belongs to the parent in a compact model, with Flax's names."""
 
     class Around(nn.Module):
         dense: nn.Module
@@ -175,7 +175,7 @@ def test_a_layer_made_outside_of_the_wrapped_one(name: str, shape: str) -> None:
 
 
 def test_wrappers_in_wrappers() -> None:
-    """Spectral norm of a weight-normalized layer: the kernel's scale is a vector, so not normalized."""
+    """Spectral norm of a weight-normalized layer skips the kernel's scale, which is a vector."""
     wrapper = jnl.SpectralNorm(jnl.WeightNorm(nn.Dense(3), scale_init=ramp))
 
     def of(key: jax.Array) -> Any:
@@ -185,15 +185,13 @@ def test_wrappers_in_wrappers() -> None:
         return variables, y, inner.apply({"params": variables["params"]["layer_instance"]}, X)
 
     variables, y, expected = compiled(of, KEY)
-    assert_close(
-        y, expected, 1e-5
-    )  # lengths do not survive, whatever the spectral norm made of them
+    assert_close(y, expected, 1e-5)  # weight norm undoes any scaling by the spectral norm
     assert len(variables["batch_stats"]) == 2
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_partitioned_parameters(name: str) -> None:
-    """A kernel in a box stays in it, and its gradient comes in one (Flax's spectral norm raises)."""
+    """A boxed kernel stays boxed, and so is its gradient (Flax's spectral norm raises)."""
     init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
     wrapper = wrapper_of(name, nn.Dense(3, kernel_init=init))
 
@@ -215,7 +213,7 @@ def test_partitioned_parameters(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*WEIGHTS, "MagnitudePreserving"])
 def test_names_do_not_depend_on_boxes(name: str) -> None:
-    """Variables are named as without boxes, and go in without them, as a checkpoint may hold them."""
+    """Variables have the same names with and without boxes, and unboxed checkpoints can be used."""
     init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
     fields = {"use_gain": True} if name == "WeightStandardization" else {}
     boxed, plain = (
@@ -236,7 +234,7 @@ def test_names_do_not_depend_on_boxes(name: str) -> None:
 
 
 def test_boxed_checkpoints_of_flax() -> None:
-    """Flax's WeightNorm names the scale otherwise; it goes in as it is, and without its box."""
+    """Flax's WeightNorm names a boxed scale differently; it can be used as it is, or unboxed."""
     init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
     theirs, ours = (of.WeightNorm(nn.Dense(3, kernel_init=init)) for of in (nn, jnl))
 

@@ -1,4 +1,4 @@
-"""Our Linen wrappers of weights under `nn.jit`, `nn.remat`, `nn.vmap` and `nn.scan`."""
+"""Linen wrappers of weights under `nn.jit`, `nn.remat`, `nn.vmap` and `nn.scan`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,25 +24,25 @@ OVER_STEPS: Fields = {
 
 
 class Layers(nn.Module):
-    """Two wrapped layers, in the form that `nn.scan` takes."""
+    """Two wrapped layers, in the form that `nn.scan` requires."""
 
     system: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, _: Any = None) -> tuple[jax.Array, None]:
-        """Of one width."""
+        """Applies both layers."""
         x = self.system.WeightNorm(nn.Dense(6), scale_init=ramp)(x)
         return self.system.SpectralNorm(nn.Dense(6))(x, update_stats=True), None
 
 
 class Stacked(nn.Module):
-    """Three of them, each with its own variables, one after the other."""
+    """Three such pairs in sequence, each with its own variables."""
 
     system: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, _: Any = None) -> Any:
-        """`nn.scan` over layers."""
+        """Uses `nn.scan` over layers."""
         return nn.scan(Layers, length=3, **OVER_LAYERS)(self.system)(x, None)
 
 
@@ -59,7 +59,7 @@ MODELS: dict[str, Callable[[Any], nn.Module]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_under_the_transforms_of_flax(name: str) -> None:
-    """The names and shapes of Flax at the same place, and from the same variables the same answers."""
+    """Names and shapes match Flax under the same transform, and so do results for the same variables."""
 
     def outcome(system: Any, variables: Any) -> Any:
         model: Any = MODELS[name](system)
@@ -85,7 +85,7 @@ def test_under_the_transforms_of_flax(name: str) -> None:
 
 
 def test_scan_over_steps_carries_the_state() -> None:
-    """Three steps of one layer in `nn.scan` are three calls (Flax's finds a data dependency there)."""
+    """Three steps of one layer in `nn.scan` match three calls (Flax's raises a data dependency error)."""
 
     class Steps(nn.Module):
         scanned: bool
@@ -107,6 +107,6 @@ def test_scan_over_steps_carries_the_state() -> None:
 
 
 def test_init_under_jit_is_init() -> None:
-    """Compiled or not, names, shapes and (to rounding) values are the same."""
+    """Names, shapes and (up to rounding) values do not depend on jit."""
     model = Layers(jnl)
     assert_close(jax.jit(model.init)(KEY, X), model.init(KEY, X), 1e-5)

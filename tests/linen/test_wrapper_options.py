@@ -1,4 +1,4 @@
-"""Our own options of the Linen wrappers of weights, and training with each."""
+"""Our own options of the Linen wrappers of weights, and training with each wrapper."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ STATE: Any = ["batch_stats"]
 
 
 def test_exact_spectral_norm() -> None:
-    """``n_steps=None`` has the largest singular value 1 at once; ``n_steps=0`` is the bare layer."""
+    """``n_steps=None`` gives a largest singular value of 1 at once; ``n_steps=0`` is the bare layer."""
     exact = jnl.SpectralNorm(nn.Dense(3, use_bias=False), n_steps=None)
     variables = exact.init(KEY, X, update_stats=False)
     w: Any = exact.apply(variables, jnp.eye(6), update_stats=False)
@@ -52,7 +52,7 @@ def test_exact_spectral_norm() -> None:
 )
 @pytest.mark.parametrize("axes", [-1, None, (0, -1)], ids=str)
 def test_weight_norm_that_starts_as_the_layer_was(axes: Any, layer: Any) -> None:
-    """``scale_init=None`` is PyTorch's beginning: the lengths of the weights, so that nothing changes."""
+    """``scale_init=None`` starts from the lengths of the weights, as in PyTorch, so nothing changes."""
     wrapper = jnl.WeightNorm(layer(), scale_init=None, feature_axes=axes)
     (y, variables), (expected, alone) = compiled(
         lambda key: [w.init_with_output(key, X) for w in (wrapper, Bare(layer()))], KEY
@@ -69,7 +69,7 @@ def test_weight_norm_that_starts_as_the_layer_was(axes: Any, layer: Any) -> None
 
 @pytest.mark.parametrize("use_gain", [False, True])
 def test_weight_standardization(use_gain: bool) -> None:
-    """Weights of mean 0 and variance 1 for each output, times a gain that is a parameter."""
+    """Each output's weights have mean 0 and variance 1, times a gain that is a parameter."""
     wrapper = jnl.WeightStandardization(nn.Conv(4, (3,)), use_gain=use_gain, gain_init=ramp)
 
     def of(key: jax.Array) -> Any:
@@ -90,7 +90,7 @@ def test_weight_standardization(use_gain: bool) -> None:
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_training_with_optax(name: str) -> None:
-    """The loss falls, and kernel, bias and scales move by the optimizer alone."""
+    """The loss falls, and only the optimizer changes kernel, bias and scales."""
     fields: Fields = {"use_gain": True} if name == "WeightStandardization" else {}
     wrapper = getattr(jnl, name)(nn.Dense(3), **fields)
     variables = wrapper.init(KEY, X, use_running_average=False)

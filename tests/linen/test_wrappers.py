@@ -1,4 +1,4 @@
-"""`SpectralNorm`, `WeightNorm` and `WeightStandardization` in Linen: the first two in the place of Flax's."""
+"""`SpectralNorm`, `WeightNorm` and `WeightStandardization` in Linen; the first two replace Flax's."""
 
 import inspect
 from collections.abc import Callable
@@ -35,20 +35,20 @@ STATE: Any = ["batch_stats"]
 
 
 class Baz(nn.Module):
-    """As in Flax's documentation of weight norm."""
+    """The example in Flax's documentation of weight norm."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """A layer."""
+        """Applies a layer."""
         return nn.Dense(2)(x)
 
 
 class Bar(nn.Module):
-    """Several layers, of one name at several depths."""
+    """Several layers, with the same name at different depths."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Four layers."""
+        """Applies four layers."""
         return nn.Dense(3)(Baz()(nn.Dense(3)(Baz()(x))))
 
 
@@ -59,19 +59,19 @@ class Bare(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The layer."""
+        """Calls the layer."""
         return self.layer_instance(x)
 
 
 class Model(nn.Module):
-    """A wrapped layer between others, so that it has a name of its own and a number."""
+    """A model with wrapped layers, so that they get numbered names."""
 
     wrap: Callable[[nn.Module], nn.Module]
     call: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Three layers."""
+        """Applies a layer and two wrapped ones."""
         x = nn.Dense(3)(x)
         x = self.wrap(nn.Dense(4))(x, **self.call)
         return self.wrap(nn.Dense(3))(x, **self.call)
@@ -95,12 +95,12 @@ CASES: dict[str, tuple[str, Callable[[], nn.Module], Fields]] = {
 
 
 def mode(name: str, training: bool = True) -> Fields:
-    """What a call of Flax's class must say, and of ours may."""
+    """The mode that a call of Flax's class requires, and ours accepts."""
     return {"update_stats": training} if name == "SpectralNorm" else {}
 
 
 def pair(case: str) -> list[Any]:
-    """Our wrapper and Flax's around a layer of the same name."""
+    """Our wrapper and Flax's, around layers of the same name."""
     name, layer, fields = CASES[case]
     return [getattr(system, name)(layer(), **fields) for system in (jnl, nn)]
 
@@ -122,7 +122,7 @@ def step(wrapper: nn.Module, variables: Any, x: jax.Array = X, **call: Any) -> A
 
 @pytest.mark.parametrize("name", ["SpectralNorm", "WeightNorm"])
 def test_signature_is_that_of_flax(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its fields in its order with its defaults, and nothing more; a call may name the mode of all norms."""
+    """Fields, order and defaults match Flax's, and a call also accepts the mode of all norms."""
     monkeypatch.setattr("jaxnorm.linen._variables.check_fields", lambda fields: None)
     ours, theirs = getattr(jnl, name), getattr(nn, name)
     assert own(ours, theirs) == [] and ours.__name__ == name
@@ -134,7 +134,7 @@ def test_signature_is_that_of_flax(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_only_call_is_a_method_that_flax_sees(name: str) -> None:
-    """`nn.intercept_methods` and profiler scopes see ``__call__`` of the wrapper, and no helper."""
+    """`nn.intercept_methods` and profiler scopes see only the wrapper's ``__call__``."""
     seen = set()
 
     def record(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -153,7 +153,7 @@ def test_only_call_is_a_method_that_flax_sees(name: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_variables_are_those_of_flax(case: str) -> None:
-    """The same collections, names, shapes and dtypes; and weights as the layer itself initializes them."""
+    """Collections, names, shapes and dtypes match Flax's; weights are initialized as in the bare layer."""
     ours, theirs = pair(case)
     call = mode(CASES[case][0])
     bare = Bare(CASES[case][1]())
@@ -172,7 +172,7 @@ def test_variables_are_those_of_flax(case: str) -> None:
 
 @pytest.mark.parametrize("name", ["SpectralNorm", "WeightNorm"])
 def test_names_in_a_model_are_those_of_flax(name: str) -> None:
-    """``SpectralNorm_0`` and ``_1``, whose state is named by the layer: ``Dense_1/kernel/u``."""
+    """Wrappers are numbered (``SpectralNorm_0``); their state has the layer's name: ``Dense_1/kernel/u``."""
     found = []
     for system in (jnl, nn):
         model = Model(getattr(system, name), mode(name))
@@ -210,7 +210,7 @@ def test_the_kernel_is_never_written(name: str) -> None:
 
 
 def test_spectral_state_before_any_step_is_a_unit_direction() -> None:
-    """``init`` is no step: sigma is 1 and u random of length 1, each parameter's its own."""
+    """``init`` takes no step: sigma is 1, and each parameter gets a different random u of length 1."""
     wrapper = jnl.SpectralNorm(Bar())
     state = compiled(lambda key: wrapper.init(key, X, update_stats=True), KEY)["batch_stats"]
     directions = [np.asarray(v).ravel() for n, v in state.items() if n.endswith("/u")]
@@ -220,12 +220,12 @@ def test_spectral_state_before_any_step_is_a_unit_direction() -> None:
     assert len({tuple(u) for u in directions}) == 4
 
 
-# --- answers -------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", thorough_but(CASES, *list(CASES)[::3]))
 def test_flax_checkpoints_give_flax_answers(case: str) -> None:
-    """Variables that Flax made and moved, as bytes: outputs, state and gradients are Flax's."""
+    """For trained variables from Flax, loaded as bytes, outputs, state and gradients match Flax."""
     ours, theirs = pair(case)
     calls = [mode(CASES[case][0], training) for training in (True, False)]
 
@@ -249,7 +249,7 @@ def test_flax_checkpoints_give_flax_answers(case: str) -> None:
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16, jnp.float32], ids=["none", "bf16", "f32"])
 @pytest.mark.parametrize("name", ["SpectralNorm", "WeightNorm"])
 def test_dtypes_are_those_of_flax(name: str, dtype: Any) -> None:
-    """Of the output and the state, for half-precision weights and state."""
+    """The dtypes of output and state match Flax for half-precision weights and state."""
     x = X.astype(jnp.bfloat16)
     for param_dtype in (jnp.float32, jnp.bfloat16):
         shapes = []
@@ -259,7 +259,7 @@ def test_dtypes_are_those_of_flax(name: str, dtype: Any) -> None:
             init = partial(wrapper.init, **mode(name))
             with loose():
                 variables = jax.eval_shape(init, KEY, x)
-                kernel = jax.ShapeDtypeStruct((6, 3), jnp.bfloat16)  # Flax's init stores another
+                kernel = jax.ShapeDtypeStruct((6, 3), jnp.bfloat16)  # Flax's init changes it
                 variables["params"]["layer_instance"]["kernel"] = kernel
                 apply = partial(wrapper.apply, mutable=STATE, **mode(name))
                 shapes.append((variables, jax.eval_shape(apply, variables, x)))
@@ -268,7 +268,7 @@ def test_dtypes_are_those_of_flax(name: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize("call", [{"update_stats": False}, {"use_running_average": True}], ids=str)
 def test_evaluation_leaves_the_state(call: Fields) -> None:
-    """Bit for bit, and needs nothing mutable; training needs it, which is Flax's error."""
+    """Evaluation changes no bit and needs no mutable collection; training without one raises Flax's error."""
     wrapper = jnl.SpectralNorm(nn.Dense(3))
     variables = wrapper.init(KEY, X, update_stats=False)
     y, updated = wrapper.apply(variables, X, **call, mutable=STATE)
@@ -288,7 +288,7 @@ def test_evaluation_leaves_the_state(call: Fields) -> None:
     ids=str,
 )
 def test_training_moves_the_state(call: Fields) -> None:
-    """By one step of the function; ``update_stats`` goes before ``use_running_average``."""
+    """Training updates the state by one call of the function; ``update_stats`` overrides the other flag."""
     wrapper = jnl.SpectralNorm(nn.Dense(3), n_steps=2)
     variables: Any = wrapper.init(KEY, X, update_stats=False)
     updated: Any = wrapper.apply(variables, X, **call, mutable=STATE)[1]

@@ -1,7 +1,7 @@
-"""`make mutants`: changes a line of the package, runs the tests that reach it, and tells if none fails.
+"""`make mutants`: changes a line of the package, runs the tests that reach it, and reports if none fails.
 
-A hundred changes are drawn. Each that survives is printed: a test is missing, or the line is not needed.
-What is measured and found is kept in .mutants: a run that was interrupted goes on where it was.
+A hundred changes are drawn. Each survivor is printed: a test is missing, or the line is unnecessary.
+Measurements and results are kept in .mutants, so an interrupted run can be continued.
 
     python -m tests.mutants --tests tests/core --only jaxnorm/core
     python -m tests.mutants --only jaxnorm/core/_pool.py:67   # all changes of one line
@@ -29,7 +29,7 @@ RESULTS = CACHE / "results.jsonl"
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a change: the test that noticed it, if one did."""
+    """The result of a change: the test that noticed it, if any."""
 
     state: str
     path: str
@@ -50,7 +50,7 @@ class Result:
 
 
 def arguments() -> argparse.Namespace:
-    """Those of the command line."""
+    """The command-line arguments."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
     add = parser.add_argument
     add("--count", type=int, default=100, help="how many changes to draw (100)")
@@ -66,7 +66,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs the changes; ends with 1 if too many survive."""
+    """Runs the changes; exits with 1 if too many survive."""
     options = arguments()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = copied(Path(folder))
@@ -84,7 +84,7 @@ def main() -> None:
 def try_all(
     mutations: list[Mutation], sources: Mapping[str, str], tree: Path, options: argparse.Namespace
 ) -> bool:
-    """Runs the changes and prints what comes of them; whether too many survive."""
+    """Runs the changes and prints the results; returns whether too many survive."""
     CACHE.mkdir(exist_ok=True)
     (CACHE / ".gitignore").write_text("*\n")
     may_differ = options.rerun_survivors
@@ -109,7 +109,7 @@ def is_meant(path: str, only: str) -> bool:
 
 
 def chosen(sources: Mapping[str, str], options: argparse.Namespace) -> list[Mutation]:
-    """A sample; all of a line; or those that survived last time, wherever their lines are now."""
+    """A sample, all changes of a line, or the last survivors, even if their lines have moved."""
     line = options.only.partition(":")[2]
     if not line and not options.rerun_survivors:
         return sample(sources, options.count, options.seed)
@@ -123,7 +123,7 @@ def chosen(sources: Mapping[str, str], options: argparse.Namespace) -> list[Muta
 
 
 def past_results() -> list[Result]:
-    """Of all runs, the last at the end."""
+    """The results of all runs, latest last."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     return [Result(**json.loads(line)) for line in lines]
 
@@ -135,7 +135,7 @@ def results_of(
     tree: Path,
     options: argparse.Namespace,
 ) -> Iterator[tuple[Mutation, Result]]:
-    """The result of each change, from an interrupted run or as it is found."""
+    """The result of each change, from an interrupted run or as soon as it is known."""
     now = digests(tree)
     state = hashlib.sha256(repr((now, options.tests, options.most)).encode()).hexdigest()[:16]
     past = {(r.path, r.line, r.before, r.after): r for r in past_results() if r.state == state}
@@ -158,7 +158,7 @@ def results_of(
 
 
 def kept(result: Result) -> Result:
-    """Adds a result to those of all runs."""
+    """Appends a result to the file with the results of all runs."""
     with RESULTS.open("a") as file:
         print(json.dumps(asdict(result)), file=file)
     return result
@@ -167,7 +167,7 @@ def kept(result: Result) -> Result:
 def job_of(
     mutation: Mutation, tests: Measured, changed: set[str], tree: Path, most: float | None
 ) -> Job:
-    """What is run against a change: the tests that reach it, and the files that changed since."""
+    """The tests to run against a change: those that reach it, and files that have changed since."""
     covering = [test for test in tests.covering(mutation) if file_of(test) not in changed]
     ends = list(accumulate(tests.seconds[test] for test in covering))
     if most is not None:
@@ -184,7 +184,7 @@ def job_of(
 
 
 def failing_anyway(killers: set[str], tests: Measured, tree: Path) -> list[str]:
-    """Those of the tests that fail without a change: by the order, or only sometimes."""
+    """The tests that also fail without a change, because of their order or at random."""
     found = sorted(killer for killer in killers if killer.startswith("tests/"))
     known = frozenset([*tests.seconds, *tests.others])
     limit = 600 + 3 * sum(tests.seconds.get(test, 0) for test in found)
@@ -199,7 +199,7 @@ def file_of(test: str) -> str:
 
 
 def diff(mutation: Mutation, source: str) -> str:
-    """A change, as a patch."""
+    """A change as a patch."""
     before, after = source.splitlines(), mutation.apply(source).splitlines()
     lines = difflib.unified_diff(before, after, "a/" + mutation.path, "b/" + mutation.path, n=2)
     return "\n".join(line.rstrip("\n") for line in lines) + "\n"

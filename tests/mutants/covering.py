@@ -23,14 +23,14 @@ CACHE = ROOT / ".mutants"
 
 @dataclass(frozen=True)
 class Measured:
-    """What the tests reach.
+    """The lines that the tests reach.
 
     Attributes:
-        suite: what pytest was told to run; nothing is what it runs by default.
-        digests: of the files of the package and of the tests as they were.
-        seconds: for each test that passed, how long it took.
+        suite: the arguments of pytest; empty for its default.
+        digests: digests of the files of the package and of the tests.
+        seconds: the duration of each test that passed.
         others: the tests that did not pass, or were skipped.
-        reached: for each file of the package and each of its lines, the tests, by their place in
+        reached: for each file of the package and each of its lines, the tests as indices into
             ``seconds``.
     """
 
@@ -41,7 +41,7 @@ class Measured:
     reached: dict[str, dict[str, list[int]]]
 
     def is_of(self, suite: Sequence[str], digests: dict[str, str], under: str = "") -> bool:
-        """Whether the files under a folder are as they were."""
+        """Whether the files under a folder are unchanged."""
         then, now = (
             {path: digest for path, digest in of.items() if path.startswith(under)}
             for of in (self.digests, digests)
@@ -49,16 +49,16 @@ class Measured:
         return (self.suite, then) == (list(suite), now)
 
     def changed_tests(self, digests: dict[str, str]) -> set[str]:
-        """The test files of the suite that are new, or not as they were."""
+        """The test files of the suite that are new or have changed."""
         files = {path for path in digests if Path(path).name.startswith("test_")}
         if self.suite:
             files = {path for path in files if path.startswith(tuple(self.suite))}
         return {path for path in files if digests[path] != self.digests.get(path)}
 
     def covering(self, mutation: Mutation) -> list[str]:
-        """The tests that should notice a change, the likely and quick ones first.
+        """The tests that should notice a change, likely and quick ones first.
 
-        Those of the same layer before others, and one case of each test before second cases.
+        Tests of the same layer come before others, and one case of each test before further cases.
         """
         tests, lines = list(self.seconds), self.reached.get(mutation.path, {})
         for first, last in mutation.reached_at:
@@ -69,7 +69,7 @@ class Measured:
         return []
 
     def _looking(self) -> set[int]:
-        """The quick tests that run nothing of the package: of signatures, say. Others may start a process."""
+        """Quick tests that run no line of the package; slow ones may do so in another process."""
         running = {i for lines in self.reached.values() for found in lines.values() for i in found}
         return {i for i, t in enumerate(self.seconds.values()) if t < 1 and i not in running}
 
@@ -85,7 +85,7 @@ class Measured:
 
 
 def measured(tree: Path, suite: Sequence[str], workers: int, *, tests_may_differ: bool) -> Measured:
-    """What was measured last, if it still holds; or measures it."""
+    """The last measurement if it is still valid, or else a new one."""
     path = CACHE / "measured.json"
     now = digests(tree)
     if path.exists():
@@ -99,14 +99,14 @@ def measured(tree: Path, suite: Sequence[str], workers: int, *, tests_may_differ
 
 
 def measure(tree: Path, suite: Sequence[str], workers: int) -> Measured:
-    """Runs the tests under coverage, in a copy of the repository as those of the changes run."""
+    """Runs the tests under coverage, in a copy of the repository like the changes."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = shutil.copytree(tree, Path(folder, "copy"))
         pytest = [sys.executable, "-m", "pytest", "-q", "--tb=line", f"-n{workers}"]
         ran = subprocess.run(
             [*pytest, "-p", "no:cacheprovider", "-p", "tests.mutants.measure", *suite],
             cwd=copy,
-            # Other tracers than ctrace see a line once, whatever the test.
+            # Tracers other than ctrace see a line once, in whichever test comes first.
             env={**os.environ, "PYTHONPATH": str(copy), FOLDER: folder, "COVERAGE_CORE": "ctrace"},
         )
         if ran.returncode > 1:
@@ -119,7 +119,7 @@ def measure(tree: Path, suite: Sequence[str], workers: int) -> Measured:
 
 
 def lines_reached(folder: Path, copy: Path, tests: list[str]) -> dict[str, dict[str, list[int]]]:
-    """The tests that reach each line of each file, by their place in ``tests``."""
+    """The tests that reach each line of each file, as indices into ``tests``."""
     places = {test: i for i, test in enumerate(tests)}
     of_all = coverage.Coverage(str(folder / "coverage"), config_file=False)
     of_all.combine([str(folder)])
@@ -134,9 +134,9 @@ def lines_reached(folder: Path, copy: Path, tests: list[str]) -> dict[str, dict[
 
 
 def copied(folder: Path) -> Path:
-    """Copies the files of the repository, those that git does not know yet included, to a folder.
+    """Copies the repository's files to a folder, including those that are not in git yet.
 
-    All is read from there, so that a run is not disturbed by what is edited meanwhile.
+    Everything is read from there, so edits do not disturb a run.
     """
     git = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -147,7 +147,7 @@ def copied(folder: Path) -> Path:
 
 
 def digests(tree: Path) -> dict[str, str]:
-    """Of the files of the package and of the tests, but for those of this tool."""
+    """Digests of the files of the package and the tests, except for this tool."""
     paths = [*tree.glob("jaxnorm/**/*.py"), *tree.glob("tests/**/*.py")]
     found = {
         path.relative_to(tree).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""The pytest plugin that records which lines of the package each test reaches, and how long it takes.
+"""A pytest plugin that records which lines of the package each test reaches, and how long it takes.
 
-In each process of xdist, coverage.py records the lines, with the test as their context; in the process
-that controls them, times and outcomes are collected.
+In each xdist worker, coverage.py records the lines with the test as their context; the controlling
+process collects times and outcomes.
 """
 
 import json
@@ -13,11 +13,11 @@ import coverage
 import pytest
 
 FOLDER = "MUTANTS_MEASURED"
-"""The environment variable that says where to write."""
+"""The environment variable with the folder to write to."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begins."""
+    """Starts recording."""
     folder = Path(os.environ[FOLDER])
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(_Lines(folder / "coverage", config.rootpath))

@@ -1,7 +1,7 @@
 """One-line changes of a file of the package, each of which some test should notice.
 
-A change is found in the syntax tree and made in the text: a few characters are replaced, and the rest
-of the file, its line numbers included, stays as it is.
+A change is found in the syntax tree and made in the text: a few characters are replaced, and the rest of
+the file stays the same, line numbers included.
 """
 
 import ast
@@ -13,9 +13,9 @@ from itertools import accumulate, groupby, pairwise
 from operator import attrgetter
 
 Lines = tuple[int, int]
-"""The first line and the last."""
+"""The first and the last line."""
 Edit = tuple[int, int, bytes]
-"""Where to start and to stop replacing, in bytes, and by what."""
+"""Start and end of the replaced text, in bytes, and the new text."""
 
 OPERATORS: Mapping[type[ast.AST], tuple[str, str]] = {
     ast.Add: ("+", "-"),
@@ -49,7 +49,7 @@ OPERATORS: Mapping[type[ast.AST], tuple[str, str]] = {
     ast.Invert: ("~", ""),
 }
 NEGATED_BY_OPERATOR = (ast.Is, ast.IsNot, ast.Eq, ast.NotEq, ast.In, ast.NotIn)
-# A type, or a message: what they are called with changes nothing that a test should notice.
+# Calls for types or messages; no test should notice a change of their arguments.
 LEFT_ALONE = {"NewType", "ParamSpec", "TypeVar", "warn"}
 OF_TYPES = {"annotation", "decorator_list", "returns", "type_params"}
 
@@ -59,13 +59,13 @@ class Mutation:
     """A change of one file.
 
     Attributes:
-        path: the file, from the root of the repository.
+        path: the file, relative to the root of the repository.
         line: where the change starts.
-        edits: the change; the file keeps its number of lines.
-        reached_at: the tests that reach any of the first of these lines should notice. If there are no
-            such tests, those of the second, and so on.
-        at_import: whether the line runs when the file is imported, as a default does. Then a test may
-            notice that runs nothing of the package, and only looks at it.
+        edits: the replacements, which keep the number of lines.
+        reached_at: lines in order of precedence. The tests that reach the first of them should notice the
+            change; if there are none, those that reach the second, and so on.
+        at_import: whether the line runs at import, like a default. Then a test may notice the change
+            without running the package, just by inspecting it.
     """
 
     path: str
@@ -82,7 +82,7 @@ class Mutation:
         return raw.decode()
 
     def shown(self, source: str) -> tuple[str, str]:
-        """The lines that the change touches, before and after it."""
+        """The changed lines, before and after."""
         end = max(stop for _, stop, _ in self.edits)
         last = source.encode()[:end].count(b"\n") + 1
         before, after = (
@@ -92,7 +92,7 @@ class Mutation:
         return before, after
 
     def is_valid(self, source: str) -> bool:
-        """Whether the file compiles with the change and is another program."""
+        """Whether the file compiles with the change and is a different program."""
         try:
             tree = ast.parse(self.apply(source))
             compile(tree, self.path, "exec", dont_inherit=True)
@@ -102,14 +102,14 @@ class Mutation:
 
 
 def mutations_of(path: str, source: str) -> list[Mutation]:
-    """Every change of a file, in its order."""
+    """Every change of a file, in order."""
     finder = _Finder(path, source)
     finder.visit(ast.parse(source))
     return sorted(finder.found, key=lambda mutation: (mutation.line, mutation.edits))
 
 
 def sample(sources: Mapping[str, str], count: int, seed: int) -> list[Mutation]:
-    """``count`` changes of the files, on as many lines: dense lines have one change as others do."""
+    """Draws ``count`` changes of the files on different lines, so that dense lines do not dominate."""
     rng = random.Random(seed)
     lines: list[list[Mutation]] = []
     for path in sorted(sources):
@@ -125,9 +125,9 @@ def sample(sources: Mapping[str, str], count: int, seed: int) -> list[Mutation]:
 
 
 class _Finder(ast.NodeVisitor):
-    """Walks a file, and knows at each node which lines a test reaches that reaches it.
+    """Walks a file and keeps track of the lines that tests of each node reach.
 
-    Inside a function these are the lines of the statement, or of its header. What runs at import is
+    Inside a function these are the lines of the statement, or of its header. Code that runs at import is
     reached through its use: a default by the body of its function, a field by the methods of its class.
     """
 
@@ -141,7 +141,7 @@ class _Finder(ast.NodeVisitor):
         self.scopes: tuple[Lines, ...] = ((1, len(self.offsets)),)
 
     def visit(self, node: ast.AST) -> None:
-        """Adds the changes of a node, and of what is in it."""
+        """Adds the changes of a node and of its children."""
         if is_left_alone(node):
             return
         outer = self.in_function, self.statement, self.scopes
@@ -168,7 +168,7 @@ class _Finder(ast.NodeVisitor):
         self.in_function, self.statement, self.scopes = outer
 
     def visit_fields(self, node: ast.AST) -> None:
-        """Visits what is in a node, but for types and decorators."""
+        """Visits the children of a node, except types and decorators."""
         for name, value in ast.iter_fields(node):
             if name not in OF_TYPES:
                 for child in value if isinstance(value, list) else [value]:
@@ -176,7 +176,7 @@ class _Finder(ast.NodeVisitor):
                         self.visit(child)
 
     def add(self, edits: Iterable[Edit]) -> None:
-        """Adds a change, with the newlines that keep the lines after it where they are."""
+        """Adds a change, with newlines that keep all later lines in place."""
         edits = tuple(sorted(edits))
         line = self.raw[: edits[0][0]].count(b"\n") + 1
         reached_at = (self.statement or (line, line),) if self.in_function else self.scopes
@@ -209,7 +209,7 @@ class _Finder(ast.NodeVisitor):
                 yield from self.changes_of_call(node)
 
     def changes_of_call(self, node: ast.Call) -> Iterator[list[Edit]]:
-        """Without one of its keywords; or what it is called with, without the call or the dtype."""
+        """Removes a keyword argument, or replaces the call by its argument, or drops the dtype."""
         for keyword in node.keywords:
             if not is_left_alone(keyword):
                 yield [self.without(keyword)]
@@ -226,7 +226,7 @@ class _Finder(ast.NodeVisitor):
     def swapped(
         self, op: ast.AST, left: ast.expr | None, right: ast.expr, start: int = 0
     ) -> list[Edit]:
-        """Another operator between two operands, or none before one."""
+        """Replaces the operator between two operands, or removes it in front of one."""
         start = self.bounds(left)[1] if left else start
         stop = self.bounds(right)[0]
         old, new = OPERATORS[type(op)]
@@ -235,7 +235,7 @@ class _Finder(ast.NodeVisitor):
         return [(start, stop, re.sub(pattern, new, between, count=1).encode())]
 
     def without(self, keyword: ast.keyword) -> Edit:
-        """A call without one of its keywords, and without the comma after it or before it."""
+        """Removes a keyword argument and the comma after or before it."""
         start, stop = self.bounds(keyword)
         if after := re.match(rb"\s*,", self.raw[stop:]):
             stop += after.end()
@@ -244,7 +244,7 @@ class _Finder(ast.NodeVisitor):
         return start, stop, b"\n" * self.raw[start:stop].count(b"\n")
 
     def only(self, node: ast.expr, kept: ast.expr, after: int | None = None) -> list[Edit]:
-        """``kept`` in the place of all of the node, or of what is in it after ``after``."""
+        """Keeps only ``kept`` of a node, or of its part after ``after``."""
         start, stop = self.bounds(node)
         start = start if after is None else after
         kept_start, kept_stop = self.bounds(kept)
@@ -255,25 +255,25 @@ class _Finder(ast.NodeVisitor):
         ]
 
     def bounds(self, node: ast.expr | ast.keyword) -> tuple[int, int]:
-        """Where a node starts and stops, in bytes."""
+        """Where a node starts and ends, in bytes."""
         first, last = lines_of(node)
         start = self.offsets[first - 1] + node.col_offset
         return start, self.offsets[last - 1] + (node.end_col_offset or 0)
 
 
 def lines_of(node: ast.AST) -> Lines:
-    """The lines of a node that has them."""
+    """The lines of a node, if it has any."""
     first: int = getattr(node, "lineno", 0)
     return first, getattr(node, "end_lineno", None) or first
 
 
 def name_of(call: ast.Call) -> str:
-    """The name that is called, without what it is an attribute of."""
+    """The name of the called function, without the object in front of it."""
     return getattr(call.func, "attr", None) or getattr(call.func, "id", "")
 
 
 def is_left_alone(node: ast.AST) -> bool:
-    """Whether nothing is changed in a node: messages, assertions, imports and types."""
+    """Whether a node is never changed: messages, assertions, imports and types."""
     match node:
         case ast.Raise() | ast.Assert() | ast.Import() | ast.ImportFrom() | ast.JoinedStr():
             return True
@@ -285,18 +285,18 @@ def is_left_alone(node: ast.AST) -> bool:
             return True
         case ast.Call():
             return name_of(node) in LEFT_ALONE
-        case ast.keyword(arg="strict"):  # of zip: an assertion
+        case ast.keyword(arg="strict"):  # in zip: an assertion
             return True
     return False
 
 
 def is_text(node: ast.expr) -> bool:
-    """Whether it is a string, with values in it or without."""
+    """Whether a node is a string or an f-string."""
     return isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", None), str)
 
 
 def is_negated_by_operator(test: ast.expr) -> bool:
-    """Whether another change negates it already: of its operator, or of its ``not``."""
+    """Whether a change of the operator or of ``not`` already negates the test."""
     match test:
         case ast.UnaryOp(op=ast.Not()):
             return True

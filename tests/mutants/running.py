@@ -1,7 +1,7 @@
-"""Runs tests against a change, each in a copy of the repository and in a process of its own.
+"""Runs tests against a change, each in a separate process and copy of the repository.
 
-The process is forked from this one, which has imported jax and Flax but neither jaxnorm nor a test: a
-fresh interpreter would take seconds to start.
+The process is forked from this one, which has imported jax and Flax but neither jaxnorm nor a test: a new
+interpreter would take seconds to start.
 """
 
 import importlib
@@ -25,7 +25,7 @@ from .mutations import Mutation
 
 PRELOADED = ("jax", "flax.linen", "flax.nnx", "jax.experimental.pallas", "optax", "chex")
 NOT_THE_COPY = 99
-"""How a process ends that has imported another jaxnorm than that of its copy."""
+"""The exit code of a process that has imported a jaxnorm other than its copy."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Job:
     Attributes:
         tree: the files of the repository.
         mutation: the change; None: the repository as it is.
-        tests: in this order; up to the first that fails, if there is a change.
+        tests: the tests in order; if there is a change, the run stops at the first failure.
         files: the files of these tests, and those of new tests.
-        known: the other tests in these files are not run. A test that is unknown is new, and runs first.
+        known: other tests in these files, which are not run. Unknown tests are new, and run first.
         limit: seconds.
     """
 
@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job: how its process ended (None: not within the limit), and what failed."""
+    """The outcome of a job: the exit code (None if it exceeded the limit), and the failures."""
 
     code: int | None
     failed: list[str]
@@ -60,7 +60,7 @@ class Outcome:
 
     @property
     def killed_by(self) -> str:
-        """What noticed the change; empty if nothing did."""
+        """The test or event that noticed the change; empty if there was none."""
         if self.code == pytest.ExitCode.OK:
             return ""
         if self.failed:
@@ -71,7 +71,7 @@ class Outcome:
 
 
 class Chosen:
-    """The pytest plugin of a job: chooses and orders the tests, and writes down how they go."""
+    """The pytest plugin of a job: selects and orders the tests, and records their outcomes."""
 
     def __init__(self, job: Job, report: Path) -> None:
         self.places = {test: i for i, test in enumerate(job.tests)}
@@ -85,33 +85,33 @@ class Chosen:
         items[:] = sorted(kept, key=lambda item: self.places.get(item.nodeid, -1))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Makes sure of what is tested."""
+        """Checks that the copy is tested."""
         file = getattr(sys.modules.get("jaxnorm"), "__file__", None)
         if file and session.config.rootpath not in Path(file).parents:
             pytest.exit(f"imported {file}", NOT_THE_COPY)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """A test begins."""
+        """Records that a test starts."""
         self.write("started", nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test ends."""
+        """Records that a test failed."""
         if report.failed:
             self.write("failed", report.nodeid)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file is imported."""
+        """Records that a file could not be imported."""
         if report.failed:
             self.write("failed", f"the import of {report.nodeid}")
 
     def write(self, event: str, nodeid: str) -> None:
-        """A line of the report."""
+        """Appends a line to the report."""
         with self.report.open("a") as file:
             print(event, nodeid, file=file)
 
 
 class Running:
-    """A job in its process and its folder, until it has come to an outcome."""
+    """A job in its process and folder, until it has an outcome."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -129,11 +129,11 @@ class Running:
 
     @property
     def is_over(self) -> bool:
-        """Whether the process has ended, or has had its time."""
+        """Whether the process has ended or exceeded its limit."""
         return not self.process.is_alive() or time.monotonic() > self.started + self.job.limit
 
     def outcome(self) -> Outcome:
-        """What came of it."""
+        """The outcome of the job."""
         code = None if self.process.is_alive() else self.process.exitcode
         seconds = time.monotonic() - self.started
         events = [line.split(" ", 1) for line in self.report.read_text().splitlines()]
@@ -143,7 +143,7 @@ class Running:
         return Outcome(code, failed, events[-1][1] if events else "collecting", seconds)
 
     def end(self) -> None:
-        """Leaves neither processes nor files."""
+        """Removes all processes and files."""
         if self.process.is_alive():
             os.killpg(self.process.pid or 0, signal.SIGKILL)
         self.process.join()
@@ -151,7 +151,7 @@ class Running:
 
 
 def run(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
-    """Runs jobs, a few at a time; gives each as it ends."""
+    """Runs jobs, a few at a time; yields each as it ends."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     os.environ["JAX_PLATFORMS"] = "cpu"
     for module in PRELOADED:
@@ -175,7 +175,7 @@ def run(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
 
 
 def run_here(job: Job, folder: Path) -> None:
-    """Runs the tests of a job in this process, which ends with them."""
+    """Runs the tests of a job in this process and exits."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)

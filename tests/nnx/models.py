@@ -1,4 +1,4 @@
-"""Layers, models and wrappers in NNX for the tests beside this file."""
+"""Layers, models and wrappers in NNX for the tests in this folder."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,15 @@ from tests.modules import flat, ramp
 
 
 class Bar(nnx.Module):
-    """Several layers, of one name at several depths."""
+    """Several layers, with the same name at different depths."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        """Two, and two in a list."""
+        """Creates one layer, and two in a list."""
         self.first = nnx.Linear(6, 4, rngs=rngs)
         self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """One after the other."""
+        """Applies the layers in sequence."""
         x = self.first(x)
         for layer in self.layers:
             x = layer(nnx.relu(x))
@@ -28,17 +28,17 @@ class Bar(nnx.Module):
 
 
 def linear(rngs: nnx.Rngs) -> Any:
-    """A layer."""
+    """A linear layer."""
     return nnx.Linear(6, 3, rngs=rngs)
 
 
 def conv(rngs: nnx.Rngs) -> Any:
-    """A layer whose kernel has rank 3."""
+    """A layer with a kernel of rank 3."""
     return nnx.Conv(6, 3, (3,), rngs=rngs)
 
 
 def without(rngs: nnx.Rngs) -> Any:
-    """A layer that is its kernel."""
+    """A layer without bias."""
     return nnx.Linear(6, 3, use_bias=False, rngs=rngs)
 
 
@@ -59,13 +59,13 @@ class Block(nnx.Module):
     """A layer with running statistics and noise."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        """Of one width."""
+        """Creates layers of the same width."""
         self.linear = nnx.Linear(6, 6, rngs=rngs)
         self.norm = jnx.BatchNorm(6, momentum=0.5, rngs=rngs)
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """One after the other."""
+        """Applies the layers in sequence."""
         return self.dropout(self.norm(self.linear(x)))
 
 
@@ -73,12 +73,12 @@ class Normed(nnx.Module):
     """A layer and its norm."""
 
     def __init__(self, norm: Callable[..., nnx.Module], rngs: nnx.Rngs) -> None:
-        """Of one width."""
+        """Creates a layer and a norm of the same width."""
         self.linear = nnx.Linear(6, 6, rngs=rngs)
         self.norm: Any = norm(rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """One after the other."""
+        """Applies the norm to the layer's output."""
         return self.norm(self.linear(x))
 
 
@@ -110,10 +110,10 @@ def model_of(name: str, seed: int = 0) -> Any:
 
 
 def forward(model: Any, x: jax.Array) -> Any:
-    """A call of it."""
+    """Calls the model."""
     return model(x)
 
 
 def numbers(model: Any, kind: Any = ...) -> dict[str, np.ndarray]:
-    """Its variables."""
+    """The model's variables."""
     return flat(nnx.state(model, kind))

@@ -1,4 +1,4 @@
-"""Every NNX module of ours in a model: compared, copied, saved and restored."""
+"""Every NNX module in a model: compared, copied, saved and restored."""
 
 import copy
 import tempfile
@@ -20,7 +20,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 @every_model
 def test_equal_models_are_one_program(name: str) -> None:
-    """Graph definitions of two models built alike are equal and hash alike: nothing is traced twice."""
+    """The graph definitions of two equal models are equal and hash alike, so nothing is traced twice."""
     first, second = nnx.graphdef(model_of(name)), nnx.graphdef(model_of(name, 1))
     assert first == second and hash(first) == hash(second)
     traced = []
@@ -35,7 +35,7 @@ def test_equal_models_are_one_program(name: str) -> None:
 
 @every_model
 def test_copies(name: str) -> None:
-    """`copy.deepcopy` and `nnx.clone` are the same model, and another one: their state is their own."""
+    """Results of `copy.deepcopy` and `nnx.clone` are equal models with separate state."""
     model = model_of(name)
     start, answers = numbers(model), []
     for copied in (copy.deepcopy(model), nnx.clone(model)):
@@ -48,7 +48,7 @@ def test_copies(name: str) -> None:
 
 @every_model
 def test_shapes_without_values(name: str) -> None:
-    """`nnx.eval_shape` of the constructor is the model without arrays, which a state then fills."""
+    """`nnx.eval_shape` of the constructor gives a model without arrays, which a state can then fill."""
     model = model_of(name)
     abstract = nnx.eval_shape(lambda: model_of(name, 1))
     assert all(isinstance(v, jax.ShapeDtypeStruct) for v in jax.tree.leaves(nnx.state(abstract)))
@@ -58,7 +58,7 @@ def test_shapes_without_values(name: str) -> None:
 
 @every_model
 def test_a_checkpoint_by_orbax(name: str) -> None:
-    """Saved after a step and restored into a fresh model, as Flax's guide has it."""
+    """A model saved after a step can be restored into a fresh one, as in Flax's guide."""
     model, other = model_of(name), model_of(name, 1)
     called(model, forward, X)
     keep = nnx.Not(nnx.RngState)

@@ -1,4 +1,4 @@
-"""The norms of activations in NNX, in the place of Flax's: the same in all that a model sees."""
+"""The NNX norms of activations behave like Flax's in everything that a model can see."""
 
 from typing import Any
 
@@ -30,8 +30,8 @@ from tests.modules import (
     own,
 )
 
-# Of Flax's NNX norms: one size of features only (its D10), and group norm with other axes than the
-# default ones is wrong (its D8).
+# Flax's NNX norms accept only one feature axis, and their group norm is wrong for other axes than the
+# default ones.
 OF_FLAX = [
     (name, option)
     for name, option in CASES
@@ -50,12 +50,12 @@ STATEFUL = [("BatchNorm", {}), ("InstanceNorm", {"track_running_stats": True})]
 
 
 def pair(name: str, **fields: Any) -> list[Any]:
-    """Our layer and Flax's, of the same arguments and random streams."""
+    """Our layer and Flax's, with the same arguments and random streams."""
     return [nnx_norm(system, name, **fields) for system in (jnx, nnx)]
 
 
 def state_of(module: nnx.Module) -> Any:
-    """Types, shapes and dtypes of all variables by their paths."""
+    """The types, shapes and dtypes of all variables by path."""
     return {
         path: (type(v), v[...].shape, v[...].dtype)
         for path, v in nnx.to_flat_state(nnx.state(module))
@@ -67,7 +67,7 @@ def state_of(module: nnx.Module) -> Any:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_signature_begins_with_that_of_flax(name: str) -> None:
-    """Flax's arguments, in Flax's order with Flax's defaults, and ours by keyword after them."""
+    """Flax's arguments come in Flax's order with Flax's defaults; ours come after and are keyword-only."""
     ours, theirs = getattr(jnx, name), getattr(nnx, name)
     assert own(ours.__init__, theirs.__init__) == OWN[name] and ours.__name__ == name
     added = ["residual"] if name == "BatchNorm" else ["use_running_average"]
@@ -78,7 +78,7 @@ def test_signature_begins_with_that_of_flax(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "option"), OF_FLAX)
 def test_attributes_are_those_of_flax(name: str, option: str) -> None:
-    """What a model or a tool reads of Flax's layer is there, with the same value."""
+    """All public attributes of Flax's layer are present and have the same values."""
     fields: Fields = {"dtype": jnp.bfloat16, "axis_name": "i", "use_fast_variance": False}
     ours, theirs = pair(name, **OPTIONS[name][option], **fields)
     for attribute, value in vars(theirs).items():
@@ -88,7 +88,7 @@ def test_attributes_are_those_of_flax(name: str, option: str) -> None:
 
 
 def test_group_norm_by_position() -> None:
-    """``GroupNorm(features, groups, size)``, the only arguments besides the first that have a place."""
+    """``GroupNorm(features, groups, size)`` works: these are the only positional arguments."""
     for system in (jnx, nnx):
         layer = system.GroupNorm(6, None, 2, rngs=nnx.Rngs(0))
         assert layer.group_size == 2
@@ -99,7 +99,7 @@ def test_group_norm_by_position() -> None:
 
 @pytest.mark.parametrize(("name", "option"), OF_FLAX)
 def test_initial_variables_are_those_of_flax(name: str, option: str) -> None:
-    """Paths, types, shapes, dtypes and, of the same Rngs, values; and as many keys are drawn."""
+    """Paths, types, shapes and dtypes match Flax's; the same Rngs give the same values and counts."""
     param_dtype = "bfloat16" if option == "default" else "float32"
     random: Fields = {key: RANDOM[key] for key in inits(name)}
     fields: Fields = {**random, **OPTIONS[name][option], "param_dtype": jnp.dtype(param_dtype)}
@@ -116,7 +116,7 @@ def test_initial_variables_are_those_of_flax(name: str, option: str) -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_metadata_reaches_the_variables(name: str) -> None:
-    """``scale_metadata`` and ``bias_metadata``, each its own variable's."""
+    """``scale_metadata`` and ``bias_metadata`` reach only their own variable."""
     metadata: Fields = {"scale_metadata": {"tag": 1, "mine": True}}
     if name != "RMSNorm":
         metadata["bias_metadata"] = {"tag": 2}
@@ -128,7 +128,7 @@ def test_metadata_reaches_the_variables(name: str) -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_sharding_metadata_shards(name: str) -> None:
-    """``out_sharding`` lays the parameter over the mesh, as it does with Flax's layers."""
+    """``out_sharding`` shards the parameter over the mesh, as in Flax's layers."""
     mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
         layer = nnx_norm(jnx, name, scale_metadata={"out_sharding": ("model",)})
@@ -137,7 +137,7 @@ def test_sharding_metadata_shards(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["BatchNorm", "LayerNorm", "RMSNorm", "InstanceNorm"])
 def test_number_of_features_as_numpy_has_it(name: str) -> None:
-    """``np.prod(shape)`` is no int of Python, and Flax takes it."""
+    """``np.prod(shape)`` is not a Python int, but Flax accepts it."""
     for system in (nnx, jnx):
         layer = getattr(system, name)(np.int64(32), rngs=nnx.Rngs(0))
         assert layer.scale.shape == (32,)
@@ -145,7 +145,7 @@ def test_number_of_features_as_numpy_has_it(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "fields"), STATEFUL)
 def test_no_variables_where_none_are_kept(name: str, fields: Fields) -> None:
-    """Switched off, neither parameters nor statistics are in the state."""
+    """Disabled parameters and statistics are not in the state."""
     options: Fields = {**fields, "use_bias": False, "use_scale": False}
     assert set(flat(nnx_norm(jnx, name, **options))) == {"mean", "var"}
     options["track_running_stats"] = False
@@ -153,13 +153,13 @@ def test_no_variables_where_none_are_kept(name: str, fields: Fields) -> None:
     assert set(flat(nnx_norm(jnx, name, **fields, momentum=None))) >= {"mean", "var", "count"}
 
 
-# --- answers -------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize(("name", "option"), OF_FLAX)
 def test_checkpoints_of_flax_give_flax_answers(name: str, option: str) -> None:
-    """Its state loads by `nnx.update`: outputs, state and gradients, masked too, and in evaluation."""
+    """Loaded with Flax's state, a layer gives Flax's results and gradients, masked or not, in both modes."""
     fields = {**OPTIONS[name][option], **(inits(name) if option != "default" else {})}
     ours, theirs = pair(name, **fields)
     if name == "BatchNorm":
@@ -189,7 +189,7 @@ def test_checkpoints_of_flax_give_flax_answers(name: str, option: str) -> None:
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("x_dtype", ["float32", "bfloat16", "float16", "int32"])
 def test_result_dtype_is_that_of_flax(x_dtype: str, dtype: str | None, param_dtype: str) -> None:
-    """``dtype`` if given, else what input and the parameters that exist promote to."""
+    """The result has ``dtype``, or else the promoted dtype of input and existing parameters."""
     x = jax.ShapeDtypeStruct(X.shape, jnp.dtype(x_dtype))
     for name in ACTIVATIONS:
         for option in ("default", list(OPTIONS[name])[-1]):
@@ -199,7 +199,7 @@ def test_result_dtype_is_that_of_flax(x_dtype: str, dtype: str | None, param_dty
             ours, theirs = pair(name, **fields)
             found = nnx.eval_shape(lambda m, x: m(x), ours, x)
             if name == "BatchNorm" and dtype is None:
-                # There its float32 statistics widen the result; ours is Linen's, as of every norm.
+                # In Flax's NNX, float32 statistics widen the result; ours matches Linen, as do all norms.
                 switches = {k: v for k, v in fields.items() if k not in ("momentum", "axis")}
                 theirs = nnx_norm(nnx, "LayerNorm", **switches)
             with loose():
@@ -208,7 +208,7 @@ def test_result_dtype_is_that_of_flax(x_dtype: str, dtype: str | None, param_dty
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_running_statistics_are_not_rounded(dtype: Any) -> None:
-    """They stay float32, and evaluation in half precision reads them so (Flax's casts them: its D7)."""
+    """Running statistics stay float32, also for evaluation in half precision (Flax casts them)."""
     for name, fields in STATEFUL:
         layer = nnx_norm(jnx, name, dtype=dtype, param_dtype=dtype, use_scale=False, **fields)
         called(layer, lambda m, x: m(x), 1000 + X)
@@ -223,7 +223,7 @@ def test_running_statistics_are_not_rounded(dtype: Any) -> None:
 
 
 def test_complex_parameters_have_a_complex_mean() -> None:
-    """``param_dtype=complex64`` makes a layer for complex inputs, whose mean the state can hold."""
+    """A layer with ``param_dtype=complex64`` accepts complex input and stores a complex mean."""
     layer: Any = jnx.BatchNorm(32, param_dtype=jnp.complex64, momentum=0.0, rngs=nnx.Rngs(0))
     x = jax.lax.complex(X, 1 + COTANGENT)
     called(layer, lambda m, x: m(x), x)

@@ -1,4 +1,4 @@
-"""Modes, `promote_dtype` and our own options of the norms of activations in NNX."""
+"""Modes, `promote_dtype` and our own options of the NNX norms of activations."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ STATEFUL = [("BatchNorm", {}), ("InstanceNorm", {"track_running_stats": True})]
 
 @pytest.mark.parametrize(("name", "fields"), STATEFUL)
 def test_modes(name: str, fields: Fields) -> None:
-    """``eval``, ``train``, ``set_view``, `nnx.view` and the call, which has the last word."""
+    """``eval``, ``train``, ``set_view``, `nnx.view` and the call set the mode; the call takes precedence."""
     layer = nnx_norm(jnx, name, **fields)
     start = flat(layer)
 
@@ -58,7 +58,7 @@ def test_modes(name: str, fields: Fields) -> None:
 
 
 def test_batch_norm_without_running_statistics() -> None:
-    """No mode matters, in the call or by ``eval``: the batch's own statistics, those of training."""
+    """Neither the call's mode nor ``eval`` matters: the batch's own statistics are used as in training."""
     kept = nnx_norm(jnx, "BatchNorm", **inits("BatchNorm"))
     layer = nnx_norm(jnx, "BatchNorm", track_running_stats=False, **inits("BatchNorm"))
     expected = called(kept, lambda m, x: m(x), X)
@@ -73,7 +73,7 @@ def test_batch_norm_without_running_statistics() -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_promote_dtype_is_called_as_flax_calls_it(name: str) -> None:
-    """With the arrays that Flax's class hands over, in its order, so that a function of Flax's works."""
+    """``promote_dtype`` gets the same arrays in the same order as in Flax, so a function for Flax works."""
     given: dict[Any, Any] = {}
     for system in (jnx, nnx):
 
@@ -89,7 +89,7 @@ def test_promote_dtype_is_called_as_flax_calls_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_promote_dtype_decides_the_dtype(name: str) -> None:
-    """One that brings the parameters to the dtype of the input keeps a bfloat16 result."""
+    """A function that casts parameters to the input's dtype keeps a bfloat16 result."""
 
     def of_the_input(arrays: Any, *, dtype: Any = None) -> Any:
         return tuple(None if a is None else a.astype(arrays[0].dtype) for a in arrays)
@@ -102,7 +102,7 @@ def test_promote_dtype_decides_the_dtype(name: str) -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_nothing_wide_is_saved(name: str) -> None:
-    """A bfloat16 input of a layer with float32 parameters is kept for backward as it is, and only it."""
+    """With float32 parameters, a bfloat16 input is the only array saved for the backward pass, unwidened."""
 
     def large(system: Any) -> list[Any]:
         layer = (
@@ -139,7 +139,7 @@ def test_group_norm_channels_first() -> None:
 
 
 def test_local_response_norm() -> None:
-    """No variables; made as any norm is or with nothing, and every field is heard."""
+    """Local response norm has no variables, needs no arguments, and uses every field."""
     layers = [jnx.LocalResponseNorm(), jnx.LocalResponseNorm(32, rngs=nnx.Rngs(0))]
     assert all(flat(layer) == {} for layer in layers)
     plain, same = (compiled(layer, X) for layer in layers)
@@ -154,7 +154,7 @@ def test_local_response_norm() -> None:
 
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "LocalResponseNorm"])
 def test_takes_the_call_of_every_norm(name: str) -> None:
-    """Called as batch norm is, a norm ignores what it has no use for."""
+    """Norms ignore arguments of batch norm's call that they do not need."""
     layer = nnx_norm(jnx, name)
 
     def calls(m: Any, x: jax.Array) -> Any:
@@ -180,7 +180,7 @@ def test_takes_the_call_of_every_norm(name: str) -> None:
     ids=lambda a: str(a) if not isinstance(a, str) else a,
 )
 def test_other_ways_to_write_an_option(name: str, plain: Fields, other: Fields) -> None:
-    """Lists, NumPy's integers and arrays of jax are what they say, under `nnx.jit` too."""
+    """Lists, NumPy integers and JAX arrays work like plain values, also under `nnx.jit`."""
     layers = [getattr(jnx, name)(32, rngs=nnx.Rngs(0), **fields) for fields in (plain, other)]
     ys = [nnx.jit(lambda m, x: m(x))(layer, X) for layer in layers]
     assert_close(ys[1], ys[0], 1e-6)

@@ -1,4 +1,4 @@
-"""Every NNX module of ours in a model: trained, and under the transforms of Flax and jax."""
+"""Every NNX module in a model: training, and the transforms of Flax and JAX."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ stateful = pytest.mark.parametrize("name", STATEFUL)
 
 
 def loss_of(model: Any, x: jax.Array) -> jax.Array:
-    """What is trained."""
+    """The training loss."""
     return ((model(x) - TARGET) ** 2).mean()
 
 
 def gradients(model: Any, x: jax.Array) -> Any:
-    """Of all parameters."""
+    """The loss and the gradients of all parameters."""
     return nnx.value_and_grad(loss_of)(model, x)
 
 
@@ -35,7 +35,7 @@ def gradients(model: Any, x: jax.Array) -> Any:
 
 @every_model
 def test_training_with_an_optimizer(name: str) -> None:
-    """The loss falls, every parameter moves, and by the optimizer alone: the calls write none."""
+    """The loss falls, and only the optimizer changes parameters, all of them."""
     model = model_of(name)
     optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
 
@@ -54,7 +54,7 @@ def test_training_with_an_optimizer(name: str) -> None:
         before = after
         losses.append(float(loss))
     assert losses[-1] < losses[0] and np.isfinite(losses).all()
-    # What is added before a mean is subtracted does not matter, and moves by rounding at most.
+    # A bias before a mean is subtracted has no effect and moves at most by rounding.
     idle = {"linear/bias"}
     assert moved(first, numbers(model)) >= {*numbers(model, (nnx.Param, nnx.BatchStat))} - idle
     model.eval()
@@ -65,7 +65,7 @@ def test_training_with_an_optimizer(name: str) -> None:
 
 @several
 def test_compiled_and_pure_are_one(name: str) -> None:
-    """Under `nnx.jit`, and in `jax.jit` by split and merge: outputs and state; some as they are too."""
+    """Outputs and state agree under `nnx.jit`, in `jax.jit` with split and merge, and without jit."""
     lifted, pure, eager = (model_of(name) for _ in range(3))
     run = nnx.jit(forward)
     for _ in range(2):
@@ -79,7 +79,7 @@ def test_compiled_and_pure_are_one(name: str) -> None:
 
 @stateful
 def test_modes_reach_all(name: str) -> None:
-    """``eval`` and ``train`` of the model, and a view of it, choose for every norm inside."""
+    """``eval`` and ``train`` of the model, and a view of it, set the mode of every norm inside."""
     model = model_of(name)
 
     batches = iter(range(1, 9))
@@ -103,7 +103,7 @@ def test_modes_reach_all(name: str) -> None:
 
 @several
 def test_an_ensemble(name: str) -> None:
-    """`nnx.vmap` makes, calls and differentiates three models; each is what it would be alone."""
+    """`nnx.vmap` creates, calls and differentiates three models, each as if it were alone."""
 
     @nnx.split_rngs(splits=3)
     @nnx.vmap
@@ -124,7 +124,7 @@ def test_an_ensemble(name: str) -> None:
 
 @stateful
 def test_layers_in_a_scan(name: str) -> None:
-    """`nnx.scan` over stacked layers is one after the other, state included."""
+    """`nnx.scan` over stacked layers applies them in sequence, state included."""
 
     @nnx.split_rngs(splits=2)
     @nnx.vmap
@@ -149,7 +149,7 @@ def test_layers_in_a_scan(name: str) -> None:
 
 @stateful
 def test_state_as_the_carry_of_a_scan(name: str) -> None:
-    """`jax.lax.scan` over steps: the state keeps its structure and dtypes, and moves as by calls."""
+    """As the carry of `jax.lax.scan` over steps, the state keeps its structure and dtypes."""
     model, scanned = model_of(name), model_of(name)
     graph, state = nnx.split(scanned)
 
@@ -167,7 +167,7 @@ def test_state_as_the_carry_of_a_scan(name: str) -> None:
 
 @stateful
 def test_remat(name: str) -> None:
-    """`nnx.remat` gives the same gradients, and the state of one call, not two."""
+    """`nnx.remat` gives the same gradients, and updates the state once."""
     plain, remat = model_of(name), model_of(name)
 
     def rematerialized(model: Any, x: jax.Array) -> Any:
@@ -180,7 +180,7 @@ def test_remat(name: str) -> None:
 
 @pytest.mark.parametrize("tracked", [False, True])
 def test_statistics_shared_along_a_mapped_axis(tracked: bool) -> None:
-    """``axis_name`` under `nnx.vmap`: shards of a batch, or of positions, have the whole's statistics."""
+    """With ``axis_name`` under `nnx.vmap`, shards of a batch, or of positions, share their statistics."""
     norm: Any = jnx.InstanceNorm if tracked else jnx.BatchNorm
     options: Any = {"track_running_stats": True} if tracked else {}
     whole, sharded = (
@@ -201,7 +201,7 @@ def test_statistics_shared_along_a_mapped_axis(tracked: bool) -> None:
 
 @stateful
 def test_array_references(name: str) -> None:
-    """Variables that are references: a compiled call moves them in place, under `jax.grad` too."""
+    """A compiled call updates variables that are references in place, also under `jax.grad`."""
     with nnx.var_defaults(ref=True):
         model = model_of(name)
     plain = model_of(name)
@@ -223,7 +223,7 @@ def test_array_references(name: str) -> None:
 
 
 def differentiates(model: Any) -> bool:
-    """Whether `jax.grad` goes through a model that keeps its statistics in references."""
+    """Whether `jax.grad` supports a model with statistics in references."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     try:
         jax.grad(lambda p: nnx.merge(graph, p, rest)(X).sum())(nnx.with_vars(params, ref=False))

@@ -1,4 +1,4 @@
-"""What our NNX wrappers of weights write and do not write, and their own options."""
+"""The variables that NNX wrappers of weights do and do not write, and the wrappers' own options."""
 
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ X = normal((5, 6))
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_kernel_is_never_written(name: str, training: bool) -> None:
-    """Bit for bit, in every mode; Flax's forward normalizes it in place (its D11)."""
+    """The kernel stays the same bit for bit in every mode; Flax's forward pass normalizes it in place."""
     wrapper: Any = wrapper_of(name)
     theirs: Any = nnx.WeightNorm(linear(nnx.Rngs(0)), rngs=nnx.Rngs(0))
     for module in (wrapper, theirs):
@@ -61,7 +61,7 @@ def test_the_kernel_is_never_written(name: str, training: bool) -> None:
     ids=str,
 )
 def test_spectral_state_moves_by_steps_of_the_function(call: Fields, steps: bool) -> None:
-    """One step of `jaxnorm.spectral_norm` in a call that updates, and nothing in another."""
+    """A call that updates takes one step of `jaxnorm.spectral_norm`; other calls take none."""
     wrapper = wrapper_of("SpectralNorm", n_steps=2)
     before, kernel = read_state(wrapper), wrapper.layer_instance.kernel[...]
     np.testing.assert_allclose(jnp.linalg.norm(before.u), 1, rtol=1e-6)
@@ -73,18 +73,18 @@ def test_spectral_state_moves_by_steps_of_the_function(call: Fields, steps: bool
 
 
 def say(module: Any, x: jax.Array, **call: Any) -> Any:
-    """A call of it with keywords."""
+    """Calls the module with keyword arguments."""
     return module(x, **call)
 
 
 def read_state(wrapper: Any) -> jn.SpectralState:
-    """Of the kernel."""
+    """The state of the kernel."""
     return jn.SpectralState(*(wrapper.batch_stats["kernel", n][...] for n in ("u", "sigma")))
 
 
 @pytest.mark.parametrize("at", ["constructor", "eval", "view", "set_view", "position"])
 def test_spectral_modes(at: str) -> None:
-    """``update_stats=False`` to the constructor, ``eval``, `nnx.view`, ``set_view`` or the call."""
+    """The constructor, ``eval``, `nnx.view`, ``set_view`` and the call can turn updates off."""
     wrapper = wrapper_of("SpectralNorm", update_stats=at != "constructor")
     model, before = wrapper, read_state(wrapper)
     if at == "eval":
@@ -101,7 +101,7 @@ def test_spectral_modes(at: str) -> None:
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_what_the_layer_keeps_is_kept(name: str) -> None:
-    """Attributes that a layer sets in its call, and variables that it makes there, as without a wrapper."""
+    """Attributes and variables that a layer creates in its call are kept, as without a wrapper."""
 
     class Counting(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
@@ -124,7 +124,7 @@ def test_what_the_layer_keeps_is_kept(name: str) -> None:
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_intermediates_are_captured(name: str) -> None:
-    """What a wrapped layer sows is found by `nnx.capture` where it is without a wrapper, once."""
+    """Values that a wrapped layer sows are found once by `nnx.capture`, where they are without a wrapper."""
 
     class Sowing(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
@@ -142,7 +142,7 @@ def test_intermediates_are_captured(name: str) -> None:
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_call_reaches_the_layer(name: str) -> None:
-    """Arguments and keywords as they are, and the mode if the layer takes one and it is given."""
+    """Arguments reach the layer unchanged, and so does the mode if it is given and the layer accepts it."""
     heard: list[Any] = []
 
     class Listener(nnx.Module):
@@ -161,14 +161,14 @@ def test_the_call_reaches_the_layer(name: str) -> None:
     wrapper(X, *extra, z=2, use_running_average=False)
     wrapper(X)
     assert heard == [(1, 2, True), (1, 2, False), (0, 0, "nothing")]
-    wrapper_of(name)(X, use_running_average=True)  # a linear layer is not told
+    wrapper_of(name)(X, use_running_average=True)  # a linear layer does not get it
 
 
 # --- our own options -----------------------------------------------------------------------------
 
 
 def test_exact_spectral_norm() -> None:
-    """``n_steps=None`` has the largest singular value 1 at once; ``n_steps=0`` is the bare layer."""
+    """``n_steps=None`` gives a largest singular value of 1 at once; ``n_steps=0`` is the bare layer."""
     exact = wrapper_of("SpectralNorm", without, n_steps=None)
     w = called(exact, forward, jnp.eye(6))
     np.testing.assert_allclose(jnp.linalg.norm(w, 2), 1, rtol=1e-5)
@@ -178,7 +178,7 @@ def test_exact_spectral_norm() -> None:
 
 
 def test_spectral_norm_of_matrices_only() -> None:
-    """``error_on_non_matrix`` refuses a convolution where it is wrapped."""
+    """With ``error_on_non_matrix``, wrapping a convolution raises."""
     with pytest.raises(ValueError, match="error_on_non_matrix is True"):
         wrapper_of("SpectralNorm", conv, error_on_non_matrix=True)
 
@@ -186,7 +186,7 @@ def test_spectral_norm_of_matrices_only() -> None:
 @pytest.mark.parametrize("axes", [-1, None, (0, -1)], ids=str)
 @pytest.mark.parametrize("layer", [linear, conv, Bar])
 def test_weight_norm_that_starts_as_the_layer_was(layer: Make, axes: Any) -> None:
-    """``scale_init=None`` is PyTorch's beginning: the lengths of the weights, so that nothing changes."""
+    """``scale_init=None`` starts from the lengths of the weights, as in PyTorch, so nothing changes."""
     rngs = nnx.Rngs(0)
     wrapper = jnx.WeightNorm(layer(rngs), scale_init=None, feature_axes=axes, rngs=rngs)
     expected = called(layer(nnx.Rngs(0)), forward, X)
@@ -195,7 +195,7 @@ def test_weight_norm_that_starts_as_the_layer_was(layer: Make, axes: Any) -> Non
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_scales_have_the_dtype_and_draw_the_keys_asked_for(dtype: Any) -> None:
-    """``param_dtype``, and ``scale_init`` with a key of its own for each (Flax's hands over no key)."""
+    """Scales have ``param_dtype``, and ``scale_init`` gets a separate key for each (Flax's passes no key)."""
     uniform = nnx.initializers.uniform(1.0)
     rngs = nnx.Rngs(0)
     wrapper = jnx.WeightNorm(Bar(rngs), scale_init=uniform, param_dtype=dtype, rngs=rngs)
@@ -206,7 +206,7 @@ def test_scales_have_the_dtype_and_draw_the_keys_asked_for(dtype: Any) -> None:
 
 @pytest.mark.parametrize("use_gain", [False, True])
 def test_weight_standardization(use_gain: bool) -> None:
-    """Weights of mean 0 and variance 1 for each output, times a gain that is a parameter."""
+    """Each output's weights have mean 0 and variance 1, times a gain that is a parameter."""
     rngs = nnx.Rngs(0) if use_gain else None
     layer = conv(nnx.Rngs(0))
     wrapper = jnx.WeightStandardization(layer, use_gain=use_gain, gain_init=ramp, rngs=rngs)
@@ -220,7 +220,7 @@ def test_weight_standardization(use_gain: bool) -> None:
 
 
 def test_wrappers_in_wrappers() -> None:
-    """Both states stay with their wrappers, and lengths do not survive: the answer is weight norm's."""
+    """Each wrapper keeps its own state, and weight norm, the inner one, determines the lengths."""
     rngs = nnx.Rngs(0)
     inner = jnx.WeightNorm(linear(rngs), scale_init=ramp, rngs=rngs)
     wrapper = jnx.SpectralNorm(inner, rngs=rngs)
@@ -231,7 +231,7 @@ def test_wrappers_in_wrappers() -> None:
 
 
 def test_tied_parameters() -> None:
-    """A weight that two layers share is normalized once, and has one scale."""
+    """A weight that two layers share is normalized once and has one scale."""
 
     class Tied(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:

@@ -1,4 +1,4 @@
-"""`SpectralNorm`, `WeightNorm` and `WeightStandardization` in NNX: the first two in the place of Flax's."""
+"""`SpectralNorm`, `WeightNorm` and `WeightStandardization` in NNX; the first two replace Flax's."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, Make, Fields]] = {
 
 
 def build(system: Any, case: str, seed: int = 0) -> Any:
-    """A wrapper of a case, of Flax or of ours."""
+    """A wrapper for a case, from Flax or from us."""
     name, layer, fields = CASES[case]
     rngs = nnx.Rngs(seed)
     return getattr(system, name)(layer(rngs), rngs=rngs, **fields)
@@ -53,7 +53,7 @@ def build(system: Any, case: str, seed: int = 0) -> Any:
 
 @pytest.mark.parametrize("name", ["SpectralNorm", "WeightNorm"])
 def test_signature_is_that_of_flax(name: str) -> None:
-    """Its arguments in its order with its defaults; a call also takes what the layer may want."""
+    """Arguments, order and defaults match Flax's; a call also accepts the arguments of the layer."""
     ours, theirs = getattr(jnx, name), getattr(nnx, name)
     assert own(ours.__init__, theirs.__init__) == [] and ours.__name__ == name
     added = {
@@ -65,7 +65,7 @@ def test_signature_is_that_of_flax(name: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_variables_are_those_of_flax(case: str) -> None:
-    """Paths, types (scales are trained, as in Flax from 0.12.12), shapes, dtypes; the layer's own values."""
+    """Paths, types (scales are trained, as in Flax from 0.12.12), shapes, dtypes and initial values match."""
     ours, theirs = build(jnx, case), build(nnx, case)
     assert {n: (a.shape, a.dtype) for n, a in flat(ours).items()} == {
         n: (a.shape, a.dtype) for n, a in flat(theirs).items()
@@ -79,7 +79,7 @@ def test_variables_are_those_of_flax(case: str) -> None:
 
 @pytest.mark.parametrize("name", ["SpectralNorm", "WeightNorm"])
 def test_attributes_are_those_of_flax(name: str) -> None:
-    """What a model or a tool reads of Flax's wrapper is there, with the same value."""
+    """All public attributes of Flax's wrapper are present and have the same values."""
     ours, theirs = (
         getattr(system, name)(linear(nnx.Rngs(0)), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
         for system in (jnx, nnx)
@@ -89,12 +89,12 @@ def test_attributes_are_those_of_flax(name: str) -> None:
             assert getattr(ours, attribute) == value, attribute
 
 
-# --- answers -------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", thorough_but(CASES, *list(CASES)[::3]))
 def test_checkpoints_of_flax_give_flax_answers(case: str) -> None:
-    """Its state as a plain dict: outputs, state and gradients are Flax's, in training and evaluation."""
+    """Loaded with Flax's state as a plain dict, a wrapper gives Flax's results and gradients."""
     ours, theirs = build(jnx, case, 1), build(nnx, case)
     saved = jax.tree.map(
         lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape),
@@ -103,7 +103,7 @@ def test_checkpoints_of_flax_give_flax_answers(case: str) -> None:
     state = nnx.state(ours)
     nnx.replace_by_pure_dict(state, saved)
     nnx.update(ours, state)
-    # Flax's forward writes the normalized kernel over the other; so each call starts from what is saved.
+    # Flax's forward pass overwrites the kernel with the normalized one, so each call restores the saved one.
     kernels = {n: a for n, a in flat(ours).items() if not n.endswith(("u", "sigma"))}
     for training in (True, False):
         theirs = build(nnx, case)
@@ -125,7 +125,7 @@ def test_checkpoints_of_flax_give_flax_answers(case: str) -> None:
 
 
 def outcome(module: Any, x: jax.Array) -> Any:
-    """Output and gradients, of a copy, and what one call does to the state."""
+    """Output and gradients for a copy, and the changes that one call makes to the state."""
 
     def loss(module: Any, x: jax.Array) -> Any:
         y = module(x)
@@ -138,11 +138,11 @@ def outcome(module: Any, x: jax.Array) -> Any:
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_dtypes(name: str) -> None:
-    """Of half-precision weights: what they and float32 state or scales promote to, or ``dtype``."""
+    """Results have ``dtype``, or the promoted dtype of half-precision weights and float32 state or scales."""
     for dtype in (None, jnp.bfloat16, jnp.float32):
         layer = nnx.Linear(6, 3, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
         wrapper = wrapper_of(name, lambda _, layer=layer: layer, dtype=dtype)
-        with loose():  # the layer, which is Flax's, promotes
+        with loose():  # the layer is Flax's and promotes
             y = nnx.eval_shape(forward, wrapper, X.astype(jnp.bfloat16))
         assert y.dtype == (dtype or jnp.float32)
         assert layer.kernel[...].dtype == jnp.bfloat16

@@ -1,9 +1,9 @@
-"""Gradients of maxima of norms, compiled against not compiled, as users compile them.
+"""Compares gradients of maxima of norms, compiled as users compile them, with uncompiled ones.
 
     python -m tests.norms.maxima [NORM ...]
 
-A program of its own, because `make test` leaves LLVM's optimizations out, and what is looked for here
-depends on them.
+This is a separate program because `make test` turns off LLVM's optimizations, and the fault that it looks
+for depends on them.
 """
 
 import itertools
@@ -18,7 +18,7 @@ import numpy as np
 import jaxnorm as jn
 
 RNG = np.random.default_rng(0)
-CASES = ((jnp.float32, (12, 2, 2, 16)), (jnp.float64, (84, 4, 4, 8)))  # which failed before
+CASES = ((jnp.float32, (12, 2, 2, 16)), (jnp.float64, (84, 4, 4, 8)))  # both failed in the past
 ENDS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu, max": lambda y: jax.nn.relu(y).max((1, 2)),
     "max": lambda y: y.max((1, 2)),
@@ -27,12 +27,12 @@ ENDS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def fresh(x: Any) -> jn.RunningStats:
-    """Statistics to start from."""
+    """Initial running statistics."""
     return jn.init_running_stats(x.shape[-1])
 
 
 def modulation(x: Any, s: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A scale and a shift of each example."""
+    """A scale and a shift for each example."""
     examples = jnp.arange(len(x), dtype=s.dtype)[:, None]
     return jnp.sin(examples) * s, jnp.cos(examples) * b
 
@@ -71,9 +71,9 @@ NORMS: dict[str, Callable[..., jax.Array]] = {
 
 
 def apart(norm: Callable[..., jax.Array], end: Any, dtype: Any, shape: Any) -> float:
-    """How far the compiled gradient is from the other, relative to its largest entry.
+    """The difference between the compiled and the uncompiled gradient, relative to its largest entry.
 
-    Parameters are float32: for an x of another ``dtype`` they are converted.
+    Parameters are drawn in float32 and converted to the ``dtype`` of x.
     """
     x = jnp.asarray(RNG.normal(3, 2, size=shape), dtype)
     scale, bias = (jnp.asarray(RNG.normal(mean, 0.5, shape[-1]), jnp.float32) for mean in (1, 0))
@@ -88,7 +88,7 @@ def apart(norm: Callable[..., jax.Array], end: Any, dtype: Any, shape: Any) -> f
 
 
 def main(names: list[str]) -> int:
-    """Prints what is apart, of all norms unless some are named; returns how many are."""
+    """Prints each difference, for all norms or the named ones, and returns how many there are."""
     wrong = 0
     for (dtype, shape), name, end in itertools.product(CASES, names or NORMS, ENDS):
         with jax.enable_x64(dtype == jnp.float64):

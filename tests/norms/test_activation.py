@@ -1,4 +1,4 @@
-"""Batch norm with an activation and a residual: the numbers of three steps, in value and derivatives."""
+"""Batch norm with activation and residual matches the three separate steps, with all derivatives."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,14 +25,14 @@ def sigmoid(v: Any) -> Any:
 
 
 def gelu(v: Any) -> tuple[Any, Any]:
-    """Hendrycks and Gimpel (2016), in the form with tanh; and its derivative."""
+    """Hendrycks and Gimpel (2016), the tanh form, and its derivative."""
     root = np.sqrt(2 / np.pi)
     tanh = np.tanh(root * (v + 0.044715 * v**3))
     inner = root * (1 + 3 * 0.044715 * v**2)
     return 0.5 * v * (1 + tanh), 0.5 * (1 + tanh) + 0.5 * v * (1 - tanh**2) * inner
 
 
-# Value and derivative in float64.
+# Each returns the value and the derivative in float64.
 ORACLES: dict[str | None, Callable[[Any], tuple[Any, Any]]] = {
     None: lambda v: (v, np.ones_like(v)),
     "relu": lambda v: (np.maximum(v, 0), np.where(v > 0, 1.0, 0.0)),
@@ -53,14 +53,14 @@ with_and_without = pytest.mark.parametrize("adds", [False, True], ids=["alone", 
 
 
 class Arguments(NamedTuple):
-    """Of one training step: what batch norm reads, and what is added."""
+    """The arguments of one training step: what batch norm reads, and the residual."""
 
     at: Primals
     residual: Any
 
 
 def arguments(case: Case) -> Arguments:
-    """Random ones; half of what is masked is NaN."""
+    """Random arguments; half of the masked elements are NaN."""
     at, mask = case.primals(), case.mask()
     if mask is not None:
         rng = np.random.default_rng(6)
@@ -70,7 +70,7 @@ def arguments(case: Case) -> Arguments:
 
 
 def options_of(case: Case) -> dict[str, Any]:
-    """What batch norm is told of ``case``."""
+    """The options of batch norm for ``case``."""
     mask = None if case.mask_name is None else jnp.asarray(case.mask())
     return {"feature_axes": case.feature_axes, "epsilon": EPSILON, "mask": mask}
 
@@ -78,19 +78,19 @@ def options_of(case: Case) -> dict[str, Any]:
 def train(
     case: Case, activation: str | None, at: Primals, residual: Any, **more: Any
 ) -> tuple[jax.Array, jn.RunningStats]:
-    """`batch_norm` of the arguments."""
+    """Calls `batch_norm` on the arguments."""
     x, mean, var, scale, bias = at
     options = options_of(case) | {"activation": activation, "residual": residual} | more
     return jn.batch_norm(x, jn.RunningStats(mean, var), scale, bias, momentum=MOMENTUM, **options)
 
 
 def oracle_of(case: Case) -> BatchNorm:
-    """The same in float64, before the activation."""
+    """The same norm in float64, without the activation."""
     return BatchNorm(case.feature_axes, MOMENTUM, EPSILON, mask=case.mask())
 
 
 def before(case: Case, given: Arguments) -> Any:
-    """What the activation is applied to, in float64; not so near 0 that its sign is not known."""
+    """The input of the activation in float64, checked to be far enough from 0 that its sign is certain."""
     v = oracle_of(case).value(given.at).y
     v = v if given.residual is None else v + wide(given.residual)
     assert np.abs(v).min() > 1e-5, "too near a kink for float32: take another seed"
@@ -138,7 +138,7 @@ LAYOUTS = {"last": ((6, 5, 4, 3), -1), "first": ((5, 3, 6, 4), 1)}
 def test_value_and_gradients(
     activation: str | None, adds: bool, dtype: str, layout: str, masked: bool
 ) -> None:
-    """y, statistics and every gradient, of random cotangents, are those of the float64 oracle."""
+    """The output, statistics and gradients for random cotangents match the float64 oracle."""
     shape, axis = LAYOUTS[layout]
     case = Case(layout + dtype, shape, axis, dtype, dtype, "full" if masked else None)
     given = arguments(case)
@@ -166,7 +166,8 @@ def test_value_and_gradients(
         assert_close(gradients.residual, wanted.residual, 1e-4)
 
 
-# The tanh of gelu is 1 in float32 before its derivatives are 0: to 3e-6, and 2e-5 the second.
+# The tanh of gelu rounds to 1 in float32 before its derivatives reach 0: the first is then off by 3e-6,
+# the second by 2e-5.
 FIRST = {"gelu": 1e-4}
 SECOND = {"gelu": 1e-3}
 
@@ -179,7 +180,7 @@ HALF = Case("of an activation", (6, 5, 4, 3), dtype="bfloat16", param_dtype="bfl
 @with_and_without
 @every_activation
 def test_evaluation(activation: str, adds: bool, case: Case) -> None:
-    """With running statistics: value and gradient of every argument, these among them."""
+    """Evaluation matches the oracle in value and all gradients, including for the running statistics."""
     given = arguments(case)
     given = given if adds else given._replace(residual=None)
 
@@ -227,7 +228,7 @@ def test_evaluation(activation: str, adds: bool, case: Case) -> None:
 @with_and_without
 @every_activation
 def test_forward_mode_and_second_order(activation: str, adds: bool) -> None:
-    """The slope along a direction, and the Hessian along it in three nestings."""
+    """The derivative along a direction matches the oracle, as do Hessian products in three nestings."""
     given, along = arguments(IMAGES), Arguments(IMAGES.tangents(), IMAGES.tangents().x[::-1])
     if not adds:
         given, along = (a._replace(residual=None) for a in (given, along))
@@ -267,7 +268,7 @@ def test_forward_mode_and_second_order(activation: str, adds: bool) -> None:
 
 
 def loss(activation: str | None, at: Primals, residual: Any, dy: Any) -> jax.Array:
-    """A number of y and the statistics."""
+    """A scalar that depends on y and the statistics."""
     y, stats = train(IMAGES, activation, at, residual)
     return (y * dy).sum() + (stats.mean * stats.var).sum()
 
@@ -276,7 +277,7 @@ def loss(activation: str | None, at: Primals, residual: Any, dy: Any) -> jax.Arr
 @with_and_without
 @every_activation
 def test_vmap_of_grad(activation: str, adds: bool) -> None:
-    """Gradients of several batches at once are those of each."""
+    """Gradients vmapped over batches match the gradients of each batch."""
     one = arguments(IMAGES)
     one = one if adds else one._replace(residual=None)
     two = jax.tree.map(lambda a: a[::-1] * np.float32(1.5), one)
@@ -295,7 +296,7 @@ def test_vmap_of_grad(activation: str, adds: bool) -> None:
 @with_and_without
 @every_activation
 def test_eager(activation: str, adds: bool) -> None:
-    """Outside of jit, the same value, statistics and gradients."""
+    """Without jit, the value, statistics and gradients are the same."""
     given = arguments(IMAGES)
     given = given if adds else given._replace(residual=None)
 
@@ -313,7 +314,7 @@ def test_eager(activation: str, adds: bool) -> None:
 @with_and_without
 @every_activation
 def test_devices(activation: str, adds: bool) -> None:
-    """Eight devices, by shard_map with a name and by jit over a mesh, are as one."""
+    """Eight devices give the results of one, with shard_map and an axis name or with jit over a mesh."""
     case = Case("of devices", (16, 3, 4))
     given = arguments(case)
     given = given if adds else given._replace(residual=None)
@@ -347,7 +348,7 @@ def test_devices(activation: str, adds: bool) -> None:
 @with_and_without
 @every_activation
 def test_is_the_norm_and_then_the_activation(activation: str, adds: bool) -> None:
-    """To float32 rounding the value and gradients of ``act(batch_norm(x) + residual)``."""
+    """Value and gradients match ``act(batch_norm(x) + residual)`` up to float32 rounding."""
     given = arguments(IMAGES)
     given = given if adds else given._replace(residual=None)
 
@@ -370,7 +371,7 @@ def test_is_the_norm_and_then_the_activation(activation: str, adds: bool) -> Non
 @with_and_without
 @every_activation
 def test_far_from_zero(activation: str, adds: bool) -> None:
-    """At a mean of 1e4 and a spread of 1, as exact as float32 can say the mean."""
+    """With mean 1e4 and standard deviation 1, results are as exact as the float32 mean allows."""
     case = Case("far", (32, 6, 3))
     given = arguments(case)
     given = given if adds else given._replace(residual=None)
@@ -383,17 +384,17 @@ def test_far_from_zero(activation: str, adds: bool) -> None:
     want = gradient(case, activation, given, cts)
     got = pull(jnp.asarray(cts.y))[0]
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        if np.abs(b).any():  # not of the running statistics
+        if np.abs(b).any():  # zero for the running statistics
             assert_close(a, b, 2e-3)
 
 
 @with_and_without
 @every_activation
 def test_nan_under_the_mask_stays_there(activation: str, adds: bool) -> None:
-    """NaN in masked x reaches nothing else; in a masked residual its own output, and no other.
+    """NaN in masked x affects nothing else; NaN in a masked residual affects only its own output.
 
-    A residual of NaN has NaN for slope where the activation is curved, so gradients are only looked at
-    where it is not.
+    For curved activations, the slope at a NaN residual is NaN, so gradients are checked only for the
+    others.
     """
     case = Case("padded", (6, 5, 3), mask_name="full")
     clean, counts = arguments(case), case.mask()
@@ -404,7 +405,7 @@ def test_nan_under_the_mask_stays_there(activation: str, adds: bool) -> None:
         spoilt.residual[~counts] = np.nan
     else:
         clean, spoilt = (a._replace(residual=None) for a in (clean, spoilt))
-    dy = np.where(counts, clean.at.x, np.float32(0))  # as padding has it
+    dy = np.where(counts, clean.at.x, np.float32(0))  # zero for padding
 
     @jax.jit
     def both(given: Arguments) -> Any:
@@ -424,7 +425,7 @@ def test_nan_under_the_mask_stays_there(activation: str, adds: bool) -> None:
 @with_and_without
 @every_activation
 def test_batch_of_one(activation: str, adds: bool) -> None:
-    """Of one value the output is that of bias and residual, and x has no gradient."""
+    """In a batch of one, the output depends only on bias and residual, and the gradient of x is zero."""
     case = Case("one", (1, 4))
     given = arguments(case)
     given = given if adds else given._replace(residual=None)
@@ -442,7 +443,7 @@ AT_ZERO = [(a, adds) for a in ACTIVATIONS for adds in (False, True)]
 
 @pytest.mark.parametrize(("activation", "adds"), AT_ZERO)
 def test_at_zero(activation: str, adds: bool) -> None:
-    """Where norm and residual cancel, the derivative is the one that `jax.nn` has at 0."""
+    """Where the norm and the residual cancel, the derivative is that of `jax.nn` at 0."""
     case = Case("one", (1, 4))
     at = case.primals()._replace(bias=np.zeros(4, np.float32))
     residual = np.zeros((1, 4), np.float32) if adds else None
@@ -460,7 +461,7 @@ def test_at_zero(activation: str, adds: bool) -> None:
     ],
 )
 def test_infinite_residual(activation: str, value: float) -> None:
-    """An infinity that is added comes out as `jax.nn` has it: relu makes 0 of the negative one."""
+    """An infinite residual gives the same output as in `jax.nn`: relu maps negative infinity to 0."""
     given = arguments(IMAGES)
     given.residual[0, 0, 0] = value
     y, _ = train(IMAGES, activation, *given)
@@ -468,7 +469,7 @@ def test_infinite_residual(activation: str, value: float) -> None:
 
 
 def test_residual_of_a_complex_norm() -> None:
-    """Without an activation, a residual is added to complex values too."""
+    """Without an activation, complex values can have a residual too."""
     case = Case("complex", (17, 3), dtype="complex64", param_dtype="complex64")
     given = arguments(case)
     y, _ = train(case, None, *given)
@@ -479,7 +480,7 @@ def test_residual_of_a_complex_norm() -> None:
 @with_and_without
 @every_activation
 def test_modules(activation: str, adds: bool) -> None:
-    """Linen and NNX give what the function gives, bit by bit, in training and evaluation."""
+    """Linen and NNX match the function bit for bit, in training and evaluation."""
     x, residual = (draw(np.random.default_rng(i), (6, 5, 8), "float32", 1.0) for i in range(2))
     call: dict[str, Any] = {"residual": residual} if adds else {}
     stats, affine = jn.init_running_stats(8), (ramp(jax.random.key(0), (8,)),) * 2

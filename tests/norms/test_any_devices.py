@@ -1,4 +1,4 @@
-"""However the batch is split, whatever is masked, and under every transform: the whole batch's answers."""
+"""Results match the whole batch for any split over devices, any mask and any transform."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ MAPS = ("vmap", "pmap", "shard_map", "shard_map_unchecked", "mesh")
 
 
 class Split(NamedTuple):
-    """A batch over devices: examples of each, mask, and which share statistics."""
+    """A batch split over devices: the transform, the mask, and which examples share statistics."""
 
     transform: str
     devices: int
@@ -31,7 +31,7 @@ class Split(NamedTuple):
 
     @property
     def parts(self) -> list[np.ndarray]:
-        """The examples that share statistics, by number."""
+        """The indices of the examples that share statistics."""
         numbers = np.arange(len(self.at.x))
         if self.virtual_batch_size is not None:
             return np.split(numbers, len(numbers) // self.virtual_batch_size)
@@ -41,15 +41,13 @@ class Split(NamedTuple):
 
 @st.composite
 def splits(draw_one: Any) -> Split:
-    """One to eight devices, uneven masks with NaN under them, any groups, any transform."""
+    """One to eight devices, uneven masks over NaN, any groups and any transform."""
     transform, devices = draw_one(st.sampled_from(MAPS)), draw_one(st.integers(1, 8))
     each, rows, channels = (draw_one(st.integers(1, 4)) for _ in range(3))
     dtype = draw_one(st.sampled_from(["float32", "bfloat16", "float16", "complex64"]))
     shape = (devices * each, rows, channels)
     rng = np.random.default_rng(draw_one(st.integers(0, 2**32 - 1)))
-    counted = (
-        rng.random(devices).repeat(each)[:, None, None] ** 2
-    )  # of some devices little, or nothing
+    counted = rng.random(devices).repeat(each)[:, None, None] ** 2  # few or none on some devices
     mask = rng.random((*shape[:2], 1)) < counted
     at = Case(f"{shape}{dtype}", shape, dtype=dtype).primals()
     values = at.x + (10 * rng.normal(size=devices)).repeat(each)[:, None, None].astype(at.x.dtype)
@@ -57,7 +55,7 @@ def splits(draw_one: Any) -> Split:
     groups, virtual = None, None
     sharing = draw_one(st.sampled_from(["all", "virtual"] + ["groups"] * (transform != "mesh")))
     if sharing == "groups":
-        numbers = rng.integers(0, 3, devices)  # of each device, the group
+        numbers = rng.integers(0, 3, devices)  # the group of each device
         groups = [np.flatnonzero(numbers == k).tolist() for k in np.unique(numbers)]
     if sharing == "virtual":
         sizes = [k for k in range(1, each + 1) if each % k == 0]
@@ -67,7 +65,7 @@ def splits(draw_one: Any) -> Split:
 
 
 def mapped(split: Split) -> Any:
-    """The function of x, mask, scale and bias of all examples; statistics come from every device."""
+    """The function of x, mask, scale and bias of all examples; it returns the statistics of every device."""
     on_devices = split.transform != "mesh"
     options: dict[str, Any] = {"momentum": MOMENTUM, "epsilon": EPSILON, "unbiased": True}
     options |= {"virtual_batch_size": split.virtual_batch_size}
@@ -103,7 +101,7 @@ def mapped(split: Split) -> Any:
 
 
 def check(split: Split) -> None:
-    """Outputs, running statistics of every device and gradients, against the oracle of each part."""
+    """Checks outputs, gradients and every device's running statistics against the oracle."""
     x, _, _, scale, bias = split.at
     dtype = "complex64" if x.dtype == np.complex64 else "float32"  # what x and scale promote to
     dy = draw(np.random.default_rng(3), x.shape, dtype)
@@ -124,7 +122,7 @@ def check(split: Split) -> None:
         assert_close(y[part], norm.value(at).y, 1e-4)
         nothing = Outputs(dy[part], np.zeros(scale.shape), np.zeros(scale.shape))
         gradient = norm.gradient(at, nothing)
-        # Of terms of about 1/sqrt(ε) that cancel where a part counts few values.
+        # Terms of about 1/sqrt(ε) cancel if a part has few unmasked elements.
         size = max(np.abs(gradient.x).max(initial=0.0), 1e-3)
         assert_close(gradients[0][part], gradient.x, 1e-4 * max(1.0, 1.0 / size))
         wanted = wanted._replace(
@@ -144,7 +142,7 @@ def check(split: Split) -> None:
 
 @pytest.mark.parametrize("seed", thorough_but(range(4), 0))
 def test_any_split(seed: int) -> None:
-    """Device counts 1 to 8, splits, masks, dtypes, groups, virtual batches, transforms."""
+    """Results match the oracle for any devices, split, mask, dtype, groups, virtual batch and transform."""
 
     @hypothesis.seed(seed)
     @hypothesis.settings(

@@ -15,7 +15,7 @@ from tests.oracle import BatchNorm, Outputs, Primals, assert_close
 
 
 def train(case: Case, *, unbiased: bool = False, **options: Any) -> Any:
-    """`batch_norm` of a case, from its primals to `Outputs`."""
+    """`batch_norm` for a case, as a function from its primals to `Outputs`."""
     mask = case.mask()
 
     def f(x: Any, mean: Any, var: Any, scale: Any, bias: Any) -> Outputs:
@@ -42,7 +42,7 @@ def oracle_of(case: Case, *, unbiased: bool = False) -> BatchNorm:
 
 
 def derivatives(f: Any, at: tuple, along: tuple, choose: Any = None) -> tuple:
-    """Outputs, tangents, gradients and the random cotangents they are for, from one compilation."""
+    """Outputs, tangents, gradients and the random cotangents used for them, from one compilation."""
     cotangents = CASES[0].like(Outputs(*jax.eval_shape(f, *at)))
     if choose is not None:
         cotangents = cotangents._replace(y=np.where(choose, cotangents.y, 0))
@@ -58,8 +58,8 @@ def derivatives(f: Any, at: tuple, along: tuple, choose: Any = None) -> tuple:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_outputs_tangents_and_gradients(case: Case) -> None:
-    """y, running statistics, and all their derivatives in both modes are the oracle's."""
-    unbiased = len(case.name) % 2 == 0  # both, over the list
+    """The output, running statistics and their derivatives in both modes match the oracle."""
+    unbiased = len(case.name) % 2 == 0  # both values occur over the cases
     norm, at, along = oracle_of(case, unbiased=unbiased), case.primals(), case.tangents()
     f, fixed = train(case, unbiased=unbiased), 0
     if case.dtype == "int32":  # an integer has no tangent
@@ -123,7 +123,7 @@ def test_inference_derivatives() -> None:
 @pytest.mark.parametrize("with_mean", [True, False], ids=["selects", "all masked"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_inference_with_bad_values_under_the_mask(bad: float, with_mean: bool) -> None:
-    """The derivatives for statistics, scale and bias are those of what counts; x's are 0 under the mask."""
+    """Statistics, scale and bias get gradients from unmasked elements only; masked x gets 0."""
     case = Case("rows", (7, 3))
     at = case.primals()
     mask = (np.arange(7) < 4)[:, None] & with_mean
@@ -144,7 +144,7 @@ def test_inference_with_bad_values_under_the_mask(bad: float, with_mean: bool) -
 
 @pytest.mark.parametrize("which", ["neither", "scale", "bias"])
 def test_affine_is_optional(which: str) -> None:
-    """A scale of None is 1, a bias of None is 0, each alone, in training and evaluation."""
+    """A scale of None means 1 and a bias of None means 0, independently, in training and evaluation."""
     case = Case("images", (6, 5, 4, 3))
     at = case.primals()
     stats = jn.RunningStats(at.mean, at.var)
@@ -160,7 +160,7 @@ def test_affine_is_optional(which: str) -> None:
 
 
 def test_complex_parameters() -> None:
-    """Complex scale and bias of a complex input get complex gradients."""
+    """Complex scale and bias get complex gradients for a complex input."""
     case = Case("complex", (9, 2), mask_name="full", dtype="complex64", param_dtype="complex64")
     at, norm = case.primals(), oracle_of(case)
     outputs, _, gradients, cotangents = derivatives(train(case), at, case.tangents())
@@ -172,7 +172,7 @@ def test_complex_parameters() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("x_dtype", ["bfloat16", "float16", "float32"])
 def test_dtype_is_of_the_output_alone(x_dtype: str, dtype: str) -> None:
-    """dtype= rounds y once; statistics stay float32, exact for the input as it is stored."""
+    """dtype= rounds y once; statistics stay float32 and exact for the stored input."""
     case = Case("images", (6, 12, 11, 3), dtype=x_dtype)
     at, norm = case.primals(), oracle_of(case)
     outputs = jax.jit(train(case, dtype=dtype))(*at)
@@ -194,14 +194,14 @@ def test_dtype_is_of_the_output_alone(x_dtype: str, dtype: str) -> None:
 @pytest.mark.parametrize("kind", ["offset", "outlier_first", "small_outlier_first", "drift"])
 @pytest.mark.parametrize("shape", [(40009, 3), (64, 28, 28, 3), (5, 40009, 3)], ids=str)
 def test_variance_is_stable(shape: tuple[int, ...], kind: str, masked: bool) -> None:
-    """At mean/std = 1e4 the variance has a relative error below 1e-3, whatever comes first."""
+    """At mean/std = 1e4 the relative error of the variance is below 1e-3, even after an outlier."""
     rng = np.random.default_rng(0)
     x = (1e4 + rng.standard_normal(shape)).astype(np.float32)
     if kind == "outlier_first":
         x[(0,) * (x.ndim - 1)] = 1e7
     if kind == "small_outlier_first":
         x[(0,) * (x.ndim - 1)] = 2e4
-    if kind == "drift":  # the first example is far from the others
+    if kind == "drift":  # the first half is far from the rest
         x[: len(x) // 2] -= np.float32(1e4)
     mask = rng.random((*shape[:-1], 1)) < 0.7 if masked else None
     if mask is not None:
@@ -239,7 +239,7 @@ def test_constant_input(shape: tuple[int, ...], value: float, masked: bool) -> N
         return outputs, pull(jax.tree.map(jnp.ones_like, outputs))
 
     (y, stats), (dx,) = both(x)
-    rounding = 3e-7 * abs(value) / np.sqrt(1e-5)  # of the mean, seen through 1/sqrt(ε)
+    rounding = 3e-7 * abs(value) / np.sqrt(1e-5)  # of the mean, multiplied by 1/sqrt(ε)
     np.testing.assert_allclose(y, np.broadcast_to(bias, shape), atol=rounding + 1e-6)
     assert stats.var.min() >= 0 and stats.var.max() <= max(1e-8, (3e-7 * value) ** 2)
     assert jnp.isfinite(dx).all()
@@ -248,7 +248,7 @@ def test_constant_input(shape: tuple[int, ...], value: float, masked: bool) -> N
 @pytest.mark.parametrize("fill", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("shape", [(17, 3), (6, 12, 11, 3)], ids=str)
 def test_padding_is_never_read(shape: tuple[int, ...], fill: float) -> None:
-    """What stands in masked places reaches no statistic, no other element and no gradient."""
+    """Masked values do not affect statistics, other outputs or any gradient."""
     case = Case(f"padding{shape}", shape, mask_name="full")
     at, mask = case.primals(), case.mask()
     filled = at._replace(x=np.where(mask, at.x, np.float32(fill)))
@@ -262,14 +262,14 @@ def test_padding_is_never_read(shape: tuple[int, ...], fill: float) -> None:
     for got, grad in zip(got_gradients, gradients, strict=True):
         assert_close(got, grad, 5e-5)
     if not np.isfinite(fill):
-        assert_close(outputs.y, norm.value(filled).y)  # read as the mean: the bias
+        assert_close(outputs.y, norm.value(filled).y)  # masked x reads as the mean
     assert_close(tangent.mean, norm.tangent(at, along).mean)
     assert_close(tangent.var, norm.tangent(at, along).var, 5e-5)
     assert np.isfinite(np.where(mask, tangent.y, 0)).all()
 
 
 def test_cotangents_of_nan_padding() -> None:
-    """An output that is the bias whatever x is passes no gradient on, to no element of x."""
+    """An output that equals the bias whatever x is passes no gradient to any element of x."""
     case = Case("padding", (17, 3), mask_name="full")
     at, mask = case.primals(), case.mask()
     at = at._replace(x=np.where(mask, at.x, np.float32(np.nan)))
@@ -279,7 +279,7 @@ def test_cotangents_of_nan_padding() -> None:
 
 
 def test_a_counted_nan_is_not_hidden() -> None:
-    """Only padding may be NaN: where it counts, its feature shows it, in y and in the state."""
+    """An unmasked NaN shows in y and in the state, in its own feature only."""
     x = jnp.ones((5, 2)).at[1, 0].set(jnp.nan)
     mask = jnp.arange(5)[:, None] < 4
     for m in (None, mask):
@@ -292,7 +292,7 @@ def test_a_counted_nan_is_not_hidden() -> None:
 @pytest.mark.parametrize("momentum", [0.99, 0.0, None])
 @pytest.mark.parametrize("shape", [(0, 3), (0, 12, 12, 3), (5, 3), (5, 12, 12, 3)], ids=str)
 def test_nothing_counted(shape: tuple[int, ...], momentum: float | None) -> None:
-    """With nothing counted, running statistics come back bit for bit, and all else is finite."""
+    """If everything is masked, running statistics are unchanged bit for bit and all else is finite."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(draw(rng, shape, "float32"))
     mask = jnp.zeros((shape[0],) + (1,) * (len(shape) - 1), bool)
@@ -311,7 +311,7 @@ def test_nothing_counted(shape: tuple[int, ...], momentum: float | None) -> None
 
 
 def test_one_value_leaves_no_infinity() -> None:
-    """N / (n - 1) of a batch of one: the variance that is stored is 0, not NaN."""
+    """In a batch of one, the n / (n - 1) correction does not turn the stored variance into NaN."""
     x = jnp.array([[2.0, -3.0]])
     y, stats = jn.batch_norm(x, jn.init_running_stats(2), momentum=0.5, unbiased=True)
     np.testing.assert_array_equal(y, np.zeros((1, 2)))
@@ -325,7 +325,7 @@ def test_one_value_leaves_no_infinity() -> None:
 @pytest.mark.parametrize("cumulative", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "complex64"])
 def test_state_is_a_scan_carry(dtype: str, cumulative: bool) -> None:
-    """Shapes and dtypes of the state never change, and a scan of steps is the loop of steps."""
+    """The state keeps its shapes and dtypes, and a scan over steps equals a loop over steps."""
     momentum = None if cumulative else 0.9
     kind = "complex64" if dtype == "complex64" else "float32"
     start = jn.init_running_stats(3, jnp.dtype(kind), cumulative=cumulative)
@@ -345,7 +345,7 @@ def test_state_is_a_scan_carry(dtype: str, cumulative: bool) -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 1.0])
 def test_momentum_weighs_the_old_value(momentum: float) -> None:
-    """0 takes the batch, 1 keeps the state exactly, what is between mixes; as a traced value too."""
+    """A momentum of 0 takes the batch, 1 keeps the state exactly, and others mix; it may be traced."""
     case = Case("rows", (5, 3))
     at = case.primals()
     stats = jn.RunningStats(jnp.asarray(at.mean), jnp.asarray(at.var))
@@ -361,7 +361,7 @@ def test_momentum_weighs_the_old_value(momentum: float) -> None:
 
 @contextlib.contextmanager
 def float64() -> Any:
-    """Float64 for a while."""
+    """Enables float64."""
     with jax.enable_x64(True):
         yield
 
@@ -369,7 +369,7 @@ def float64() -> Any:
 @pytest.mark.parametrize("case", [CASES[8], CASES[18], CASES[23]], ids=lambda c: c.name)
 @pytest.mark.parametrize("state", ["float32", "float64"])
 def test_float64(case: Case, state: str) -> None:
-    """In x64 mode everything of a float64 input agrees to 1e-10, but what float32 state rounds."""
+    """With x64, all results for float64 input agree to 1e-10, except those that float32 state rounds."""
     at, norm = case.primals(), oracle_of(case)
     at = Primals(*(np.float64(a) for a in at))
     with float64():

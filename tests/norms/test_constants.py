@@ -1,4 +1,4 @@
-"""What docstrings call a constant has no derivative, and what they say is left alone is."""
+"""Documented constants have no derivative, and documented invariants hold."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.oracle import assert_close, gradient, wide
 
 
 def cotangent(shape: tuple[int, ...]) -> Any:
-    """Random."""
+    """A random cotangent."""
     return draw(np.random.default_rng(5), shape, "float32")
 
 
@@ -24,7 +24,7 @@ def cotangent(shape: tuple[int, ...]) -> Any:
 
 
 def pulled(f: Any, *at: Any) -> Any:
-    """Of the first result of ``f``: the gradients with a random cotangent, compiled."""
+    """The gradients of the first result of ``f`` for a random cotangent, compiled."""
 
     @jax.jit
     def gradients(*at: Any) -> Any:
@@ -36,7 +36,7 @@ def pulled(f: Any, *at: Any) -> Any:
 
 @pytest.mark.parametrize("n_steps", [1, 2])
 def test_spectral_norm_does_not_differentiate_its_iteration(n_steps: int) -> None:
-    """d(W / σ) with σ = v W uᵀ, v and u held; nothing for the state."""
+    """The gradient is that of W / σ with σ = v W uᵀ at constant v and u; the state gets none."""
     kernel, state = INPUTS["kernel"], INPUTS["state"]
     dkernel, dstate = pulled(lambda w, s: jn.spectral_norm(w, s, n_steps=n_steps), kernel, state)
     v, u, _ = reference.singular_vectors(kernel, state.u, n_steps)
@@ -53,7 +53,7 @@ def test_spectral_norm_does_not_differentiate_its_iteration(n_steps: int) -> Non
 
 @pytest.mark.parametrize("n_steps", [1, 2])
 def test_conv_spectral_norm_does_not_differentiate_its_iteration(n_steps: int) -> None:
-    """d(W / σ) with σ = ⟨u, conv(v)⟩, v and u held; nothing for the image."""
+    """The gradient is that of W / σ with σ = ⟨u, conv(v)⟩ at constant v and u; the image gets none."""
     given = arguments("conv_spectral_norm")
     kernel, image = given["kernel"], given["image"]
     dkernel, dimage = pulled(
@@ -71,18 +71,18 @@ def test_conv_spectral_norm_does_not_differentiate_its_iteration(n_steps: int) -
 
 
 def check_iteration(got: Any, held: Any, through: Any, kernel: Any) -> None:
-    """``got`` is the gradient of ``held``, and not that of all that is computed."""
+    """Checks that ``got`` is the gradient with the iteration held constant, not the full gradient."""
     (want,) = gradient(held, [kernel])
     (of_all,) = gradient(lambda w: (cotangent(w.shape) * through(w)[0]).sum(), [kernel])
     assert_close(got, want, 1e-4)
-    assert np.abs(of_all - want).max() > 1e-2 * np.abs(want).max()  # which can be told apart
+    assert np.abs(of_all - want).max() > 1e-2 * np.abs(want).max()  # the two differ
 
 
 # --- batch renorm --------------------------------------------------------------------------------
 
 
 def test_batch_renorm_does_not_differentiate_r_and_d() -> None:
-    """Neither where they are clipped nor where they are not, for x or for the running statistics."""
+    """Clipped or not, r and d are constants, and the running statistics get no gradient."""
     options: Any = {"rmax": 1.5, "dmax": 0.4, "epsilon": 0.1}
     dx, dstats = pulled(lambda x, stats: jn.batch_renorm(x, stats, **options), X, STATS)
 
@@ -95,7 +95,7 @@ def test_batch_renorm_does_not_differentiate_r_and_d() -> None:
     r, d = std / old_std, (mean - old_mean) / old_std
     clipped = np.clip(r, 1 / 1.5, 1.5), np.clip(d, -0.4, 0.4)
     for free, limited in zip((r, d), clipped, strict=True):
-        assert (free == limited).any() and (free != limited).any()  # some of each
+        assert (free == limited).any() and (free != limited).any()  # some clipped, some not
 
     def held(x: Any) -> Any:
         mean, std, *_ = known(x)
@@ -116,7 +116,7 @@ UPDATED = jn.RunningStats(jnp.array([-1.0, -2.0]), jnp.array([0.5, 0.6]), jnp.ar
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("domain", [-1, -2, -3, -4, 3, 100])
 def test_a_traced_domain_out_of_range(domain: int, compiled: bool) -> None:
-    """It reads NaN and changes nothing: it is none from the end, and not the first."""
+    """A traced index out of range reads NaN and writes nothing; negative indices do not wrap around."""
 
     def both(domain: Any) -> Any:
         return (
@@ -131,7 +131,7 @@ def test_a_traced_domain_out_of_range(domain: int, compiled: bool) -> None:
 
 @pytest.mark.parametrize("domain", [-1, 3, np.int64(-1)])
 def test_a_known_domain_out_of_range(domain: Any) -> None:
-    """It raises."""
+    """A static index out of range raises a ValueError."""
     with pytest.raises(ValueError, match="domain must lie in"):
         jn.stats_of_domain(OF_DOMAINS, domain)
     with pytest.raises(ValueError, match="domain must lie in"):
@@ -140,7 +140,7 @@ def test_a_known_domain_out_of_range(domain: Any) -> None:
 
 @pytest.mark.parametrize("domain", [0, 1, 2])
 def test_a_domain_is_one_row(domain: int) -> None:
-    """Read and written, known or traced; the others are what they were."""
+    """Static and traced indices read and write a single row; the other rows do not change."""
     read = jax.tree.map(lambda leaf: leaf[domain], OF_DOMAINS)
     written = jax.tree.map(lambda leaf, new: leaf.at[domain].set(new), OF_DOMAINS, UPDATED)
     for index in (domain, jnp.int32(domain)):

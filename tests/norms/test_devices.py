@@ -1,4 +1,4 @@
-"""Synced batch norm: every way to map over devices is the whole batch on one."""
+"""Synchronized batch norm: every way to map over devices matches the whole batch on one device."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tests.cases import EPSILON, MOMENTUM, Case, draw
 from tests.oracle import BatchNorm, Outputs, Primals, assert_close
 
 SHAPE = (16, 5, 4, 3)
-NAMES = ("a", "b")  # a mesh of 4 by 2
+NAMES = ("a", "b")  # a 4 × 2 mesh
 
 
 def uneven() -> np.ndarray:
@@ -40,12 +40,12 @@ MASKS = {
 
 
 def mesh() -> jax.sharding.Mesh:
-    """All 8 devices under two names."""
+    """All 8 devices, with two axis names."""
     return jax.make_mesh((4, 2), NAMES, axis_types=(AxisType.Auto,) * 2)
 
 
 def local(names: Any) -> Callable[..., Outputs]:
-    """Batch norm of one device's part, synced over ``names``."""
+    """Batch norm of one device's part, synchronized over ``names``."""
 
     def f(x: Any, mask: Any, mean: Any, var: Any, scale: Any, bias: Any) -> Outputs:
         y, stats = jn.batch_norm(
@@ -65,7 +65,7 @@ def local(names: Any) -> Callable[..., Outputs]:
 
 
 def split(a: Any, *sizes: int) -> Any:
-    """The batch axis of ``a`` split over devices; None stays."""
+    """Splits the batch axis of ``a`` over devices; None stays None."""
     return None if a is None else jnp.reshape(a, (*sizes, -1, *a.shape[1:]))
 
 
@@ -73,7 +73,7 @@ Mapped = Callable[..., Outputs]  # (x, mask, mean, var, scale, bias) of the whol
 
 
 def by_vmap(*args: Any) -> Outputs:
-    """One vmap axis."""
+    """Maps over one vmap axis."""
     x, mask, *rest = args
     f = jax.vmap(local("a"), in_axes=(0, 0, None, None, None, None), axis_name="a")
     y, mean, var = f(split(x, 8), split(mask, 8), *rest)
@@ -81,7 +81,7 @@ def by_vmap(*args: Any) -> Outputs:
 
 
 def by_two_vmaps(*args: Any) -> Outputs:
-    """Two vmap axes under two names."""
+    """Maps over two named vmap axes."""
     x, mask, *rest = args
     axes = (0, 0, None, None, None, None)
     f = jax.vmap(local(NAMES), in_axes=axes, axis_name="a")
@@ -91,7 +91,7 @@ def by_two_vmaps(*args: Any) -> Outputs:
 
 
 def by_pmap(*args: Any) -> Outputs:
-    """Pmap over all devices."""
+    """Maps over all devices with pmap."""
     x, mask, *rest = args
     f = jax.pmap(local("a"), in_axes=(0, None if mask is None else 0, *[None] * 4), axis_name="a")
     y, mean, var = f(split(x, 8), split(mask, 8), *rest)
@@ -99,7 +99,7 @@ def by_pmap(*args: Any) -> Outputs:
 
 
 def by_shard_map(check_vma: bool) -> Mapped:
-    """shard_map over a mesh of two names."""
+    """Maps over a mesh with two axis names, using shard_map."""
 
     def f(*args: Any) -> Outputs:
         specs = (P(NAMES), P(NAMES), P(), P(), P(), P())
@@ -112,7 +112,7 @@ def by_shard_map(check_vma: bool) -> Mapped:
 
 
 def by_mesh(*args: Any) -> Outputs:
-    """No map at all: jit over a mesh, the batch sharded."""
+    """Uses jit over a mesh with a sharded batch, without any map."""
     x, mask, *rest = args
     sharded = NamedSharding(mesh(), P(NAMES))
     x = jax.lax.with_sharding_constraint(x, sharded)
@@ -120,7 +120,7 @@ def by_mesh(*args: Any) -> Outputs:
 
 
 def by_shard_map_of_vmap(*args: Any) -> Outputs:
-    """A device axis outside, a vmap axis inside."""
+    """Maps over a device axis outside and a vmap axis inside."""
     x, mask, *rest = args
 
     def part(x: Any, mask: Any, *rest: Any) -> Outputs:
@@ -131,7 +131,7 @@ def by_shard_map_of_vmap(*args: Any) -> Outputs:
 
     specs = (P(NAMES), P(NAMES), P(), P(), P(), P())
     out = Outputs(P(NAMES), P(), P())
-    # jax's own psum over both kinds of axes is refused where shard_map checks
+    # with the check, shard_map refuses JAX's own psum over both kinds of axes
     return jax.shard_map(part, mesh=mesh(), in_specs=specs, out_specs=out, check_vma=False)(
         x, mask, *rest
     )
@@ -149,7 +149,7 @@ MAPPED: dict[str, Mapped] = {
 
 
 def data() -> tuple[Primals, Primals, Outputs]:
-    """Primals, tangents and cotangents; every device's part has a mean of its own."""
+    """Primals, tangents and cotangents; every device's part has a different mean."""
     case = Case("devices", SHAPE)
     at = case.primals()
     at = at._replace(x=at.x + np.arange(16, dtype=np.float32)[:, None, None, None])
@@ -159,7 +159,7 @@ def data() -> tuple[Primals, Primals, Outputs]:
 
 
 def check(outputs: Any, gradients: Any, mask: Any, tangents: Any = None) -> None:
-    """All of it is what the oracle says of the whole batch."""
+    """Checks all results against the oracle for the whole batch."""
     at, along, cotangents = data()
     norm = BatchNorm(-1, MOMENTUM, EPSILON, unbiased=True, mask=mask)
     for got, want in zip(outputs, norm.value(at), strict=True):
@@ -182,7 +182,7 @@ def check(outputs: Any, gradients: Any, mask: Any, tangents: Any = None) -> None
     ],
 )
 def test_derivatives_of_a_map(name: str, mask: str) -> None:
-    """Outputs, jvp and vjp of the mapped function are those of the whole batch on one device."""
+    """Outputs, JVP and VJP of the mapped function match those of the whole batch on one device."""
     at, along, cotangents = data()
     m = MASKS[mask]
 
@@ -201,16 +201,16 @@ def test_derivatives_of_a_map(name: str, mask: str) -> None:
 @pytest.mark.parametrize("mask", ["unmasked", "uneven"])
 @pytest.mark.parametrize("name", ["vmap", "pmap", "shard_map", "shard_map_unchecked"])
 def test_map_of_gradients(name: str, mask: str) -> None:
-    """The usual training step: gradients taken on each device, those of parameters summed."""
+    """Gradients taken on each device, and summed for parameters, match the whole batch."""
     at, _, cotangents = data()
     m = MASKS[mask]
-    checked = name == "shard_map"  # where jax itself sums what is replicated
+    checked = name == "shard_map"  # JAX itself sums the gradients of replicated values there
     axis = "a" if name in ("vmap", "pmap") else NAMES
 
     def one(x: Any, mask: Any, dy: Any, mean: Any, var: Any, scale: Any, bias: Any) -> Any:
         f = local(axis)
         outputs, pull = jax.vjp(lambda *at: f(at[0], mask, *at[1:]), x, mean, var, scale, bias)
-        share = 1 if checked else 1 / 8  # each device adds its share of the one loss
+        share = 1 if checked else 1 / 8  # each device adds its share of a single loss
         dx, *rest = pull(Outputs(dy, *(share * jnp.asarray(c) for c in cotangents[1:])))
         if not checked:
             rest = jax.lax.psum(rest, axis)
@@ -234,7 +234,7 @@ def test_map_of_gradients(name: str, mask: str) -> None:
 
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_second_order_through_shard_map(check_vma: bool) -> None:
-    """The gradient of a gradient through the all-reduce is that of the whole batch."""
+    """The gradient of a gradient through the all-reduce matches the whole batch."""
     at = Primals(*map(jnp.asarray, data()[0]))
     w = jnp.asarray(draw(np.random.default_rng(5), SHAPE, "float32"))
 
@@ -250,7 +250,7 @@ def test_second_order_through_shard_map(check_vma: bool) -> None:
 
 
 def test_variance_is_stable_across_devices() -> None:
-    """Mean/std = 1e4 on every device, and means that differ: the variance keeps 1e-3."""
+    """With mean/std = 1e4 and different means per device, the variance is accurate to 1e-3."""
     rng = np.random.default_rng(0)
     x = (1e4 + rng.standard_normal(SHAPE)).astype(np.float32)
     x[8:] += np.float32(2)
@@ -260,7 +260,7 @@ def test_variance_is_stable_across_devices() -> None:
 
 
 def test_mean_of_means_is_not_enough() -> None:
-    """Devices with counts 1 and 79: the truth is weighted by count, which a mean of means is not."""
+    """With counts of 1 and 79, moments are weighted by count; a mean of means would not be."""
     x = np.concatenate([np.full((1, 1), 10.0), np.zeros((79, 1))]).astype(np.float32)
     padded = np.zeros((2, 79, 1), np.float32)
     padded[0, :1], padded[1] = x[:1], x[1:]
@@ -278,7 +278,7 @@ GROUPS = {"equal": [[0, 3], [1, 2], [7, 5], [6, 4]], "unequal": [[5], [0, 1, 2, 
 
 
 def grouped(name: str, groups: Any, x: Any, mask: Any) -> Any:
-    """Gradient of a loss of batch norm's outputs and statistics on each device, by its group."""
+    """The gradient of a loss of batch norm's outputs and statistics on each device, within its group."""
     w = jnp.asarray(draw(np.random.default_rng(5), x.shape, "float32"))
 
     def one(x: Any, mask: Any, w: Any) -> Any:
@@ -304,11 +304,11 @@ def grouped(name: str, groups: Any, x: Any, mask: Any) -> Any:
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("name", ["vmap", "pmap", "shard_map", "shard_map_unchecked"])
 def test_groups_of_devices(name: str, groups: str) -> None:
-    """Each group has the statistics and the gradient of its own devices together, NaN elsewhere or not."""
+    """Each group gets the statistics and gradient of its own devices, even with NaN in another group."""
     rng = np.random.default_rng(0)
     x = rng.normal(np.arange(8)[:, None, None], size=(8, 4, 3)).astype(np.float32)
     mask = rng.random((8, 4, 1)) < 0.7
-    x[5] = np.nan  # what one group counts reaches no other
+    x[5] = np.nan  # NaN in one group reaches no other
     mask[5] = groups == "unequal"
     w = draw(np.random.default_rng(5), x.shape, "float32")
     gradient, mean = grouped(name, GROUPS[groups], jnp.asarray(x), jnp.asarray(mask))
@@ -344,7 +344,7 @@ def collectives(compiled: str) -> list[tuple[str, int]]:
 
 
 def step_text(f: Mapped, shape: tuple[int, ...], masked: bool) -> str:
-    """HLO of a training step's forward and backward pass over a sharded batch."""
+    """HLO of a training step's forward and backward passes over a sharded batch."""
     at = Case("compiled", shape).primals()
     sharded = NamedSharding(mesh(), P(NAMES))
     x = jax.device_put(at.x, sharded)
@@ -361,7 +361,7 @@ def step_text(f: Mapped, shape: tuple[int, ...], masked: bool) -> str:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_number_of_all_reduces(check_vma: bool, masked: bool) -> None:
-    """One forward, and one backward with the gradients of the parameters in it."""
+    """The forward pass takes one all-reduce, and so does the backward pass, parameters included."""
     text = step_text(by_shard_map(check_vma), (64, 12), masked)
     assert re.findall(rf" ({COLLECTIVES})(?:-start)?\(", text) == ["all-reduce"] * 2
 
@@ -374,9 +374,9 @@ COMPILED = {k: MAPPED[k] for k in ("shard_map", "shard_map_unchecked")} | {"mesh
 @pytest.mark.parametrize("shape", [(64, 12), (16, 12, 12, 12)], ids=str)
 @pytest.mark.parametrize("name", COMPILED)
 def test_no_activation_is_communicated(name: str, shape: tuple[int, ...], masked: bool) -> None:
-    """Only all-reduces of a few feature vectors: nothing gathered, no payload grows with x.
+    """Only a few feature vectors are all-reduced: nothing is gathered, and no payload grows with x.
 
-    Eight of all together, forward, backward and for the parameters.
+    There are at most eight in total, for the forward pass, the backward pass and the parameters.
     """
     found = collectives(step_text(COMPILED[name], shape, masked))
     assert found, "a synced norm has to communicate: the search found nothing"
@@ -386,7 +386,7 @@ def test_no_activation_is_communicated(name: str, shape: tuple[int, ...], masked
 
 
 def test_search_for_collectives_can_fail() -> None:
-    """A program that gathers the activation is caught by the search."""
+    """The search finds the collective in a program that gathers the activation."""
 
     def gathering(x: Any, mask: Any, *rest: Any) -> Outputs:
         x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh(), P()))

@@ -1,4 +1,4 @@
-"""Rows of zeros, constant rows, single elements, empty arrays, counts of none: answers stay finite."""
+"""Rows of zeros, constant rows, single elements, empty arrays and full masks give finite results."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,21 +14,21 @@ from tests.family import of
 
 
 def batch(x: Any, *parameters: Any, **options: Any) -> jax.Array:
-    """The first axis as features: each example has statistics of its own, as in the other norms."""
+    """Batch norm with the first axis as features, so each example has its own statistics."""
     return jn.batch_norm(x, jn.init_running_stats(len(x)), *parameters, feature_axes=0, **options)[
         0
     ]
 
 
 def tracked(x: Any, *parameters: Any, **options: Any) -> jax.Array:
-    """Running statistics too: a function of x that must be as finite as y."""
+    """Adds the running statistics to y, so that they must be finite too."""
     y, stats = jn.tracked_instance_norm(
         x, jn.init_running_stats(x.shape[-1]), *parameters, **options
     )
     return y + stats.mean.astype(y.dtype).sum() + stats.var.astype(y.dtype).sum()
 
 
-# Of (N, positions, channels): those that subtract a mean; with a scale alone; with a kernel's scale.
+# For (N, positions, channels). Norms that subtract a mean, then norms with only a scale.
 SUBTRACTING: dict[str, Callable[..., jax.Array]] = {
     "batch": batch,
     "layer": of(jn.layer_norm, reduction_axes=(1, 2)),
@@ -43,12 +43,11 @@ DIVIDING: dict[str, Callable[..., jax.Array]] = {
 }
 ALL = {**SUBTRACTING, **DIVIDING, "tracked": tracked}
 MASKED = [name for name in ALL if name not in ("standardization", "weight")]
-# Two faults of the package, to be taken off with them.
 EPSILONS = pytest.mark.parametrize("options", [{}, {"epsilon": 0.0}], ids=["default", "zero"])
 
 
 def parameters(name: str, x: Any) -> list[Any]:
-    """Random scale and, where there is one, bias."""
+    """A random scale and, if the norm has one, a bias."""
     shape = x.shape[:1] if name in ("batch", "weight", "standardization") else x.shape[-1:]
     one = name in (*DIVIDING, "standardization")
     return [draw(np.random.default_rng(i), shape, "float32", 1.0) for i in range(1 if one else 2)]
@@ -68,12 +67,12 @@ def derivatives(f: Callable[..., jax.Array], *at: Any, second: bool = True) -> l
 
 
 def all_finite(arrays: list[Any]) -> bool:
-    """Whether none of them has a NaN or an infinity."""
+    """Whether no array has a NaN or an infinity."""
     return all(bool(jnp.isfinite(a).all()) for a in arrays)
 
 
 def examples() -> np.ndarray:
-    """Zeros; a constant; all but one zero; two values; anything."""
+    """Zeros; a constant; all zero but one; two values; random values."""
     x = np.zeros((5, 3, 6), np.float32)
     x[1] = 3.3
     x[2, 1, 2] = 1.0
@@ -86,7 +85,7 @@ def examples() -> np.ndarray:
 @EPSILONS
 @pytest.mark.parametrize("name", ALL)
 def test_zeros_and_constants(name: str, options: Any) -> None:
-    """Finite in value, gradient and second derivative, also with no epsilon to help."""
+    """Value, gradient and second derivative are finite, even with an epsilon of 0."""
     x = examples()
     assert all_finite(derivatives(of(ALL[name], **options), x, *parameters(name, x)))
 
@@ -94,7 +93,7 @@ def test_zeros_and_constants(name: str, options: Any) -> None:
 @EPSILONS
 @pytest.mark.parametrize("name", {**SUBTRACTING, **DIVIDING})
 def test_zeros_stay(name: str, options: Any) -> None:
-    """An example of zeros comes out as bias alone, a constant one as well where a mean is subtracted."""
+    """An example of zeros gives the bias, and so does a constant one if the norm subtracts a mean."""
     x = examples()[:2]
     y = jax.jit(of(ALL[name], **options))(x)
     assert not y[0].any()
@@ -104,7 +103,7 @@ def test_zeros_stay(name: str, options: Any) -> None:
 
 @pytest.mark.parametrize("name", {**SUBTRACTING, **DIVIDING})
 def test_an_epsilon_that_float32_rounds_to_none(name: str) -> None:
-    """Positive, but as good as 0."""
+    """A positive epsilon that float32 flushes to 0 gives finite results."""
     y = jax.jit(of(ALL[name], epsilon=1e-42))(examples()[:2])
     assert not y[0].any()
     assert all_finite([y])
@@ -114,7 +113,7 @@ def test_an_epsilon_that_float32_rounds_to_none(name: str) -> None:
 @EPSILONS
 @pytest.mark.parametrize("name", ALL)
 def test_single_element(name: str, options: Any) -> None:
-    """One value has no variance, and comes out as bias; its length is its magnitude."""
+    """A single value gives the bias, or ±1 if the norm divides by a length; derivatives are finite."""
     x = np.full((1, 1, 1), -3.0, np.float32)
     options = {**options, **({"num_groups": 1} if name == "group" else {})}
     f = of(ALL[name], **options)
@@ -129,7 +128,7 @@ def test_single_element(name: str, options: Any) -> None:
 @pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6)], ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_empty(name: str, shape: tuple[int, ...]) -> None:
-    """No examples, or none but empty ones: an answer of that shape, parameters with a finite gradient."""
+    """Inputs with no examples or only empty ones keep their shape, and gradients are finite."""
     x = np.zeros(shape, np.float32)
     found = derivatives(ALL[name], x, *parameters(name, x))
     assert found[0].shape == shape
@@ -140,9 +139,9 @@ def test_empty(name: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", MASKED)
 def test_counts_of_one_and_of_none(name: str, dtype: str) -> None:
-    """An example with everything masked, and one with a single value that is not.
+    """Fully masked examples and those with one unmasked value give finite results.
 
-    At a variance of 0 the second derivative is beyond float16.
+    At a variance of 0 the second derivative exceeds float16.
     """
     x = draw(np.random.default_rng(0), (3, 3, 6), dtype, 1.0, 2.0)
     mask = np.zeros((3, 3, 6), bool)
@@ -156,7 +155,7 @@ def test_counts_of_one_and_of_none(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", ["batch", "layer", "group", "instance", "rms", "l2"])
 def test_where_nothing_counts_values_stay(name: str) -> None:
-    """An example with everything masked is normalized with mean 0 and variance, or length, 1."""
+    """A fully masked example is normalized with mean 0 and a variance, or length, of 1."""
     x = draw(np.random.default_rng(0), (2, 3, 6), "float32", 1.0, 2.0)
     mask = jnp.asarray([False, True])[:, None, None]
     y = jax.jit(of(ALL[name], mask=mask))(x)
@@ -166,7 +165,7 @@ def test_where_nothing_counts_values_stay(name: str) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [*SUBTRACTING, *DIVIDING])
 def test_what_is_not_finite_is_not_hidden(name: str, value: float) -> None:
-    """A NaN or an infinity that counts spoils its own statistic, visibly, and that of no other example."""
+    """An unmasked NaN or infinity shows in its own example and affects no other."""
     x = examples()
     x[4, 1, 1] = value
     y = jax.jit(ALL[name])(x)
@@ -177,7 +176,7 @@ def test_what_is_not_finite_is_not_hidden(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("name", {**SUBTRACTING, **DIVIDING})
 def test_an_overflow_is_not_hidden(name: str) -> None:
-    """Where the squares overflow, an example does not come out as large as it went in."""
+    """If its squares overflow, an example does not come out unnormalized."""
     x = examples()[4:] * np.float32(1e20)
     y = np.asarray(jax.jit(ALL[name])(x))
     assert not np.any(np.isfinite(y) & (np.abs(y) > 1e3))

@@ -1,4 +1,4 @@
-"""Laws of the other norms, and between them, with random scale and bias."""
+"""Laws of the other norms, and equalities between them, with random scale and bias."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from tests.cases import draw
 from tests.family import AXES, Norm, of
 from tests.oracle import assert_close
 
-# A single value is its own mean: there a law says nothing.
+# The law is trivial for a single value, which is its own mean.
 SEVERAL = {name: norm for name, norm in AXES.items() if name != "instance no positions"}
 every = pytest.mark.parametrize("name", SEVERAL)
 
@@ -21,19 +21,19 @@ Function = Callable[..., jax.Array]
 
 
 def exactly(norm: Norm) -> Any:
-    """Without ε, compiled."""
+    """The norm with ε = 0, compiled."""
     return jax.jit(of(norm.ours, epsilon=0.0))
 
 
 def sums(norm: Norm, values: Any) -> np.ndarray:
-    """Over each cell."""
+    """Sums over each cell."""
     return np.bincount(norm.cells(norm.shape).ravel(), np.float64(values).ravel())
 
 
 def same(
     ours: Function, theirs: Function, shape: tuple[int, ...], features: int, **mask: Any
 ) -> None:
-    """Two norms are one: outputs, and gradients of x and of random scale and bias."""
+    """Checks that two norms agree in outputs and in the gradients of x and random scale and bias."""
     rng = np.random.default_rng(0)
     at = (draw(rng, shape, "float32", 1.0, 2.0), *draw(rng, (2, shape[features]), "float32"))
     dy = draw(rng, shape, "float32")
@@ -108,14 +108,14 @@ EQUAL: dict[str, tuple[Function, Function, tuple[int, ...], int]] = {
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("law", EQUAL)
 def test_one_norm_is_another(law: str, with_mask: bool) -> None:
-    """Outputs and gradients."""
+    """Outputs and gradients of the two norms agree."""
     ours, theirs, shape, features = EQUAL[law]
     mask = {"mask": np.random.default_rng(1).random(shape) < 0.7} if with_mask else {}
     same(ours, theirs, shape, features, **mask)
 
 
 def test_rms_norm_is_layer_norm_without_a_mean() -> None:
-    """Where the mean is zero they are equal; and a unit vector is 1/√n of that."""
+    """RMS norm equals layer norm where the mean is zero, and is √n times the L2-normalized vector."""
     x = draw(np.random.default_rng(0), (5, 16), "float32", 1.0, 2.0)
     rms = jn.rms_norm(x, epsilon=0.0)
     assert_close(jn.l2_normalize(x, epsilon=0.0) * 4, np.asarray(rms))
@@ -126,7 +126,7 @@ def test_rms_norm_is_layer_norm_without_a_mean() -> None:
 
 @every
 def test_statistics_of_the_output(name: str) -> None:
-    """Mean 0 and variance 1, mean square 1, or length 1, of each cell."""
+    """Each cell of the output has mean 0 and variance 1, mean square 1, or length 1."""
     norm = SEVERAL[name]
     y = exactly(norm)(norm.primals()[0])
     n = sums(norm, np.ones(norm.shape))
@@ -141,7 +141,7 @@ def test_statistics_of_the_output(name: str) -> None:
 
 @every
 def test_shift_and_scale_change_nothing(name: str) -> None:
-    """Of x, by powers of two, which round nothing; a minus shows in y less bias; RMS sees a shift."""
+    """Exact scaling by powers of two changes nothing but the sign; only RMS is sensitive to shifts."""
     norm = SEVERAL[name]
     x, *affine = norm.primals()
     x = np.round(x * 64) / 64
@@ -157,7 +157,7 @@ def test_shift_and_scale_change_nothing(name: str) -> None:
 
 @every
 def test_idempotent_as_epsilon_goes_to_0(name: str) -> None:
-    """A second norm, with random scale and bias, undoes a first, with one scale and bias for all."""
+    """As ε goes to 0, a second norm undoes a first one that has uniform scale and bias."""
     norm = SEVERAL[name]
     x, *affine = norm.primals()
     first = [np.full_like(a, c) for a, c in zip(affine, (2.5, -0.5), strict=False)]
@@ -172,7 +172,7 @@ def test_idempotent_as_epsilon_goes_to_0(name: str) -> None:
 
 @every
 def test_gradient_is_orthogonal_to_shift_and_scale(name: str) -> None:
-    """Σ dx x = 0 over each cell, so training turns a kernel and leaves its length; Σ dx = 0 as well."""
+    """Σ dx x = 0 in each cell, so training rotates a kernel without scaling it; Σ dx = 0 as well."""
     norm = SEVERAL[name]
     x, *affine = norm.primals()
     w = draw(np.random.default_rng(3), norm.shape, "float32")
@@ -187,7 +187,7 @@ def test_gradient_is_orthogonal_to_shift_and_scale(name: str) -> None:
 
 @every
 def test_order_within_a_cell_does_not_matter(name: str) -> None:
-    """Reversed along every reduced axis, and groups with it, y is reversed."""
+    """Reversing x along every reduced axis, groups included, reverses y."""
     norm = SEVERAL[name]
     x = norm.primals()[0]
     axes = norm.reduced

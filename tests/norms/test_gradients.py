@@ -1,4 +1,4 @@
-"""Every entry of every gradient against float64: first and second order, of every choice of axes."""
+"""Every entry of every gradient against float64: first and second order, for every choice of axes."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ from tests.family import AXES, Norm
 from tests.oracle import assert_close, gradient, hessian_times, slope
 from tests.selecting import thorough_but
 
-# One of each norm, for what does not depend on the axes.
+# One case of each norm, for tests that do not depend on the axes.
 BRIEFLY = ("layer -1", "rms first", "instance last", "group first", "l2 -1", "weight last")
 BRIEFLY += ("standardization last",)
 
 
 def curved(y: Any, weights: Any) -> Any:
-    """A number whose first and second derivatives for y are all different."""
+    """A scalar whose first and second derivatives with respect to y are all different."""
     return ((weights + y) * y**2).sum()
 
 
 def padded(norm: Norm, x: Any) -> tuple[Any, dict[str, Any]]:
-    """NaN under half of the mask, and the option that says so; what else is masked is normalized too."""
+    """Puts NaN under half of the mask and adds the mask option; other masked elements are normalized too."""
     mask = norm.mask()
     if mask is None:
         return x, {}
@@ -42,12 +42,12 @@ def reverse_of_reverse(f: Any, at: Any, along: Any) -> Any:
 
 
 def reverse_of_forward(f: Any, at: Any, along: Any) -> Any:
-    """The gradient of the slope along ``along``."""
+    """The gradient of the derivative along ``along``."""
     return jax.grad(lambda at: jax.jvp(f, (at,), (along,))[1])(at)
 
 
 def check(norm: Norm, dtype: str, with_mask: bool, *nestings: Any) -> None:
-    """Derivatives of `curved`: in both modes, and the Hessian along a direction in several nestings."""
+    """Checks derivatives of `curved` in both modes, and Hessian products in several nestings."""
     (x, *parameters), along = norm.primals(dtype=dtype), norm.primals(1, 0.0, dtype)
     x, options = padded(norm, x) if with_mask else (x, {})
     at = (x, *parameters)
@@ -56,7 +56,7 @@ def check(norm: Norm, dtype: str, with_mask: bool, *nestings: Any) -> None:
     @jax.jit
     def derivatives(at: Any, along: Any) -> Any:
         def f(at: Any) -> jax.Array:
-            # y in float32: what is rounded is the gradient, once, and not the loss
+            # y in float32, so that only the gradient is rounded, once, and not the loss
             y = norm.ours(*at, epsilon=0.1, dtype=jnp.float32, **options)
             return curved(y, weights)
 
@@ -77,17 +77,17 @@ def check(norm: Norm, dtype: str, with_mask: bool, *nestings: Any) -> None:
     assert abs(float(forward) - slope(oracle, at, along)) < 1e-5 * size
     want = hessian_times(oracle, at, along)
     largest = max(np.abs(h).max(initial=0) for h in want)
-    # x is read twice, so a second derivative is the sum of two that were rounded to its dtype
+    # x is read twice, so a second derivative sums two terms that were rounded to its dtype
     tolerance = 2.0**-7 if dtype == "bfloat16" else 1e-3
     for nesting in second:
         for got, expected in zip(nesting, want, strict=True):
-            # where it is zero (a single value has no variance) the differences are not
+            # central differences of an exact zero (the variance of a single value) are not zero
             assert_close(got, np.where(np.abs(expected) < 1e-5 * largest, 0, expected), tolerance)
 
 
 @pytest.mark.parametrize("name", AXES)
 def test_every_choice_of_axes(name: str) -> None:
-    """Without a mask."""
+    """Derivatives match float64 without a mask."""
     check(AXES[name], "float32", False)
 
 
@@ -95,7 +95,7 @@ def test_every_choice_of_axes(name: str) -> None:
     "name", thorough_but((n for n, norm in AXES.items() if norm.takes_mask), *BRIEFLY)
 )
 def test_every_choice_of_axes_with_nan_under_a_mask(name: str) -> None:
-    """The same where some are masked, and NaN is among those."""
+    """Derivatives match float64 with NaN under the mask."""
     check(AXES[name], "float32", True)
 
 
@@ -103,7 +103,7 @@ def test_every_choice_of_axes_with_nan_under_a_mask(name: str) -> None:
 @pytest.mark.parametrize("nesting", [reverse_of_reverse, reverse_of_forward])
 @pytest.mark.parametrize("name", ["layer -1", "rms first", "group first"])
 def test_other_nestings(name: str, nesting: Any) -> None:
-    """Besides forward over reverse, which is what the others take."""
+    """Nestings besides forward over reverse, which the other tests use, match float64."""
     check(AXES[name], "float32", True, nesting)
 
 
@@ -111,7 +111,7 @@ def test_other_nestings(name: str, nesting: Any) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", BRIEFLY)
 def test_half_precision(name: str, dtype: str) -> None:
-    """Gradients of half-precision x and parameters are the oracle's at these, rounded once."""
+    """Gradients for half-precision x and parameters are the oracle's for those values, rounded once."""
     check(AXES[name], dtype, True)
 
 
@@ -119,7 +119,7 @@ def test_half_precision(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", BRIEFLY)
 def test_half_precision_throughout(name: str, dtype: str) -> None:
-    """With y and its cotangent in half precision too: one rounding in each direction."""
+    """With y and its cotangent in half precision too, each direction rounds once."""
     norm = AXES[name]
     (x, *parameters), along = norm.primals(dtype=dtype), norm.primals(1, 0.0, dtype)
     x, options = padded(norm, x)

@@ -21,28 +21,27 @@ CONSTANTS: dict[str, Any] = {
     "alpha": 0.7,
     "beta": 0.6,
     "k": 1.3,
-}  # of which each is seen in the result
-# One channel; odd and even windows; as many as there are channels; more, and far more.
+}  # each affects the result
+# A single channel; odd and even windows; all channels; more than all, and far more.
 SIZES = (1, 2, 3, 4, 5, 6, 7, 11, 12, 20)
-# Faults of the package, to be taken off with them.
 
 
 def activations(shape: tuple[int, ...] = (2, 3, 6), dtype: str = "float32", seed: int = 0) -> Any:
-    """Random activations with a mean."""
+    """Random activations with a nonzero mean."""
     return draw(np.random.default_rng(seed), shape, dtype, 0.5, 1.5)
 
 
 @pytest.mark.parametrize("channel", [-1, 1, 0])
 @pytest.mark.parametrize("size", SIZES)
 def test_value(size: int, channel: int) -> None:
-    """Windows of odd and even sizes, along any axis."""
+    """Windows of odd and even sizes work along any axis."""
     x = activations((6, 6, 6))
     f = jax.jit(lambda x: jn.local_response_norm(x, size=size, feature_axes=channel, **CONSTANTS))
     assert_close(f(x), oracle(x, size, channel=channel, **CONSTANTS))
 
 
 def test_window() -> None:
-    """A single loud channel is heard by those near it: of an even size, by one more after it."""
+    """One loud channel affects its neighbors; windows of even size reach one channel further after it."""
     x = jnp.full((1, 9), 1e-3).at[0, 4].set(1)
     for size, heard in ((1, [4]), (2, [4, 5]), (3, [3, 4, 5]), (4, [3, 4, 5, 6])):
         y = jn.local_response_norm(x, size=size, alpha=1.0 * size, beta=1.0, k=1.0)
@@ -58,7 +57,7 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize("shape", [(6,), (2, 6), (2, 3, 4, 6), (2, 1, 3, 2, 6)], ids=str)
 def test_any_rank(shape: tuple[int, ...]) -> None:
-    """Also a single vector of channels."""
+    """Arrays of any rank work, including a single vector of channels."""
     x = activations(shape)
     y = jax.jit(lambda x: jn.local_response_norm(x, size=3, **CONSTANTS))(x)
     assert_close(y, oracle(x, 3, **CONSTANTS))
@@ -66,7 +65,7 @@ def test_any_rank(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "complex64"])
 def test_dtypes(dtype: str) -> None:
-    """The sum of squares, beyond float16 here, is float32; y is rounded once."""
+    """The sum of squares, too large for float16 here, is float32; y is rounded once."""
     x = activations(dtype=dtype)
     x = jnp.asarray(x) * 100 if dtype != "complex64" else x
     options = {"size": 5, **CONSTANTS}
@@ -80,7 +79,7 @@ def test_dtypes(dtype: str) -> None:
 
 
 def test_integers() -> None:
-    """Their result is float32."""
+    """Integer input gives a float32 result."""
     x = jnp.arange(-6, 6).reshape(2, 6)
     y = jn.local_response_norm(x, size=3, **CONSTANTS)
     assert y.dtype == jnp.float32
@@ -99,7 +98,7 @@ def test_integers() -> None:
     ],
 )
 def test_derivatives(size: int, channel: int, dtype: str) -> None:
-    """Reverse, forward, and the Hessian in every nesting, with random cotangents."""
+    """Reverse, forward, and Hessian products in every nesting match the oracle for random cotangents."""
     options = {"size": size, **CONSTANTS}
     shape = (2, 3, 5)
     x, along = activations(shape, dtype), activations(shape, dtype, seed=1)
@@ -127,12 +126,12 @@ def test_derivatives(size: int, channel: int, dtype: str) -> None:
     assert_close(first, want, 1e-4)
     np.testing.assert_allclose(forward, slope(loss, [x], [along]), rtol=1e-4)
     (want,) = hessian_times(loss, [x], [along])
-    for second in seconds:  # of a narrow x, two halves that were rounded
+    for second in seconds:  # for a narrow x, the sum of two rounded halves
         assert_close(second, want, {"bfloat16": 2.0**-7}.get(dtype, 1e-3))
 
 
 def test_scale_of_x_is_a_scale_of_the_constant() -> None:
-    """Without k, a x gives a^(1 - 2β) y: with β = 1/2 loudness is forgotten."""
+    """With k = 0, scaling x by a scales y by a^(1 - 2β), which is 1 for β = 1/2."""
     x = activations()
     f = jax.jit(lambda x: jn.local_response_norm(x, size=3, alpha=2.0, beta=0.5, k=0.0))
     assert_close(f(8 * x), np.asarray(f(x)))
@@ -140,7 +139,7 @@ def test_scale_of_x_is_a_scale_of_the_constant() -> None:
 
 
 def test_all_channels_with_beta_a_half_is_rms_norm() -> None:
-    """A window that always has every channel: Σ/size is the mean square, times channels/size."""
+    """If the window covers all channels, Σ/size is the mean square times channels/size."""
     x = activations((4, 6))
     y = jn.local_response_norm(x, size=12, alpha=2.0, beta=0.5, k=0.25)
     assert_close(y, np.asarray(jn.rms_norm(x, epsilon=0.25)))
@@ -148,7 +147,7 @@ def test_all_channels_with_beta_a_half_is_rms_norm() -> None:
 
 @pytest.mark.parametrize("k", [1.0, 0.0])
 def test_silence(k: float) -> None:
-    """Channels of zeros stay, with finite derivatives; their neighbours are as they were."""
+    """Channels of zeros stay zero with finite derivatives, and their neighbors are not affected."""
     x = activations((3, 8))
     x[0], x[1, 2:] = 0, 0
     f = lambda x: jn.local_response_norm(x, size=3, alpha=1.0, k=k)  # noqa: E731
@@ -161,7 +160,7 @@ def test_silence(k: float) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6), (2, 3, 0), (1, 1, 1)], ids=str)
 def test_empty_and_single(shape: tuple[int, ...]) -> None:
-    """No examples, no positions, no channels, or one of each."""
+    """Inputs may have no examples, no positions, no channels, or one of each."""
     x = np.ones(shape, np.float32)
     f = lambda x: jn.local_response_norm(x, size=4, **CONSTANTS)  # noqa: E731
     y, dx = jax.jit(lambda x: (f(x), jax.grad(lambda x: f(x).sum())(x)))(x)
@@ -170,10 +169,10 @@ def test_empty_and_single(shape: tuple[int, ...]) -> None:
 
 
 def test_vmap() -> None:
-    """Over the batch, over an axis behind the channels, and over both: values and gradients."""
+    """Values and gradients are right under vmap over the batch, an axis after the channels, and both."""
     x, dy = activations((2, 4, 6, 3)), activations((2, 4, 6, 3), seed=1)
     f = lambda x: jn.local_response_norm(x, size=4, feature_axes=-1, **CONSTANTS)  # noqa: E731
-    last = jax.vmap(f, in_axes=-1, out_axes=-1)  # of (batch, positions, channels, models)
+    last = jax.vmap(f, in_axes=-1, out_axes=-1)  # for (batch, positions, channels, models)
     both = jax.vmap(jax.vmap(f, in_axes=-1, out_axes=-1))
     want = oracle(x, 4, channel=2, **CONSTANTS)
     (want_dx,) = gradient(lambda x: (dy * oracle(x, 4, channel=2, **CONSTANTS)).sum(), [x])
@@ -185,7 +184,7 @@ def test_vmap() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 9])
 def test_pytorch(size: int) -> None:
-    """Values and gradients, also of even sizes, where PyTorch's window decides."""
+    """Values and gradients match PyTorch, including its choice of window for even sizes."""
     torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
     x, dy = activations((2, 6, 3, 4)), activations((2, 6, 3, 4), seed=1)
     theirs = torch.from_numpy(x).requires_grad_()

@@ -1,6 +1,6 @@
-"""What is masked and not finite is read as what is subtracted: the mean, and 0 where there is none.
+"""Non-finite masked values are read as what the norm subtracts: the mean, or 0 without one.
 
-So nothing depends on it, forward or backward; and two norms that are one by their own words are one here too.
+Nothing depends on them, forward or backward, and norms that are documented as equal stay equal.
 """
 
 from collections.abc import Callable
@@ -22,18 +22,18 @@ BATCH, INSTANCE, LAYER = (0, 1, 2), (1, 2), -1
 
 
 def mean_over(axes: Any, mask: Any = MASK) -> np.ndarray:
-    """Of what counts."""
+    """The mean of unmasked elements."""
     return oracle.moments(X, axes, mask).mean
 
 
 def mean_of_groups() -> np.ndarray:
-    """Of two groups of two channels."""
+    """The means of two groups of two channels."""
     split, mask = (a.reshape(4, 4, 2, 2, 2) for a in (X, MASK))
     return np.repeat(oracle.moments(split, (1, 2, 4), mask).mean.reshape(4, 1, 1, 2), 2, -1)
 
 
 def mean_of_switchable() -> np.ndarray:
-    """The mixture."""
+    """The mixture of means of switchable norm."""
     shares = np.exp(wide(INPUTS["mean_weights"]))
     means = mean_over(INSTANCE), mean_over((1, 2, 3)), mean_over(BATCH)
     return sum(w * m for w, m in zip(shares / shares.sum(), means, strict=True))  # pyright: ignore[reportReturnType]
@@ -69,18 +69,18 @@ ABOUT_ZERO = {
     "rms_norm",
     "scale_norm",
 }
-FUNCTIONS = [name for name in functions("mask") if name != "moments"]  # which returns nothing of x
+FUNCTIONS = [name for name in functions("mask") if name != "moments"]  # which returns no y
 
 
 def test_all_are_here() -> None:
-    """Each in one of the two."""
+    """Each function is listed exactly once."""
     assert MEANS.keys() ^ ABOUT_ZERO == set(FUNCTIONS)
 
 
 @pytest.mark.parametrize("unreadable", [np.nan, -np.inf])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_read_as_the_mean(name: str, unreadable: float) -> None:
-    """The value there, and all gradients of what is elsewhere, are those of an x that is the mean there."""
+    """Outputs, and gradients of all other elements, are as if the masked elements were the mean."""
     counted = MASKS.get(name, MASK)
     mask = np.broadcast_to(counted, X.shape)
     instead = MEANS[name]() if name in MEANS else np.zeros(1)
@@ -107,11 +107,11 @@ def test_read_as_the_mean(name: str, unreadable: float) -> None:
     for got, wanted in zip(jax.tree.leaves(elsewhere), jax.tree.leaves(want), strict=True):
         assert_close(got, wide(wanted), 1e-5)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(everywhere))
-    assert not np.asarray(everywhere[0])[~mask].any()  # nothing depends on it
+    assert not np.asarray(everywhere[0])[~mask].any()  # nothing depends on them
 
 
 def test_batch_renorm_within_no_limits_is_batch_norm() -> None:
-    """By its docstring: with what is masked, in outputs, statistics and gradients."""
+    """With rmax=1 and dmax=0, batch renorm of masked NaN equals batch norm in outputs and gradients."""
     x = np.where(MASK, X, np.float32(np.nan))
     scale, bias = INPUTS["scale"], INPUTS["bias"]
     renorm = partial(jn.batch_renorm, rmax=1.0, dmax=0.0)

@@ -1,4 +1,4 @@
-"""The gradient of a maximum of y, which compares y with itself as another loop computed it."""
+"""Gradients of a maximum of y, which compares y with a copy computed by another loop."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ import pytest
     ],
 )
 def test_gradients_of_maxima_when_compiled(norms: list[str]) -> None:
-    """Compiled as users compile, they are the gradients of the same function not compiled."""
+    """With users' compiler flags, compiled gradients match uncompiled ones."""
     ran = subprocess.run(
         [sys.executable, "-m", "tests.norms.maxima", *norms],
         cwd=Path(__file__).parents[2],

@@ -1,4 +1,4 @@
-"""jit over a mesh, without a name: the values of one device, and no activation gathered."""
+"""jit over a mesh, without an axis name: the values of one device, and no activation gathered."""
 
 import re
 from collections.abc import Callable
@@ -37,7 +37,7 @@ COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatte
 
 
 def step(norm: str, dy: jax.Array, *arguments: Any) -> Any:
-    """Output, running statistics if there are any, and gradients of x, scale and bias."""
+    """Output, running statistics if any, and gradients of x, scale and bias."""
     x, scale, bias, *rest = arguments
 
     def f(x: Any, scale: Any, bias: Any) -> Any:
@@ -53,7 +53,7 @@ def step(norm: str, dy: jax.Array, *arguments: Any) -> Any:
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_mesh_changes_nothing(norm: str, spec: str, kind: AxisType) -> None:
-    """However x is split over a mesh, and its parameters with its channels."""
+    """Sharding x, and the parameters along its channels, does not change the results."""
     rng = np.random.default_rng(0)
     x, dy = (draw(rng, SHAPE, "float32") for _ in range(2))
     scale, bias = (draw(rng, (8,), "float32") for _ in range(2))
@@ -83,7 +83,7 @@ def test_a_mesh_changes_nothing(norm: str, spec: str, kind: AxisType) -> None:
 
 
 def test_every_axis_is_split() -> None:
-    """Rows over one explicit axis of a mesh, channels over the other."""
+    """Rows and channels can be split over different explicit axes of a mesh."""
     rng = np.random.default_rng(1)
     x, dy = (draw(rng, (16, 8), "float32") for _ in range(2))
     scale, bias = (draw(rng, (8,), "float32") for _ in range(2))
@@ -101,7 +101,7 @@ def test_every_axis_is_split() -> None:
         assert_close(np.asarray(ours), np.float64(theirs), 2e-5)
 
 
-# --- parameters and state are whole, and the activation is split ------------------------------------
+# --- replicated parameters and state, sharded activation ------------------------------------------
 
 MESHED = [name for name in functions("feature_axes") if name not in ELSEWHERE]
 LARGE = {"x", "y", "kernel", "style", "query", "key"}
@@ -111,7 +111,7 @@ LARGE = {"x", "y", "kernel", "style", "query", "key"}
 @pytest.mark.parametrize("axis", [0, -1], ids=["batch", "channels"])
 @pytest.mark.parametrize("name", [*MESHED, "spectral_norm", "conv_spectral_norm", "qk_norm"])
 def test_small_arrays_need_not_be_split(name: str, axis: int) -> None:
-    """Results and gradients are those of one device, and state and gradients lie as what they are of."""
+    """Results and gradients match one device, and each gradient is sharded like its input."""
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
     given = arguments(name)
     given |= {"mask": MASKS.get(name, MASK)} if "mask" in parameters(name) else {}

@@ -1,4 +1,4 @@
-"""ONNX's conformance vectors: what its backends are tested with comes out of the functions here."""
+"""ONNX's conformance vectors: the functions here give the expected outputs."""
 
 import importlib
 import warnings
@@ -18,13 +18,13 @@ onnx: Any = pytest.importorskip("onnx", reason="onnx is not installed: its test 
 NODE = "onnx.backend.test.case.node"
 Outputs = tuple[Any, ...]
 
-RTOL, ATOL = 1e-4, 1e-6  # of values of order 1; ONNX's own runner has 1e-3 and 1e-7
+RTOL, ATOL = 1e-4, 1e-6  # for values of order 1; ONNX's own runner uses 1e-3 and 1e-7
 
 
 def batch_norm(a: Any, x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Outputs:
-    """In training mode the running statistics as well: momentum weighs the old, of a biased variance."""
+    """Also returns running statistics in training: momentum weighs the old value, and variance is biased."""
     stats, options = jn.RunningStats(mean, var), {"feature_axes": 1, "epsilon": a["epsilon"]}
-    momentum = a["momentum"]  # may be given in evaluation, where nothing moves
+    momentum = a["momentum"]  # may be given in evaluation, where it has no effect
     if not a["training_mode"]:
         return (jn.batch_norm_inference(x, stats, scale, bias, **options),)
     y, stats = jn.batch_norm(x, stats, scale, bias, momentum=momentum, **options)
@@ -32,7 +32,7 @@ def batch_norm(a: Any, x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Ou
 
 
 def layer_norm(a: Any, x: Any, scale: Any, bias: Any) -> Outputs:
-    """All axes from ``axis`` on; the mean and the reciprocal of the deviation as well."""
+    """Reduces all axes from ``axis`` on; also returns the mean and the reciprocal of the deviation."""
     axes = tuple(range(a["axis"] % x.ndim, x.ndim))
     y = jn.layer_norm(x, scale, bias, reduction_axes=axes, feature_axes=axes, epsilon=a["epsilon"])
     m = jn.moments(x, axes)
@@ -40,13 +40,13 @@ def layer_norm(a: Any, x: Any, scale: Any, bias: Any) -> Outputs:
 
 
 def rms_norm(a: Any, x: Any, scale: Any) -> Outputs:
-    """All axes from ``axis`` on."""
+    """Reduces all axes from ``axis`` on."""
     axes = tuple(range(a["axis"] % x.ndim, x.ndim))
     return (jn.rms_norm(x, scale, reduction_axes=axes, feature_axes=axes, epsilon=a["epsilon"]),)
 
 
 def group_norm(a: Any, x: Any, scale: Any, bias: Any) -> Outputs:
-    """Until opset 20 there is a scale a group, from 21 on one a channel."""
+    """Up to opset 20 there is one scale per group, from 21 on one per channel."""
     if a["opset"] < 21:
         scale, bias = (np.repeat(p, x.shape[1] // a["num_groups"]) for p in (scale, bias))
     options = {"num_groups": a["num_groups"], "epsilon": a["epsilon"]}
@@ -54,7 +54,7 @@ def group_norm(a: Any, x: Any, scale: Any, bias: Any) -> Outputs:
 
 
 def instance_norm(a: Any, x: Any, scale: Any, bias: Any) -> Outputs:
-    """Channels first."""
+    """Channels come first."""
     return (jn.instance_norm(x, scale, bias, feature_axes=1, epsilon=a["epsilon"]),)
 
 
@@ -65,16 +65,16 @@ def local_response_norm(a: Any, x: Any) -> Outputs:
 
 
 def l2_normalize(a: Any, x: Any) -> Outputs:
-    """``p=2``; a vector of zeros stays one."""
+    """Covers ``p=2``; a zero vector stays zero."""
     return (jn.l2_normalize(x, reduction_axes=a["axis"]),)
 
 
 def mean_variance_normalization(a: Any, x: Any) -> Outputs:
-    """Layer norm over any axes, with an ε of 1e-9 outside the root: none that shows."""
+    """Layer norm over any axes; ONNX's ε of 1e-9 outside the root is too small to matter."""
     return (jn.layer_norm(x, reduction_axes=tuple(a["axes"]), feature_axes=(), epsilon=0.0),)
 
 
-# op: the file of its vectors, what computes it here, how many vectors there are at least
+# op: the file of its vectors, the function here that computes it, the least number of vectors
 OPS: dict[str, tuple[str, Callable[..., Outputs], int]] = {
     "BatchNormalization": ("batch_normalization", batch_norm, 4),
     "LayerNormalization": ("layernormalization", layer_norm, 19),
@@ -85,12 +85,12 @@ OPS: dict[str, tuple[str, Callable[..., Outputs], int]] = {
     "LpNormalization": ("lpnormalization", l2_normalize, 3),
     "MeanVarianceNormalization": ("meanvariancenormalization", mean_variance_normalization, 1),
 }
-# What needs no argument here. Statistics are float32 or wider, which is what stash_type=1 asks for.
+# Attributes that need no argument here. Statistics are float32 or wider, as stash_type=1 requires.
 UNREAD = {"stash_type": 1, "p": 2, "is_test": 1}
 
 
 class Attributes(dict[str, Any]):
-    """Attributes of a node, with the defaults of its opset; remembers which were read."""
+    """Attributes of a node, with the defaults of its opset; records which ones are read."""
 
     def __init__(self, node: Any, opset: int) -> None:
         schema = onnx.defs.get_schema(node.op_type, opset)
@@ -109,7 +109,7 @@ class Attributes(dict[str, Any]):
 def vectors() -> list[Any]:
     """The test cases of the operators above: models of one node, with inputs and outputs."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one divides by zero, and means to
+        warnings.simplefilter("ignore")  # one case divides by zero on purpose
         for file, _, _ in OPS.values():
             importlib.import_module(f"{NODE}.{file}")
     cases = importlib.import_module(NODE)._NodeTestCases
@@ -117,7 +117,7 @@ def vectors() -> list[Any]:
 
 
 def has_counterpart(case: Any) -> bool:
-    """The l1 norm of a vector has none here."""
+    """Whether the case has a counterpart here; the L1 norm of a vector does not."""
     (node,) = case.model.graph.node
     return Attributes(node, case.model.opset_import[0].version).get("p", 2) == 2
 
@@ -129,7 +129,7 @@ CONVERTED = sorted(
 
 
 def assert_same(model: Any, inputs: Any, outputs: Any) -> None:
-    """What the model's node gives is what is computed here, and every attribute was heeded."""
+    """Checks our results against the model's node, and that every given attribute is read."""
     (node,) = model.graph.node
     attributes = Attributes(node, model.opset_import[0].version)
     got = jax.jit(partial(OPS[node.op_type][1], attributes))(*inputs)
@@ -143,22 +143,22 @@ def assert_same(model: Any, inputs: Any, outputs: Any) -> None:
 
 @pytest.mark.parametrize("case", VECTORS, ids=lambda case: case.name)
 def test_vector(case: Any) -> None:
-    """A vector comes out right, all its outputs."""
+    """All outputs of a vector are correct."""
     for inputs, outputs in case.data_sets:
         assert_same(case.model, inputs, outputs)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_number_of_vectors(op: str) -> None:
-    """No operator has lost its vectors: nothing above passes because there was nothing to test."""
+    """No operator has lost its vectors, so the tests above cannot pass for lack of cases."""
     assert sum(c.model.graph.node[0].op_type == op for c in VECTORS) >= OPS[op][2]
 
 
 @pytest.mark.parametrize("folder", CONVERTED, ids=lambda p: p.name)
 def test_exported_from_pytorch(folder: Path) -> None:
-    """A batch norm that PyTorch exported, in evaluation, with the outputs that PyTorch had."""
+    """A batch norm exported from PyTorch in evaluation mode gives PyTorch's outputs."""
     model = onnx.load(folder / "model.onnx")
-    # The opset of that time said with is_test what training_mode=0 says now.
+    # The opset of that time uses is_test for what is now training_mode=0.
     model.opset_import[0].version = 15
     parameters = [onnx.numpy_helper.to_array(p) for p in model.graph.initializer]
     files = (folder / "test_data_set_0" / f"{name}_0.pb" for name in ("input", "output"))
@@ -167,13 +167,13 @@ def test_exported_from_pytorch(folder: Path) -> None:
 
 
 def test_number_of_exported_models() -> None:
-    """The exported models are there."""
+    """The exported models are present."""
     assert len(CONVERTED) >= 5
 
 
 @pytest.mark.parametrize("opset", [18, 21])
 def test_group_norm_of_an_opset(opset: int) -> None:
-    """Scale and bias of a group (opset 18) or of a channel (21), against ONNX's own evaluator."""
+    """Scale and bias per group (opset 18) or per channel (21) match ONNX's own evaluator."""
     rng = np.random.default_rng(0)
     size = {18: 2, 21: 6}[opset]
     inputs = [rng.normal(size=s).astype(np.float32) for s in ((2, 6, 5), (size,), (size,))]
@@ -192,7 +192,7 @@ def test_group_norm_of_an_opset(opset: int) -> None:
 
 
 def test_a_wrong_answer_is_seen() -> None:
-    """The comparison can fail: for another output, and for an attribute that nothing reads."""
+    """The comparison fails for a wrong output and for an attribute that nothing reads."""
     case = next(c for c in VECTORS if c.name == "test_batchnorm_epsilon")
     (inputs, outputs), *_ = case.data_sets
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
@@ -206,7 +206,7 @@ def test_a_wrong_answer_is_seen() -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_stash_type(dtype: str) -> None:
-    """``stash_type=1``: of a half-precision input the statistics are taken in float32."""
+    """As with ``stash_type=1``, statistics of half-precision inputs are computed in float32."""
     x = jnp.asarray(300 + np.random.default_rng(0).normal(size=(4, 512)), dtype)
     exact = np.float64(x)
     assert jn.moments(x, -1).mean.dtype == "float32"

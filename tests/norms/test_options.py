@@ -1,7 +1,6 @@
-"""Every option of every public function, at a value that is not its default, against float64.
+"""Every option of every public function, at a value other than its default, against float64.
 
-What is tested is derived from the signatures: an option without a row in `VALUES` or `OF_ONE`
-fails by its name.
+The options come from the signatures: an option without a row in `VALUES` or `OF_ONE` fails by name.
 """
 
 import functools
@@ -35,7 +34,7 @@ from tests.oracle import assert_close
 
 
 def _narrow(leaf: Any) -> Any:
-    """An array in bfloat16."""
+    """Casts an array to bfloat16."""
     is_array = isinstance(leaf, (np.ndarray, np.generic, jax.Array))
     return np.asarray(leaf).astype(jnp.bfloat16) if is_array else leaf
 
@@ -56,7 +55,7 @@ VALUES: dict[str, list[dict[str, Any]]] = {
         {"unbiased": True, "momentum": 0.6, "mask": MASK},
     ],
 }
-"""Of an option, in whatever function has it."""
+"""Values for an option in every function that has it."""
 READS_A_MASKED_NAN: list[dict[str, Any]] = [{"mask": MASK, "x": UNREADABLE}]
 OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("act_norm", "mask"): READS_A_MASKED_NAN,
@@ -112,10 +111,10 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("spectral_norm", "n_steps"): [{"n_steps": 3}],  # None: tests/norms/test_spectral_norm.py
     ("update_running_stats", "unbiased"): [{"unbiased": True, "momentum": 0.6}],
 }
-"""Of one function: options of its own, or other values."""
+"""Values for an option of a single function."""
 ONE_AXIS = {"evo_norm_s0", "group_norm", "iterative_whitening", "local_response_norm"}
-CHANGES_NO_VALUE = {("batch_norm", "save_as")}  # only what is saved: tests/norms/test_saved.py
-# Added to a length, and not to a square, or compared with one.
+CHANGES_NO_VALUE = {("batch_norm", "save_as")}  # affects only residuals: tests/norms/test_saved.py
+# Functions whose epsilon is added to, or compared with, a length instead of a square.
 EPSILON_OF_A_LENGTH = {
     "forced_magnitude",
     "global_response_norm",
@@ -134,7 +133,7 @@ OPTIONS = [
 
 
 def rows(name: str, option: str) -> list[dict[str, Any]]:
-    """Values for an option: for an input, which every call here is given, the default."""
+    """Values for an option; an option that is an input, which every call here passes, gets its default."""
     if (name, option) in OF_ONE:
         return OF_ONE[name, option]
     if option == "feature_axes" and name not in ONE_AXIS:
@@ -146,7 +145,7 @@ def rows(name: str, option: str) -> list[dict[str, Any]]:
 
 
 def two_feature_axes(name: str) -> dict[str, Any]:
-    """With parameters of both."""
+    """Inputs with parameters over both feature axes."""
 
     def of_both(leaf: Any) -> Any:
         is_parameter = np.ndim(leaf) in (1, 2) and np.shape(leaf)[-1] == FEATURES
@@ -157,26 +156,26 @@ def two_feature_axes(name: str) -> dict[str, Any]:
 
 
 def tiny(name: str) -> dict[str, Any]:
-    """Inputs so small that an epsilon of the default's size is as large as what it is added to."""
+    """Inputs so small that the default epsilon is as large as the value it is added to."""
     epsilon = parameters(name)["epsilon"].default
     size = np.float32(epsilon if name in EPSILON_OF_A_LENGTH else np.sqrt(epsilon))
     inputs = ("x", "style", "query", "key", "kernel")
     given = {k: v * size for k, v in arguments(name).items() if k in inputs}
     if isinstance(arguments(name).get("stats"), jn.RunningStats):
         given["stats"] = jn.RunningStats(STATS.mean * size, STATS.var * size**2)
-    if name == "spectral_norm":  # whose epsilon is beside the kernel at size 1
+    if name == "spectral_norm":  # its epsilon matters next to a kernel of size 1
         state = arguments(name)["state"]
         given = {"state": state._replace(u=state.u * size)}
     return given
 
 
 def narrow(name: str, kept: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The inputs in bfloat16, but for those that are ``kept``."""
+    """The inputs in bfloat16, except those in ``kept``."""
     return {k: v if k in kept else jax.tree.map(_narrow, v) for k, v in arguments(name).items()}
 
 
 def calls(name: str) -> dict[str, dict[str, Any]]:
-    """Everything that is tried of a function, by what it is: what differs from its `arguments`."""
+    """Labels of all calls to a function, each with its differences from `arguments`."""
     found = {"defaults": {}}
     if "epsilon" in parameters(name):
         found["tiny inputs"] = tiny(name)
@@ -192,7 +191,7 @@ def calls(name: str) -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def results(name: str) -> dict[str, list[jax.Array]]:
-    """The leaves of every call, in one program."""
+    """The leaves of the results of every call, from one program."""
     function, given = getattr(jn, name), arguments(name)
     static = {k: v for k, v in given.items() if isinstance(v, (bool, int)) or k == "reduction_axes"}
     arrays = {k: v for k, v in given.items() if k not in static}
@@ -208,7 +207,7 @@ def results(name: str) -> dict[str, list[jax.Array]]:
 
 
 def check(name: str, label: str) -> None:
-    """A call is what the reference says."""
+    """Checks one call against the reference."""
     wanted = expected(name, arguments(name) | calls(name)[label])
     for got, want in zip(results(name)[label], wanted, strict=True):
         assert_close(got, want)
@@ -219,7 +218,7 @@ over_functions = pytest.mark.parametrize("name", FUNCTIONS)
 
 @over_functions
 def test_the_reference_has_the_same_options(name: str) -> None:
-    """And the same defaults, so that one who changes a default changes it twice."""
+    """The reference has the same options and defaults, so a default can only be changed in both places."""
     theirs = inspect.signature(getattr(reference, name)).parameters
     ours = {k: p for k, p in parameters(name).items() if k not in ("dtype", *DEVICE_OPTIONS)}
     assert {k: p.default for k, p in ours.items()} == {k: p.default for k, p in theirs.items()}
@@ -228,21 +227,21 @@ def test_the_reference_has_the_same_options(name: str) -> None:
 
 @over_functions
 def test_defaults(name: str) -> None:
-    """Every input given, and no option; and inputs at which the default epsilon is seen."""
+    """All inputs without options match the reference, and so do inputs for which epsilon matters."""
     check(name, "defaults")
     if "epsilon" in parameters(name):
         check(name, "tiny inputs")
 
 
 def test_rows_are_of_options() -> None:
-    """There are no others."""
+    """All rows belong to existing options."""
     assert OF_ONE.keys() | CHANGES_NO_VALUE <= set(OPTIONS)
     assert ELSEWHERE.keys() <= set(functions())
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
 def test_option(name: str, option: str) -> None:
-    """At another value, which is one that makes a difference."""
+    """Each option at another value matches the reference and changes the result."""
     tried = rows(name, option)
     assert tried, f"{name} has the option {option!r}: give it a value in OF_ONE"
     for i, row in enumerate(tried):
@@ -261,7 +260,7 @@ def _alike(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if "dtype" in parameters(name)])
 def test_dtype(name: str) -> None:
-    """The result is computed in float32 whatever comes in, and rounded once to what is asked for."""
+    """Results are computed in float32, whatever the input dtype, and rounded once to the requested dtype."""
     for label, dtype in (
         ("narrow result", jnp.bfloat16),
         ("narrow inputs", jnp.float32),

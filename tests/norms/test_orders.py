@@ -1,7 +1,8 @@
-"""Transformations in every order: what is traced must not depend on which of them came first.
+"""Transformations in every order: tracing must not depend on which comes first.
 
-A mapped axis that a norm pools over ends with its vmap. What is differentiated outside of that, or of a
-transformation that holds a traced program (jit, remat, scan, cond, while), must not ask for it again.
+The named axis that a norm pools over ends with its vmap. A derivative taken outside that vmap, or outside
+a transformation that holds a traced program (jit, remat, scan, cond, while), must not need the name
+again.
 """
 
 import itertools
@@ -21,7 +22,7 @@ Function = Callable[[jax.Array], jax.Array]
 
 
 def over(x: jax.Array, **options: Any) -> jax.Array:
-    """Batch norm of each device, together with the others."""
+    """Batch norm on each device, pooled with the others."""
     return jn.batch_norm(x, jn.init_running_stats(2), axis_name="devices", **options)[0]
 
 
@@ -37,7 +38,7 @@ NORMS: dict[str, Function] = {
 
 
 def holds(f: Function) -> Function:
-    """As a loop that is known to end after one turn."""
+    """A loop that ends after one iteration."""
     return lambda x: lax.fori_loop(0, jnp.ones((), int), lambda _, x: f(x), x)
 
 
@@ -56,7 +57,7 @@ def directional(f: Function) -> Function:
 
 
 def gradient(f: Function) -> Function:
-    """Of a loss that depends on all of the result."""
+    """The gradient of a loss that depends on the whole result."""
     return lambda x: jax.grad(lambda x: (f(x) * jnp.sin(x)).sum())(x)
 
 
@@ -65,14 +66,14 @@ ORDERS = [
     (*outer, derivative, holder)
     for derivative, holder in itertools.product(DERIVATIVES, HOLDING)
     for outer in [(), *((other,) for other in (*HOLDING, *DERIVATIVES))]
-    # There is no reverse mode through a loop whose end is not known.
+    # Reverse mode does not work through a loop of unknown length.
     if "while" not in (holder, *outer) or "grad" not in (derivative, *outer)
 ]
 
 
 @pytest.mark.parametrize("norm", thorough_but(NORMS, "batch"))
 def test_every_order_is_traced_alike(norm: str) -> None:
-    """Derivatives inside and outside of what holds a program, and of each other: the shape is that of x."""
+    """Derivatives inside and outside of transformations, and of each other, keep the shape of x."""
     x = jax.ShapeDtypeStruct((4, 3, 2), jnp.float32)
     for order in ORDERS:
         f: Function = jax.vmap(NORMS[norm], axis_name="devices")
@@ -83,7 +84,7 @@ def test_every_order_is_traced_alike(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", thorough_but(NORMS, "batch, groups", "batch, save_as"))
 def test_a_derivative_outside_of_the_mapped_axis(norm: str) -> None:
-    """It is the one that is taken of the same function without anything around it."""
+    """A gradient outside the mapped axis is the same through jit, remat, scan and cond."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 2)), jnp.float32)
     mapped = jax.vmap(NORMS[norm], axis_name="devices")
     want = jax.jit(gradient(mapped))(x)

@@ -1,4 +1,4 @@
-"""Layer, RMS, group and instance norm, and those of vectors and kernels, against one float64 oracle."""
+"""Layer, RMS, group and instance norm, and norms of vectors and kernels, against a float64 oracle."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ OVER_DEVICES = ("layer", "rms", "l2", "group", "instance")
 
 
 def masked(norm: Norm) -> dict[str, Any]:
-    """The keyword argument of a call with its mask, if it takes one."""
+    """The mask keyword argument of a norm, if it takes one."""
     return {} if norm.mask() is None else {"mask": jnp.asarray(norm.mask())}
 
 
@@ -29,7 +29,7 @@ def masked(norm: Norm) -> dict[str, Any]:
     [(name, m) for name, norm in NORMS.items() for m in (False, True) if norm.takes_mask or not m],
 )
 def test_value_and_derivatives(name: str, with_mask: bool) -> None:
-    """Value, and derivative along a random direction in both modes, are those of the definition."""
+    """Values, and derivatives along a random direction in both modes, match the definition."""
     norm = NORMS[name]
     at, direction = norm.primals(), norm.primals(seed=1, mean=0.0)
     options = masked(norm) if with_mask else {}
@@ -56,7 +56,7 @@ def test_value_and_derivatives(name: str, with_mask: bool) -> None:
 
 @pytest.mark.parametrize("name", AXES)
 def test_epsilon(name: str) -> None:
-    """ε is added to the variance, the mean square or the squared length, whatever the axes."""
+    """ε is added to the variance, the mean square or the squared length, for any axes."""
     norm = AXES[name]
     at = norm.primals()
     y = jax.jit(lambda *at: norm.ours(*at, epsilon=0.7))(*at)
@@ -65,7 +65,7 @@ def test_epsilon(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n, norm in NORMS.items() if norm.statistic == "variance"])
 def test_large_mean(name: str) -> None:
-    """At mean 1e4 and standard deviation 2, float32 is enough."""
+    """With mean 1e4 and standard deviation 2, float32 is accurate enough."""
     norm = NORMS[name]
     at = norm.primals(mean=1e4)
     np.testing.assert_allclose(jax.jit(norm.ours)(*at), norm.oracle(*at), atol=1e-2)
@@ -75,9 +75,9 @@ def test_large_mean(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", NORMS)
 def test_half_precision(name: str, dtype: str) -> None:
-    """Statistics are float32: asked for, it is the result; otherwise y is that, rounded once.
+    """Statistics are float32; y is the float32 result, rounded once unless float32 is requested.
 
-    The squares of these x overflow float16.
+    The squares of this x overflow float16.
     """
     norm = NORMS[name]
     x, *parameters = norm.primals(mean=1.0, dtype=dtype)
@@ -86,7 +86,7 @@ def test_half_precision(name: str, dtype: str) -> None:
     assert y.dtype == jnp.dtype(dtype)
     assert wide.dtype == jnp.float32
     assert_close(wide, norm.oracle(*at))
-    # Half a unit in the last place; and what two compilations of the float32 arithmetic differ by.
+    # Half a unit in the last place, plus the difference between two compilations of float32 arithmetic.
     rounding = jnp.finfo(dtype)
     np.testing.assert_allclose(
         np.float32(y),
@@ -110,7 +110,7 @@ def test_complex_values(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, norm in NORMS.items() if norm.takes_mask])
 def test_padding_is_not_read(name: str) -> None:
-    """NaN under the mask reaches no other output and no gradient."""
+    """NaN under the mask affects no other output and no gradient."""
     norm = NORMS[name]
     x, *parameters = norm.primals()
     mask = norm.mask()
@@ -139,8 +139,8 @@ def test_padding_is_not_read(name: str) -> None:
     ids=["layer", "group", "instance", "rms"],
 )
 def test_defaults_are_those_of_flax(ours: Callable[..., jax.Array], theirs: Any) -> None:
-    """With nothing said, the answer is that of Flax's layer with nothing said."""
-    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 64)) / 100  # so that epsilon is seen
+    """With default arguments, results match those of Flax's layer with its defaults."""
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 64)) / 100  # epsilon matters
     scale, bias = jax.random.normal(jax.random.key(1), (2, 64))
     parameters = (scale,) if ours is jn.rms_norm else (scale, bias)
     named = dict(zip(("scale", "bias"), parameters, strict=False))
@@ -150,7 +150,7 @@ def test_defaults_are_those_of_flax(ours: Callable[..., jax.Array], theirs: Any)
 
 
 def test_scale_offset() -> None:
-    """scale_offset=1 is the scale plus 1, added before it is rounded to the output's dtype."""
+    """scale_offset=1 adds 1 to the scale before the result is rounded to the output's dtype."""
     x = jax.random.normal(jax.random.key(0), (3, 8))
     scale = jnp.full(8, 2.0**-10, jnp.bfloat16)
     y = jn.rms_norm(x.astype(jnp.bfloat16), scale, scale_offset=1.0, dtype=jnp.float32)
@@ -160,7 +160,7 @@ def test_scale_offset() -> None:
 
 @pytest.mark.parametrize("name", ["rms_norm", "modulate"])
 def test_a_traced_scale_offset(name: str) -> None:
-    """It is a number like any other: the same value, and the derivative that the scales have together."""
+    """A traced offset gives the same value, and its derivative is the sum of the scales' derivatives."""
     x, scale = jax.random.normal(jax.random.key(0), (2, 3, 8))
     norm = getattr(jn, name)
 
@@ -179,7 +179,7 @@ def test_a_traced_scale_offset(name: str) -> None:
 
 
 def test_a_fraction_takes_what_it_says() -> None:
-    """Rounded down as it is written, whatever float it becomes: 0.29 of 100 is 29."""
+    """A fraction is rounded down as written, whichever float represents it: 0.29 of 100 is 29."""
     x = draw(np.random.default_rng(0), (2, 100), "float32")
     counts = (1, 7, 14, 28, 29, 56, 57, 58, 99)
     fractions: list[tuple[int, Any]] = [
@@ -197,7 +197,7 @@ def test_a_fraction_takes_what_it_says() -> None:
 
 
 def over_devices(name: str) -> Callable[..., jax.Array]:
-    """A norm whose statistics are over positions, of (batch, positions, channels)."""
+    """A norm with statistics over positions, for (batch, positions, channels)."""
     options: dict[str, Any] = {"num_groups": 2} if name == "group" else {}
     if name in ("layer", "rms", "l2"):
         options["reduction_axes"] = (1, 2)
@@ -208,10 +208,10 @@ def over_devices(name: str) -> Callable[..., jax.Array]:
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("name", OVER_DEVICES)
 def test_split_over_devices(name: str, with_mask: bool) -> None:
-    """With axis_name, statistics are those of all 8 devices, and so are gradients."""
+    """With axis_name, statistics and gradients cover all 8 devices."""
     norm, rng = over_devices(name), np.random.default_rng(0)
     x, dy = draw(rng, (3, 40, 6), "float32", 2.0, 3.0), draw(rng, (3, 40, 6), "float32")
-    mask = rng.random((3, 40, 1)) < np.linspace(0, 1, 40)[:, None]  # the first has next to none
+    mask = rng.random((3, 40, 1)) < np.linspace(0, 1, 40)[:, None]  # few on the first device
     mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
     spec = P(None, "devices")
 
@@ -233,7 +233,7 @@ def test_split_over_devices(name: str, with_mask: bool) -> None:
 
 @pytest.mark.parametrize("name", OVER_DEVICES)
 def test_groups_of_devices(name: str) -> None:
-    """axis_index_groups keep to themselves: two halves are two inputs."""
+    """Each of the axis_index_groups has its own statistics: two halves act like two inputs."""
     norm = over_devices(name)
     x = draw(np.random.default_rng(0), (4, 2, 5, 6), "float32", 2.0, 3.0)  # devices first
     x[1:3] += 5

@@ -1,7 +1,7 @@
-"""Every function with `axis_name`: devices with other data and other masks are one, or one for each group.
+"""Every function with `axis_name`: devices with different data and masks act as one, or one per group.
 
-The functions are derived from the signatures: one without a row in `SPLIT` fails by its name. Values of all
-leaves and a derivative are compared with the reference, which is handed everything in one piece.
+The functions come from the signatures: one without a row in `SPLIT` fails by name. All results and a
+derivative are compared with the reference for the whole data.
 """
 
 from typing import Any
@@ -38,9 +38,9 @@ SPLIT = {
     "switchable_norm": EXAMPLES,
     "tracked_instance_norm": POSITIONS,
 }
-"""The axis that devices have a part of."""
+"""The axis that is split over devices."""
 OPTIONS: dict[str, dict[str, Any]] = {
-    # Far from the batch: where r and d are clipped, they are constants for differences, too.
+    # Far from the batch: clipped r and d are constants for finite differences, too.
     "batch_renorm": {
         "rmax": 1.1,
         "dmax": 0.1,
@@ -55,7 +55,7 @@ ALONE = [[0], [1], [2], [3]]
 
 
 def inputs(name: str) -> tuple[Any, np.ndarray]:
-    """Of each device, x and mask: the further on, the larger, and the fewer count; of the last none."""
+    """Inputs and masks of devices: each has larger values and fewer unmasked elements; the last has none."""
     shape = (DEVICES, 2, 3, 2, 4)
     x = draw(np.random.default_rng(0), shape, "float32", 0.5, 1.5)
     x += np.arange(DEVICES, dtype=np.float32).reshape(-1, 1, 1, 1, 1)
@@ -65,7 +65,7 @@ def inputs(name: str) -> tuple[Any, np.ndarray]:
 
 
 def options(name: str) -> dict[str, Any]:
-    """Everything but x and its mask; parameters of channels only where these are in one piece."""
+    """All options except x and mask; parameters of channels only if channels are not split."""
     given = arguments(name) | OPTIONS.get(name, {})
     if "momentum" in parameters(name):
         given["momentum"] = 0.5
@@ -75,12 +75,12 @@ def options(name: str) -> dict[str, Any]:
 
 
 def ways(name: str) -> dict[str, list[list[int]]]:
-    """All devices, and groups of them if there can be any."""
+    """All devices, and groups of devices if the function accepts them."""
     return WAYS if "axis_index_groups" in parameters(name) else {"all": WAYS["all"]}
 
 
 def in_pieces(name: str, x: Any, mask: Any, groups: list[list[int]]) -> list[np.ndarray]:
-    """The reference of each group in one piece, as its devices have it: the leaves, devices first."""
+    """The reference for each group's whole data, split into each device's results, devices first."""
     axis, found = SPLIT[name], {}
     for group in groups:
         whole, counted = (np.concatenate(list(a[group]), axis) for a in (x, mask))
@@ -94,14 +94,14 @@ def in_pieces(name: str, x: Any, mask: Any, groups: list[list[int]]) -> list[np.
 
 
 def cotangents(leaves: Any) -> list[Any]:
-    """Random, one for each leaf."""
+    """Random cotangents, one for each leaf."""
     rng = np.random.default_rng(1)
     return [draw(rng, leaf.shape, "float32") for leaf in leaves]
 
 
 @pytest.mark.parametrize("name", sorted({*functions("axis_name"), *SPLIT}))
 def test_devices_are_one(name: str) -> None:
-    """And groups of them keep to themselves."""
+    """All devices act as one, and groups do not affect each other."""
     assert name in SPLIT, f"{name} has axis_name: say in SPLIT of which axis devices have a part"
     x, mask = inputs(name)
 
@@ -129,7 +129,7 @@ def test_devices_are_one(name: str) -> None:
         wanted = in_pieces(name, x, mask, groups)
         for got, want in zip(leaves, wanted, strict=True):
             assert_close(got, want)
-        assert np.abs(wanted[0] - alone[0]).max() > 0.1  # what is tested can be seen
+        assert np.abs(wanted[0] - alone[0]).max() > 0.1  # pooling makes a visible difference
 
         def total(x: Any, groups: Any = groups) -> Any:
             leaves = in_pieces(name, x, mask, groups)

@@ -1,7 +1,7 @@
-"""Values as large and as small as float32 can square: results and gradients are those of values near 1.
+"""Inputs as large or small as float32 can square give the same results and gradients as inputs near 1.
 
-With no epsilon, a norm does not change when x is multiplied by a power of two, and its gradient is divided by
-it: both are exact, so nothing but a loss of range can tell the two apart.
+With epsilon 0, multiplying x by a power of two leaves a norm unchanged and divides its gradient by that
+power. Both are exact, so any difference is a loss of range.
 """
 
 from collections.abc import Callable
@@ -21,19 +21,19 @@ SHAPE = (4, 6, 8)
 X = draw(np.random.default_rng(0), SHAPE, "float32", 0.5)
 DY = draw(np.random.default_rng(1), SHAPE, "float32")
 STATS = jn.RunningStats(jnp.linspace(-0.5, 0.5, 8), jnp.linspace(0.5, 2.0, 8))
-# 1e13, where variance^(3/2) is beyond float32, and 1e15, the end of the range that docs/numerics.md states.
+# At 1e13, variance^(3/2) overflows float32; 1e15 is the end of the range in docs/numerics.md.
 SCALES = [2.0**k for k in (43, 50, -43, -50)]
 
 
 def of_stats(norm: Callable[..., Any], x: Any, size: Any, **options: Any) -> Any:
-    """Of running statistics of values of that size."""
+    """The norm with running statistics of values of the given size."""
     stats = jn.RunningStats(STATS.mean * size, STATS.var * size**2)
     y = norm(x, stats, **options)
     return y[0] if isinstance(y, tuple) else y
 
 
 def sized(norm: Callable[..., Any]) -> Callable[..., Any]:
-    """Of nothing but x."""
+    """The norm as a function of x alone."""
     return lambda x, size, **options: norm(x, **options)
 
 
@@ -74,7 +74,7 @@ NORMS: dict[str, Callable[..., Any]] = {
 
 
 def pulled(name: str, x: Any, dy: Any, size: Any, epsilon: float) -> tuple[Any, Any, Any]:
-    """The value, the gradient and the derivative along dy, of the size that x has."""
+    """The value, the gradient and the derivative along dy, for an x of the given size."""
     f = partial(NORMS[name], size=size, epsilon=epsilon)
     y, pull = jax.vjp(f, x)
     along = jax.jvp(f, (x,), (dy * size,))[1]
@@ -83,7 +83,7 @@ def pulled(name: str, x: Any, dy: Any, size: Any, epsilon: float) -> tuple[Any, 
 
 @pytest.mark.parametrize("name", NORMS)
 def test_scale_changes_nothing(name: str) -> None:
-    """Forward, backward and in forward mode, from 1e-15 to 1e15."""
+    """The value and both derivatives do not depend on the size of x, from 1e-15 to 1e15."""
     run = jax.jit(partial(pulled, name, epsilon=0.0))
     want = run(X, DY, size=jnp.float32(1))
     for scale in SCALES:
@@ -94,10 +94,10 @@ def test_scale_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", NORMS)
 def test_constant_rows(name: str) -> None:
-    """Whatever epsilon there is, next to nothing included, gradients are finite."""
+    """Gradients of constant rows are finite for any epsilon, tiny ones and 0 included."""
     epsilons = (
         (0.0, 1e-37, 1e-30) if name != "magnitude" else (0.0, 1e-15)
-    )  # of squares; of a length
+    )  # for squares; for a length
     run = jax.jit(lambda x: [pulled(name, x, DY, jnp.float32(1), e) for e in epsilons])
     for constant in (0.0, 3.0):
         for leaf in jax.tree.leaves(run(jnp.full(SHAPE, constant))):
@@ -106,7 +106,7 @@ def test_constant_rows(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["batch", "layer", "instance", "group"])
 def test_the_gradient_of_constant_rows(name: str) -> None:
-    """It is that of (x - mean) / sqrt(epsilon)."""
+    """The gradient of a constant row is that of (x - mean) / sqrt(epsilon)."""
     axes = {"batch": (0, 1), "layer": 2, "instance": 1, "group": (1, 3)}[name]
     shape = (4, 6, 2, 4) if name == "group" else SHAPE
     affine = jnp.ones(8), jnp.zeros(8)

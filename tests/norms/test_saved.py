@@ -1,4 +1,4 @@
-"""`save_as`: the same value, and gradients from the output or from a rounded normalized x."""
+"""`save_as` keeps the value, and takes gradients from the output or from a rounded normalized x."""
 
 import math
 from functools import partial
@@ -20,7 +20,7 @@ from tests.selecting import thorough_but
 
 SHAPE = (6, 5, 4, 8)
 ACTIVATIONS = [None, "relu", "leaky_relu", "silu", "gelu"]
-# What is saved, with the activations that it is for, and how far gradients may be off.
+# What is saved, the activations that it supports, and the tolerance of the gradients.
 OUTPUT = [("output", None), ("output", "leaky_relu")]
 ROUNDED = [(dtype, a) for dtype in ("bfloat16", "float16") for a in ACTIVATIONS]
 TOLERANCES = {"output": 1e-5, "bfloat16": 1e-2, "float16": 1.5e-3}
@@ -48,7 +48,7 @@ def norm(
     activation: str | None = None,
     **more: Any,
 ) -> tuple[jax.Array, jn.RunningStats]:
-    """`batch_norm` in training."""
+    """Calls `batch_norm` in training."""
     stats = jn.init_running_stats(x.shape[-1])
     return jn.batch_norm(
         x, stats, scale, bias, save_as=save_as, activation=activation, momentum=0.5, **more
@@ -56,19 +56,19 @@ def norm(
 
 
 def loss(*at: Any, **options: Any) -> jax.Array:
-    """A number in which every entry of y and the statistics have a part of their own."""
+    """A scalar that depends differently on every entry of y and the statistics."""
     y, stats = norm(*at, **options)
     weights = draw(np.random.default_rng(1), y.shape, "float32")
     return (y.astype(jnp.float32) * weights).sum() + (stats.mean * stats.var).sum()
 
 
 def gradients(*at: Any, **options: Any) -> Any:
-    """Of `loss` for x, scale and bias, compiled."""
+    """The gradients of `loss` with respect to x, scale and bias, compiled."""
     return jax.jit(jax.grad(lambda *at: loss(*at, **options), (0, 1, 2)))(*at)
 
 
 def assert_near(got: Any, want: Any, tolerance: float) -> None:
-    """Trees alike, but for ``tolerance`` of the largest entry of each leaf."""
+    """Compares two trees up to ``tolerance`` times the largest entry of each leaf."""
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == b.dtype
         a, b = np.float64(a), np.float64(b)
@@ -81,7 +81,7 @@ def assert_near(got: Any, want: Any, tolerance: float) -> None:
 )
 @every_way
 def test_value(save_as: str, activation: str | None, dtype: str, mode: str) -> None:
-    """Output and running statistics are, bit by bit, those without."""
+    """Output and running statistics are the same bit for bit as without save_as."""
     at = arguments(dtype=dtype)
 
     def value(save_as: Any, *at: Any) -> Any:
@@ -95,7 +95,7 @@ def test_value(save_as: str, activation: str | None, dtype: str, mode: str) -> N
 @pytest.mark.sampled
 @every_way
 def test_gradients(save_as: str, activation: str | None) -> None:
-    """Of x, scale and bias: off by what was rounded at most."""
+    """The gradients of x, scale and bias are off by at most the rounding error."""
     at = arguments()
     want = gradients(*at, activation=activation)
     got = gradients(*at, activation=activation, save_as=save_as)
@@ -104,7 +104,7 @@ def test_gradients(save_as: str, activation: str | None) -> None:
 
 @pytest.mark.parametrize("activation", [None, "leaky_relu"])
 def test_gradients_of_a_narrow_output(activation: str | None) -> None:
-    """An output of bfloat16 says x to its rounding, which leaky_relu does not make larger."""
+    """A bfloat16 output determines x up to its rounding, which leaky_relu does not amplify."""
     at = arguments()
     options: dict[str, Any] = {"activation": activation, "dtype": jnp.bfloat16}
     want = gradients(*at, **options)
@@ -112,7 +112,7 @@ def test_gradients_of_a_narrow_output(activation: str | None) -> None:
 
 
 def test_what_is_rounded_is_seen() -> None:
-    """The comparison above tells bfloat16 from float16, and float16 from float32."""
+    """The comparison above distinguishes bfloat16 from float16, and float16 from float32."""
     at = arguments()
     want = gradients(*at)
     for save_as, finer in (("bfloat16", "float16"), ("float16", "output")):
@@ -133,16 +133,16 @@ def test_what_is_rounded_is_seen() -> None:
     ],
 )
 def test_near_the_kink(save_as: str, scale: float, bias: float, activation: str) -> None:
-    """No rounding moves an element over the kink, though it lies at a number of that dtype.
+    """Rounding never moves an element across the kink, even if the kink is representable in that dtype.
 
-    Half of the normalized values are nearer to -bias / scale than ``save_as`` can say.
+    Half of the normalized values are closer to -bias / scale than ``save_as`` can resolve.
     """
     rng = np.random.default_rng(0)
     kink, spacing = -bias / scale, float(jnp.finfo(save_as).eps) * max(abs(bias / scale), 0.1)
     near = kink + rng.uniform(-0.5, 0.5, 64) * spacing
     rest = rng.standard_normal(64)
     rest = (rest - rest.mean()) / rest.std()
-    far = 64 * (2 - (near**2).mean()) / 64  # mean 0 and variance 1 of all
+    far = 64 * (2 - (near**2).mean()) / 64  # so that all values have mean 0 and variance 1
     root = math.sqrt(far - near.mean() ** 2)
     x = np.float32(np.concatenate([near, rest * root - near.mean()])[:, None])
     at = x, np.full(1, scale, np.float32), np.full(1, bias, np.float32)
@@ -159,19 +159,19 @@ def test_near_the_kink(save_as: str, scale: float, bias: float, activation: str)
     assert sure.sum() > 120
     dy = np.float32(
         draw(rng, x.shape, "float32") * sure
-    )  # what float32 does not know has no weight
+    )  # skips elements with a sign that float32 cannot determine
     want = BatchNorm(epsilon=0.0).gradient(
         Primals(x, np.zeros(1), np.ones(1), *at[1:]), Outputs(dy * slope, np.zeros(1), np.zeros(1))
     )
     got = pull(save_as)
-    # One element on the wrong side changes Σdy by its dy, which would be seen in the bias.
+    # A single element on the wrong side would change Σdy, and so the bias gradient, by its dy.
     assert_near((got[2],), (np.float32(want.bias),), 1e-5 / min(1, float(np.abs(want.bias[0]))))
     assert_near((got[0],), (np.float32(want.x),), TOLERANCES[save_as])
 
 
 @a_few_ways
 def test_with_a_name(save_as: str, activation: str | None) -> None:
-    """Over the devices of a name, gradients are those of the whole batch on one."""
+    """With an axis name, gradients over devices match those of the whole batch on one."""
     x, *affine = arguments((16, 5, 8))
     dy = draw(np.random.default_rng(2), x.shape, "float32")
 
@@ -197,7 +197,7 @@ def test_with_a_name(save_as: str, activation: str | None) -> None:
 
 @a_few_ways
 def test_forward_mode_and_second_order(save_as: str, activation: str | None) -> None:
-    """Slopes along a direction, and the Hessian along it in three nestings, are finite and close."""
+    """Derivatives along a direction, and Hessian products in three nestings, are finite and close."""
     at = arguments()
     along = tuple(draw(np.random.default_rng(3), a.shape, "float32") for a in at)
 
@@ -227,7 +227,7 @@ def slope_of_penalty(*at: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("mapped", [(0, None, None), (None, 0, None), (0, 0, 0)], ids=str)
 @a_few_ways
 def test_second_order_under_vmap(save_as: str, activation: str | None, mapped: Any) -> None:
-    """It has a rule for that, of whatever is mapped."""
+    """Second-order derivatives have a batching rule for any choice of mapped arguments."""
     at, slope = arguments((6, 8)), partial(slope_of_penalty, save_as=save_as, activation=activation)
     given = [a if i is None else jnp.stack([a, a]) for a, i in zip(at, mapped, strict=True)]
     slopes = jax.eval_shape(jax.vmap(slope, mapped), *given)
@@ -237,7 +237,7 @@ def test_second_order_under_vmap(save_as: str, activation: str | None, mapped: A
 @pytest.mark.thorough
 @a_few_ways
 def test_second_order_of_two(save_as: str, activation: str | None) -> None:
-    """The same as of one at a time."""
+    """Vmapped second-order derivatives match those taken one at a time."""
     slope = partial(slope_of_penalty, save_as=save_as, activation=activation)
     two = jax.tree.map(lambda a: jnp.stack([a, -a]), arguments((6, 8)))
     one_by_one = lambda two: jax.lax.map(lambda at: slope(*at), two)  # noqa: E731
@@ -247,7 +247,7 @@ def test_second_order_of_two(save_as: str, activation: str | None) -> None:
 
 @a_few_ways
 def test_remat_and_eager(save_as: str, activation: str | None) -> None:
-    """Under `jax.checkpoint`, which saves nothing, and outside of jit: the same gradients."""
+    """Gradients are the same under `jax.checkpoint`, which saves nothing, and without jit."""
     at = arguments()
     f = lambda *at: loss(*at, save_as=save_as, activation=activation)  # noqa: E731
     want = gradients(*at, save_as=save_as, activation=activation)
@@ -257,7 +257,7 @@ def test_remat_and_eager(save_as: str, activation: str | None) -> None:
 
 
 def large_residuals(f: Any, x: Any, *others: Any) -> list[str]:
-    """The dtypes of what ``f`` saves of the size of x."""
+    """The dtypes of residuals of ``f`` that are as large as x."""
     avals: list[Any] = [a for a, _ in saved_residuals(f, x, *others)]
     return sorted(str(a.dtype) for a in avals if a.size >= x.size)
 
@@ -266,19 +266,19 @@ def large_residuals(f: Any, x: Any, *others: Any) -> list[str]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_way
 def test_saved(save_as: str, activation: str | None, dtype: str) -> None:
-    """One array of the size of x: the output in its dtype, or what was asked for."""
+    """One array of the size of x is saved: the output, or the normalized x in the requested dtype."""
     at = tuple(a.astype(dtype) for a in arguments())
     found = large_residuals(lambda *at: norm(*at, save_as=save_as, activation=activation), *at)
     assert found == [dtype if save_as == "output" else save_as]
 
 
 def test_the_output_is_what_is_saved() -> None:
-    """Not a copy of it, nor x: of two layers, the second keeps its input and the first nothing more."""
+    """The output itself is saved, neither a copy nor x, so the next layer can share it."""
     x, scale, bias = arguments()
 
     def two(x: Any, *affine: Any) -> Any:
         y, _ = norm(x, *affine, save_as="output", activation="leaky_relu")
-        return jnp.sin(y)  # keeps y, or its cosine
+        return jnp.sin(y)  # saves y or its cosine
 
     assert len(large_residuals(two, x, scale, bias)) == 2
     y, pull = jax.vjp(lambda *at: norm(*at, save_as="output")[0], x, scale, bias)
@@ -298,7 +298,7 @@ def test_the_output_is_what_is_saved() -> None:
     ],
 )
 def test_saved_of_a_residual(activation: str | None, expected: list[str]) -> None:
-    """With a residual and no ``save_as``: x, and its sign for what is piecewise linear, or itself."""
+    """A piecewise linear activation saves x and a boolean for each element, others x and the residual."""
     x, *affine = arguments()
 
     def f(x: Any, residual: Any, *affine: Any) -> Any:
@@ -313,7 +313,7 @@ def test_saved_of_a_residual(activation: str | None, expected: list[str]) -> Non
 )
 @pytest.mark.parametrize("activation", [None, "leaky_relu"])
 def test_an_output_that_does_not_say(activation: str | None, scale: float, bias: float) -> None:
-    """Where scale is 0, or small beside bias, that channel's gradients are NaN and no other's."""
+    """If scale is 0, or tiny next to bias, only that channel's gradients are NaN."""
     x, scales, biases = arguments()
     scales[2], biases[2] = scale, bias
     assert_equal(
@@ -331,7 +331,7 @@ def test_an_output_that_does_not_say(activation: str | None, scale: float, bias:
 @pytest.mark.parametrize("save_as", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("scale", "bias"), [(0.0, 0.5), (0.0, 0.0), (1e-4, 1.0), (1.0, 1e5)])
 def test_a_rounded_x_does_not_need_the_output(save_as: str, scale: float, bias: float) -> None:
-    """The same channels have their gradients when the normalized x is saved."""
+    """The same channels have correct gradients if the normalized x is saved."""
     x, scales, biases = arguments()
     scales[2], biases[2] = scale, bias
     want = gradients(x, scales, biases, activation="relu")
@@ -348,7 +348,7 @@ def test_a_rounded_x_does_not_need_the_output(save_as: str, scale: float, bias: 
     ],
 )
 def test_constant_channels_without_epsilon(save_as: Any) -> None:
-    """A variance of 0 divides by nothing, with no epsilon to help: gradients are finite."""
+    """With variance 0 and epsilon 0, gradients are finite."""
     x, *affine = arguments()
     x[..., 1] = 3.0
     got = gradients(x, *affine, save_as=save_as, epsilon=0.0)
@@ -356,7 +356,7 @@ def test_constant_channels_without_epsilon(save_as: Any) -> None:
 
 
 LAYERS = 16
-# Bytes of temporaries a layer, in units of one activation.
+# Bytes of temporaries per layer, in units of one activation.
 ROOM: dict[Any, tuple[float, float]] = {
     None: (1.9, 2.2),
     "output": (0.9, 1.2),
@@ -366,9 +366,9 @@ ROOM: dict[Any, tuple[float, float]] = {
 
 @pytest.mark.parametrize("save_as", thorough_but(ROOM, "output"))
 def test_memory_of_a_deep_stack(save_as: Any) -> None:
-    """A layer of matmul, norm and leaky_relu keeps one activation with the output, 1.5 with bfloat16.
+    """A layer of matmul, norm and leaky_relu saves one activation with "output", 1.5 with bfloat16.
 
-    Two without, the input of the norm and that of the next layer.
+    Without save_as it saves two: the input of the norm and that of the next layer.
     """
     rows, width = 4096, 64
 
@@ -389,7 +389,7 @@ def test_memory_of_a_deep_stack(save_as: Any) -> None:
 
 @pytest.mark.parametrize(("save_as", "activation"), [*OUTPUT, ("bfloat16", "relu")])
 def test_modules(save_as: str, activation: str | None) -> None:
-    """Linen and NNX hand it on: values and gradients of the function, bit by bit; evaluation as ever."""
+    """Linen and NNX pass save_as on: values and gradients match the function bit for bit."""
     x = arguments()[0]
     affine = (ramp(jax.random.key(0), SHAPE[-1:]),) * 2
     fields: dict[str, Any] = {"scale_init": ramp, "bias_init": ramp, "activation": activation}

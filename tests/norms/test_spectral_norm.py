@@ -13,7 +13,6 @@ from tests.oracle import assert_close, gradient, largest_singular_value, power_i
 
 SHAPES = [(7, 5), (5, 7), (1, 6), (6, 1), (3, 4, 5), (3, 2, 4, 5), (2, 2, 2, 3, 4)]
 DTYPES = ["float32", "float16", "bfloat16", "complex64"]
-# Two faults of the package, to be taken off with them.
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 over_steps = pytest.mark.parametrize("n_steps", [1, 3, None])
 
@@ -29,7 +28,7 @@ def start(w: Any, dtype: Any = jnp.float32) -> jn.SpectralState:
 
 
 def run(w: Any, state: jn.SpectralState, steps: int, **options: Any) -> Any:
-    """Training steps in a scan: so the state keeps its shapes and dtypes."""
+    """Runs training steps in a scan, so the state must keep its shapes and dtypes."""
 
     def step(state: jn.SpectralState, _: Any) -> Any:
         normalized, state = jn.spectral_norm(w, state, **options)
@@ -41,7 +40,7 @@ def run(w: Any, state: jn.SpectralState, steps: int, **options: Any) -> Any:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(7, 5), (3, 2, 4, 5)], ids=str)
 def test_first_state(shape: tuple[int, ...], dtype: str) -> None:
-    """A direction of length 1, another for another key, complex for a complex kernel; σ is 1."""
+    """The first u has length 1, depends on the key, and is complex for a complex kernel; σ is 1."""
     w = kernel(shape, dtype)
     state = start(w)
     complex_kernel = dtype == "complex64"
@@ -57,7 +56,7 @@ def test_first_state(shape: tuple[int, ...], dtype: str) -> None:
 @dtypes
 @pytest.mark.parametrize("n_steps", [1, 4])
 def test_steps_are_those_of_the_paper(n_steps: int, dtype: str) -> None:
-    """σ, u and the weights after n steps are those of float64, for n at once and one after another."""
+    """σ, u and the weights match float64 after n steps, in one call or n calls."""
     w = kernel((3, 4, 5), dtype)
     state = start(w)
     sigma, u = power_iteration(w, state.u, n_steps)
@@ -69,14 +68,14 @@ def test_steps_are_those_of_the_paper(n_steps: int, dtype: str) -> None:
     assert got.dtype == (jnp.complex64 if dtype == "complex64" else jnp.float32)
     assert_close(got, wide(w) / sigma)
     assert_close(each[-1], wide(w) / sigma)
-    assert np.all(np.diff(sigmas) > -1e-6)  # from below
+    assert np.all(np.diff(sigmas) > -1e-6)  # converges from below
 
 
 @pytest.mark.sampled
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sigma_comes_to_the_largest_singular_value(shape: tuple[int, ...], dtype: str) -> None:
-    """Over steps of training; n_steps=None is there at once."""
+    """σ converges over training steps; with n_steps=None it is exact at once."""
     w = kernel(shape, dtype)
     want = largest_singular_value(w)
     state, (normalized, _) = run(w, start(w), 200)
@@ -85,13 +84,13 @@ def test_sigma_comes_to_the_largest_singular_value(shape: tuple[int, ...], dtype
         np.testing.assert_allclose(sigma, want, rtol=1e-4)
     assert_close(exact, wide(w) / want)
     np.testing.assert_allclose(largest_singular_value(normalized[-1]), 1, rtol=1e-4)
-    # u is the singular vector, up to a sign: W uᴴ has the length σ
+    # u is the singular vector up to a sign: W uᴴ has length σ
     gains = wide(w).reshape(-1, shape[-1]) @ wide(of_svd.u).conj().T
     np.testing.assert_allclose(np.linalg.norm(gains), want, rtol=1e-5)
 
 
 def test_one_step_from_the_exact_state_is_exact() -> None:
-    """The two ways share their state: a run may change from one to the other."""
+    """Power iteration and the exact mode share their state, so a run may switch between them."""
     w = kernel()
     _, state = jn.spectral_norm(w, start(w), n_steps=None)
     _, state = jn.spectral_norm(w, state)
@@ -100,18 +99,18 @@ def test_one_step_from_the_exact_state_is_exact() -> None:
 
 @over_steps
 def test_sigma_of_4_times_identity_is_4(n_steps: int | None) -> None:
-    """Where all singular values are alike: value and gradient, and no NaN in either."""
+    """If all singular values are equal, the value and gradient are correct, without NaN."""
     w, state = 4 * jnp.eye(8), start(jnp.eye(8))
     normalized, new = jn.spectral_norm(w, state, n_steps=n_steps)
     np.testing.assert_allclose(new.sigma, 4, rtol=1e-6)
     np.testing.assert_allclose(normalized, np.eye(8), atol=1e-6)
     dw = jax.grad(lambda w: jn.spectral_norm(w, state, n_steps=n_steps)[1].sigma)(w)
-    np.testing.assert_allclose(dw, wide(new.u).T @ wide(new.u), atol=1e-6)  # vᵀu, where v is u
+    np.testing.assert_allclose(dw, wide(new.u).T @ wide(new.u), atol=1e-6)  # vᵀu, and v equals u
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (3, 6), (2, 2, 3)], ids=str)
 def test_exact_gradient(shape: tuple[int, ...]) -> None:
-    """With n_steps=None, that of W / σ(W), σ differentiated too, with a random cotangent."""
+    """With n_steps=None, the gradient is that of W / σ(W), including the derivative of σ."""
     w, dy = kernel(shape), kernel(shape, seed=1)
     state = start(w)
 
@@ -130,7 +129,7 @@ def test_exact_gradient(shape: tuple[int, ...]) -> None:
 
 @over_steps
 def test_gradient_with_constant_directions(n_steps: int | None) -> None:
-    """d(W/σ) is dW/σ less W (v dW uᵀ)/σ², u and v as the step leaves them; nothing for the state."""
+    """d(W/σ) is dW/σ - W (v dW uᵀ)/σ² with u and v after the step; the state gets no gradient."""
     w, dy = kernel(), kernel(seed=1)
     state = start(w)
     f = lambda w, state: jn.spectral_norm(w, state, n_steps=n_steps)[0]  # noqa: E731
@@ -152,7 +151,7 @@ def test_gradient_with_constant_directions(n_steps: int | None) -> None:
 def test_gradient_has_no_component_along_the_kernel(
     shape: tuple[int, ...], n_steps: int | None
 ) -> None:
-    """2 W has the same W / σ, also before σ has converged."""
+    """W / σ is the same for 2 W, even before σ has converged."""
     w, dy, state = kernel(shape), kernel(shape, seed=1), start(kernel(shape))
     f = lambda w: (dy * jn.spectral_norm(w, state, n_steps=n_steps)[0]).sum()  # noqa: E731
     dw = np.float64(jax.jit(jax.grad(f))(w))
@@ -164,7 +163,7 @@ def test_gradient_has_no_component_along_the_kernel(
 @pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtypes(dtype: str, state_dtype: str) -> None:
-    """The state keeps its dtype; the result is what both promote to, or what is asked for."""
+    """The state keeps its dtype; the result has the promoted or the requested dtype."""
     w = kernel(dtype=dtype)
     state = start(w, jnp.dtype(state_dtype))
     assert {leaf.dtype for leaf in state} == {jnp.dtype(state_dtype)}
@@ -179,7 +178,7 @@ def test_dtypes(dtype: str, state_dtype: str) -> None:
 
 @pytest.mark.parametrize("state_dtype", ["float32", "float16"])
 def test_half_precision_kernel_is_widened_first(state_dtype: str) -> None:
-    """Squares and products of a float16 kernel, whose σ² is beyond float16, are float32."""
+    """Squares and products of a float16 kernel are float32: its σ² overflows float16."""
     w = kernel((40, 30), "float16") * np.float16(100)
     state = start(w, jnp.dtype(state_dtype))
     want, u = power_iteration(w, state.u, 1)
@@ -193,12 +192,12 @@ def test_half_precision_kernel_is_widened_first(state_dtype: str) -> None:
 @over_steps
 @pytest.mark.parametrize("epsilon", [1e-12, 0.0])
 def test_kernel_of_zeros(n_steps: int | None, epsilon: float) -> None:
-    """It stays, with finite gradients; the power iteration is left without a direction."""
+    """A zero kernel stays zero with finite gradients, and the power iteration loses its direction."""
     w, other = jnp.zeros((7, 5)), kernel()
     options = {"n_steps": n_steps, "epsilon": epsilon}
     got, state = jn.spectral_norm(w, start(w), **options)
     assert not got.any() and state.sigma == 0
-    for of in (0, 1):  # the weights, or σ
+    for of in (0, 1):  # the weights, then σ
         f = lambda w, of=of: jax.tree.leaves(jn.spectral_norm(w, start(w), **options))[of].sum()  # noqa: E731
         assert jnp.isfinite(jax.grad(f)(w)).all()
     after, state = jn.spectral_norm(other, state, **options)
@@ -211,7 +210,7 @@ def test_kernel_of_zeros(n_steps: int | None, epsilon: float) -> None:
 
 @pytest.mark.parametrize("size", [1e-5, 1e-8, 1e6, 1e15])
 def test_size_of_the_kernel(size: float) -> None:
-    """W / σ does not depend on it."""
+    """W / σ does not depend on the size of W."""
     w = kernel((30, 40)) * np.float32(size)
     _, (got, _) = run(w, start(w), 100)
     assert largest_singular_value(got[0]) > 1
@@ -220,7 +219,7 @@ def test_size_of_the_kernel(size: float) -> None:
 
 @pytest.mark.parametrize("n_steps", [2, None])
 def test_vmap_over_kernels(n_steps: int | None) -> None:
-    """Kernels and states of several models, one a zero kernel: each by itself, gradients too."""
+    """Kernels and states can be vmapped, even a zero kernel; values and gradients match each alone."""
     stack = np.stack([kernel(seed=0), kernel(seed=1), kernel(seed=2) * 0], axis=1)
     states = jax.vmap(start, in_axes=1)(stack)
     dy = kernel((3, 7, 5), seed=5)
@@ -241,7 +240,7 @@ def test_vmap_over_kernels(n_steps: int | None) -> None:
 
 
 def test_evaluation_leaves_the_state() -> None:
-    """Dropping the new state: the same call gives the same weights, and the state is a plain pytree."""
+    """If the new state is dropped, the same call gives the same weights; the state is a plain pytree."""
     w = kernel()
     state = start(w)
     f = jax.jit(lambda s: jn.spectral_norm(w, s)[0])

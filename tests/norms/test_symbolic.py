@@ -1,4 +1,4 @@
-"""Programs exported for any size: symbolic shapes, on all platforms, there and back."""
+"""Programs exported with symbolic shapes, for all platforms, and deserialized again."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.modules import KEY
 from tests.stands_for import CLASSES, ROWS, X, after_of, has_modes, is_wrapper, made
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Their parameters lie along the batch as well, or x has one shape with something else.
+# Norms with parameters along the batch, or with several inputs of the shape of x.
 PER_EXAMPLE = ("ada_layer_norm", "adain", "modulate")
 NORMS = [name for name in functions("x") if name not in PER_EXAMPLE]
 ROUND_TRIPS = ("batch_norm", "batch_norm_inference", "layer_norm", "rms_norm", "group_norm")
@@ -23,7 +23,7 @@ RNG = np.random.default_rng(3)
 
 
 def exported(name: str, dims: str) -> tuple[export.Exported, Any]:
-    """A norm and the gradient of its input, for x of symbolic ``dims``; and the function itself."""
+    """The export of a norm and its input gradient for symbolic ``dims``, and the function itself."""
     rest = {k: v for k, v in arguments(name).items() if k not in ("x", "residual")}
 
     def step(x: Any) -> Any:
@@ -36,14 +36,14 @@ def exported(name: str, dims: str) -> tuple[export.Exported, Any]:
 
 @pytest.mark.parametrize("name", NORMS)
 def test_all_axes_but_the_features_are_free(name: str) -> None:
-    """In the program of a norm and its gradient."""
+    """All axes except the features may be symbolic in a norm and its gradient."""
     program, _ = exported(name, f"b, h, w, {FEATURES}")
     assert program.platforms == PLATFORMS
 
 
 @pytest.mark.parametrize("name", ROUND_TRIPS)
 def test_there_and_back(name: str) -> None:
-    """What was serialized computes what the function computes, whatever the size."""
+    """A deserialized program gives the same results as the function, for any size."""
     program, step = exported(name, f"b, h, w, {FEATURES}")
     again = export.deserialize(program.serialize())
     for shape in (SHAPE, (2, 1, 3, FEATURES)):
@@ -54,7 +54,7 @@ def test_there_and_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "group_norm", "batch_norm"])
 def test_free_features(name: str) -> None:
-    """Parameters are then symbolic too."""
+    """Feature axes may be symbolic too, and so may the parameters."""
     b, h, c = export.symbolic_shape("b, h, c")
     spec = jax.ShapeDtypeStruct
     parameter, x = spec((2 * c,), jnp.float32), spec((b, h, 2 * c), jnp.bfloat16)
@@ -78,7 +78,7 @@ STATES = {
 
 @pytest.mark.parametrize("state", STATES.values(), ids=STATES)
 def test_states_are_serialized(state: Any) -> None:
-    """Programs that take and return them are serialized like any others."""
+    """Programs that take and return the package's states can be serialized."""
     program = export.export(jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s)))(state)
     back = export.deserialize(program.serialize()).call(state)
     assert type(back) is type(state)
@@ -96,7 +96,7 @@ LAYERS = [
 @pytest.mark.parametrize("mode", ["evaluation", "training"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name: str, mode: str) -> None:
-    """In Linen and NNX, for any number and size of images."""
+    """Linen and NNX layers export for any number and size of images."""
     options = dict(ROWS[name].base)
     if has_modes(name):
         options["use_running_average"] = mode == "evaluation"

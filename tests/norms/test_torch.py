@@ -1,4 +1,4 @@
-"""PyTorch's modules in double precision: outputs, gradients and state, in training and in evaluation."""
+"""PyTorch's modules in double precision: outputs, gradients and state, in training and evaluation."""
 
 import inspect
 from collections.abc import Callable
@@ -26,7 +26,7 @@ EVERY_ROW = [pytest.param(peer, row, id=row.name) for peer in LAYERS for row in 
 
 @pytest.mark.parametrize(("peer", "row"), EVERY_ROW)
 def test_layer(peer: Peer, row: Row) -> None:
-    """Steps of training, each followed by an evaluation: y, gradients, statistics, however it is called."""
+    """Outputs, gradients and statistics of every API match PyTorch over steps of training and evaluation."""
     rng = np.random.default_rng(0)
     layer = make(torch, row, rng)
     params, stats = state_of(layer)
@@ -58,7 +58,7 @@ def test_layer(peer: Peer, row: Row) -> None:
 
 @pytest.mark.parametrize(("peer", "row"), EVERY_ROW)
 def test_fresh_layer(peer: Peer, row: Row) -> None:
-    """A new layer has the parameters and the statistics of PyTorch's, and their first values."""
+    """A new layer has the same parameters and statistics as PyTorch's, with the same initial values."""
     fields = peer.fields(row.arguments(torch))
     params, stats = state_of(attrgetter(row.theirs)(torch)(**row.options))
     layer = getattr(jnx, peer.ours)(**fields, rngs=nnx.Rngs(0))
@@ -93,9 +93,9 @@ HALF: dict[str, tuple[Callable[[], Any], Callable[..., Any]]] = {
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("norm", HALF)
 def test_half_precision(norm: str, dtype: str) -> None:
-    """A half-precision input with float32 parameters, PyTorch's mixed mode: y to one rounding.
+    """Half-precision input with float32 parameters, PyTorch's mixed mode, agrees up to one rounding.
 
-    The values are small, so that ε shows: RMSNorm's ``eps=None`` is that of float32.
+    The values are small enough for ε to matter: RMSNorm's ``eps=None`` is the float32 epsilon.
     """
     theirs, ours = HALF[norm]
     small = 1e-3 if norm == "rms" else 1.0
@@ -114,7 +114,7 @@ EVERY = [pytest.param(peer, name, id=name) for peer in PEERS for name in peer.th
 
 @pytest.mark.parametrize(("peer", "theirs"), EVERY)
 def test_every_argument(peer: Peer, theirs: str) -> None:
-    """The table knows each argument of each constructor, and tries each at another value than its default."""
+    """The table has each argument of each constructor and tries each at a value other than its default."""
     parameters = inspect.signature(attrgetter(theirs)(torch)).parameters
     assert parameters.keys() - PLACEMENT == peer.becomes.keys()
     tried = [row.options for row in peer.rows if row.theirs == theirs]

@@ -1,4 +1,4 @@
-"""PyTorch's SyncBatchNorm, which in one process is its batch norm: eight devices here come to the same."""
+"""On eight devices, norms match PyTorch's SyncBatchNorm, which in one process is its batch norm."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,7 @@ torch: Any = pytest.importorskip(
 
 
 def over_vmap(f: Any, params: Any, stats: Any, x: Any) -> Any:
-    """8 devices that are a mapped axis: with statistics in common."""
+    """Maps over 8 devices as a vmap axis; statistics are shared."""
     y, stats = jax.vmap(f, in_axes=(None, None, 0), out_axes=(0, None), axis_name="devices")(
         params, stats, x.reshape(8, -1, *x.shape[1:])
     )
@@ -28,7 +28,7 @@ def over_vmap(f: Any, params: Any, stats: Any, x: Any) -> Any:
 
 
 def over_shard_map(f: Any, params: Any, stats: Any, x: Any) -> Any:
-    """8 devices of a mesh."""
+    """Maps over 8 devices of a mesh."""
     mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
     split = jax.shard_map(
         f, mesh=mesh, in_specs=(P(), P(), P("devices")), out_specs=(P("devices"), P())
@@ -39,7 +39,7 @@ def over_shard_map(f: Any, params: Any, stats: Any, x: Any) -> Any:
 @pytest.mark.parametrize("devices", [over_vmap, over_shard_map])
 @pytest.mark.parametrize("row", [r for r in BATCH.rows if "Sync" in r.theirs], ids=lambda r: r.name)
 def test_synced_batch_norm(row: Row, devices: Callable[..., Any]) -> None:
-    """8 devices with ``axis_name`` come to what PyTorch's comes to on the whole batch, gradients too."""
+    """With ``axis_name``, 8 devices match PyTorch on the whole batch, gradients included."""
     rng = np.random.default_rng(0)
     layer = make(torch, row, rng)
     params, stats = state_of(layer)
@@ -70,14 +70,14 @@ def over_groups(f: Any, x: Any) -> Any:
 
 
 def over_two_axes(f: Any, x: Any) -> Any:
-    """Two axes of devices, of which one is named."""
+    """Two device axes, only one of them named."""
     y, stats = jax.jit(jax.vmap(jax.vmap(f, axis_name="devices")))(x.reshape(2, 4, *x.shape[1:]))
     return y, jax.tree.map(lambda leaf: leaf.reshape(8, -1), stats)
 
 
 @pytest.mark.parametrize("groups", [over_groups, over_two_axes])
 def test_process_group(groups: Callable[..., Any]) -> None:
-    """A ``process_group`` of PyTorch's: groups of ``axis_name``, or an axis of its own for each group."""
+    """PyTorch's ``process_group`` corresponds to groups of ``axis_name``, or to a separate axis per group."""
     x = np.random.default_rng(0).normal(size=(16, 3, 5))
     layers = [torch.nn.SyncBatchNorm(3).double() for _ in range(2)]
     halves = torch.from_numpy(x).split(8)

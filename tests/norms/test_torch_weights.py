@@ -1,4 +1,4 @@
-"""PyTorch's norms of weights in double precision: spectral norm, weight norm, vectors of unit length."""
+"""PyTorch's weight norms in double precision: spectral norm, weight norm, unit vectors."""
 
 import dataclasses
 from functools import partial
@@ -28,12 +28,12 @@ def named(row: Any) -> str | None:
 
 
 def parameter_of(row: Row) -> str:
-    """PyTorch's name of what is normalized."""
+    """PyTorch's name of the normalized parameter."""
     return row.options.get("name", "weight")
 
 
 def make(row: Row, weight: np.ndarray) -> Any:
-    """PyTorch's layer of the row, normalized, in double precision, with this ``weight``."""
+    """PyTorch's normalized layer for the row, in double precision, with this ``weight``."""
     first, second, *window = row.shape
     sizes = (first, second) if row.options["module"] == "ConvTranspose2d" else (second, first)
     layer = getattr(torch.nn, row.options["module"])(*sizes, *window[:1]).double()
@@ -44,28 +44,28 @@ def make(row: Row, weight: np.ndarray) -> Any:
 
 
 def stored_in(layer: Any, name: str) -> Any:
-    """What PyTorch has in place of a normalized parameter."""
+    """What PyTorch stores instead of a normalized parameter."""
     return getattr(layer.parametrizations, name)
 
 
 def as_matrix(weight: Any, dim: int) -> np.ndarray:
-    """The axis ``dim`` against all others."""
+    """A matrix with axis ``dim`` as rows and all other axes as columns."""
     return np.moveaxis(weight, dim, 0).reshape(weight.shape[dim], -1)
 
 
 def as_kernel(weight: np.ndarray) -> np.ndarray:
-    """A weight of PyTorch, (out, in, H, W), as Flax has it: (H, W, in, out)."""
+    """Transposes PyTorch's (out, in, H, W) to Flax's (H, W, in, out)."""
     return weight.transpose(*range(2, weight.ndim), 1, 0) if weight.ndim > 1 else weight
 
 
 def channels_last(x: Any) -> np.ndarray:
-    """(N, C, H, W) as (N, H, W, C)."""
+    """Transposes (N, C, H, W) to (N, H, W, C)."""
     return np.moveaxis(x, 1, -1)
 
 
 @pytest.mark.parametrize("row", SPECTRAL.rows, ids=named)
 def test_spectral_norm(row: Row) -> None:
-    """Step by step, with weights that move. PyTorch begins a step with v, which is u of W as it stands."""
+    """Steps with changing weights match PyTorch, which starts a step from v, our u."""
     rng = np.random.default_rng(0)
     name, weight = parameter_of(row), rng.normal(size=row.shape)
     layer = make(row, weight)
@@ -97,9 +97,9 @@ def test_spectral_norm(row: Row) -> None:
 
 
 def test_spectral_norm_at_construction() -> None:
-    """PyTorch takes 15 steps where it makes the layer, and one in a first call that it makes itself."""
+    """PyTorch takes 15 steps at construction, and one more in a first call that it makes itself."""
     layer = torch.nn.Linear(3, 4).double()
-    weight: Any = np.eye(4, 3) * [1.0, 0.9, 0.8]  # so alike that one step more shows
+    weight: Any = np.eye(4, 3) * [1.0, 0.9, 0.8]  # so close that one more step makes a difference
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ def test_spectral_norm_at_construction() -> None:
 def through_linen(
     ours: str, row: Row, fields: Fields, params: Any, stats: Any, x: Any, train: bool
 ) -> Any:
-    """Our Linen module around Flax's layer."""
+    """Runs our Linen module around Flax's layer."""
     inner = {"Linear": nn.Dense(4), "Conv2d": nn.Conv(4, (2, 2), padding="VALID")}
     path = f"layer_instance/{'kernel' if parameter_of(row) == 'weight' else 'bias'}"
     variables = {"layer_instance": {name: params[name] for name in ("kernel", "bias")}}
@@ -136,7 +136,7 @@ def through_linen(
 def through_nnx(
     ours: str, row: Row, fields: Fields, params: Any, stats: Any, x: Any, train: bool
 ) -> Any:
-    """Our NNX module around Flax's layer."""
+    """Runs our NNX module around Flax's layer."""
     rngs, path = nnx.Rngs(0), "kernel" if parameter_of(row) == "weight" else "bias"
     inner = {
         "Linear": lambda: nnx.Linear(3, 4, rngs=rngs),
@@ -155,7 +155,7 @@ def through_nnx(
 
 
 def parameters(layer: Any, name: str, part: Any) -> Fields:
-    """``part`` of PyTorch's parameters, under our names and in the layout of Flax."""
+    """``part`` of PyTorch's parameters, with our names and Flax's layout."""
     stored = stored_in(layer, name)
     direction = stored.original if hasattr(stored, "original") else stored.original1
     weight, bias = {"weight": (direction, layer.bias), "bias": (layer.weight, direction)}[name]
@@ -166,7 +166,7 @@ def parameters(layer: Any, name: str, part: Any) -> Fields:
 
 
 def wrapped() -> list[Any]:
-    """All of weight norm; spectral norm of outputs, taken so far that half a step more is no matter."""
+    """All weight norms, and the spectral norms of outputs with enough steps for half a step not to matter."""
     far = [
         dataclasses.replace(row, options={**row.options, "n_power_iterations": 40})
         for row in SPECTRAL.rows[:2]
@@ -177,10 +177,10 @@ def wrapped() -> list[Any]:
 
 @pytest.mark.parametrize(("peer", "row"), wrapped())
 def test_wrapped_layer(peer: Peer, row: Row) -> None:
-    """Steps of gradient descent around Flax's layers, each evaluated: y, all gradients, and the state."""
+    """Gradient descent steps around Flax's layers match in y, all gradients and state, also in evaluation."""
     rng, name = np.random.default_rng(0), parameter_of(row)
     weight = rng.normal(size=row.shape)
-    weight[0] += 2  # one direction stands out, so that few steps find it
+    weight[0] += 2  # one direction dominates, so that few steps suffice
     layer = make(row, weight)
     fields = peer.fields(row.arguments(torch))
     ways = {"linen": through_linen, "nnx": through_nnx}
@@ -233,7 +233,7 @@ def test_wrapped_layer(peer: Peer, row: Row) -> None:
 
 @pytest.mark.parametrize("row", WEIGHT.rows, ids=named)
 def test_weight_norm(row: Row) -> None:
-    """The function, on PyTorch's own layout, whose axis is its ``dim``; at first it changes nothing."""
+    """The function, on PyTorch's layout with axis ``dim``, matches; initially it changes nothing."""
     rng, name = np.random.default_rng(0), parameter_of(row)
     layer = make(row, rng.normal(size=row.shape))
     stored, axes = stored_in(layer, name), row.options.get("dim", 0)
@@ -251,7 +251,7 @@ def test_weight_norm(row: Row) -> None:
 
 @pytest.mark.parametrize("row", WEIGHT.rows[:3], ids=named)
 def test_weight_norm_starts_with_the_lengths(row: Row) -> None:
-    """``scale_init=None`` gives the modules the g of PyTorch, ‖v‖: wrapping changes nothing."""
+    """``scale_init=None`` initializes the modules with PyTorch's g, ‖v‖, so wrapping changes nothing."""
     weight = np.random.default_rng(0).normal(size=row.shape)
     g = np.squeeze(stored_in(make(row, weight), "weight").original0.detach().numpy())
     fields, path = WEIGHT.fields(row.arguments(torch)), "layer_instance/kernel/scale"
@@ -271,7 +271,7 @@ def test_weight_norm_starts_with_the_lengths(row: Row) -> None:
 
 @pytest.mark.parametrize("row", NORMALIZE.rows, ids=named)
 def test_normalize(row: Row) -> None:
-    """Vectors of unit length, and the gradient; zeros stay zeros."""
+    """Vectors of unit length match, with their gradient; zeros stay zeros."""
     rng = np.random.default_rng(0)
     x, dy = rng.normal(size=row.shape), rng.normal(size=row.shape)
     leaf = torch.from_numpy(x).requires_grad_()

@@ -1,4 +1,4 @@
-"""Instance norm that tracks running statistics: the averages of the instances', against float64."""
+"""Instance norm with running statistics, which average the statistics of instances, against float64."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ SHAPE = (4, 5, 3)
 
 
 def activations(shape: tuple[int, ...] = SHAPE, dtype: str = "float32", seed: int = 0) -> Any:
-    """Instances whose means and spreads differ."""
+    """Instances with different means and standard deviations."""
     rng = np.random.default_rng(seed)
     own = (shape[0],) + (1,) * (len(shape) - 2) + (shape[-1],)
     x = draw(rng, shape, "float32") * np.abs(draw(rng, own, "float32", 1.0))
@@ -23,7 +23,7 @@ def activations(shape: tuple[int, ...] = SHAPE, dtype: str = "float32", seed: in
 
 
 def masked() -> np.ndarray:
-    """Some; and nothing of one instance, of another's channel, and of one channel at all."""
+    """A partial mask with one instance, one channel of an instance and one whole channel fully masked."""
     mask = np.random.default_rng(5).random(SHAPE) < 0.6
     mask[1] = mask[2, :, 0] = mask[:, :, 2] = False
     mask[3, :, 1] = np.arange(5) == 3  # a single value
@@ -31,7 +31,7 @@ def masked() -> np.ndarray:
 
 
 def before(cumulative: bool = False, dtype: str = "float32") -> jn.RunningStats:
-    """Statistics that are not those at the start."""
+    """Running statistics other than the initial ones."""
     mean, var = draw(np.random.default_rng(9), (2, 3), dtype)
     count = jnp.full(3, 4, jnp.int32) if cumulative else None
     return jn.RunningStats(jnp.asarray(mean), jnp.asarray(abs(var)), count)
@@ -40,7 +40,7 @@ def before(cumulative: bool = False, dtype: str = "float32") -> jn.RunningStats:
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_y_is_that_of_instance_norm(dtype: str, with_mask: bool) -> None:
-    """To the bit; with scale, bias, a mask, an ε and a dtype."""
+    """Outputs match instance norm bit for bit, with scale, bias, mask, ε and dtype."""
     x, (scale, bias) = activations(dtype=dtype), draw(np.random.default_rng(1), (2, 3), dtype)
     options: dict[str, Any] = {"epsilon": 1e-3, "dtype": jnp.float32}
     options["mask"] = jnp.asarray(masked()) if with_mask else None
@@ -48,7 +48,7 @@ def test_y_is_that_of_instance_norm(dtype: str, with_mask: bool) -> None:
     y, _ = jax.jit(lambda x: jn.tracked_instance_norm(x, stats, scale, bias, **options))(x)
     expected = jax.jit(lambda x: jn.instance_norm(x, scale, bias, **options))(x)
     np.testing.assert_array_equal(y, expected)
-    plain, _ = jn.tracked_instance_norm(x, stats)  # and so are its defaults
+    plain, _ = jn.tracked_instance_norm(x, stats)  # so do the defaults
     np.testing.assert_array_equal(np.float32(plain), np.float32(jn.instance_norm(x)))
 
 
@@ -56,10 +56,10 @@ def test_y_is_that_of_instance_norm(dtype: str, with_mask: bool) -> None:
 @pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("momentum", [0.9, 0.0, 1.0, None])
 def test_running_statistics(momentum: float | None, unbiased: bool, with_mask: bool) -> None:
-    """Averages over the instances that count any, mixed with the old; a feature of none stays."""
+    """Running statistics average over instances with unmasked values; empty channels keep their own."""
     x, mask = activations(), masked() if with_mask else None
     stats = before(momentum is None)
-    if mask is not None:  # what is masked is not read
+    if mask is not None:  # masked values are never read
         x = np.where(mask, x, np.float32(np.nan))
     f = jax.jit(
         lambda x, stats: jn.tracked_instance_norm(
@@ -83,7 +83,7 @@ def test_running_statistics(momentum: float | None, unbiased: bool, with_mask: b
 
 
 def test_how_far_means_are_apart_is_left_out() -> None:
-    """Of two instances, constant and far apart, the variance is 0; batch norm's would be 25."""
+    """The spread of means is ignored: two constant instances far apart have variance 0, in batch norm 25."""
     x = jnp.repeat(jnp.asarray([0.0, 10.0]), 4).reshape(2, 4, 1)
     stats = jn.init_running_stats(1)
     _, tracked = jn.tracked_instance_norm(x, stats, momentum=0.0)
@@ -93,7 +93,7 @@ def test_how_far_means_are_apart_is_left_out() -> None:
 
 
 def test_instances_weigh_alike() -> None:
-    """However many values of each are counted."""
+    """Instances have equal weight, however many unmasked elements each has."""
     x = jnp.asarray([[1.0, 1, 1, 1], [9, 0, 0, 0]])[..., None]
     mask = jnp.asarray([[1, 1, 1, 1], [1, 0, 0, 0]])[..., None]
     _, stats = jn.tracked_instance_norm(x, jn.init_running_stats(1), momentum=0.0, mask=mask)
@@ -102,7 +102,7 @@ def test_instances_weigh_alike() -> None:
 
 @pytest.mark.parametrize("axes", [1, (1, 3), (-1, -2)], ids=str)
 def test_feature_axes(axes: Any) -> None:
-    """Channels first, or several axes: statistics have their shape, in their order."""
+    """With channels first or several feature axes, statistics have their shape and order."""
     x = activations((4, 2, 6, 3))
     kept = sorted(i % 4 for i in (axes if isinstance(axes, tuple) else (axes,)))
     shape = tuple(x.shape[i] for i in kept)
@@ -120,7 +120,7 @@ def test_feature_axes(axes: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (4, 0, 3), (4, 3)], ids=str)
 def test_nothing_to_average(shape: tuple[int, ...]) -> None:
-    """No instance, or none with a value: statistics stay. One value each: variance 0, unbiased too."""
+    """With no values, statistics do not change; with one value each, the variance is 0, unbiased or not."""
     x, stats = jnp.ones(shape), before(cumulative=True)
     y, new = jn.tracked_instance_norm(x, stats, momentum=None, unbiased=True)
     assert y.shape == shape
@@ -134,7 +134,7 @@ def test_nothing_to_average(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("momentum", [0.9, None])
 def test_scan_over_steps(momentum: float | None, dtype: str) -> None:
-    """Running statistics are the carry: float32 from half-precision x, exact over several steps."""
+    """As the carry of a scan, running statistics stay float32 for half-precision x and exact over steps."""
     xs = np.stack([activations(dtype=dtype, seed=i) for i in range(5)])
     start = jn.init_running_stats(3, cumulative=momentum is None)
 
@@ -155,11 +155,11 @@ def test_scan_over_steps(momentum: float | None, dtype: str) -> None:
 
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_gradient_of_running_statistics(unbiased: bool) -> None:
-    """They are functions of x, with NaN under the mask of no gradient."""
+    """Running statistics are differentiable with respect to x, and NaN under the mask gets no gradient."""
     mask = masked()
     x = np.where(mask, activations(), np.float32(np.nan))
     ct_mean, ct_var = draw(np.random.default_rng(1), (2, 3), "float32")
-    ct_mean[2] = ct_var[2] = 0  # counts nothing
+    ct_mean[2] = ct_var[2] = 0  # fully masked
 
     def ours(x: Any) -> Any:
         _, stats = jn.tracked_instance_norm(
@@ -177,7 +177,7 @@ def test_gradient_of_running_statistics(unbiased: bool) -> None:
 
 
 def test_vmap_of_models() -> None:
-    """Each model its own statistics."""
+    """Under vmap each model has its own statistics."""
     xs = np.stack([activations(seed=i) for i in range(3)])
     f = lambda x: jn.tracked_instance_norm(x, before(), momentum=0.5)  # noqa: E731
     y, stats = jax.jit(jax.vmap(f))(xs)
@@ -189,7 +189,7 @@ def test_vmap_of_models() -> None:
 
 
 def test_positions_split_over_devices() -> None:
-    """With axis_name, moments of whole instances are averaged, on every device the same."""
+    """With axis_name, moments of whole instances are averaged, with the same result on every device."""
     x = activations((4, 40, 3))
     parts = x.reshape(4, 8, 5, 3).swapaxes(0, 1)
     f = lambda x, **names: jn.tracked_instance_norm(x, before(), unbiased=True, **names)  # noqa: E731
@@ -202,7 +202,7 @@ def test_positions_split_over_devices() -> None:
 
 @pytest.mark.parametrize("momentum", [0.1, 0.6])
 def test_pytorch(momentum: float) -> None:
-    """InstanceNorm2d(track_running_stats=True) over several steps, and then in evaluation."""
+    """Matches InstanceNorm2d(track_running_stats=True) over several steps and then in evaluation."""
     torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
     layer = torch.nn.InstanceNorm2d(3, momentum=momentum, track_running_stats=True)
     stats = jn.init_running_stats(3)

@@ -1,4 +1,4 @@
-"""Every transform of jax on `batch_norm`, each against the oracle or the plain function."""
+"""Every transform of JAX on `batch_norm`, each against the oracle or the plain function."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def oracle_of(case: Case) -> BatchNorm:
 
 
 def curved(x: jax.Array, case: Case) -> jax.Array:
-    """A scalar of y and the running statistics whose second derivatives are not zero."""
+    """A scalar of y and the running statistics with nonzero second derivatives."""
     outputs = train(case.primals()._replace(x=x), case.mask())
     weights = case.like(outputs)
     return sum(((w + o) * o**2).sum() for w, o in zip(weights, outputs, strict=True))  # type: ignore[return-value]
@@ -54,7 +54,7 @@ def curved_gradient(x: Any, case: Case) -> np.ndarray:
 
 
 def curved_hessian_times(x: Any, v: Any, case: Case) -> np.ndarray:
-    """Its second derivative along ``v``, by central differences in float64."""
+    """The second derivative of `curved` along ``v``, by central differences in float64."""
     h = 1e-6
     x, v = np.float64(x), np.float64(v)
     return (curved_gradient(x + h * v, case) - curved_gradient(x - h * v, case)) / (2 * h)
@@ -106,14 +106,14 @@ def _basis(x: jax.Array) -> jax.Array:
 
 
 def over(names: Any, briefly: tuple[str, ...]) -> Any:
-    """All transforms on one case, some on the others: each is a compilation."""
+    """Parametrizes one case with all transforms and the others with a few, since each is a compilation."""
     pairs = [(n, c) for n in names for c in CASES if c is WIDE or n in briefly]
     return pytest.mark.parametrize(("name", "case"), pairs, ids=lambda v: getattr(v, "name", v))
 
 
 @over(FIRST_ORDER, ("jit_grad", "jacfwd"))
 def test_first_order(name: str, case: Case) -> None:
-    """Whatever takes a first derivative gets the oracle's."""
+    """Every way to take a first derivative matches the oracle."""
     x = jnp.asarray(case.primals().x)
     got = jax.jit(FIRST_ORDER[name](lambda x: curved(x, case)))(x)
     assert_close(got, curved_gradient(x, case), 1e-4)
@@ -122,7 +122,7 @@ def test_first_order(name: str, case: Case) -> None:
 @pytest.mark.sampled
 @over(SECOND_ORDER, ("jvp_of_grad", "grad_of_grad"))
 def test_second_order(name: str, case: Case) -> None:
-    """Hessian-vector products of every nesting are differences of the oracle's gradient."""
+    """Hessian-vector products in every nesting match differences of the oracle's gradient."""
     x = jnp.asarray(case.primals().x)
     v = jnp.asarray(draw(case.rng(), case.shape, "float32"))
     got = jax.jit(lambda x, v: SECOND_ORDER[name](lambda z: curved(z, case), x, v))(x, v)
@@ -130,7 +130,7 @@ def test_second_order(name: str, case: Case) -> None:
 
 
 def test_hessian_is_symmetric_and_right() -> None:
-    """jax.hessian, forward over reverse, row by row."""
+    """The result of jax.hessian is symmetric and matches the oracle row by row."""
     case = Case("small", (4, 2), mask_name="full")
     x = jnp.asarray(case.primals().x)
     got = jax.jit(jax.hessian(lambda x: curved(x, case)))(x).reshape(x.size, x.size)
@@ -141,7 +141,7 @@ def test_hessian_is_symmetric_and_right() -> None:
 
 @pytest.mark.parametrize("case", [MASKED], ids=lambda c: c.name)
 def test_eager_is_jitted(case: Case) -> None:
-    """Without jit the same values come out."""
+    """Results are the same without jit."""
     at, mask = case.primals(), case.mask()
     for got, want in zip(train(at, mask), oracle_of(case).value(at), strict=True):
         assert_close(got, want)
@@ -150,7 +150,7 @@ def test_eager_is_jitted(case: Case) -> None:
 
 
 def stacked(case: Case, copies: int) -> Primals:
-    """Primals of several models, in front."""
+    """Primals of several models, stacked along a leading axis."""
     rng = case.rng()
     at = case.primals()
     noise = Primals(*(draw(rng, (copies, *a.shape), "float32", 0.0, 0.1) for a in at))
@@ -168,7 +168,7 @@ def stacked(case: Case, copies: int) -> Primals:
     ids=["batch", "layer", "rms", "group"],
 )
 def test_without_jit(norm: Any) -> None:
-    """Where jit is disabled everywhere, values and gradients are the same."""
+    """With jit disabled everywhere, values and gradients are the same."""
 
     def gradient(x: Any) -> Any:
         y, pull = jax.vjp(norm, x)
@@ -185,7 +185,7 @@ def test_without_jit(norm: Any) -> None:
 @pytest.mark.parametrize("shared", ["nothing", "params", "stats", "mask_only"])
 @both
 def test_vmap_of_models(case: Case, shared: str) -> None:
-    """Vmap keeps models apart: statistics and gradients of each alone, whichever part is shared."""
+    """Under vmap each model keeps its own statistics and gradients, whichever arguments are shared."""
     many, mask = stacked(case, 3), case.mask()
     axes = Primals(0, 0, 0, 0, 0)
     if shared == "params":
@@ -219,7 +219,7 @@ def test_vmap_of_models(case: Case, shared: str) -> None:
 
 
 def test_double_vmap() -> None:
-    """Two vmaps, the inner one over the last axis: each of the 2 × 3 models has its own statistics."""
+    """With two vmaps, the inner one over the last axis, each of the 2 × 3 models has its own statistics."""
     rng = np.random.default_rng(0)
     x = draw(rng, (2, 6, 4, 3), "float32", 2.0, 3.0)  # models, rows, features, models
     at = Case("", (6, 4)).primals()
@@ -237,7 +237,7 @@ def test_double_vmap() -> None:
 
 @pytest.mark.parametrize("momentum", [MOMENTUM, None])
 def test_scan_over_steps(momentum: float | None) -> None:
-    """A scan that trains over batches: outputs, the last state, and gradients through all of them."""
+    """Training steps in a scan give the right outputs, final state and gradients."""
     rng = np.random.default_rng(0)
     xs = draw(rng, (4, 7, 2), "float32", 2.0, 3.0)
     at = Case("", (7, 2)).primals()

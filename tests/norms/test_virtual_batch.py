@@ -1,4 +1,4 @@
-"""Virtual batches: in modules, over meshes, and in compiled programs (splits: test_any_devices.py)."""
+"""Virtual batches in modules, over meshes and in compiled programs (for splits: test_any_devices.py)."""
 
 import re
 from typing import Any
@@ -20,7 +20,7 @@ STATS = jn.init_running_stats(3)
 
 
 def by_hand(x: Any, mask: Any, size: int) -> tuple[Any, jn.RunningStats]:
-    """Each virtual batch by itself; running statistics of all."""
+    """Normalizes each virtual batch separately; running statistics cover the whole batch."""
     parts = (slice(i, i + size) for i in range(0, len(x), size))
     y = [jn.batch_norm(x[part], STATS, mask=mask[part])[0] for part in parts]
     return jnp.concatenate(y), jn.batch_norm(x, STATS, mask=mask, momentum=0.0, unbiased=True)[1]
@@ -30,7 +30,7 @@ def by_hand(x: Any, mask: Any, size: int) -> tuple[Any, jn.RunningStats]:
 @pytest.mark.parametrize("size", [1, 4, 8, 32])
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_over_a_mesh(axis_type: AxisType, size: int) -> None:
-    """Under jit over a mesh that has four examples on a device; no activation is communicated."""
+    """Results match under jit over a mesh with four examples per device; no activation is communicated."""
     mesh = jax.make_mesh((8,), ("d",), (axis_type,))
     x, mask = jax.device_put((X, MASK), NamedSharding(mesh, P("d")))
 
@@ -47,12 +47,12 @@ def test_over_a_mesh(axis_type: AxisType, size: int) -> None:
     for got, expected in zip(stats[:2], want_stats[:2], strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5)
     moved = re.findall(r"f32\[([\d,]+)\]\S* (?:all-gather|all-to-all|collective-permute)", compiled)
-    # Where a virtual batch spans devices: at most a mean for each example and channel, never a row more.
+    # If a virtual batch spans devices, at most one mean per example and channel is communicated.
     assert all(np.prod([int(n) for n in dims.split(",")]) <= len(X) * 3 for dims in moved)
 
 
 def test_modules_hand_it_on() -> None:
-    """Linen and NNX, with running statistics and without; Linen's init may see any batch."""
+    """Linen and NNX pass it on, with or without running statistics; Linen's init accepts any batch size."""
     want, stats = by_hand(X, MASK, 8)
     for tracked in (True, False):
         options: Any = {"virtual_batch_size": 8, "track_running_stats": tracked, "momentum": 0.0}
@@ -71,7 +71,7 @@ def test_modules_hand_it_on() -> None:
 
 
 def test_second_derivatives() -> None:
-    """The gradient of a gradient is that of the parts."""
+    """The gradient of a gradient matches the separate parts."""
     w = jnp.asarray(RNG.normal(size=X.shape), jnp.float32)
 
     def curvature(normalized: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Vectors of unit length, weight norm and weight standardization: what the family's tables do not say."""
+"""Unit vectors, weight norm and weight standardization: properties beyond the tables of the family."""
 
 from typing import Any
 
@@ -16,17 +16,17 @@ over_features = pytest.mark.parametrize("features", FEATURES, ids=str)
 
 
 def kernel(dtype: str = "float32", shape: tuple[int, ...] = (3, 4, 5)) -> Any:
-    """Random weights with a mean."""
+    """Random weights with a nonzero mean."""
     return draw(np.random.default_rng(0), shape, dtype, 0.5)
 
 
 def kept(features: Any) -> tuple[int, ...]:
-    """``features`` of a kernel of rank 3, counted from the front."""
+    """Nonnegative indices of ``features`` for a kernel of rank 3."""
     return tuple(i % 3 for i in (features if isinstance(features, tuple) else (features,)))
 
 
 def lengths(w: Any, features: Any) -> Any:
-    """Of the weights of each output, by the book."""
+    """The length of the weights of each output, from the definition."""
     reduced = tuple(i for i in range(3) if i not in kept(features))
     return np.sqrt((np.abs(wide(w)) ** 2).sum(reduced))
 
@@ -37,7 +37,7 @@ def lengths(w: Any, features: Any) -> Any:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "complex64"])
 @pytest.mark.parametrize("axes", [-1, 0, (0, 2), (0, 1, 2)], ids=str)
 def test_unit_length(axes: Any, dtype: str) -> None:
-    """Along any axes, of any dtype, in the direction that it had."""
+    """Vectors get length 1 and keep their direction, for any axes and dtype."""
     x = kernel(dtype)
     y = jax.jit(lambda x: jn.l2_normalize(x, reduction_axes=axes))(x)
     assert y.dtype == jnp.dtype(dtype)
@@ -48,7 +48,7 @@ def test_unit_length(axes: Any, dtype: str) -> None:
 
 @pytest.mark.parametrize("epsilon", [1e-12, 0.0])
 def test_vector_of_zeros(epsilon: float) -> None:
-    """It stays, next to one that does not; its gradient is that of x / sqrt(ε), or of x without ε."""
+    """A zero vector stays zero; its gradient is that of x / sqrt(ε), or of x if ε is 0."""
     x = np.array([[0.0, 0.0], [3.0, 4.0]], np.float32)
     y, dx = jax.jit(
         lambda x: (
@@ -64,13 +64,13 @@ def test_vector_of_zeros(epsilon: float) -> None:
 
 @pytest.mark.parametrize("size", [1e-3, 1e6, 1e15])
 def test_any_length_in_float32(size: float) -> None:
-    """Where the squares stay within float32, and are more than ε, the length does not matter."""
+    """As long as the squares fit in float32 and exceed ε, the length does not matter."""
     x = kernel() * np.float32(size)
     assert_close(jax.jit(jn.l2_normalize)(x), np.asarray(jn.l2_normalize(kernel())))
 
 
 def test_mask_is_selection() -> None:
-    """What is masked is in no length: the others might as well be alone."""
+    """Masked elements do not count in any length, as if the others were alone."""
     x = kernel(shape=(3, 8))
     mask = np.arange(8) % 3 != 1
     y = jn.l2_normalize(x, mask=jnp.asarray(mask))
@@ -84,7 +84,7 @@ def test_mask_is_selection() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "complex64"])
 @over_features
 def test_lengths_are_the_scale(features: Any, dtype: str) -> None:
-    """The weights of each output have the length that ``scale`` says, and the direction they had."""
+    """The weights of each output get the length in ``scale`` and keep their direction."""
     w = kernel(dtype)
     shape = tuple(w.shape[i] for i in kept(features))
     scale = np.abs(draw(np.random.default_rng(1), shape, "float32")) + np.float32(0.5)
@@ -97,7 +97,7 @@ def test_lengths_are_the_scale(features: Any, dtype: str) -> None:
 
 @over_features
 def test_its_own_lengths_leave_the_kernel(features: Any) -> None:
-    """Which is how a layer that is already trained begins."""
+    """A scale equal to the lengths of the kernel leaves it unchanged, so a trained layer can start there."""
     w = kernel()
     own = jnp.float32(lengths(w, features))
     assert_close(jn.weight_norm(w, own, feature_axes=features), w)
@@ -105,7 +105,7 @@ def test_its_own_lengths_leave_the_kernel(features: Any) -> None:
 
 @over_features
 def test_gradient_is_orthogonal_to_the_kernel(features: Any) -> None:
-    """For each output: a step of gradient descent turns it. What ``scale`` gets is along it."""
+    """The gradient of a kernel is orthogonal to it for each output; the gradient of scale is along it."""
     w = kernel()
     rng = np.random.default_rng(2)
     scale = draw(rng, tuple(w.shape[i] for i in kept(features)), "float32", 1.0)
@@ -119,7 +119,7 @@ def test_gradient_is_orthogonal_to_the_kernel(features: Any) -> None:
 
 
 def test_outputs_of_one_weight() -> None:
-    """With every axis kept there is nothing but a sign, and for the standardized a zero."""
+    """With every axis kept, weight norm leaves only a sign, and standardization gives zero."""
     w = kernel()
     assert_close(jn.weight_norm(w, feature_axes=(0, 1, 2)), np.sign(w))
     assert not jn.weight_standardization(w, feature_axes=(0, 1, 2)).any()
@@ -130,7 +130,7 @@ def test_outputs_of_one_weight() -> None:
 
 @over_features
 def test_mean_0_and_variance_1(features: Any) -> None:
-    """Of each output, divided by n; times the gain."""
+    """Each output has mean 0 and variance 1 (divided by n), times the gain."""
     w = kernel()
     shape = tuple(w.shape[i] for i in kept(features))
     gain = draw(np.random.default_rng(1), shape, "float32", 1.0)
@@ -142,7 +142,7 @@ def test_mean_0_and_variance_1(features: Any) -> None:
 
 
 def test_gain_of_fan_in_keeps_the_variance_of_activations() -> None:
-    """With gain 1/sqrt(fan-in), x @ w has the variance of x: the reason there is a gain."""
+    """With gain 1/sqrt(fan-in), x @ w has the variance of x, which is the purpose of the gain."""
     rng = np.random.default_rng(0)
     w, x = draw(rng, (400, 30), "float32", 3.0), draw(rng, (500, 400), "float32")
     y = x @ np.asarray(jn.weight_standardization(w, jnp.full(30, 400**-0.5)))
@@ -154,7 +154,7 @@ def test_gain_of_fan_in_keeps_the_variance_of_activations() -> None:
 
 @pytest.mark.parametrize("norm", [jn.weight_norm, jn.weight_standardization])
 def test_vmap_over_kernels(norm: Any) -> None:
-    """A stack of kernels, along any axis and twice, is each by itself; so are their gradients."""
+    """Each kernel of a vmapped stack, along any axis and twice, matches the same kernel alone."""
     stack = draw(np.random.default_rng(0), (2, 3, 4, 5, 2), "float32")
     scale = draw(np.random.default_rng(1), (2, 5), "float32")
 
@@ -172,7 +172,7 @@ def test_vmap_over_kernels(norm: Any) -> None:
 
 @pytest.mark.parametrize("norm", [jn.weight_norm, jn.weight_standardization])
 def test_half_precision_kernel_with_float32_scale(norm: Any) -> None:
-    """The result is float32, as if the kernel had been; its gradient is in the kernel's dtype."""
+    """The result is float32, as for a float32 kernel; its gradient has the kernel's dtype."""
     w, scale = kernel("bfloat16"), draw(np.random.default_rng(1), (5,), "float32")
     got, pull = jax.vjp(jax.jit(norm), w, scale)
     assert got.dtype == jnp.float32
@@ -186,7 +186,7 @@ def test_half_precision_kernel_with_float32_scale(norm: Any) -> None:
 @over_features
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scaled_weight_standardization(features: Any, dtype: str) -> None:
-    """By the book; of each output the sum is 0 and the sum of squares 1."""
+    """Matches the definition, so each output has sum 0 and sum of squares 1."""
     w = kernel(dtype)
     ours = jax.jit(lambda w: jn.scaled_weight_standardization(w, feature_axes=features))(w)
     assert ours.dtype == jnp.dtype(dtype)
@@ -198,7 +198,7 @@ def test_scaled_weight_standardization(features: Any, dtype: str) -> None:
 
 
 def test_scaled_weight_standardization_keeps_the_variance() -> None:
-    """Inputs of variance 1 and any mean; a relu's factor is that of the paper."""
+    """Inputs of variance 1 and any mean keep their variance; the factor for a relu is the paper's."""
     x = draw(np.random.default_rng(0), (4000, 256), "float32", 3.0)
     w = jn.scaled_weight_standardization(kernel(shape=(256, 64)))
     np.testing.assert_allclose((x @ w).var(), 1, rtol=0.02)
@@ -208,7 +208,7 @@ def test_scaled_weight_standardization_keeps_the_variance() -> None:
 
 @over_features
 def test_magnitude_preserving(features: Any) -> None:
-    """EDM2's own formula: normalized to mean square 1, then over the root of the fan-in."""
+    """Matches EDM2's formula: normalized to mean square 1, then divided by the root of the fan-in."""
     w = kernel()
     reduced = tuple(i for i in range(3) if i not in kept(features))
     values = wide(w)
@@ -221,14 +221,14 @@ def test_magnitude_preserving(features: Any) -> None:
 
 
 def test_weights_of_zero_have_a_gradient() -> None:
-    """Finite, where the length has none."""
+    """Zero weights get a finite gradient, although their length has none."""
     grads = jax.grad(lambda w: jn.magnitude_preserving(w).sum())(jnp.zeros((3, 2)))
     assert np.isfinite(grads).all()
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)], ids=str)
 def test_conv_spectral_norm_is_that_of_the_operator(strides: tuple[int, int]) -> None:
-    """The largest singular value of the convolution written out as a matrix; its gradient, too."""
+    """σ and its gradient match the largest singular value of the convolution written as a matrix."""
     rng = np.random.default_rng(0)
     w, image = draw(rng, (3, 3, 2, 3), "float32"), draw(rng, (1, 6, 5, 2), "float32")
     columns = jnp.eye(image.size).reshape(-1, *image.shape[1:])
@@ -249,7 +249,7 @@ def test_conv_spectral_norm_is_that_of_the_operator(strides: tuple[int, int]) ->
 
 
 def test_conv_spectral_norm_goes_on_from_its_state() -> None:
-    """A step at a time from the last image is as good as all at once."""
+    """Single steps, each starting from the last image, give the same result as all steps at once."""
     rng = np.random.default_rng(0)
     w, image = draw(rng, (3, 3, 2, 3), "float32"), draw(rng, (1, 6, 5, 2), "float32")
     at_once, last = jn.conv_spectral_norm(w, image, n_steps=20)

@@ -1,4 +1,4 @@
-"""The norms that Flax does not have, against float64: values, gradients entry by entry, masks, dtypes."""
+"""Norms that Flax does not have, against float64: values, gradients entry by entry, masks, dtypes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +17,12 @@ over_masked = pytest.mark.parametrize("name", MASKED)
 
 
 def cotangent(shape: tuple[int, ...]) -> np.ndarray:
-    """Random."""
+    """A random cotangent."""
     return np.random.default_rng(11).normal(size=shape)
 
 
 def results(name: str, dtype: Any = np.float32, **mask: Any) -> tuple[Any, Any]:
-    """Our value, and our gradients with a random cotangent, in one program."""
+    """Our value, and our gradients for a random cotangent, in one program."""
     args = primals(name, dtype)
 
     @jax.jit
@@ -34,7 +34,7 @@ def results(name: str, dtype: Any = np.float32, **mask: Any) -> tuple[Any, Any]:
 
 
 def gradient(f: Callable[..., Any], args: list[np.ndarray], i: int) -> np.ndarray:
-    """Of Σ cotangent · f for argument ``i``, entry by entry, by differences in float64."""
+    """The gradient of Σ cotangent · f for argument ``i``, entry by entry, by differences in float64."""
     found, h = np.zeros(args[i].shape), 1e-5
     for at in np.ndindex(args[i].shape):
         sides = []
@@ -49,7 +49,7 @@ def gradient(f: Callable[..., Any], args: list[np.ndarray], i: int) -> np.ndarra
 
 @over_zoo
 def test_value_and_gradients(name: str) -> None:
-    """In float32, to its precision."""
+    """Values and gradients match the oracle to float32 precision."""
     y, grads = results(name)
     args = [np.asarray(a, float) for a in primals(name)]
     np.testing.assert_allclose(y, ZOO[name].oracle(*args), rtol=2e-5, atol=2e-5)
@@ -61,7 +61,7 @@ def test_value_and_gradients(name: str) -> None:
 
 @over_masked
 def test_masked(name: str) -> None:
-    """What is masked is nowhere, forward or backward, even as NaN: others are as the oracle has them."""
+    """Masked elements, even NaN, affect nothing else; all other results match the oracle."""
     mask = mask_of(name)
     clean = [np.asarray(a, float) for a in primals(name)]
     zoo = ZOO[name]
@@ -96,20 +96,20 @@ def test_masked(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @over_zoo
 def test_half_precision(name: str, dtype: str) -> None:
-    """Computed in float32, and rounded once: within an ulp or so of the float64 value of the same inputs."""
+    """Half-precision results are computed in float32 and rounded once, to within about one ulp of float64."""
     y, grads = results(name, jnp.dtype(dtype))
     args = [np.asarray(a, float) for a in primals(name, jnp.dtype(dtype))]
     assert y.dtype == jnp.dtype(dtype)
     assert {g.dtype for g in grads} == {jnp.dtype(dtype)}
     unit = float(jnp.finfo(dtype).eps)
-    if name != "batch_renorm":  # whose constants are those of the unrounded x
+    if name != "batch_renorm":  # its constants depend on the unrounded x
         expected = ZOO[name].oracle(*args)
         np.testing.assert_allclose(np.float64(y), expected, rtol=unit, atol=unit / 4)
 
 
 @over_zoo
 def test_vmap(name: str) -> None:
-    """A batch of calls is each of them; twice."""
+    """Two nested vmaps match the separate calls."""
     args = primals(name)
     stacked = [np.stack([[a, a[::-1] if a.ndim else 2 * a]] * 2) for a in args]
     batched = jax.jit(jax.vmap(jax.vmap(ZOO[name].ours)))(*stacked)
@@ -119,7 +119,7 @@ def test_vmap(name: str) -> None:
         np.testing.assert_allclose(batched[i, j], alone, rtol=1e-5, atol=1e-5)
 
 
-# In `make test`, one of each way of being differentiated: batch, example, iteration, clipped, no statistics.
+# In `make test`, one norm for each way to differentiate: batch, example, iteration, clipped, no statistics.
 @pytest.mark.parametrize(
     "name",
     thorough_but(
@@ -127,7 +127,7 @@ def test_vmap(name: str) -> None:
     ),
 )
 def test_forward_mode_is_reverse_mode(name: str) -> None:
-    """⟨u, J v⟩ = ⟨Jᵀ u, v⟩, and once more for the gradient of the squares of the gradient."""
+    """⟨u, J v⟩ = ⟨Jᵀ u, v⟩, also for the gradient of the squared gradient."""
     args = primals(name)
     directions = tuple(np.float32(cotangent((*a.shape, 1))[..., 0]) for a in args)
 

@@ -1,4 +1,4 @@
-"""What each of these norms is known by: a fact that needs no reference implementation."""
+"""Well-known properties of these norms, which need no reference implementation."""
 
 from typing import Any
 
@@ -15,17 +15,17 @@ pytestmark = pytest.mark.usefixtures("users_promotion")
 
 
 def images(seed: int = 0, shape: tuple[int, ...] = (4, 6, 5, 8)) -> Any:
-    """With a mean."""
+    """Random images with a nonzero mean."""
     return draw(np.random.default_rng(seed), shape, "float32", 0.5, 1.5)
 
 
 def close(a: Any, b: Any, tolerance: float = 2e-5) -> None:
-    """Nearly equal."""
+    """Compares with a small tolerance."""
     np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_act_norm_of_the_first_batch_is_normalized_and_can_be_inverted() -> None:
-    """Mean 0, variance 1; and the log-determinant is that of the Jacobian."""
+    """The output has mean 0 and variance 1; the log-determinant is that of the Jacobian."""
     x = images()
     given = jn.init_act_norm(x)
     y, log_det = jn.act_norm(x, *given)
@@ -41,13 +41,13 @@ def test_act_norm_of_the_first_batch_is_normalized_and_can_be_inverted() -> None
 
 
 def test_ada_layer_norm_of_zeros_is_layer_norm() -> None:
-    """The base that it begins at."""
+    """With zero scale and shift, where training starts, adaptive layer norm is layer norm."""
     x, zeros = images(), jnp.zeros((4, 8))
     close(jn.ada_layer_norm(x, zeros, zeros), jn.layer_norm(x))
 
 
 def test_adain_of_its_own_style_is_the_content() -> None:
-    """And of another, it has that one's mean and deviation."""
+    """Its own style leaves an image unchanged; another style gives it that mean and deviation."""
     x, style = images(), 3 * images(1, (4, 7, 3, 8)) + 2
     close(jn.adain(x, x), x)
     y = jn.adain(x, style, epsilon=0.0)
@@ -57,7 +57,7 @@ def test_adain_of_its_own_style_is_the_content() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_adapted_is_between_training_and_evaluation(share: float) -> None:
-    """With the share of running statistics that is asked for; a NaN in what is not used is not read."""
+    """Statistics are mixed with the given share of running statistics, which are not read at a share of 0."""
     x = images()
     stats = jn.RunningStats(jnp.full(8, 0.1), jnp.full(8, 4.0))
     m = jn.moments(x, (0, 1, 2))
@@ -74,7 +74,7 @@ def test_adapted_is_between_training_and_evaluation(share: float) -> None:
 
 
 def test_batch_renorm_within_limits_is_evaluation_and_without_is_batch_norm() -> None:
-    """Unclipped, y is that of inference, and its gradient that of batch norm."""
+    """Without correction y equals batch norm; unclipped, its value matches evaluation."""
     x = images()
     stats = jn.RunningStats(jnp.full(8, 0.2), jnp.full(8, 2.0))
     at: Any = {"epsilon": 1e-3}
@@ -102,7 +102,7 @@ def test_derf_and_dynamic_tanh_have_no_statistics() -> None:
 
 
 def test_domains_keep_to_themselves() -> None:
-    """A step on one, the number traced, moves its row as batch norm would, and no other."""
+    """A step with a traced domain index updates that row like batch norm, and no other row."""
     stats = jn.init_running_stats((3, 8))
 
     @jax.jit
@@ -118,14 +118,14 @@ def test_domains_keep_to_themselves() -> None:
 
 
 def test_evo_norm_b0_evaluates_as_it_trains_where_the_variance_is_the_same() -> None:
-    """With the running variance at the batch's."""
+    """If the running variance equals the batch variance, evaluation gives the same result as training."""
     x = images()
     y, stats = jn.evo_norm_b0(x, jn.init_running_stats(8), jnp.ones(8), training=True, momentum=0.0)
     close(jn.evo_norm_b0(x, stats, jnp.ones(8), training=False)[0], y)
 
 
 def test_evo_norm_s0_of_a_steep_line_is_relu_by_deviation() -> None:
-    """sigmoid(v x) is then a step."""
+    """With a steep slope, sigmoid(v x) is a step."""
     x = images()
     y = jn.evo_norm_s0(x, jnp.full(8, 1e4), num_groups=2)
     m = jn.moments(x.reshape(4, 6, 5, 2, 4), (1, 2, 4))
@@ -134,7 +134,7 @@ def test_evo_norm_s0_of_a_steep_line_is_relu_by_deviation() -> None:
 
 
 def test_filter_response_norm_of_one_position_is_a_sign() -> None:
-    """X / |x|, which is why the paper trains ε there."""
+    """The result is x / |x|, which is why the paper learns ε in this case."""
     x = images(0, (4, 1, 1, 8))
     close(jn.filter_response_norm(x, epsilon=1e-12), np.sign(x))
     traced = jax.grad(lambda e: jn.filter_response_norm(x, epsilon=e).sum())(jnp.float32(0.1))
@@ -142,7 +142,7 @@ def test_filter_response_norm_of_one_position_is_a_sign() -> None:
 
 
 def test_global_response_norm_begins_as_the_identity() -> None:
-    """With scale and bias 0; with 1, channels' shares have mean 1; an empty channel has a gradient."""
+    """Scale and bias 0 give the identity; channel shares have mean 1; an empty channel has a gradient."""
     x = images()
     zeros = jnp.zeros(8)
     assert np.array_equal(jn.global_response_norm(x, zeros, zeros), x)
@@ -153,7 +153,7 @@ def test_global_response_norm_begins_as_the_identity() -> None:
 
 
 def test_iterative_whitening_has_no_correlation() -> None:
-    """After enough steps, the covariance of the result is the identity; with few, near it."""
+    """After enough steps the covariance of the result is the identity; after few it is close."""
     x = images(0, (16, 9, 9, 8)) @ np.random.default_rng(1).normal(size=(8, 8)).astype(np.float32)
 
     def off(steps: int) -> float:
@@ -169,7 +169,7 @@ def test_iterative_whitening_has_no_correlation() -> None:
 
 @pytest.mark.parametrize("p", [1, 2, 3.5, np.inf])
 def test_lp_normalize_has_length_1_at_any_size(p: float) -> None:
-    """Zeros stay, with a finite gradient; neither 1e30 nor 1e-30 is out of range."""
+    """Zeros stay zero with a finite gradient; lengths from 1e-11 to 1e30 are in range."""
     x = images(0, (5, 7))
     for size in (1e-11, 1.0, 1e30):
         y = np.float64(jn.lp_normalize(np.float32(size) * x, p=p))
@@ -180,7 +180,7 @@ def test_lp_normalize_has_length_1_at_any_size(p: float) -> None:
 
 
 def test_mean_only_batch_norm_leaves_the_variance() -> None:
-    """And evaluates with the running mean."""
+    """The variance is unchanged, and evaluation uses the running mean."""
     x = images()
     y, stats = jn.mean_only_batch_norm(x, jn.init_running_stats(8), momentum=0.0)
     close(y.var((0, 1, 2)), x.var((0, 1, 2)))
@@ -188,7 +188,7 @@ def test_mean_only_batch_norm_leaves_the_variance() -> None:
 
 
 def test_modulate_of_a_table_of_one_class_is_the_affine() -> None:
-    """Conditional batch norm with one class is batch norm."""
+    """Conditional batch norm with a single class is batch norm."""
     x, rng = images(), np.random.default_rng(3)
     scale, bias = rng.normal(size=(2, 1, 8)).astype(np.float32)
     labels = np.zeros(4, int)
@@ -198,7 +198,7 @@ def test_modulate_of_a_table_of_one_class_is_the_affine() -> None:
 
 
 def test_qk_norm_bounds_the_logits() -> None:
-    """By d · max |g_q g_k|, however large the queries and the keys."""
+    """Logits are at most d · max |g_q g_k|, however large the queries and keys are."""
     query, key = 1e4 * images(0, (10, 4, 16)), 1e4 * images(1, (12, 4, 16))
     a, b = jnp.linspace(0.5, 2, 16), jnp.linspace(1, 3, 16)
     q, k = jn.qk_norm(query, key, a, b)
@@ -206,7 +206,7 @@ def test_qk_norm_bounds_the_logits() -> None:
 
 
 def test_scale_norm_is_rms_norm_with_one_scale() -> None:
-    """g/√d; and pixel norm is RMS norm without one."""
+    """The scale is g/√d; pixel norm is RMS norm without a scale."""
     x = images()
     rms = jn.rms_norm(x, jnp.full(8, 3 / np.sqrt(8)), epsilon=1e-8)
     close(jn.scale_norm(x, 3.0), rms)
@@ -215,7 +215,7 @@ def test_scale_norm_is_rms_norm_with_one_scale() -> None:
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_switchable_norm_with_all_weight_on_one_is_that_one(which: int) -> None:
-    """Instance, layer over the image, batch norm; in evaluation, too."""
+    """Instance norm, layer norm over the image and batch norm are special cases, also in evaluation."""
     x = images()
     weights = 200.0 * jnp.eye(3)[which]
     y, stats = jn.switchable_norm(
@@ -231,7 +231,7 @@ def test_switchable_norm_with_all_weight_on_one_is_that_one(which: int) -> None:
 
 
 def test_no_epsilon_and_nothing_to_divide_by() -> None:
-    """Zeros and constant channels: finite, forward and backward."""
+    """Zeros and constant channels with epsilon 0 give finite values and gradients."""
     stats = jn.init_running_stats(4)
     norms: dict[str, Any] = {
         "adain": lambda x: jn.adain(x, 2 * x, epsilon=0.0),
@@ -254,7 +254,7 @@ def test_no_epsilon_and_nothing_to_divide_by() -> None:
 
 
 def test_batch_renorm_moves_nothing_where_nothing_is_to_move() -> None:
-    """With a momentum of 1, or nothing counted, small variances come back bit by bit."""
+    """With a momentum of 1, or a full mask, small variances are unchanged bit for bit."""
     x = images()
     stats = jn.RunningStats(jnp.zeros(8), jnp.geomspace(1e-10, 1e3, 8))
     nothing: Any = {"momentum": 1.0}, {"mask": jnp.zeros((4, 1, 1, 1), bool)}
@@ -265,7 +265,7 @@ def test_batch_renorm_moves_nothing_where_nothing_is_to_move() -> None:
 
 
 def test_spade_reads_the_pixel_that_pytorch_reads() -> None:
-    """Of a map twice as large, every other pixel from the first."""
+    """From a map twice as large, SPADE reads every other pixel, starting with the first."""
     layer: Any = jnl.Spade(map_channels=1, hidden=1, kernel_size=1)
     x, drawn = images(0, (1, 4, 4, 2)), np.arange(64.0, dtype=np.float32).reshape(1, 8, 8, 1)
     variables = layer.init(jax.random.key(0), x, drawn)

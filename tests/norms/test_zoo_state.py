@@ -1,4 +1,4 @@
-"""Running statistics of the norms that have some: after three steps, on several devices, in evaluation."""
+"""Running statistics of other norms: after three steps, on several devices, and in evaluation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +36,7 @@ over_steps = pytest.mark.parametrize("name", STEPS)
 
 
 def start(name: str) -> Any:
-    """Before the first step."""
+    """The initial state."""
     return jn.init_whitening(4) if name == "iterative_whitening" else jn.init_running_stats(4)
 
 
@@ -50,7 +50,7 @@ def batch(seed: int) -> np.ndarray:
 
 
 def expected_after(name: str, batches: list[np.ndarray]) -> list[np.ndarray]:
-    """Mean, and variance or matrix, by the book in float64."""
+    """The mean, and the variance or matrix, from the definition in float64."""
     mean, other = np.zeros(4), np.eye(4) if name == "iterative_whitening" else np.ones(4)
     for x in map(np.float64, batches):
         rows = x.reshape(-1, 4)
@@ -61,7 +61,7 @@ def expected_after(name: str, batches: list[np.ndarray]) -> list[np.ndarray]:
             for _ in range(5):
                 p = 1.5 * p - 0.5 * p @ p @ p @ unit
             other = 0.8 * other + 0.2 * p / np.sqrt(np.trace(covariance))
-        elif name == "batch_renorm":  # it is the deviation that moves
+        elif name == "batch_renorm":  # it averages the standard deviation
             std = 0.8 * np.sqrt(other + EPSILON) + 0.2 * np.sqrt(rows.var(0) + EPSILON)
             other = std**2 - EPSILON
         else:
@@ -71,7 +71,7 @@ def expected_after(name: str, batches: list[np.ndarray]) -> list[np.ndarray]:
 
 @over_steps
 def test_after_three_steps(name: str) -> None:
-    """In float32 whatever the input, as the carry of a scan."""
+    """After three steps in a scan, the state matches float64 and is float32 for any input dtype."""
     batches = [batch(seed) for seed in range(3)]
 
     @jax.jit
@@ -87,8 +87,8 @@ def test_after_three_steps(name: str) -> None:
 
 @over_steps
 def test_state_that_comes_back_is_not_traced_again(name: str) -> None:
-    """Its dtypes, shapes and weak types are those of the state that went in."""
-    chex.clear_trace_counter()  # which knows functions by their names
+    """The returned state has the dtypes, shapes and weak types of the given one, so nothing is retraced."""
+    chex.clear_trace_counter()  # it knows functions by name
 
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -104,7 +104,7 @@ def test_state_that_comes_back_is_not_traced_again(name: str) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 @over_steps
 def test_shards_are_one(name: str, masked: bool) -> None:
-    """The same under shard_map, which checks that all devices have the same statistics."""
+    """Under shard_map, which checks that statistics are replicated, results match a single device."""
     x = batch(0)
     counted = jnp.arange(len(x)).reshape(-1, 1, 1, 1) % 5 < 3 if masked else None
     mesh = jax.make_mesh((DEVICES,), ("devices",), axis_types=(AxisType.Auto,))
@@ -127,7 +127,7 @@ def test_shards_are_one(name: str, masked: bool) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 @over_steps
 def test_devices_are_one(name: str, masked: bool) -> None:
-    """Four devices that share an axis do what one does; with a mask, each with as many as it has, or none."""
+    """Four devices that share an axis act as one, even if some elements, or all, are masked on a device."""
     x = batch(0)
     counted = np.ones((DEVICES, EACH, 1, 1, 1), bool)
     if masked:
@@ -151,7 +151,7 @@ def test_devices_are_one(name: str, masked: bool) -> None:
 
 @over_steps
 def test_evaluation_depends_on_no_other_example(name: str) -> None:
-    """And leaves the statistics as they are."""
+    """In evaluation, examples do not depend on each other."""
     x = batch(1)
     _, stats = STEPS[name](batch(0), start(name))
     evaluate: dict[str, Callable[[Any], Any]] = {

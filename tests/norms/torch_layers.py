@@ -1,4 +1,4 @@
-"""One layer, called in all the ways there are here, and in PyTorch; with the same names and numbers."""
+"""Runs one layer through each API here and in PyTorch, with the same names and values."""
 
 from collections.abc import Callable
 from operator import attrgetter
@@ -18,7 +18,7 @@ NAMES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "runn
 def through_functions(
     ours: str, fields: Fields, params: Any, stats: Any, x: Any, train: bool
 ) -> Any:
-    """The function that the module of that name and those fields stands for."""
+    """Calls the function that corresponds to the module with this name and these fields."""
     of_modules = ("num_features", "use_scale", "use_bias", "axis", "track_running_stats")
     options = {name: value for name, value in fields.items() if name not in of_modules}
     affine = [params.get("scale"), params.get("bias")]
@@ -49,7 +49,7 @@ def through_functions(
 
 
 def through_linen(ours: str, fields: Fields, params: Any, stats: Any, x: Any, train: bool) -> Any:
-    """The Linen module."""
+    """Runs the Linen module."""
     fields = {name: value for name, value in fields.items() if name != "num_features"}
     y, updated = getattr(jnl, ours)(**fields).apply(
         {"params": params, "batch_stats": stats},
@@ -61,7 +61,7 @@ def through_linen(ours: str, fields: Fields, params: Any, stats: Any, x: Any, tr
 
 
 def through_nnx(ours: str, fields: Fields, params: Any, stats: Any, x: Any, train: bool) -> Any:
-    """The NNX module."""
+    """Runs the NNX module."""
     layer = getattr(jnx, ours)(**fields, rngs=nnx.Rngs(0))
     for name, value in params.items():
         setattr(layer, name, nnx.Param(value))
@@ -81,7 +81,7 @@ WAYS: dict[str, Callable[..., Any]] = {
 
 
 def state_of(layer: Any) -> tuple[Fields, Fields]:
-    """Parameters and running statistics of a layer of PyTorch, under our names."""
+    """Parameters and running statistics of a PyTorch layer, with our names."""
 
     def found(*names: str) -> Fields:
         values = {name: getattr(layer, NAMES[name], None) for name in names}
@@ -94,7 +94,7 @@ def state_of(layer: Any) -> tuple[Fields, Fields]:
 
 
 def make(torch: Any, row: Row, rng: np.random.Generator) -> Any:
-    """The layer of PyTorch, in double precision, with parameters of its own."""
+    """The PyTorch layer, in double precision, with random parameters."""
     layer = attrgetter(row.theirs)(torch)(**row.options).double()
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -105,7 +105,7 @@ def make(torch: Any, row: Row, rng: np.random.Generator) -> Any:
 def trained(
     torch: Any, layer: Any, x: np.ndarray, dy: np.ndarray
 ) -> tuple[np.ndarray, Fields, np.ndarray]:
-    """One training step of PyTorch's: y, and the gradients for its parameters and for x."""
+    """Runs a training step in PyTorch and returns y and the gradients of the parameters and x."""
     layer.train()
     layer.zero_grad()
     leaf = torch.from_numpy(x.copy()).requires_grad_()
@@ -116,13 +116,13 @@ def trained(
 
 
 def evaluated(torch: Any, layer: Any, x: np.ndarray) -> np.ndarray:
-    """PyTorch in evaluation."""
+    """Runs PyTorch in evaluation."""
     layer.eval()
     return layer(torch.from_numpy(x)).detach().numpy()
 
 
 def assert_close(ours: Any, theirs: Any, what: str) -> None:
-    """Trees of the same names, shapes and numbers, in double precision."""
+    """Compares trees with the same names and shapes in double precision."""
 
     def close(a: Any, b: Any) -> None:
         assert a.shape == b.shape and str(a.dtype) in ("float64", "int32"), what

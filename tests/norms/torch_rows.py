@@ -1,7 +1,7 @@
-"""What becomes of PyTorch's norms, argument by argument: the table that docs/coming-from-pytorch.md tells.
+"""The counterparts of PyTorch's norms, argument by argument, as in docs/coming-from-pytorch.md.
 
-Each test against PyTorch reads it. ``becomes`` says what an argument of PyTorch is here, in the words of
-the modules; arguments that a row leaves out have PyTorch's defaults and are translated as well.
+Every test against PyTorch reads this table. ``becomes`` translates each argument of PyTorch to fields of
+our modules; arguments that a row leaves out have PyTorch's defaults and are translated as well.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Fields = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One way to call a constructor, and the shape of the input it is tried on."""
+    """One way to call a constructor, and the shape of its test input."""
 
     name: str
     theirs: str  # a name in torch
@@ -25,7 +25,7 @@ class Row:
     shape: tuple[int, ...]
 
     def arguments(self, torch: Any) -> Fields:
-        """What the constructor is called with, its defaults included."""
+        """The constructor's arguments, defaults included."""
         signature = inspect.signature(attrgetter(self.theirs)(torch))
         bound = signature.bind_partial(**self.options)
         bound.apply_defaults()
@@ -34,16 +34,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """Constructors of PyTorch that become one norm here."""
+    """PyTorch constructors with the same counterpart here."""
 
     theirs: tuple[str, ...]
     ours: str  # in jaxnorm.linen and jaxnorm.nnx
     becomes: dict[str, Callable[[Any], Fields]]
-    always: Fields  # what no argument of PyTorch says
+    always: Fields  # fields that no argument of PyTorch sets
     rows: tuple[Row, ...]
 
     def fields(self, arguments: Fields) -> Fields:
-        """The arguments of ours for all ``arguments`` of theirs, defaults included."""
+        """Translates all of PyTorch's ``arguments``, defaults included, to ours."""
         found = dict(self.always)
         for name, value in arguments.items():
             if name not in PLACEMENT:
@@ -51,68 +51,68 @@ class Peer:
         return found
 
 
-PLACEMENT = ("device", "dtype", "process_group", "out")  # where things are, not what is computed
+PLACEMENT = ("device", "dtype", "process_group", "out")  # these set placement, not values
 
 
 def nothing(_: Any) -> Fields:
-    """Has no counterpart, as there is nothing to say."""
+    """For an argument that needs no counterpart."""
     return {}
 
 
 def renamed(name: str) -> Callable[[Any], Fields]:
-    """The same value by another name, or by its own."""
+    """Renames an argument and keeps its value."""
     return lambda value: {name: value}
 
 
 def kept(momentum: float | None) -> Fields:
-    """PyTorch's is the weight of the new value, ours that of the old."""
+    """PyTorch's momentum is the weight of the new value, ours that of the old one."""
     return {"momentum": None if momentum is None else 1 - momentum}
 
 
 def kept_by_instance_norm(momentum: float | None) -> Fields:
-    """There None means that the running statistics never move."""
+    """None means that the running statistics never change."""
     return {"momentum": 1.0 if momentum is None else 1 - momentum}
 
 
 def affine(wanted: bool) -> Fields:
-    """One flag for both."""
+    """Translates one flag to our two."""
     return {} if wanted else {"use_scale": False, "use_bias": False}
 
 
 def has_bias(wanted: bool) -> Fields:
-    """A bias, if there is a scale at all."""
+    """Turns off the bias; without a scale there is none anyway."""
     return {} if wanted else {"use_bias": False}
 
 
 def last_axes(shape: int | list[int]) -> Fields:
-    """As many last axes as the shape has."""
+    """Normalizes over as many trailing axes as the shape has."""
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     axes = tuple(range(-len(sizes), 0))
     return {"num_features": sizes, "reduction_axes": axes, "feature_axes": axes}
 
 
 def eps_or_machine(eps: float | None) -> Fields:
-    """None is the machine epsilon of what is computed in, here float64."""
+    """None means the machine epsilon of the computation, here float64."""
     return {"epsilon": float(np.finfo(np.float64).eps) if eps is None else eps}
 
 
 def squared(eps: float) -> Fields:
-    """PyTorch compares it with a length, here it is added to the square of one."""
+    """PyTorch compares epsilon with a length; ours is added to a squared length."""
     return {"epsilon": eps**2}
 
 
 def kept_axis(dim: int | None) -> Fields:
-    """Of (out, in, H, W), as an axis of (H, W, in, out). None, and -1 alike, is one length over all."""
+    """Maps an axis of (out, in, H, W) to one of (H, W, in, out); None and -1 mean one length for all."""
     return {"feature_axes": () if dim in (None, -1) else {0: -1, 1: -2, 2: 0, 3: 1}[dim]}
 
 
 def named(parameter: str) -> Fields:
-    """The parameter that is normalized."""
+    """Selects the normalized parameter."""
     return {"variable_filter": {{"weight": "kernel"}.get(parameter, parameter)}}
 
 
 def rows(theirs: str, *tried: tuple[str, Fields, tuple[int, ...]]) -> tuple[Row, ...]:
-    """Rows of one constructor."""
+    """Rows for one constructor."""
     short = theirs.split(".")[-1]
     return tuple(Row(f"{short}-{name}", theirs, given, shape) for name, given, shape in tried)
 
@@ -242,11 +242,11 @@ SPECTRAL = Peer(
     theirs=(f"{PARAMETRIZATIONS}.spectral_norm",),
     ours="SpectralNorm",
     becomes={
-        "module": nothing,  # the first argument of ours too
+        "module": nothing,  # also our first argument
         "name": nothing,  # ours takes all parameters of rank 2 or more
         "n_power_iterations": renamed("n_steps"),
         "eps": squared,
-        "dim": nothing,  # ours: the last axis, that of the outputs
+        "dim": nothing,  # ours is the last axis, that of the outputs
     },
     always={},
     rows=rows(

@@ -1,4 +1,4 @@
-"""Small models of every kind of layer in Linen and in NNX, and a PyTorch written out in NumPy."""
+"""Small models with every kind of layer in Linen and NNX, and PyTorch's layouts in NumPy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +16,11 @@ StateDict = dict[str, np.ndarray]
 
 
 class Everything(nn.Module):
-    """Each layer with arrays that a conversion knows, by the names that a state_dict has."""
+    """Each layer with arrays that a conversion supports, with the names of a state_dict."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Of (N, 8, 8, 3)."""
+        """Takes images of shape (N, 8, 8, 3)."""
         x = nn.Conv(4, (3, 3), name="stem_0")(x)
         x = jnl.BatchNorm(not train, momentum=None, name="stem_1")(x)
         x = nn.Conv(4, (3, 1), feature_group_count=2, use_bias=False, name="grouped")(x)
@@ -40,10 +40,10 @@ class Everything(nn.Module):
 
 
 class EverythingNNX(nnx.Module):
-    """The same."""
+    """The same model in NNX."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        """With noise, whose random streams are the model's own."""
+        """Creates the layers, with random streams that belong to the model."""
         self.stem = nnx.List(
             [nnx.Conv(3, 4, (3, 3), rngs=rngs), jnx.BatchNorm(4, momentum=None, rngs=rngs)]
         )
@@ -61,7 +61,7 @@ class EverythingNNX(nnx.Module):
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Of (N, 8, 8, 3)."""
+        """Takes images of shape (N, 8, 8, 3)."""
         x = self.turned(self.up(self.grouped(self.stem[1](self.stem[0](x)))))
         x = self.instance(self.group(x))
         x = self.fc(x[:, :2, :3].reshape(x.shape[0], -1))
@@ -75,12 +75,12 @@ IMAGES = np.random.default_rng(1).normal(size=(4, 8, 8, 3)).astype(np.float32)
 
 
 def shapes_of(model: nn.Module, x: Any = IMAGES) -> Tree:
-    """What `init` would give."""
+    """The shapes that `init` would give."""
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), x)
 
 
 def randomized(tree: Tree, seed: int = 0) -> Tree:
-    """Positive random values in every leaf of floats, one number in every count."""
+    """Positive random values for all floating leaves, and a single number for each count."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf: Any) -> np.ndarray:
@@ -92,7 +92,7 @@ def randomized(tree: Tree, seed: int = 0) -> Tree:
 
 
 def state_dict_of_everything(variables: Tree) -> StateDict:
-    """What PyTorch's ``state_dict`` is for these variables of `Everything`, each array by hand."""
+    """PyTorch's ``state_dict`` for these variables of `Everything`, each array written by hand."""
     p, s = variables["params"], variables["batch_stats"]
     turn: Callable[[np.ndarray], np.ndarray] = lambda k: k[::-1, ::-1].transpose(2, 3, 0, 1)  # noqa: E731
     conv: Callable[[np.ndarray], np.ndarray] = lambda k: k.transpose(3, 2, 0, 1)  # noqa: E731
@@ -134,7 +134,7 @@ def state_dict_of_everything(variables: Tree) -> StateDict:
 
 
 def assert_same(a: Tree, b: Tree) -> None:
-    """Equal in structure, dtypes and every bit."""
+    """Checks that two trees have the same structure, dtypes and bits."""
 
     def same(a: Any, b: Any) -> None:
         assert a.dtype == b.dtype and a.shape == b.shape

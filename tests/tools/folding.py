@@ -15,36 +15,36 @@ NORMS = {"flax": (nn.BatchNorm, nnx.BatchNorm), "jaxnorm": (jnl.BatchNorm, jnx.B
 
 
 class Layers(nn.Module):
-    """Linen layers, one after the other."""
+    """Linen layers in sequence."""
 
     layers: tuple[Callable[[jax.Array], jax.Array], ...]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """As the last of them returns it."""
+        """Applies the layers in sequence."""
         for layer in self.layers:
             x = layer(x)
         return x
 
 
 class Model(nn.Module):
-    """A Linen model that is written as a function."""
+    """A Linen model defined by a function."""
 
     function: Callable[[jax.Array], Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Any:
-        """What the function returns."""
+        """Calls the function."""
         return self.function(x)
 
 
 def data(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
-    """Normally distributed."""
+    """Normally distributed random numbers."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def random_arrays(tree: Any, *, positive: bool = False, dtype: Any = None) -> Any:
-    """Other arrays in their place: statistics far from 0 and 1, scales of both signs, and one of 0."""
+    """Random arrays: statistics far from 0 and 1, and scales of both signs, one of them 0."""
     rng = np.random.default_rng(1)
 
     def replaced(path: Any, array: jax.Array) -> jax.Array:
@@ -72,7 +72,7 @@ def in_nnx(model: nnx.Module) -> Any:
 
 
 def assert_same(folded: tools.Folded, model: Any, x: Any, variables: Any = None) -> None:
-    """The folded model computes what the model does, without a norm's arithmetic, and says how far off."""
+    """Checks that the folded model gives the same result without a norm's arithmetic, and its error."""
     if variables is None:
         y, z, program = model(x), folded.model(x), jax.make_jaxpr(folded.model)(x)
     else:
@@ -89,10 +89,10 @@ def assert_same(folded: tools.Folded, model: Any, x: Any, variables: Any = None)
 
 
 def applied(model: nn.Module, variables: Any, x: jax.Array) -> Any:
-    """What a Linen module returns."""
+    """Calls a Linen module."""
     return model.apply(variables, x)
 
 
 def shapes(tree: Any) -> Mapping[str, Any]:
-    """Of all arrays."""
+    """The shapes of all arrays."""
     return jax.tree.map(jnp.shape, tree)

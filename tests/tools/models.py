@@ -28,7 +28,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, train: bool, mask: Any = None) -> Any:
-        """Two numbers for each row."""
+        """Returns two numbers for each row."""
         x = nn.Dense(4)(x)
         x = nn.relu(self.norm(name="first")(x, use_running_average=not train, mask=mask))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -42,13 +42,13 @@ class Reused(nn.Module):
     norm: Any = jnl.BatchNorm
 
     def setup(self) -> None:
-        """Three layers."""
+        """Creates three layers."""
         self.stem = nn.Conv(4, (3, 3))
         self.conv = nn.Conv(4, (3, 3))
         self.bn = self.norm()
 
     def __call__(self, x: Any, train: bool) -> Any:
-        """Means over the image."""
+        """Returns means over the image."""
         x = self.stem(x)
         for _ in range(2):
             x = x + nn.relu(self.bn(self.conv(x), use_running_average=not train))
@@ -56,13 +56,13 @@ class Reused(nn.Module):
 
 
 class Layer(nn.Module):
-    """A matrix, a norm and a rectifier."""
+    """A dense layer, a norm and a relu."""
 
     norm: Any = jnl.BatchNorm
 
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:
-        """As `nn.scan` wants it."""
+        """Has the form that `nn.scan` requires."""
         return nn.relu(self.norm(name="bn")(nn.Dense(5)(x), use_running_average=not train)), None
 
 
@@ -73,7 +73,7 @@ class Stacked(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:
-        """Five numbers for each row."""
+        """Returns five numbers for each row."""
         scan = nn.scan(
             nn.remat(Layer, static_argnums=(2,), prevent_cse=False),
             variable_axes={"params": 0, "batch_stats": 0},
@@ -96,7 +96,7 @@ class NnxMLP(nnx.Module):
         self.last = nnx.Linear(4, 2, rngs=rngs)
 
     def __call__(self, x: Any, train: bool, mask: Any = None) -> Any:
-        """Two numbers for each row."""
+        """Returns two numbers for each row."""
         x = self.dense(x)
         x = nnx.relu(self.first(x, use_running_average=not train, mask=mask))
         x = self.dropout(x, deterministic=not train)
@@ -104,35 +104,35 @@ class NnxMLP(nnx.Module):
 
 
 def run(model: Any, x: Any, train: bool) -> Any:
-    """``model`` on a batch."""
+    """Runs ``model`` on a batch."""
     if isinstance(model, nn.BatchNorm | jnl.BatchNorm | nnx.BatchNorm | jnx.BatchNorm):
         return model(x, use_running_average=not train)
     return model(x, train)
 
 
 class Subject(NamedTuple):
-    """A model, its variables if it is Linen's, and what it is run on."""
+    """A model, its variables if it is a Linen module, and its input."""
 
     model: Any
     variables: Any
     x: np.ndarray
 
     def run(self, model: Any, x: Any, train: bool) -> Any:
-        """``model`` on a batch."""
+        """Runs ``model`` on a batch."""
         return run(model, x, train)
 
     @property
     def train(self) -> Callable[[Any, Any], Any]:
-        """How the tools run it in training."""
+        """The function with which tools run the model in training."""
         return partial(self.run, train=True)
 
     @property
     def evaluate(self) -> Callable[[Any, Any], Any]:
-        """And in evaluation."""
+        """The function with which tools run the model in evaluation."""
         return partial(self.run, train=False)
 
     def like(self, changed: Any, variables: Any = None) -> "Subject":
-        """What a tool returned, which is variables of a Linen module, or an NNX model."""
+        """The subject with the result of a tool: variables of a Linen module, or a model."""
         if isinstance(changed, nn.Module):
             return self._replace(model=changed, variables=variables or self.variables)
         if isinstance(changed, nnx.Module):
@@ -140,11 +140,11 @@ class Subject(NamedTuple):
         return self._replace(variables=changed)
 
     def output(self, x: Any = None, *, train: bool = False) -> Any:
-        """Of the model, which stays as it is."""
+        """The output of the model, which is not changed."""
         return self.step(x, train=train)[0]
 
     def step(self, x: Any = None, *, train: bool = True) -> tuple[Any, "Subject"]:
-        """The output, and what the model is then."""
+        """The output, and the subject after the call."""
         x = self.x if x is None else x
         if isinstance(self.model, nnx.Module):
             model = nnx.clone(self.model)
@@ -154,7 +154,7 @@ class Subject(NamedTuple):
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of its arrays, by path."""
+        """All arrays, by path."""
         if isinstance(self.model, nnx.Module):
             state = nnx.state(self.model, nnx.Not(nnx.RngState))
             flat = {path: leaf[...] for path, leaf in nnx.to_flat_state(state)}
@@ -164,23 +164,23 @@ class Subject(NamedTuple):
 
     @property
     def stats(self) -> dict[str, np.ndarray]:
-        """Its running statistics, by path."""
+        """The running statistics, by path."""
         names = ("mean", "var", "count")
         return {path: a for path, a in self.arrays.items() if path.split("/")[-1] in names}
 
 
 def linen(model: Any, x: np.ndarray) -> Subject:
-    """A Linen model with some scale and bias that are not those of a new one."""
+    """A Linen model with scale and bias other than the initial ones."""
     return Subject(model, _initialized(model, x.shape, x.dtype), x)
 
 
 def nnx_model(model: Any, x: np.ndarray = ROWS) -> Subject:
-    """The same of NNX."""
+    """The same for an NNX model."""
     nnx.update(model, jax.tree.map(_moved, nnx.state(model, nnx.Param)))
     return Subject(model, None, x)
 
 
-# Compiled once for all tests: models of Linen are equal if their fields are.
+# Compiled once for all tests: Linen models are equal if their fields are.
 
 
 @cache
@@ -195,7 +195,7 @@ def _applied(model: Any) -> Any:
 
 
 def _moved(leaf: Any) -> Any:
-    """Not all ones or zeros."""
+    """Changes a parameter so that it is not all ones or zeros."""
     if leaf.ndim != 1:
         return leaf
     return (leaf.astype(jnp.float32) + jnp.linspace(0.0, 0.5, leaf.size)).astype(leaf.dtype)
@@ -206,7 +206,7 @@ def small_cnn(norm: Any = jnl.BatchNorm) -> CNN:
     return CNN(widths=(4, 6), depth=1, stem_width=4, norm=norm)
 
 
-# Each makes a model of batch norms, Flax's or ours.
+# Each creates a model with batch norms, from Flax or from us.
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "CNN": lambda: linen(small_cnn(), IMAGES),
     "reused": lambda: linen(Reused(), IMAGES),
@@ -223,18 +223,18 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 
 
 def resnet20() -> Subject:
-    """Nineteen norms."""
+    """ResNet-20, with nineteen norms."""
     return linen(ResNet20(), IMAGES)
 
 
 def sharded(x: Any) -> Any:
-    """Spread over all devices by examples."""
+    """Shards examples over all devices."""
     mesh = Mesh(np.asarray(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
     return jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
 
 
 def assert_same(a: Subject, b: Subject) -> None:
-    """Bit by bit."""
+    """Checks that two subjects agree bit for bit."""
     assert a.arrays.keys() == b.arrays.keys()
     for path, array in a.arrays.items():
         assert array.dtype == b.arrays[path].dtype, path

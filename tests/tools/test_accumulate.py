@@ -1,4 +1,4 @@
-"""`accumulate`: one exact step of the running statistics, and the mean of the parts' gradients."""
+"""`accumulate` takes one exact step of the running statistics, and the mean of the parts' gradients."""
 
 from functools import partial
 from typing import Any
@@ -42,7 +42,7 @@ def loss_of(subject: Subject) -> Any:
 
 
 def accumulated(subject: Subject, batch: Any = None, **options: Any) -> tools.Accumulated:
-    """Of the subject, over `PARTS` parts unless told otherwise."""
+    """Accumulates over `PARTS` parts by default."""
     batch = subject.x if batch is None else batch
     options = {"micro_batches": PARTS, **options}
     return tools.accumulate(
@@ -51,7 +51,7 @@ def accumulated(subject: Subject, batch: Any = None, **options: Any) -> tools.Ac
 
 
 def after(subject: Subject, a: tools.Accumulated) -> Subject:
-    """The subject with what was updated."""
+    """The subject with the updated statistics."""
     if subject.variables is None:
         model = nnx.clone(subject.model)
         nnx.update(model, a.updated)
@@ -60,7 +60,7 @@ def after(subject: Subject, a: tools.Accumulated) -> Subject:
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    """Gradients by path, of both systems."""
+    """Gradients by path, in both systems."""
     if isinstance(tree, nnx.State):
         return {"/".join(map(str, p)): np.asarray(v[...]) for p, v in nnx.to_flat_state(tree)}
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -68,7 +68,7 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 
 def by_hand(subject: Subject) -> tuple[Any, dict[str, np.ndarray]]:
-    """Mean loss and gradients of parts i, i + k, i + 2k, ..."""
+    """The mean loss and gradients of parts i, i + k, i + 2k, ..."""
     losses, grads = [], []
     for i in range(PARTS):
         x = subject.x[i::PARTS]
@@ -90,7 +90,7 @@ def by_hand(subject: Subject) -> tuple[Any, dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("name", ["Flax's itself", "NNX, shared"])
 def test_gradients_are_the_mean_of_the_parts(name: str) -> None:
-    """And the loss; the model that was given stays."""
+    """Loss and gradients are means over the parts, and the given model does not change."""
     subject = SUBJECTS[name]()
     before = subject.arrays
     a = accumulated(subject)
@@ -115,7 +115,7 @@ def test_gradients_are_the_mean_of_the_parts(name: str) -> None:
     ids=str,
 )
 def test_statistics_are_those_of_one_step(system: Any, fields: dict[str, Any]) -> None:
-    """With the whole batch, in double precision; counts count one batch."""
+    """Statistics match a step on the whole batch in double precision, and counts increase by one."""
     x = np.random.default_rng(3).normal(5, 2, (12, 4, 3)).astype(np.float32)
     if system is jnl:
         subject = linen(jnl.BatchNorm(**fields), x)
@@ -144,7 +144,7 @@ def test_statistics_are_those_of_one_step(system: Any, fields: dict[str, Any]) -
 
 
 def test_a_single_part_is_a_step() -> None:
-    """For every layer."""
+    """With a single part, every layer takes a normal step."""
     subject = SUBJECTS["CNN"]()
     _, once = subject.step()
     new = after(subject, accumulated(subject, micro_batches=1))
@@ -153,7 +153,7 @@ def test_a_single_part_is_a_step() -> None:
 
 
 def as_nnx(subject: Subject) -> Subject:
-    """The MLP in NNX, with the same numbers."""
+    """The MLP in NNX, with the same values."""
     model = NnxMLP(partial(jnx.BatchNorm, momentum=0.9))
     layers = {"Dense_0": model.dense, "Dense_1": model.last}
     layers |= {"first": model.first, "second": model.second}
@@ -165,7 +165,7 @@ def as_nnx(subject: Subject) -> Subject:
 
 
 def test_linen_and_nnx_agree() -> None:
-    """In loss, gradients and statistics."""
+    """Loss, gradients and statistics agree."""
     linens = linen(MLP(partial(jnl.BatchNorm, momentum=0.9)), ROWS)
     nnxs = as_nnx(linens)
     a, b = accumulated(linens), accumulated(nnxs)
@@ -183,7 +183,7 @@ def test_linen_and_nnx_agree() -> None:
 
 
 def test_under_jit_and_sharded() -> None:
-    """As without; every part is spread over the devices."""
+    """Under jit with a sharded batch, results do not change; every part is sharded over the devices."""
     subject = SUBJECTS["MLP"]()
     subject = subject._replace(x=np.concatenate([ROWS, ROWS + 1]))
     want = accumulated(subject)  # not under jit
@@ -219,7 +219,7 @@ def test_within_shard_map() -> None:
 
 @pytest.mark.parametrize("system", ["Linen", "NNX"])
 def test_every_part_draws_its_own_numbers(system: str) -> None:
-    """Dropout differs from part to part, and is repeatable."""
+    """Dropout differs between parts and is reproducible."""
     same = np.repeat(ROWS[:4], PARTS, 0)  # each part has the same rows
     options: Any = {"has_aux": True}
     if system == "Linen":
@@ -244,7 +244,7 @@ def test_every_part_draws_its_own_numbers(system: str) -> None:
 
 
 def test_frozen_layers_do_not_move() -> None:
-    """Nor do layers that are told to evaluate; the others do."""
+    """Frozen layers and layers in evaluation mode do not change; all others do."""
     for make in (SUBJECTS["MLP"], SUBJECTS["NNX"]):
         subject = make()
         frozen = subject.like(tools.freeze(subject.model, "first", variables=subject.variables))
@@ -258,7 +258,7 @@ def test_frozen_layers_do_not_move() -> None:
 
 
 def test_masks_weigh_the_parts() -> None:
-    """Masked NaN is not read; statistics are those of what counts."""
+    """Masked NaN is not read; statistics cover the unmasked elements."""
     subject = linen(jnl.BatchNorm(momentum=0.5), ROWS)
     mask = np.arange(16)[:, None] < 9
     x = np.where(mask, ROWS, np.nan).astype(np.float32)
@@ -280,7 +280,7 @@ def test_masks_weigh_the_parts() -> None:
 
 
 def test_other_state_is_carried_from_part_to_part() -> None:
-    """The vectors of spectral norm move once for every part, as in the loop that it replaces."""
+    """The vectors of spectral norm are updated once per part, as in the loop that this replaces."""
 
     class Model(nn.Module):
         @nn.compact
@@ -301,7 +301,7 @@ def test_other_state_is_carried_from_part_to_part() -> None:
 
 
 def test_stacked_layers() -> None:
-    """Under scan and remat, each layer has its own step."""
+    """Under scan and remat, each layer takes its own step."""
     subject = linen(Stacked(), ROWS)
     _, once = subject.step()
     new = after(subject, accumulated(subject)).stats
@@ -311,7 +311,7 @@ def test_stacked_layers() -> None:
 
 
 def test_frozen_dict() -> None:
-    """Gradients and updates are of the kind of mapping that the variables are."""
+    """Gradients and updates have the same mapping type as the variables."""
     subject = linen(MLP(), ROWS)
     for variables in (
         freeze(subject.variables),
@@ -324,7 +324,7 @@ def test_frozen_dict() -> None:
 
 
 def test_a_loop_of_training() -> None:
-    """With `TrainState`, and with an optimizer of NNX, as the page says."""
+    """Training works with `TrainState` and with an NNX optimizer, as in the documentation."""
     subject = linen(MLP(), ROWS)
     state = tools.TrainState.of(subject.model, subject.variables, optax.sgd(0.1))
     model = nnx.clone(SUBJECTS["NNX"]().model)
@@ -353,12 +353,12 @@ def test_a_loop_of_training() -> None:
 
 @pytest.mark.parametrize("number", [0, 3, 32])
 def test_parts_that_do_not_divide(number: int) -> None:
-    """An error with both numbers."""
+    """The error names both numbers."""
     with pytest.raises(ValueError, match=rf"micro_batches={number} and \[16\] examples"):
         accumulated(SUBJECTS["MLP"](), micro_batches=number)
 
 
 def test_leaves_of_several_lengths() -> None:
-    """As many examples in every leaf."""
+    """All leaves must have the same number of examples."""
     with pytest.raises(ValueError, match=r"\[8, 16\] examples"):
         accumulated(SUBJECTS["MLP"](), {"x": ROWS, "y": ROWS[:8]})

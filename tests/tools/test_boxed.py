@@ -1,4 +1,4 @@
-"""Every tool takes variables in boxes, as `flax.linen.with_partitioning` makes them, and does the same."""
+"""Every tool accepts boxed variables, as `flax.linen.with_partitioning` makes them, with the same results."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +15,11 @@ X = normal((8, 4))
 
 
 class Model(nn.Module):
-    """A layer and its norm, each with boxes."""
+    """A layer and its norm, both with boxes."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """In evaluation."""
+        """Runs in evaluation mode."""
 
         def boxed(init: Any, *names: Any) -> Any:
             return nn.with_partitioning(init, names)
@@ -45,14 +45,14 @@ TOOLS: dict[str, Callable[[Any], Any]] = {
 
 
 def health_of(variables: Any) -> Any:
-    """Of its only norm."""
+    """The health of the only norm."""
     (health,) = tools.examine(Model(), X, variables=variables).layers.values()
     return health._asdict()
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_boxes_change_nothing(tool: str) -> None:
-    """The leaves are those that come of the same variables without boxes."""
+    """The leaves are the same as for variables without boxes."""
     variables = Model().init(jax.random.key(0), X)
     ours, plain = (
         jax.tree.map(np.asarray, nn.unbox(TOOLS[tool](v))) for v in (variables, nn.unbox(variables))

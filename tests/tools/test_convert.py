@@ -1,4 +1,4 @@
-"""`convert` without any other library: layouts against NumPy, round trips to the bit, bad input."""
+"""`convert` without other libraries: layouts against NumPy, exact round trips, invalid input."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ ARGUMENTS: Any = {"transposed": TRANSPOSED, "channels_last": FLATTENED}
 
 @pytest.fixture(scope="module")
 def variables() -> Any:
-    """Random variables of `Everything`; sigma is what PyTorch's u and v make of it."""
+    """Random variables of `Everything`, with sigma computed from PyTorch's u and v."""
     drawn = randomized(shapes_of(Everything()))
     state = drawn["batch_stats"]["SpectralNorm_0"]
     u = state["sn/kernel/u"].astype(np.float64)
@@ -39,11 +39,11 @@ def variables() -> Any:
 
 
 def test_state_dict_from_linen(variables: Any) -> None:
-    """Every array as written out by hand; the count that Flax has not stays as it was."""
+    """Every array matches the one written by hand; a count that Flax does not have is unchanged."""
     expected = state_dict_of_everything(variables)
     like = {name: np.zeros_like(value) for name, value in expected.items()}
     like["instance.num_batches_tracked"] = expected["instance.num_batches_tracked"]
-    arguments = {**ARGUMENTS, "names": {"stem.0": "stem_0"}}  # as without
+    arguments = {**ARGUMENTS, "names": {"stem.0": "stem_0"}}  # same result as without names
     found = tools.convert(variables, like=like, **arguments)
     v = "sn.parametrizations.weight.0._v"
     np.testing.assert_allclose(found.pop(v), expected.pop(v), rtol=1e-6)
@@ -51,7 +51,7 @@ def test_state_dict_from_linen(variables: Any) -> None:
 
 
 def test_linen_from_state_dict(variables: Any) -> None:
-    """And back: to the bit, from shapes alone, into arrays of JAX."""
+    """The way back is exact, works from shapes alone, and gives JAX arrays."""
     state_dict = state_dict_of_everything(variables)
     found = tools.convert(state_dict, like=shapes_of(Everything()), **ARGUMENTS)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found))
@@ -63,7 +63,7 @@ def test_linen_from_state_dict(variables: Any) -> None:
 
 
 def test_round_trips(variables: Any) -> None:
-    """Linen to NNX to Linen, PyTorch to NNX to PyTorch: to the bit. NNX knows which are transposed."""
+    """Linen to NNX to Linen and PyTorch to NNX to PyTorch are exact; NNX knows its transposed layers."""
     model = EverythingNNX(nnx.Rngs(0))
     there = tools.convert(variables, like=model)
     assert_same(tools.convert(there, like=variables), variables)
@@ -76,7 +76,7 @@ def test_round_trips(variables: Any) -> None:
 
 
 def test_the_model_computes_the_same(variables: Any) -> None:
-    """Linen's and NNX's outputs agree; the model that was given is as it was, random streams included."""
+    """Outputs of Linen and NNX agree, and the given model does not change, random streams included."""
     model = EverythingNNX(nnx.Rngs(0))
     before = [np.asarray(a) for a in jax.tree.leaves(nnx.state(model, nnx.Not(nnx.RngState)))]
     converted = tools.convert(variables, like=model)
@@ -89,7 +89,7 @@ def test_the_model_computes_the_same(variables: Any) -> None:
 
 
 def test_against_the_formulas() -> None:
-    """Convolution, batch norm, flattening and a dense layer as PyTorch defines them, in float64."""
+    """Convolution, batch norm, flattening and a dense layer follow PyTorch's definitions in float64."""
     rng = np.random.default_rng(0)
     shapes = {"conv.weight": (4, 3, 2, 2), "conv.bias": (4,), "fc.weight": (2, 36)}
     norm = {f"bn.{n}": (4,) for n in ("weight", "bias", "running_mean", "running_var")}
@@ -120,7 +120,7 @@ def test_against_the_formulas() -> None:
 
 
 def test_norms_after_a_flattening() -> None:
-    """Vectors of (C, H, W) move too, flat or not; without the argument they stay."""
+    """Vectors of (C, H, W) are transposed too, flat or not, if the argument is given."""
     sizes = (2, 3, 4)
     flat, whole = (
         np.arange(24.0, dtype=np.float32),
@@ -146,7 +146,7 @@ class Reused(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (N, 10)."""
+        """Returns logits (N, 10)."""
         conv = nn.Conv(3, (3, 3), use_bias=False)
         for _ in range(2):
             x = x + nn.relu(nn.BatchNorm(not train)(conv(x)))
@@ -154,11 +154,11 @@ class Reused(nn.Module):
 
 
 class MLP(nn.Module):
-    """Layers of different sizes, under automatic names."""
+    """Layers of different sizes with automatic names."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Shape (N, 2)."""
+        """Returns shape (N, 2)."""
         for features in (12, 5):
             x = nn.relu(nn.BatchNorm(True)(nn.Dense(features)(x)))
         return nn.Dense(2)(x)
@@ -209,7 +209,7 @@ def model_of(name: str) -> Any:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_models(name: str) -> None:
-    """By names, or by a function, there and back to the bit; without, an error, or what must be."""
+    """With names, or a function, conversion is exact in both directions; without, it may be an error."""
     variables, names = model_of(name), NAMES[name]
     state_dict = state_dict_of(variables, names)
     found = tools.convert(state_dict, like=variables, names=names)
@@ -217,7 +217,7 @@ def test_models(name: str) -> None:
     assert_same(tools.convert(state_dict, like=variables, names=names.__getitem__), variables)
     back = {theirs: ours for ours, theirs in names.items()}
     assert_same(tools.convert(found, like=state_dict, names=back), state_dict)
-    if name == "mlp":  # no two layers of it are alike
+    if name == "mlp":  # all its layers have different shapes
         assert_same(tools.convert(state_dict, like=variables), variables)
         return
     with pytest.raises(ValueError, match="no 'Conv_0' in source") as raised:
@@ -226,7 +226,7 @@ def test_models(name: str) -> None:
 
 
 def test_names_of_beginnings() -> None:
-    """A name may stand for all that is below it, and for a model in another one."""
+    """A name may be a prefix, also for a model inside another one."""
     sd = {"module.net.0.fc.weight": np.ones((3, 2)), "module.other.weight": np.ones((1, 3))}
     like = {
         "params": {"a": {"fc": {"kernel": np.zeros((2, 3))}}, "b": {"kernel": np.zeros((3, 1))}}
@@ -245,7 +245,7 @@ def sd_like() -> Any:
 
 
 def test_old_wrappers() -> None:
-    """weight_g and weight_v, weight_orig and weight_u: what PyTorch wrote before parametrizations."""
+    """Supports weight_g and weight_v, weight_orig and weight_u, from before PyTorch's parametrizations."""
     v, g = np.random.default_rng(0).normal(size=(3, 2)), np.arange(1.0, 4)
     like = {"params": {"layer_instance": {"kernel": v.T * 0}, "layer_instance/kernel/scale": g * 0}}
     old = {"weight_g": g[:, None], "weight_v": v}
@@ -280,7 +280,7 @@ def test_old_wrappers() -> None:
 
 
 def test_dtypes_are_those_of_like() -> None:
-    """Widened exactly, rounded once; NaN and infinity come through; NumPy gets no bfloat16 for PyTorch."""
+    """Values are widened exactly or rounded once; NaN and infinity survive; bfloat16 becomes float32."""
     values = np.array([1.0, np.nan, np.inf, 1 / 3], np.float32)
     like = {"params": {"n": {"scale": jax.ShapeDtypeStruct((4,), jnp.bfloat16)}}}
     half = tools.convert({"n.weight": values}, like=like)
@@ -290,20 +290,20 @@ def test_dtypes_are_those_of_like() -> None:
 
 
 def test_nothing_is_shared() -> None:
-    """What is written to a result is not seen in the source, or the other way round."""
+    """Writing to a result does not change the source, nor the other way round."""
     sd = {"n.weight": np.ones(4, np.float32)}
     like = {"params": {"n": {"scale": np.zeros(4, np.float32)}}}
     found = tools.convert(sd, like=like)
     on_device = tools.convert(sd, like=jax.tree.map(jnp.asarray, like))
     back = tools.convert(on_device, like=sd)
     sd["n.weight"][:] = 7
-    back["n.weight"][:] = 8  # and it can be written to
+    back["n.weight"][:] = 8  # results are writable
     assert (found["params"]["n"]["scale"] == 1).all() and not like["params"]["n"]["scale"].any()
     assert (on_device["params"]["n"]["scale"] == 1).all()
 
 
 def test_options_of_nnx_models() -> None:
-    """A model of shapes alone becomes one of arrays; shared layers stay shared."""
+    """A model of shapes becomes one of arrays, and shared layers stay shared."""
 
     class Shared(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
@@ -319,7 +319,7 @@ def test_options_of_nnx_models() -> None:
 
 
 def test_boxes() -> None:
-    """Linen's partitioned parameters keep their boxes."""
+    """Partitioned parameters in Linen keep their boxes."""
     init = nn.with_partitioning(nn.initializers.ones, (None, "model"))
     like = nn.Dense(3, use_bias=False, kernel_init=init).init(jax.random.key(0), IMAGES[0, 0])
     found = tools.convert({"weight": np.zeros((3, 3), np.float32)}, like=like)
@@ -328,12 +328,12 @@ def test_boxes() -> None:
 
 
 def write_safetensors(path: Path, header: bytes, data: bytes) -> None:
-    """The format, by hand."""
+    """Writes the format by hand."""
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
 
 
 def test_files(tmp_path: Path) -> None:
-    """PyTorch's names in .npz and .safetensors; in the latter bfloat16 too, and no arrays at all."""
+    """Reads PyTorch's names from .npz and .safetensors; the latter also with bfloat16, or without arrays."""
     like = {"params": {"n": {"scale": np.zeros(2, np.float32), "bias": np.zeros(2, np.float32)}}}
     sd = {"n.weight": np.array([1, 2], np.float32), "n.bias": np.array([3, 4], np.float32)}
     np.savez(tmp_path / "a.npz", allow_pickle=False, **sd)
@@ -360,7 +360,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_safetensors_of_the_library(tmp_path: Path) -> None:
-    """What the library of that name writes is read as it reads it."""
+    """Files from the safetensors library are read like the library does."""
     library = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
     rng = np.random.default_rng(0)
     kinds = ("float64", "float32", "float16", "int64", "int32", "int8", "uint8", "bool")
@@ -372,15 +372,15 @@ def test_safetensors_of_the_library(tmp_path: Path) -> None:
 
 
 class Trap:
-    """Something whose unpickling would be seen."""
+    """An object that fails the test if it is unpickled."""
 
     def __reduce__(self) -> Any:
-        """What a malicious pickle does."""
+        """Does what a malicious pickle does."""
         return pytest.fail, ("a pickle was executed",)
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
-    """By their names, before they are opened; and those inside an .npz."""
+    """Pickles are refused by name, before they are opened, and so are pickles in an .npz."""
     like = {"params": {"n": {"scale": np.zeros(2)}}}
     for suffix in ("pt", "pth", "ckpt", "bin", "pkl", "pickle"):
         with pytest.raises(ValueError, match=f"got a.{suffix}, a pickle"):
@@ -428,7 +428,7 @@ BAD: dict[str, tuple[StateDict, list[str]]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_state_dicts(case: str) -> None:
-    """Everything that is wrong is listed, and nothing is touched."""
+    """All mistakes are listed, and nothing is modified."""
     source, lines = BAD[case]
     before = {name: value.copy() for name, value in source.items()}
     with pytest.raises(ValueError, match="every array of source must be one of like") as raised:
@@ -440,7 +440,7 @@ def test_bad_state_dicts(case: str) -> None:
 
 
 def test_by_shape_only_where_there_is_one_way() -> None:
-    """Two layers of one shape, or a single name that agrees, and nothing is guessed."""
+    """With two layers of the same shape, or a single matching name, nothing is guessed."""
     like = {
         "params": {"Dense_0": {"kernel": np.zeros((2, 3))}, "Dense_1": {"kernel": np.zeros((3, 4))}}
     }
@@ -455,7 +455,7 @@ def test_by_shape_only_where_there_is_one_way() -> None:
 
 
 def test_count_for_all_channels() -> None:
-    """One number in PyTorch, one for each channel here; no channels have counted nothing."""
+    """PyTorch has a single number, we have one per channel; without channels it is 0."""
     sd = {"running_mean": np.ones(2), "running_var": np.ones(2), "num_batches_tracked": np.array(5)}
     stats = {"mean": np.zeros(2), "var": np.zeros(2)}
     counted = {"batch_stats": {**stats, "count": np.zeros(2, np.int32)}}

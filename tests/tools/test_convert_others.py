@@ -1,4 +1,4 @@
-"""`convert` from Haiku and Equinox: outputs in evaluation, by either's own account of its state."""
+"""`convert` from Haiku and Equinox gives the same outputs in evaluation."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ pytestmark = pytest.mark.usefixtures("users_promotion")
 
 
 class Small(nn.Module):
-    """What both have: convolutions either way, batch norm, group norm, a dense layer."""
+    """Layers that both libraries have: convolutions, transposed ones, batch norm, group norm and dense."""
 
     epsilon: float = 1e-5
     group_norm: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Of (N, 8, 8, 3)."""
+        """Takes images of shape (N, 8, 8, 3)."""
         x = nn.Conv(4, (3, 3), name="conv")(x)
         x = jnl.BatchNorm(True, epsilon=self.epsilon, name="bn")(x)
         x = nn.ConvTranspose(4, (2, 2), (2, 2), padding="VALID", name="up")(x)
@@ -32,7 +32,7 @@ class Small(nn.Module):
 
 
 def test_haiku_by_hand() -> None:
-    """No Haiku needed: averages are the running statistics, and axes of size 1 go."""
+    """Without Haiku: averages become running statistics, and axes of size 1 are removed."""
     stats = {
         f"net/~/bn/~/{which}_ema": {
             "average": np.full((1, 1, 1, 4), value, np.float32),
@@ -58,7 +58,7 @@ def test_haiku_by_hand() -> None:
 
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_haiku(channels_first: bool) -> None:
-    """After steps of training, in either order of axes."""
+    """Outputs agree after training steps, for either order of axes."""
     hk = pytest.importorskip("haiku", exc_type=ImportError, reason="dm-haiku is not installed")
     order = "NCHW" if channels_first else "NHWC"
 
@@ -91,7 +91,7 @@ def test_haiku(channels_first: bool) -> None:
 @pytest.mark.parametrize("mode", ["ema", "batch"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_equinox(mode: str, steps: int) -> None:
-    """After steps of training; Equinox's channels come first, its state apart from its module."""
+    """Outputs agree after training steps; Equinox puts channels first and keeps its state separately."""
     eqx = pytest.importorskip("equinox", exc_type=ImportError, reason="equinox is not installed")
     key = jax.random.key(0)
 
@@ -129,7 +129,7 @@ def test_equinox(mode: str, steps: int) -> None:
 
 
 def test_grouped_transposed_convolution_of_equinox() -> None:
-    """In PyTorch's layout, which Equinox's differs from by groups and by turning the window."""
+    """Equinox's layout differs from PyTorch's in its groups and in a flipped window."""
     eqx = pytest.importorskip("equinox", exc_type=ImportError, reason="equinox is not installed")
     torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
     layer = eqx.nn.ConvTranspose1d(4, 6, 3, 2, groups=2, key=jax.random.key(0))

@@ -1,4 +1,4 @@
-"""`convert` and `torch_options` against PyTorch itself: outputs and statistics, layer by layer and whole."""
+"""`convert` and `torch_options` against PyTorch: outputs and statistics, for layers and whole models."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ EVERY_ROW = [pytest.param(peer, row, id=row.name) for peer in LAYERS for row in 
 
 @pytest.mark.parametrize(("peer", "row"), EVERY_ROW)
 def test_every_norm(peer: Peer, row: Row) -> None:
-    """Options and state of a layer, into Linen and NNX: a step of training, then evaluation; and back."""
+    """Options and state of a layer convert to Linen and NNX and back, for training and evaluation."""
     rng = np.random.default_rng(0)
     layer = make(torch, row, rng)
     for buffer in layer.buffers():
@@ -48,7 +48,7 @@ def test_every_norm(peer: Peer, row: Row) -> None:
     options |= {channels[peer.ours]: 1} if peer.ours in channels else {}
     options |= {"feature_axes": 1} if peer.ours == "LocalResponseNorm" else {}
     if peer.ours == "RMSNorm" and not state and layer.eps is None:
-        options["epsilon"] = float(np.finfo(np.float64).eps)  # no weight says what is computed in
+        options["epsilon"] = float(np.finfo(np.float64).eps)  # dtype unknown without weights
     x = rng.normal(size=row.shape)
     layer.train()
     y_train = layer(torch.from_numpy(x)).detach().numpy()
@@ -84,7 +84,7 @@ def test_every_norm(peer: Peer, row: Row) -> None:
 
 
 def module_of_everything() -> Any:
-    """`Everything` in PyTorch, but for how it is called."""
+    """`Everything` in PyTorch, without a forward method."""
     t, wrap = torch.nn, torch.nn.utils.parametrizations
     model = t.Module()
     model.stem = t.Sequential(t.Conv2d(3, 4, 3, padding=1), t.BatchNorm2d(4, momentum=None))
@@ -103,7 +103,7 @@ def module_of_everything() -> Any:
 
 
 def test_names_and_shapes_are_those_of_pytorch() -> None:
-    """What the tests without PyTorch take for a state_dict is one: strictly loaded, and given back."""
+    """The state_dict of tests without PyTorch loads strictly into PyTorch, and comes back unchanged."""
     variables = randomized(shapes_of(Everything()))
     like = state_dict_of_everything(variables)
     model = module_of_everything()
@@ -121,7 +121,7 @@ def test_names_and_shapes_are_those_of_pytorch() -> None:
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("features", [3, 4])
 def test_transposed_convolutions(rank: int, features: int, transpose_kernel: bool) -> None:
-    """Of as many outputs as inputs too, where no shape tells them from others; by type, name or argument."""
+    """Transposed convolutions are recognized by type, name or argument, even if no shape shows them."""
     layer = getattr(torch.nn, f"ConvTranspose{rank}d")(3, features, 2, stride=2)
     x = np.random.default_rng(0).normal(size=(2, *(4,) * rank, 3)).astype(np.float32)
     y = np.moveaxis(layer(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).detach().numpy(), 1, -1)
@@ -157,7 +157,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("layer", ["Linear", "Conv2d"])
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 def test_wrapped_layers(wrapper: str, layer: str) -> None:
-    """After many steps, in evaluation."""
+    """Outputs agree in evaluation after many steps."""
     torch.manual_seed(0)
     inner = getattr(torch.nn, layer)(3, 4, *([2] if layer == "Conv2d" else []))
     theirs = WRAPPERS[wrapper](inner)
@@ -185,9 +185,9 @@ def test_wrapped_layers(wrapper: str, layer: str) -> None:
 
 
 def test_resnet18() -> None:
-    """Random statistics: outputs within 1e-5 in both modes, and running statistics after a step.
+    """Outputs agree to 1e-5 in both modes, and running statistics do after a step, from random statistics.
 
-    On the way, one layer's rounding is the next one's input: some machines may come out above that.
+    Along the way one layer's rounding is the next one's input, so some machines may exceed that.
     """
     with jax.numpy_dtype_promotion("strict"):
         found = resnet18.measured()
@@ -198,7 +198,7 @@ def test_resnet18() -> None:
 
 
 def test_tensors_of_all_kinds(tmp_path: Path) -> None:
-    """bfloat16, parameters that need gradients, views, channels last in memory, shapes without memory."""
+    """Supports bfloat16, parameters with gradients, views, channels_last memory and meta tensors."""
     conv = torch.nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
     like = shapes_of(nn.Conv(4, (2, 2)))
     expected = tools.convert(conv.state_dict(), like=like)
@@ -225,7 +225,7 @@ def test_tensors_of_all_kinds(tmp_path: Path) -> None:
 
 
 def test_checkpoints_that_are_more_than_a_state_dict() -> None:
-    """A model, and a dictionary with one in it, are told what to pass."""
+    """For a model, or a dictionary with one in it, the error says what to pass."""
     model = torch.nn.Linear(2, 3)
     like = {"params": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}}
     with pytest.raises(ValueError, match=r"pass model.state_dict\(\)"):
@@ -237,7 +237,7 @@ def test_checkpoints_that_are_more_than_a_state_dict() -> None:
 
 
 def test_options() -> None:
-    """Momentum turns round, None stays None where PyTorch averages, and is 1 where it does nothing."""
+    """Momentum becomes 1 - momentum; None stays None, or becomes 1 if PyTorch then never updates."""
     norm = torch.nn
     tracked = {"epsilon": 1e-5, "unbiased": True, "track_running_stats": True}
     affine = {"use_scale": True, "use_bias": True}

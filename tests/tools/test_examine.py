@@ -1,4 +1,4 @@
-"""`examine`: its numbers, and that its advice names what is broken and nothing else."""
+"""`examine` reports the right numbers, and its advice names exactly the layers with a problem."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -31,7 +31,7 @@ SEEN, NEW = X[:256], X[256:]
 
 
 def examined(subject: Subject, batch: Any = None, **options: Any) -> tools.Examination:
-    """What is found of the subject."""
+    """The examination of the subject."""
     options = {"run": subject.evaluate, **options}
     batch = subject.x if batch is None else batch
     return tools.examine(subject.model, batch, variables=subject.variables, **options)
@@ -39,7 +39,7 @@ def examined(subject: Subject, batch: Any = None, **options: Any) -> tools.Exami
 
 @cache
 def healthy(make: Callable[[], Subject]) -> Subject:
-    """With statistics of what it is given."""
+    """The subject with statistics of its input."""
     subject = make()
     return subject.like(
         tools.recalibrate(
@@ -49,12 +49,12 @@ def healthy(make: Callable[[], Subject]) -> Subject:
 
 
 def mlp() -> Subject:
-    """Two layers."""
+    """A model with two norms."""
     return linen(MLP(), SEEN)
 
 
 def changed(subject: Subject, path: str, f: Callable[[Any], Any]) -> Subject:
-    """With another array at ``path``."""
+    """The subject with another array at ``path``."""
 
     def at(keys: Any, leaf: Any) -> Any:
         return f(leaf) if "/".join(key.key for key in keys) == path else leaf
@@ -63,7 +63,7 @@ def changed(subject: Subject, path: str, f: Callable[[Any], Any]) -> Subject:
 
 
 def test_numbers() -> None:
-    """Each by its formula, in double precision; and nothing is changed."""
+    """Each number matches its formula in double precision, and the model is not changed."""
     subject = mlp()
     before = subject.arrays
     found = examined(subject, NEW)
@@ -89,7 +89,7 @@ def test_numbers() -> None:
 
 
 def test_many_devices() -> None:
-    """Sharded is as whole."""
+    """A sharded batch gives the same results."""
     subject = nnx_model(NnxMLP(jnx.BatchNorm), SEEN)
     whole, spread = examined(subject), examined(subject, sharded(SEEN))
     for path, health in whole.layers.items():
@@ -98,7 +98,7 @@ def test_many_devices() -> None:
 
 
 def conv() -> Subject:
-    """Images."""
+    """A model for images."""
     return linen(small_cnn(), np.concatenate([IMAGES] * 4))
 
 
@@ -112,7 +112,7 @@ HEALTHY = {
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_no_advice_for_the_healthy(name: str) -> None:
-    """On other data of the same kind as well; a frozen model is no worse for it."""
+    """Healthy models get no advice, also for other data of the same kind, or if they are frozen."""
     subject = healthy(HEALTHY[name])
     batch = subject.x if name == "CNN" else NEW
     found = examined(subject, batch)
@@ -122,7 +122,7 @@ def test_no_advice_for_the_healthy(name: str) -> None:
 
 
 def test_a_frozen_model() -> None:
-    """Is seen as the model that it was made of."""
+    """A frozen model gives the same results as the original one."""
     subject = healthy(mlp)
     frozen = subject.like(tools.freeze(subject.model, variables=subject.variables))
     assert examined(frozen).layers == examined(subject).layers
@@ -182,7 +182,7 @@ SICK: dict[str, tuple[Callable[[], Subject], Any, dict[str, str]]] = {
 
 @pytest.mark.parametrize("name", SICK)
 def test_advice_names_what_is_broken(name: str) -> None:
-    """At the layers that are, and the table marks these."""
+    """The advice is at the right layers, and the table marks these."""
     make, batch, expected = SICK[name]
     found = examined(make(), batch)
     advice = found.advice()
@@ -197,7 +197,7 @@ def test_advice_names_what_is_broken(name: str) -> None:
 
 
 def test_masks_axes_and_half_precision() -> None:
-    """What is masked is not read, and the fewest values of a channel are counted."""
+    """Masked elements are not read, and the number of values is taken from the channel with the fewest."""
     x = np.random.default_rng(0).normal(300, 1, (6, 3, 40)).astype(jnp.bfloat16)
     x[0] = np.nan
     mask = np.arange(6)[:, None, None] > 0
@@ -210,7 +210,7 @@ def test_masks_axes_and_half_precision() -> None:
 
 
 def test_where() -> None:
-    """The others evaluate."""
+    """Other layers run in evaluation."""
     found = examined(mlp(), where="sec*")
     assert list(found.layers) == ["second"]
     with pytest.raises(ValueError, match="there are: first, second"):
@@ -218,16 +218,16 @@ def test_where() -> None:
 
 
 def test_one_example() -> None:
-    """Whose training output is nothing but the bias: the change of the output has no finite size."""
+    """With a training output of only the bias, the relative change of the output is infinite."""
     model = jnx.BatchNorm(5, use_bias=False, rngs=nnx.Rngs(0))
     found = tools.examine(model, SEEN[:1])
     assert found.output_change == np.inf
-    assert "Only 1 values" not in found.advice()[""]  # a new layer, before all
+    assert "Only 1 values" not in found.advice()[""]  # the advice for a new layer comes first
     assert "inf" in str(found)
 
 
 def test_table_and_figure(capsys: pytest.CaptureFixture[str]) -> None:
-    """The table has a line for each layer; the figure a row for the worst of them."""
+    """The table has a line for each layer, and the figure a row for the worst ones."""
     found = examined(mlp(), NEW)
     print(found)
     table = capsys.readouterr().out
@@ -241,7 +241,7 @@ def test_table_and_figure(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_result_is_a_tree() -> None:
-    """Of numbers, to be logged or averaged."""
+    """The result contains numbers that can be logged or averaged."""
     found = examined(mlp())
     doubled = jax.tree.map(lambda leaf: 2 * leaf, found.layers)
     assert doubled["first"].z == 2 * found.layers["first"].z
@@ -269,13 +269,13 @@ def test_the_result_is_a_tree() -> None:
     ids=["no variables", "no statistics", "no norm", "other shapes", "apply"],
 )
 def test_what_cannot_be_examined(call: Callable[[], Any], message: str) -> None:
-    """An error that says what came."""
+    """The error for a model that cannot be examined says what was given."""
     with pytest.raises(ValueError, match=message):
         call()
 
 
 def test_text_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There it is the same text, to print and to log; rich knows notebooks, and would display it."""
+    """In a notebook the text is the same; rich would display it instead."""
     found = examined(mlp())
     text = str(found)
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)

@@ -1,4 +1,4 @@
-"""Files of arrays that are damaged, or made to do harm: refused with a ValueError that names the file."""
+"""Damaged or malicious files of arrays raise a ValueError that names the file."""
 
 import json
 import tracemalloc
@@ -15,7 +15,7 @@ from tests.tools.test_convert import write_safetensors
 
 
 def sections(**arrays: Any) -> tuple[dict[str, Any], bytes]:
-    """The header and the data of safetensors."""
+    """The header and the data of a safetensors file."""
     header, data = {}, b""
     for name, array in arrays.items():
         offsets = [len(data), len(data) + array.nbytes]
@@ -26,7 +26,7 @@ def sections(**arrays: Any) -> tuple[dict[str, Any], bytes]:
 
 @pytest.mark.parametrize("suffix", ["npz", "npz, compressed", "safetensors"])
 def test_damaged_files(suffix: str, tmp_path: Path) -> None:
-    """Cut off anywhere, or with any bit turned: what is not read is refused, by the name of the file."""
+    """After truncation or a bit flip, a file that cannot be read is refused by name."""
     arrays = {"weight": np.arange(6, dtype=np.float32), "bias": np.ones(6, np.float32)}
     path = tmp_path / f"a.{suffix[:3] if suffix != 'safetensors' else suffix}"
     if suffix == "safetensors":
@@ -71,14 +71,14 @@ MALICIOUS: dict[str, tuple[bytes, bytes]] = {
 
 @pytest.mark.parametrize("kind", MALICIOUS)
 def test_malicious_safetensors(kind: str, tmp_path: Path) -> None:
-    """A few bytes become no more arrays than they are, and no name is read twice."""
+    """A small file cannot expand to large arrays, and no name is read twice."""
     write_safetensors(tmp_path / "a.safetensors", *MALICIOUS[kind])
     with pytest.raises(ValueError, match="must be a whole file of safetensors"):
         read_file(tmp_path / "a.safetensors")
 
 
 def test_one_name_twice_in_an_npz(tmp_path: Path) -> None:
-    """Of which NumPy would read one."""
+    """An .npz with a repeated name is refused; NumPy would read only one of the two."""
     np.savez(tmp_path / "a.npz", weight=np.ones(2))
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -88,7 +88,7 @@ def test_one_name_twice_in_an_npz(tmp_path: Path) -> None:
 
 
 def test_a_file_is_held_once(tmp_path: Path) -> None:
-    """The arrays of safetensors are parts of what was read, which is copied for none of them."""
+    """Arrays from safetensors are views of the file's content, without further copies."""
     header, data = sections(**{f"a{i}": np.full(1000, i, np.float32) for i in range(100)})
     write_safetensors(tmp_path / "a.safetensors", json.dumps(header).encode(), data)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""`fold`: what is computed stays, without a batch norm's arithmetic."""
+"""`fold` gives the same results without the arithmetic of batch norms."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +30,7 @@ from tests.tools.folding import (
 
 IMAGE, ROW = (2, 6, 5, 4), (3, 7, 4)
 MASK = (np.arange(3 * 3 * 4 * 6).reshape(3, 3, 4, 6) % 3).astype(np.float32)
-# Of both module systems: the kind of layer, what it is called with, and its options.
+# For both module systems: the kind of layer, the shape of its input, and its options.
 LAYERS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "conv": ("Conv", IMAGE, {}),
     "without bias": ("Conv", IMAGE, {"use_bias": False}),
@@ -64,7 +64,7 @@ AFTER: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
 
 
 def linen_layer(kind: str, shape: tuple[int, ...], **options: Any) -> Any:
-    """The Linen layer, of 6 channels."""
+    """The Linen layer, with 6 channels."""
     if kind == "Embed":
         return nn.Embed(5, 6, **options)
     options = {"features": 6, **options}
@@ -72,7 +72,7 @@ def linen_layer(kind: str, shape: tuple[int, ...], **options: Any) -> Any:
 
 
 def nnx_layer(kind: str, shape: tuple[int, ...], **options: Any) -> Any:
-    """The same in NNX."""
+    """The same layer in NNX."""
     if kind == "Embed":
         return nnx.Embed(5, 6, rngs=nnx.Rngs(0), **options)
     features, axis = options.pop("features", 6), options.get("axis", -1)
@@ -84,13 +84,13 @@ def nnx_layer(kind: str, shape: tuple[int, ...], **options: Any) -> Any:
 
 
 def inputs(kind: str, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """What such a layer is called with."""
+    """The input of such a layer."""
     return jnp.arange(21).reshape(shape) % 5 if kind == "Embed" else data(*shape, dtype=dtype)
 
 
 @pytest.mark.parametrize("case", LAYERS)
 def test_into_the_layer_before(case: str) -> None:
-    """Every kind of layer takes the norm after it, with scales of both signs and of zero."""
+    """Every kind of layer absorbs the norm after it, with scales of both signs and zero."""
     kind, shape, options = LAYERS[case]
     x = inputs(kind, shape)
     model = Layers((linen_layer(kind, shape, **options), jnl.BatchNorm(True)))
@@ -110,7 +110,7 @@ def test_into_the_layer_before(case: str) -> None:
 
 @pytest.mark.parametrize("case", AFTER)
 def test_into_the_layer_after(case: str) -> None:
-    """A layer that reads the norm's output, and no zeros besides, takes it."""
+    """A layer that reads the norm's output, without zero padding, absorbs it."""
     kind, shape, options = AFTER[case]
     x = inputs(kind, shape)
     model = Layers((jnl.BatchNorm(True), linen_layer(kind, shape, **options)))
@@ -128,7 +128,7 @@ def test_into_the_layer_after(case: str) -> None:
 
 @pytest.mark.parametrize("axis", [-1, 2, (-2, -1), -2, (2, 3)], ids=str)
 def test_several_axes_of_channels(axis: Any) -> None:
-    """The norm may be of all or of some of the axes that a dense layer makes."""
+    """The norm may be over all or some of the axes that a dense layer creates."""
     x = data(2, 5, 4)
     model = Layers((nn.DenseGeneral((3, 6), use_bias=False), jnl.BatchNorm(True, axis=axis)))
     variables = linen(model, x)
@@ -137,7 +137,7 @@ def test_several_axes_of_channels(axis: Any) -> None:
 
 @pytest.mark.parametrize("case", [*LAYERS, *(f"after: {case}" for case in AFTER)][::3])
 def test_float64(case: str) -> None:
-    """To the last digits."""
+    """Results in float64 are accurate to the last digits."""
     with jax.enable_x64(True):
         after = case.startswith("after")
         kind, shape, options = AFTER[case[7:]] if after else LAYERS[case]
@@ -156,7 +156,7 @@ def test_float64(case: str) -> None:
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_bfloat16_kernels(dtype: Any) -> None:
-    """The kernel keeps its dtype, and so does the result: a norm in float32 after it promotes it."""
+    """The kernel keeps its dtype, and so does the result, which a float32 norm promotes."""
     x = data(*IMAGE, dtype=jnp.bfloat16)
     conv = nn.Conv(6, (3, 3), use_bias=False, param_dtype=jnp.bfloat16)
     model = Layers((conv, jnl.BatchNorm(True, dtype=dtype)))
@@ -170,7 +170,7 @@ def test_bfloat16_kernels(dtype: Any) -> None:
 
 @pytest.mark.parametrize("system", NORMS)
 def test_dtype_of_an_nnx_norm(system: str, users_promotion: None) -> None:
-    """In Flax's, the statistics promote the result, even without scale and bias."""
+    """In Flax's NNX, statistics promote the result even without scale and bias."""
     norm = NORMS[system][1](6, use_scale=False, use_bias=False, rngs=nnx.Rngs(0))
     layer = nnx.Linear(4, 6, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     model, x = in_nnx(nnx.Sequential(layer, norm)), data(3, 4)
@@ -188,7 +188,7 @@ def test_dtype_of_an_nnx_norm(system: str, users_promotion: None) -> None:
 )
 @pytest.mark.parametrize("system", NORMS)
 def test_options_of_the_norm(system: str, options: dict[str, Any]) -> None:
-    """What there is of scale and bias is folded, with the norm's epsilon."""
+    """Scale and bias, if present, are folded together with the norm's epsilon."""
     x = data(*IMAGE)
     model = Layers((nn.Conv(6, (3, 3)), NORMS[system][0](True, **options)))
     variables = linen(model, x)
@@ -196,7 +196,7 @@ def test_options_of_the_norm(system: str, options: dict[str, Any]) -> None:
 
 
 def test_count_goes_with_the_norm() -> None:
-    """Nothing is left of a norm that counts its batches."""
+    """A norm that counts its batches is removed completely."""
     x = data(*ROW)
     model = Layers((nn.Dense(6), jnl.BatchNorm(True, momentum=None)))
     variables = model.init(jax.random.key(0), x)
@@ -208,7 +208,7 @@ def test_count_goes_with_the_norm() -> None:
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "gelu", None])
 @pytest.mark.parametrize("adds", [False, True])
 def test_activation_and_residual_stay(activation: str | None, adds: bool) -> None:
-    """They come after the norm, and are computed as before."""
+    """Activation and residual come after the norm and are computed as before."""
     x = data(2, 6, 5, 6)
 
     def block(norm: Any) -> Callable[[jax.Array], jax.Array]:
@@ -222,7 +222,7 @@ def test_activation_and_residual_stay(activation: str | None, adds: bool) -> Non
 
 
 def test_activation_and_residual_stay_in_nnx() -> None:
-    """The same there; the flag and the mask of a batch norm are still taken."""
+    """The same holds in NNX, and the flag and mask of a batch norm are still accepted."""
 
     class Block(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
@@ -240,7 +240,7 @@ def test_activation_and_residual_stay_in_nnx() -> None:
 
 
 def pooled(x: jax.Array) -> jax.Array:
-    """As Flax pools: a window of the largest."""
+    """Flax's max pooling."""
     return nn.max_pool(x, (2, 2), (2, 2), "SAME")
 
 
@@ -257,7 +257,7 @@ BETWEEN: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @pytest.mark.parametrize("between", BETWEEN)
 def test_between_the_two(between: str) -> None:
-    """What only moves values within their channel, or takes the largest with a positive scale."""
+    """Operations may move values within their channel, or take maxima with a positive scale."""
     x = data(*IMAGE)
     model = Layers((nn.Conv(6, (3, 3)), BETWEEN[between], jnl.BatchNorm(True)))
     variables = linen(model, x, positive=True)
@@ -267,7 +267,7 @@ def test_between_the_two(between: str) -> None:
 
 
 def test_layer_that_remembers_nothing() -> None:
-    """Rematerialization is followed, also of a layer by itself, which gets a bias in there."""
+    """Rematerialized layers are folded, also a single one, which gets a bias."""
     x = data(*IMAGE)
     model = Layers((nn.remat(nn.Conv)(6, (3, 3), use_bias=False), jnl.BatchNorm(True)))
     variables = linen(model, x)
@@ -275,7 +275,7 @@ def test_layer_that_remembers_nothing() -> None:
 
 
 def test_two_norms_into_one_layer() -> None:
-    """One before it and one after it."""
+    """A layer can absorb one norm before it and one after it."""
     x = data(*IMAGE)
     model = Layers((jnl.BatchNorm(True), nn.Conv(6, (3, 3), padding="VALID"), jnl.BatchNorm(True)))
     variables = linen(model, x)
@@ -288,19 +288,19 @@ class MLP(nnx.Module):
     """Dense layers with batch norms."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        """Three."""
+        """Creates three layers of each."""
         self.layers = nnx.List([nnx.Linear(n, 6, rngs=rngs) for n in (4, 6, 6)])
         self.norms = nnx.List([nnx.BatchNorm(6, rngs=rngs) for _ in range(3)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """One after the other."""
+        """Applies the layers in sequence."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = nnx.relu(norm(layer(x)))
         return x
 
 
 def test_mlp_that_is_jitted() -> None:
-    """What is jitted is looked into, and not remembered from another look."""
+    """Jitted code is inspected, without reusing earlier traces."""
     model, x = in_nnx(MLP(nnx.Rngs(0))), data(3, 4)
     run = nnx.jit(lambda model, x: model(x))
     expected = run(model, x)
@@ -316,7 +316,7 @@ def test_mlp_that_is_jitted() -> None:
     "network", [CNN(widths=(8, 8), stem_width=4), ResNet20()], ids=["CNN", "ResNet20"]
 )
 def test_networks(network: Any, norm: Any) -> None:
-    """No batch norm is left of the networks of the examples."""
+    """The networks of the examples have no batch norm left."""
     if norm is nn.BatchNorm:
         norm = lambda: lambda x, use_running_average, mask: nn.BatchNorm()(x, use_running_average)  # noqa: E731
     model, x = network.clone(norm=norm), data(2, 16, 16, 3)
@@ -333,11 +333,11 @@ def test_networks(network: Any, norm: Any) -> None:
 
 
 class Reused(nn.Module):
-    """A residual network of which one block is used twice."""
+    """A residual network that uses one block twice."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Shape as x, of 8 channels."""
+        """Returns the shape of x with 8 channels."""
         x = nn.relu(nn.BatchNorm(name="stem_norm")(nn.Conv(8, (3, 3), name="stem")(x), True))
         conv, norm = nn.Conv(8, (3, 3), name="conv"), nn.BatchNorm(True, name="norm")
         for _ in range(2):
@@ -346,7 +346,7 @@ class Reused(nn.Module):
 
 
 def test_partial() -> None:
-    """What is used twice stays and says why; the rest is folded."""
+    """A norm that is used twice stays and gives the reason; the rest is folded."""
     model, x = Reused(), data(*IMAGE)
     variables = linen(model, x)
     folded = tools.fold(model, x, variables=variables, partial=True)
@@ -361,7 +361,7 @@ def test_partial() -> None:
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_input_is_untouched(frozen: bool) -> None:
-    """The model and its variables are as they were, and the result is of the same kind."""
+    """The model and its variables do not change, and the result has the same mapping type."""
     x = data(*ROW)
     model = Layers((nn.Dense(6), jnl.BatchNorm(True)))
     variables = linen(model, x)
@@ -383,7 +383,7 @@ def test_input_is_untouched(frozen: bool) -> None:
 
 
 def test_module_is_a_value() -> None:
-    """Equal folds are equal, hash alike, and share what is compiled."""
+    """Equal folds are equal, hash alike, and share compiled programs."""
     x = data(*ROW)
     model = Layers((nn.Dense(6), jnl.BatchNorm(True)))
     variables = linen(model, x)
@@ -395,13 +395,13 @@ def test_module_is_a_value() -> None:
 
 
 def test_sharded() -> None:
-    """Variables stay where they are, and sharded batches give what one device gives, to the last digits."""
+    """Variables stay sharded, and sharded batches give the results of one device to the last digits."""
     with jax.enable_x64(True):
         check_sharded()
 
 
 def check_sharded() -> None:
-    """In float64: float32 differs by a few roundings, of how devices add up."""
+    """Compares in float64, since in float32 the order of sums matters."""
     mesh = jax.make_mesh((4, 2), ("batch", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     x = data(8, 6, 5, 4, dtype=jnp.float64)
     model = Layers(
@@ -428,7 +428,7 @@ def check_sharded() -> None:
 
 
 def test_boxes_of_metadata_stay() -> None:
-    """A kernel with names of its axes keeps them."""
+    """A kernel with names for its axes keeps them."""
     named = nn.with_partitioning(nn.initializers.ones, (None, "model"))
     model, x = Layers((nn.Dense(6, kernel_init=named), jnl.BatchNorm(True))), data(*ROW)
     variables = model.init(jax.random.key(0), x)
@@ -437,7 +437,7 @@ def test_boxes_of_metadata_stay() -> None:
 
 
 def test_other_collections_stay() -> None:
-    """They may hold arrays by the same names."""
+    """Other collections may hold arrays with the same names."""
     model, x = Layers((nn.Dense(6), jnl.BatchNorm(True))), data(*ROW)
     variables = linen(model, x)
     others = {
@@ -453,12 +453,12 @@ class Noisy(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Shape as x."""
+        """Returns the shape of x."""
         return x + jax.random.normal(self.make_rng("noise"), x.shape)
 
 
 def test_random_numbers() -> None:
-    """A model may draw some, the same for both."""
+    """Models may draw random numbers, which are the same before and after."""
     model, x = Layers((nn.Dense(6), jnl.BatchNorm(True), Noisy())), data(*ROW)
     keys = {"params": jax.random.key(0), "noise": jax.random.key(1)}
     variables = random_arrays(model.init(keys, x))

@@ -1,4 +1,4 @@
-"""What `fold` refuses, each with its reason; and what looks like it, but is exact."""
+"""Everything that `fold` refuses, with the reason, and similar models for which it is exact."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,22 +18,22 @@ NOT_AFTER = "; nor into what is after it: what reads its output must be one laye
 
 
 def norm(**options: Any) -> jnl.BatchNorm:
-    """The one that is refused."""
+    """The norm that is not folded."""
     return jnl.BatchNorm(True, name="norm", **options)
 
 
 def conv(name: str = "conv", **options: Any) -> nn.Conv:
-    """The layer that would take it."""
+    """The layer that would absorb it."""
     return nn.Conv(4, (3, 3), name=name, **options)
 
 
 def before(reason: str, reader: str = "the output of the model") -> str:
-    """A reason against the layer before, where no layer comes after the norm."""
+    """A reason against the layer before, if no layer comes after the norm."""
     return f"not into what is before it: {reason}{NOT_AFTER}{reader}"
 
 
 def after(reason: str) -> str:
-    """A reason against the layer after, where the norm is the first of all."""
+    """A reason against the layer after, if the norm comes first."""
     return f"not into what is before it: its input comes from the batch; nor into what is after it: {reason}"
 
 
@@ -42,7 +42,7 @@ class Scaled(nn.Conv):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Of twice x."""
+        """Convolves 2 x."""
         return super().__call__(2 * x)
 
 
@@ -50,57 +50,57 @@ class Squared(jnl.BatchNorm):
     """A norm that computes something else."""
 
     def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """Of squares."""
+        """Normalizes x²."""
         return super().__call__(x * x, *args, **kwargs)
 
 
 def read_again(x: jax.Array) -> jax.Array:
-    """The output of the convolution is read beside the norm."""
+    """The convolution's output has another reader than the norm."""
     y = conv()(x)
     return norm()(y) + y
 
 
 def residual_is_the_same(x: jax.Array) -> jax.Array:
-    """It is read by the norm itself, as its residual."""
+    """The norm itself reads it as its residual."""
     y = conv()(x)
     return norm()(y, residual=y)
 
 
 def two_norms(x: jax.Array) -> Any:
-    """Two read one convolution."""
+    """Two norms read one convolution."""
     y = conv()(x)
     return norm()(y), jnl.BatchNorm(True, name="other")(y)
 
 
 def returned(x: jax.Array) -> Any:
-    """The model returns what the convolution returns."""
+    """The model returns the convolution's output."""
     y = conv()(x)
     return norm()(y), y[:, ::2]
 
 
 def used_twice(x: jax.Array) -> jax.Array:
-    """One convolution, two calls."""
+    """One convolution is called twice."""
     layer = conv()
     return norm()(layer(layer(x)))
 
 
 def tied(x: jax.Array) -> jax.Array:
-    """The embedding is used again, for its logits."""
+    """The embedding is also used for the logits."""
     embed = nn.Embed(5, 6, name="embed")
     return embed.attend(norm()(embed(jnp.arange(10).reshape(2, 5) % 5)))
 
 
 def convolved(_: Any, x: jax.Array) -> jax.Array:
-    """A convolution and the norm, in a module that a transform of Flax makes."""
+    """A convolution and the norm, in a module made by one of Flax's transforms."""
     return norm()(conv()(x))
 
 
 class InAScan(nn.Module):
-    """One norm, in the body of a loop."""
+    """A norm in the body of a loop."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """After two turns."""
+        """Runs two iterations."""
         variables: Any = ("params", "batch_stats")
         scan = nn.scan(
             lambda module, x, _: (convolved(module, x), None),
@@ -116,13 +116,13 @@ class UnderVmap(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Of all."""
+        """Maps over all images."""
         axes: Any = {"params": None, "batch_stats": None}
         return nn.vmap(convolved, variable_axes=axes, split_rngs={"params": False})(self, x)
 
 
 def weight_norm(x: jax.Array) -> jax.Array:
-    """A kernel that is computed of another."""
+    """The kernel is computed from another one."""
     return norm()(jnl.WeightNorm(conv())(x))
 
 
@@ -139,7 +139,7 @@ def read_by_two(x: jax.Array) -> jax.Array:
     return conv("a", padding="VALID")(y) + conv("b", padding="VALID")(y)
 
 
-# Made anew in each call, since Linen's modules belong to the one that makes them.
+# Functions create the modules in each call, since Linen modules belong to their parent.
 CASES: dict[str, tuple[nn.Module | Callable[[jax.Array], Any], str]] = {
     "read again": (read_again, before("what conv returns is also read by add", "add")),
     "residual": (
@@ -299,7 +299,7 @@ CASES: dict[str, tuple[nn.Module | Callable[[jax.Array], Any], str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_reason(case: str) -> None:
-    """The norm stays as it is, and the reason is given in words."""
+    """The norm stays, and the reason is given in words."""
     function, reason = CASES[case]
     model, x = function if isinstance(function, nn.Module) else Model(function), data(*IMAGE)
     variables = linen(model, x)
@@ -309,7 +309,7 @@ def test_reason(case: str) -> None:
 
 
 def test_statistics_that_are_not_finite() -> None:
-    """A variance of less than zero has no root."""
+    """A negative variance has no root."""
     model, x = Model(lambda x: norm()(conv()(x))), data(*IMAGE)
     variables = linen(model, x)
     variables["batch_stats"]["norm"]["var"] = -jnp.ones(4)
@@ -318,10 +318,10 @@ def test_statistics_that_are_not_finite() -> None:
 
 
 class Tied(nnx.Module):
-    """Two layers of one kernel, the second with a norm."""
+    """Two layers with the same kernel, one with a norm."""
 
     def __init__(self, rngs: nnx.Rngs, norm_of: int) -> None:
-        """Of one kernel."""
+        """Creates the layers."""
         self.first = nnx.Linear(4, 4, rngs=rngs)
         self.second = nnx.Linear(4, 4, rngs=rngs)
         self.second.kernel = self.first.kernel
@@ -329,7 +329,7 @@ class Tied(nnx.Module):
         self.norm_of = norm_of
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """One after the other."""
+        """Applies the layers in sequence."""
         for i, layer in enumerate((self.first, self.second)):
             x = layer(x)
             x = self.norm(x) if i == self.norm_of else jnp.tanh(x)
@@ -338,7 +338,7 @@ class Tied(nnx.Module):
 
 @pytest.mark.parametrize("norm_of", [0, 1])
 def test_shared_kernels_in_nnx(norm_of: int) -> None:
-    """Neither of two layers of one kernel can have it changed."""
+    """The kernel that two layers share cannot be changed for either."""
     model, x = in_nnx(Tied(nnx.Rngs(0), norm_of)), data(3, 4)
     (reason,) = tools.fold(model, x, partial=True).refused.values()
     expected = (
@@ -349,27 +349,27 @@ def test_shared_kernels_in_nnx(norm_of: int) -> None:
 
 
 class Wrapped(nnx.Module):
-    """A convolution whose kernel is normalized, and a batch norm."""
+    """A convolution with a normalized kernel, and a batch norm."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        """Of weights."""
+        """Creates both."""
         self.conv = jnx.WeightNorm(nnx.Conv(4, 4, (3, 3), rngs=rngs), rngs=rngs)
         self.norm = nnx.BatchNorm(4, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The norm is last."""
+        """Applies the norm last."""
         return self.norm(self.conv(x))
 
 
 def test_wrapped_layer_in_nnx() -> None:
-    """A kernel that another is computed of is not the layer's own."""
+    """A kernel that is computed from another one cannot be changed."""
     model, x = in_nnx(Wrapped(nnx.Rngs(0))), data(*IMAGE)
     folded = tools.fold(model, x, partial=True)
     assert folded.pairs == {} and "kernel" in folded.refused["norm"]
 
 
 def test_own_function_in_nnx() -> None:
-    """What promotes in another way than Flax's is somebody's own."""
+    """A promote_dtype other than Flax's is refused."""
     own = lambda arrays, **_: arrays  # noqa: E731
     layer = nnx.Linear(4, 4, promote_dtype=own, rngs=nnx.Rngs(0))
     model = in_nnx(nnx.Sequential(layer, nnx.BatchNorm(4, rngs=nnx.Rngs(0))))
@@ -378,7 +378,7 @@ def test_own_function_in_nnx() -> None:
 
 
 def test_models_without_batch_norm_or_statistics() -> None:
-    """There must be something to fold, and what to fold it with."""
+    """There must be something to fold, and its statistics."""
     x = data(3, 4)
     dense = Layers((nn.Dense(4),))
     with pytest.raises(ValueError, match="at least one BatchNorm"):

@@ -1,4 +1,4 @@
-"""`freeze`, `unfreeze` and the masks: a frozen layer never moves."""
+"""`freeze`, `unfreeze` and the masks: a frozen layer never changes."""
 
 import pickle
 import re
@@ -67,7 +67,7 @@ def gradients(subject: Subject) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", [n for n in SUBJECTS if n not in ("Flax's reused", "NNX, itself")])
 def test_training_is_evaluation(name: str) -> None:
-    """It updates nothing; the model that was given still does."""
+    """A frozen model updates nothing in training; the given model still does."""
     subject = SUBJECTS[name]()
     y, after = frozen(subject).step(train=True)
     assert_same(after, subject)
@@ -77,7 +77,7 @@ def test_training_is_evaluation(name: str) -> None:
 
 
 def test_nineteen_norms() -> None:
-    """Of ResNet-20, by a pattern: the others are updated as before."""
+    """In ResNet-20, a pattern freezes some norms; the others are updated as before."""
     subject = resnet20()
     _, after = frozen(subject, "NormalizedConv_1?/*").step(train=True)
     same = {path for path, a in after.stats.items() if (a == subject.stats[path]).all()}
@@ -88,7 +88,7 @@ def test_nineteen_norms() -> None:
 @pytest.mark.parametrize("name", ["reused", "Flax's itself", "MLP", "NNX, shared", "NNX, Flax's"])
 @pytest.mark.parametrize("affine", [False, True])
 def test_gradients_of_scale_and_bias(name: str, affine: bool) -> None:
-    """Zero if they are frozen too; all else keeps its own."""
+    """Gradients are zero if scale and bias are frozen too; all other gradients are nonzero."""
     found = gradients(frozen(SUBJECTS[name](), affine=affine))
     for path, gradient in found.items():
         of_norm = path.split("/")[-2:-1] not in (["Dense_0"], ["Dense_1"], ["dense"], ["last"])
@@ -98,7 +98,7 @@ def test_gradients_of_scale_and_bias(name: str, affine: bool) -> None:
 
 @OUR_TWO
 def test_gradients_with_frozen_statistics(make: Callable[[], Subject]) -> None:
-    """Those of evaluation, where the layers are not told to freeze scale and bias."""
+    """Without freezing scale and bias, gradients match evaluation."""
     subject = make()
     want = gradients(
         subject._replace(model=tools.freeze(subject.model, variables=subject.variables))
@@ -110,7 +110,7 @@ def test_gradients_with_frozen_statistics(make: Callable[[], Subject]) -> None:
 
 @OUR_TWO
 def test_freezing_again(make: Callable[[], Subject]) -> None:
-    """Adds to what is frozen, and takes nothing away; unfreezing takes all of it away at once."""
+    """Freezing again adds layers and removes none; unfreezing removes all at once."""
     subject = make()
     first = frozen(subject, "first", affine=True)
     _, after = first.step(train=True)
@@ -127,7 +127,7 @@ def test_freezing_again(make: Callable[[], Subject]) -> None:
 
 
 def test_equal_freezes_are_equal() -> None:
-    """So that jit with the module as a static argument traces once."""
+    """Equal freezes are equal, so jit with the module as a static argument traces once."""
     subject, traces = linen(MLP(), ROWS), []
 
     @partial(jax.jit, static_argnums=0)
@@ -147,7 +147,7 @@ def test_equal_freezes_are_equal() -> None:
 
 
 def test_freezing_again_where_the_model_is_the_layer() -> None:
-    """Its scale and bias stay frozen, whichever freeze froze them."""
+    """If the model is the layer, scale and bias stay frozen, whichever call froze them."""
     for affine in (True, False):
         subject = linen(jnl.BatchNorm(), ROWS)
         again = frozen(frozen(subject, affine=affine), affine=not affine)
@@ -157,7 +157,7 @@ def test_freezing_again_where_the_model_is_the_layer() -> None:
 
 @OUR_TWO
 def test_pickle_and_copies(make: Callable[[], Subject]) -> None:
-    """A frozen model is pickled and cloned as any other is."""
+    """A frozen model can be pickled and cloned."""
     subject = frozen(frozen(make(), "first", affine=True), "second")
     again = subject.like(pickle.loads(pickle.dumps(subject.model)))
     if isinstance(subject.model, nn.Module):
@@ -168,7 +168,7 @@ def test_pickle_and_copies(make: Callable[[], Subject]) -> None:
 
 @pytest.mark.parametrize("mode", ["train", "eval", "view"])
 def test_modes_of_nnx(mode: str) -> None:
-    """train() and views change nothing for a frozen layer; they do for what unfreeze gives."""
+    """train() and views affect the result of unfreeze, but not a frozen layer."""
     model = tools.freeze(jnx.BatchNorm(5, rngs=nnx.Rngs(0)))
     if mode == "view":
         model = nnx.view(model, use_running_average=False)
@@ -182,7 +182,7 @@ def test_modes_of_nnx(mode: str) -> None:
 
 @OUR_TWO
 def test_the_frozen_model_has_arrays_of_its_own(make: Callable[[], Subject]) -> None:
-    """Training it does not move the one that was given, and shared layers stay shared."""
+    """Training a frozen model does not change the given one, and shared layers stay shared."""
     subject = make()
     if subject.variables is None:
         model = tools.freeze(subject.model)
@@ -199,7 +199,7 @@ def test_the_frozen_model_has_arrays_of_its_own(make: Callable[[], Subject]) -> 
 @pytest.mark.parametrize("affine", [False, True])
 @OUR_TWO
 def test_untracked_norms_stay_as_they_are(make: Callable[[], Subject], affine: bool) -> None:
-    """They keep nothing to evaluate with, and so go on with their batch."""
+    """Untracked norms have no statistics for evaluation, so they keep using their batch."""
     untracked: Any = {"Linen": jnl.BatchNorm, "NNX": jnx.BatchNorm}
     system = "NNX" if make().variables is None else "Linen"
     untracked = partial(untracked[system], track_running_stats=False)
@@ -216,7 +216,7 @@ class LinenPair(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:
-        """One after the other."""
+        """Applies the norms in sequence."""
         x = self.untracked()(x, use_running_average=not train)
         return jnl.BatchNorm(not train, name="kept")(x)
 
@@ -229,12 +229,12 @@ class Pair(nnx.Module):
         self.kept = jnx.BatchNorm(5, rngs=nnx.Rngs(0))
 
     def __call__(self, x: Any, train: bool) -> Any:
-        """One after the other."""
+        """Applies the norms in sequence."""
         return self.kept(self.untracked(x), use_running_average=not train)
 
 
 def test_on_many_devices() -> None:
-    """Within pmap, vmap and shard_map, where the layer names an axis, and sharded without them."""
+    """Freezing works within pmap, vmap and shard_map with an axis name, and for sharded batches."""
     subject = linen(MLP(partial(jnl.BatchNorm, axis_name="devices")), ROWS)
     model, variables = frozen(subject).model, subject.variables
     apply = partial(model.apply, train=True, mutable=["batch_stats"])
@@ -258,7 +258,7 @@ def test_on_many_devices() -> None:
 
 
 def test_under_transforms() -> None:
-    """In a scan of rematerialized layers, with its scale and bias."""
+    """Freezing works in a scan of rematerialized layers, scale and bias included."""
     subject = linen(Stacked(nn.BatchNorm), ROWS)
     found = frozen(subject, affine=True)
     y, after = found.step(train=True)
@@ -281,7 +281,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @OUR_TWO
 def test_no_optimizer_moves_them(make: Callable[[], Subject], optimizer: str, way: str) -> None:
-    """Neither by weight decay nor by momentum of before; everything else moves."""
+    """Neither weight decay nor old momentum changes frozen layers; everything else changes."""
     subject = make()
     params: Any = (
         nnx.state(subject.model, nnx.Param)
@@ -311,7 +311,7 @@ def test_no_optimizer_moves_them(make: Callable[[], Subject], optimizer: str, wa
 
 
 def test_masks_of_every_kind_of_layer() -> None:
-    """Known by name: what stands beside a kernel or an embedding is no norm's bias."""
+    """Norms are recognized by name: a bias next to a kernel or an embedding is not a norm's."""
 
     class Model(nn.Module):
         @nn.compact
@@ -338,7 +338,7 @@ def test_masks_of_every_kind_of_layer() -> None:
 
 
 def test_where_of_a_mask() -> None:
-    """A pattern or a function of the path of the layer; the masks of a model that is a norm."""
+    """Masks accept a pattern or a function of the layer's path, and a model that is a norm."""
     subject = linen(MLP(), ROWS)
     for where in ("f*", lambda path: path == "first"):
         mask = tools.norm_mask(subject.variables["params"], where)
@@ -382,13 +382,13 @@ def test_averages_leave_them() -> None:
     ids=["where", "no statistics", "no variables", "no norm", "apply", "variables"],
 )
 def test_what_cannot_be_frozen(call: Any, message: str) -> None:
-    """An error that says what came."""
+    """The error for a model that cannot be frozen says what was given."""
     with pytest.raises(ValueError, match=message):
         call(linen(MLP(), ROWS))
 
 
 def test_images_of_a_frozen_stem() -> None:
-    """A model whose layers come from ``setup``, and that has other public methods."""
+    """A model with layers from ``setup`` and other public methods can be frozen."""
 
     class Model(nn.Module):
         def setup(self) -> None:

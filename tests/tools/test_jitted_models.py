@@ -1,4 +1,4 @@
-"""Models that jit a part of themselves: what jax traced before a tool looked is not what it sees."""
+"""Tools work for models that jit a part of themselves and were traced before."""
 
 from typing import Any
 
@@ -15,21 +15,21 @@ X = 3 + jax.random.normal(jax.random.key(0), (16, 4))
 
 
 class Block(nn.Module):
-    """A dense layer and a batch norm that trains, jitted by itself."""
+    """A jitted dense layer with a batch norm in training."""
 
     @nn.jit
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalized features."""
+        """Returns normalized features."""
         return nn.BatchNorm(use_running_average=False)(nn.Dense(3)(x))
 
 
 class Jitted(nn.Module):
-    """The block within a model."""
+    """A model with the block."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """What the block returns."""
+        """Calls the block."""
         return Block(name="block")(x)
 
 
@@ -41,13 +41,13 @@ class JittedNnx(nnx.Module):
         self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalized features."""
+        """Returns normalized features."""
         return nnx.jit(lambda model, x: model.norm(model.dense(x)))(self, x)
 
 
 @pytest.fixture
 def applied() -> tuple[Jitted, Any]:
-    """The Linen model, which has run in training already, and its variables."""
+    """The Linen model, after a training step, and its variables."""
     model = Jitted()
     variables = model.init(jax.random.key(1), X)
     model.apply(variables, X, mutable=["batch_stats"])
@@ -55,13 +55,13 @@ def applied() -> tuple[Jitted, Any]:
 
 
 def moved(model: nn.Module, variables: Any) -> bool:
-    """Whether a step of training moves the running mean."""
+    """Whether a training step changes the running mean."""
     _, updated = model.apply(variables, X, mutable=["batch_stats"])
     return bool(jnp.any(updated["batch_stats"]["block"]["BatchNorm_0"]["mean"] != 0))
 
 
 def test_frozen(applied: tuple[Jitted, Any]) -> None:
-    """It is frozen though jax knows the block; and the model itself is not, afterwards."""
+    """The model is frozen even though jax has traced the block; the given model is not affected."""
     model, variables = applied
     assert moved(model, variables)
     frozen = tools.freeze(model, variables=variables)
@@ -71,7 +71,7 @@ def test_frozen(applied: tuple[Jitted, Any]) -> None:
 
 
 def test_recalibrated_twice(applied: tuple[Jitted, Any]) -> None:
-    """One pass and then layer by layer, which asks for another answer of the same block."""
+    """One pass and layer by layer need different results from the same block."""
     model, variables = applied
     for each in (False, True):
         again = tools.recalibrate(model, [X[:7], X[7:]], variables=variables, layer_by_layer=each)
@@ -82,7 +82,7 @@ def test_recalibrated_twice(applied: tuple[Jitted, Any]) -> None:
 
 
 def test_nnx() -> None:
-    """Likewise in NNX."""
+    """The same holds in NNX."""
     model = JittedNnx()
     model(X)
     again = tools.recalibrate(model, [X])

@@ -1,4 +1,4 @@
-"""`assert_parity`: passes what is the same on many devices, and names the transform that is not."""
+"""`assert_parity` accepts functions that agree on many devices, and names the transform that does not."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ X = (
     .normal(np.arange(16)[:, None, None], size=(16, 5, 3))
     .astype(np.float32)
 )
-MASK = np.arange(16)[:, None, None] < 9  # the last three devices count nothing
+MASK = np.arange(16)[:, None, None] < 9  # the last three devices are fully masked
 
 
 def batch(mask: np.ndarray = MASK) -> dict[str, Any]:
-    """With NaN in what is masked."""
+    """A batch with NaN in masked elements."""
     return {"x": np.where(mask, X, np.float32(np.nan)), "mask": mask}
 
 
@@ -45,7 +45,7 @@ def linen_model(norm: Any) -> tuple[Any, Any]:
 
 
 def test_ours_passes() -> None:
-    """A function, a Linen model and an NNX model with masks that leave devices empty."""
+    """Functions, Linen models and NNX models pass, with masks that leave devices empty."""
 
     def function(stats: Any, batch: Any, axis_name: str | None) -> Any:
         return jn.batch_norm(batch["x"], stats, mask=batch["mask"], axis_name=axis_name)
@@ -70,7 +70,7 @@ def test_ours_passes() -> None:
 
 @pytest.mark.thorough
 def test_virtual_batches_pass() -> None:
-    """Of one example to all of them: where they lie makes no difference."""
+    """Virtual batches of any size pass, regardless of device placement."""
 
     def of(size: int) -> Any:
         def f(stats: Any, batch: Any, axis_name: str | None) -> Any:
@@ -85,7 +85,7 @@ def test_virtual_batches_pass() -> None:
 
 
 def test_rounding_is_let_pass() -> None:
-    """Of outputs around zero, and of a gradient that is zero but for rounding: a bias before the norm."""
+    """Outputs around zero pass, and so do gradients that are zero up to rounding."""
 
     def f(params: Any, batch: Any, axis_name: str | None) -> Any:
         x = batch @ params["kernel"] + params["bias"][None]
@@ -97,12 +97,12 @@ def test_rounding_is_let_pass() -> None:
         "bias": np.zeros(4, np.float32),
         "stats": jn.init_running_stats(4),
     }
-    batch = rng.integers(-1, 2, (64, 3)).astype(np.float32)  # many rows are alike, and many zero
+    batch = rng.integers(-1, 2, (64, 3)).astype(np.float32)  # many rows are equal, and many zero
     tools.assert_parity(f, params, batch, tolerance=5e-5)
 
 
 def test_local_statistics_do_not() -> None:
-    """Statistics of a device alone: all maps are reported, and jit over a mesh is right."""
+    """With statistics of each device alone, all maps are reported, and jit over a mesh is right."""
 
     def f(stats: Any, batch: Any, axis_name: str | None) -> Any:
         return jn.batch_norm(batch["x"], stats, mask=batch["mask"])
@@ -115,7 +115,7 @@ def test_local_statistics_do_not() -> None:
 
 
 def test_flax_does_not() -> None:
-    """Flax averages over devices without counting: with uneven masks every map is off."""
+    """Flax averages over devices without weights, so every map is off for uneven masks."""
     f, variables = linen_model(nn.BatchNorm)
     uneven = (np.arange(16) < 2)[:, None, None] | (np.arange(5) < 2)[None, :, None]
     with jax.numpy_rank_promotion("allow"), pytest.raises(AssertionError, match="pmap") as raised:
@@ -124,7 +124,7 @@ def test_flax_does_not() -> None:
 
 
 def test_what_is_raised_is_in_the_table() -> None:
-    """A transform under which the function cannot run is a row with the reason."""
+    """A transform under which the function fails is a row with the reason."""
 
     def f(stats: Any, batch: Any, axis_name: str | None) -> Any:
         return jn.batch_norm(batch["x"], stats, axis_name=axis_name and "bathc")
@@ -146,7 +146,7 @@ def test_what_is_raised_is_in_the_table() -> None:
     ],
 )
 def test_a_batch_that_cannot_be_split(leaves: Any, devices: int) -> None:
-    """Leaves of several lengths, of none, or not a multiple of the devices."""
+    """Leaves of different lengths, without elements, or not a multiple of the devices are refused."""
     with pytest.raises(
         ValueError, match="batch must split into equal parts over two devices or more"
     ):

@@ -1,4 +1,4 @@
-"""`recalibrate`: evaluation with the new statistics is training on the population."""
+"""After `recalibrate`, evaluation matches training on the population."""
 
 from functools import partial
 from typing import Any
@@ -43,13 +43,13 @@ def recalibrated(subject: Subject, batches: Any, **options: Any) -> Subject:
 
 
 def of_itself(x: Any = ROWS, **fields: Any) -> Subject:
-    """One batch norm."""
+    """A single batch norm."""
     return linen(jnl.BatchNorm(**fields), x)
 
 
 @pytest.mark.parametrize("name", ["CNN", "MLP", "Flax's itself", "NNX", "NNX, Flax's"])
 def test_evaluation_is_training_on_the_population(name: str) -> None:
-    """For every layer, over several batches of several sizes; and nothing but statistics changes."""
+    """Every layer matches over several batches of different sizes, and only statistics change."""
     subject = SUBJECTS[name]()
     before = {path: array.copy() for path, array in subject.arrays.items()}
     cut = 1 if name == "MLP" else 8
@@ -63,30 +63,30 @@ def test_evaluation_is_training_on_the_population(name: str) -> None:
 
 
 class LinenDropped(nn.Module):
-    """Dropout, then a norm: what it is given is 0 or 2, where x is 1."""
+    """Dropout, then a norm: for x = 1, the norm's inputs are 0 or 2."""
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        """Nothing else."""
+        """Applies dropout and the norm."""
         return jnl.BatchNorm(use_running_average=True)(nn.Dropout(0.5, deterministic=False)(x))
 
 
 class NnxDropped(nnx.Module):
-    """The same."""
+    """The same in NNX."""
 
     def __init__(self) -> None:
         self.dropout = nnx.Dropout(0.5, deterministic=False, rngs=nnx.Rngs(dropout=1))
         self.norm = jnx.BatchNorm(6, use_running_average=True, rngs=nnx.Rngs(0))
 
     def __call__(self, x: Any) -> Any:
-        """Nothing else."""
+        """Applies dropout and the norm."""
         return self.norm(self.dropout(x))
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "update_bn"}, {"layer_by_layer": True}])
 @pytest.mark.parametrize("system", ["Linen", "NNX"])
 def test_every_batch_draws_its_own_numbers(system: str, options: dict[str, Any]) -> None:
-    """One mask for all would give each feature a mean of 0 or 2 and no variance; and it is repeatable."""
+    """Every batch has its own dropout mask, and results are reproducible."""
     batches, arguments = [jnp.ones((1, 6))] * 100, dict(options)
     if system == "Linen":
         model = LinenDropped()
@@ -101,14 +101,14 @@ def test_every_batch_draws_its_own_numbers(system: str, options: dict[str, Any])
         (mean, var), again = [(m.norm.mean[...], m.norm.var[...]) for m in found]
         chex.assert_trees_all_equal(nnx.state(found[0].dropout), nnx.state(model.dropout))
     chex.assert_trees_all_equal((mean, var), again)
-    assert (np.abs(mean - 1) < 0.4).all()  # four deviations of a mean of 100
-    if "method" not in options:  # which averages variances of one value
-        np.testing.assert_allclose(var, mean * (2 - mean), rtol=1e-5)  # of what is 0 or 2
+    assert (np.abs(mean - 1) < 0.4).all()  # four standard deviations of a mean of 100 values
+    if "method" not in options:  # update_bn averages variances of single values
+        np.testing.assert_allclose(var, mean * (2 - mean), rtol=1e-5)  # of values 0 and 2
 
 
 @pytest.mark.thorough
 def test_nineteen_norms_on_one_batch() -> None:
-    """Of ResNet-20: the statistics that training takes with no momentum."""
+    """In ResNet-20, statistics match those of training without momentum."""
     subject = linen(ResNet20(partial(jnl.BatchNorm, momentum=0.0)), IMAGES)
     after, (_, once) = recalibrated(subject, [IMAGES]), subject.step()
     assert len(after.stats) == 38
@@ -118,7 +118,7 @@ def test_nineteen_norms_on_one_batch() -> None:
 
 @pytest.mark.parametrize("name", ["reused", "NNX, shared"])
 def test_a_layer_used_twice_pools_its_uses(name: str) -> None:
-    """One estimate over all that it was given, which `examine` sees as well."""
+    """There is one estimate over all inputs of the layer, and `examine` agrees."""
     subject = SUBJECTS[name]()
     inputs: list[Any] = []
 
@@ -146,14 +146,14 @@ def test_a_layer_used_twice_pools_its_uses(name: str) -> None:
 
 
 def first_moments(subject: Subject, x: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and var of what the first norm of an MLP is given, in double precision."""
+    """Mean and variance of the input of an MLP's first norm, in double precision."""
     kernel, bias = (subject.arrays[f"params/Dense_0/{name}"] for name in ("kernel", "bias"))
     m = oracle.moments(oracle.wide(x) @ oracle.wide(kernel) + bias, 0)
     return m.mean[0], m.var[0]
 
 
 def test_the_first_layer_in_double_precision() -> None:
-    """Many batches far from zero: as one population."""
+    """Many batches far from zero give the statistics of one population."""
     subject = linen(MLP(), ROWS)
     x = np.random.default_rng(2).normal(1e4, 1, (300, 5)).astype(np.float32)
     batches = np.split(x[:297], 27)
@@ -167,7 +167,7 @@ def test_the_first_layer_in_double_precision() -> None:
 
 
 def test_sharded_batches() -> None:
-    """Jit over a mesh, though the layer names an axis that is not bound."""
+    """Works with jit over a mesh, even if the layer has an unbound axis name."""
     subject = linen(MLP(partial(jnl.BatchNorm, axis_name="devices")), ROWS)
     one = recalibrated(subject, [ROWS])
     many = recalibrated(subject, [sharded(ROWS)])
@@ -177,7 +177,7 @@ def test_sharded_batches() -> None:
 
 @pytest.mark.parametrize("norm", [jnl.BatchNorm, nn.BatchNorm])
 def test_update_bn_is_the_average_of_batches(norm: Any) -> None:
-    """As PyTorch has it: unbiased variances of whole batches, each counting the same."""
+    """As in PyTorch, unbiased variances of whole batches are averaged with equal weights."""
     subject = linen(norm(), ROWS)
     parts = [oracle.wide(part) for part in (ROWS[:5], ROWS[5:11], ROWS[11:])]
     after = recalibrated(subject, [p.astype(np.float32) for p in parts], method="update_bn").stats
@@ -187,7 +187,7 @@ def test_update_bn_is_the_average_of_batches(norm: Any) -> None:
 
 
 def test_update_bn_is_that_of_pytorch() -> None:
-    """`torch.optim.swa_utils.update_bn`, for two norms one behind the other."""
+    """Matches `torch.optim.swa_utils.update_bn` for two norms in sequence."""
     reason = "no PyTorch, or one without all of these arguments"
     torch: Any = pytest.importorskip("torch", minversion="2.13", reason=reason)
     subject = linen(MLP(), ROWS)
@@ -215,7 +215,7 @@ def test_update_bn_is_that_of_pytorch() -> None:
 
 
 def test_precise_bn_is_that_of_fvcore() -> None:
-    """Its population formula: E[x²] - E[x]², each batch weighted by its size."""
+    """Matches fvcore's population formula: E[x²] - E[x]², with batches weighted by size."""
     after = recalibrated(of_itself(), PARTS, method="precise_bn").stats
     parts = [oracle.wide(part) for part in PARTS]
     sizes = np.array([len(part) for part in parts]) / 16
@@ -226,7 +226,7 @@ def test_precise_bn_is_that_of_fvcore() -> None:
 
 
 def test_masks_decide_what_counts() -> None:
-    """Padding of NaN does not; a batch that counts nothing adds nothing."""
+    """Padding with NaN is ignored, and a fully masked batch adds nothing."""
     subject = linen(MLP(), ROWS)
     padded = np.concatenate([ROWS, np.full((5, 5), np.nan, np.float32)])
     masks = np.arange(21)[:, None] < 16
@@ -255,7 +255,7 @@ def test_masks_decide_what_counts() -> None:
     ids=str,
 )
 def test_options_of_the_layer(fields: dict[str, Any]) -> None:
-    """Axes, momenta and virtual batches do not matter to it, and counts stay."""
+    """Axes, momenta and virtual batches do not affect the result, and counts do not change."""
     x = np.random.default_rng(0).normal(3, 2, (6, 4, 5)).astype(np.float32)
     subject = of_itself(x, **fields)
     after = recalibrated(subject, [x[:4], x[2:]])
@@ -269,7 +269,7 @@ def test_options_of_the_layer(fields: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("users_promotion")
 def test_half_precision() -> None:
-    """Statistics in bfloat16 keep that, and are gathered in float32."""
+    """Statistics in bfloat16 keep their dtype, and are accumulated in float32."""
     half = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16, "force_float32_reductions": False}
     x = np.random.default_rng(2).normal(300, 1, (64, 5)).astype(np.float32)
     subject = of_itself(x, **half)
@@ -279,7 +279,7 @@ def test_half_precision() -> None:
 
 
 def test_a_layer_without_statistics_is_left_alone() -> None:
-    """It normalizes with its batch, as always."""
+    """A layer without statistics normalizes with its batch, as always."""
 
     class Model(nn.Module):
         @nn.compact
@@ -294,13 +294,13 @@ def test_a_layer_without_statistics_is_left_alone() -> None:
 
 
 class Wrapped(nn.Module):
-    """A layer under transforms of Linen."""
+    """A layer under Linen's transforms."""
 
     norm: Any
 
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:
-        """Rematerialized, three in a scan, and an ensemble of two."""
+        """Applies a rematerialized layer, three in a scan, and an ensemble of two."""
         x = nn.remat(Layer, static_argnums=(2,))(self.norm)(x, train)[0]
         scan = nn.scan(
             Layer,
@@ -321,7 +321,7 @@ class Wrapped(nn.Module):
 
 
 def test_under_transforms_of_linen() -> None:
-    """remat, scan and vmap: stacked statistics are each of their own layer."""
+    """Under remat, scan and vmap, each layer gets its own statistics."""
     subject = linen(Wrapped(jnl.BatchNorm), ROWS)
     after = recalibrated(subject, [ROWS])
     np.testing.assert_allclose(after.output(), subject.output(train=True), atol=1e-4)
@@ -339,7 +339,7 @@ class WrappedNnx(nnx.Module):
         self.several = nnx.vmap(layer)(jax.random.split(KEY, 3))
 
     def __call__(self, x: Any, train: bool) -> Any:
-        """Rematerialized, in a scan, and as an ensemble; the last two are the same layers."""
+        """Applies a rematerialized layer, a scan, and an ensemble; the last two share layers."""
         x = nnx.remat(lambda norm, x: norm(x, use_running_average=not train))(self.one, x)
 
         @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
@@ -350,7 +350,7 @@ class WrappedNnx(nnx.Module):
 
 
 def test_under_transforms_of_nnx() -> None:
-    """remat, scan and vmap."""
+    """Under remat, scan and vmap, each layer gets its own statistics."""
     subject = nnx_model(WrappedNnx(nnx.BatchNorm))
     after = recalibrated(subject, [ROWS])
     np.testing.assert_allclose(after.output(), subject.output(train=True), atol=1e-4)
@@ -358,7 +358,7 @@ def test_under_transforms_of_nnx() -> None:
 
 @pytest.mark.parametrize("by", ["second", lambda path: path == "second"])
 def test_where(by: Any) -> None:
-    """The others are used as in evaluation, and stay."""
+    """Other layers run in evaluation and do not change."""
     subject = linen(MLP(), ROWS)
     after = recalibrated(subject, HALVES, where=by)
 
@@ -380,7 +380,7 @@ def test_where(by: Any) -> None:
     "make", [lambda: linen(MLP(), ROWS), lambda: nnx_model(NnxMLP(jnx.BatchNorm))]
 )
 def test_a_frozen_model_is_estimated_too(make: Any) -> None:
-    """In both module systems, to the same numbers; it stays frozen."""
+    """A frozen model gets the same statistics in both module systems, and stays frozen."""
     subject = make()
     frozen = subject.like(tools.freeze(subject.model, variables=subject.variables, affine=True))
     want, got = recalibrated(subject, HALVES), recalibrated(frozen, HALVES)
@@ -390,7 +390,7 @@ def test_a_frozen_model_is_estimated_too(make: Any) -> None:
 
 
 def test_modes_and_momenta_stay() -> None:
-    """Of an NNX model, which is handed back in the mode that it came in."""
+    """An NNX model comes back in the mode that it had."""
     model = jnx.BatchNorm(5, momentum=0.3, rngs=nnx.Rngs(0))
     for mode in (True, False):
         model.use_running_average = mode
@@ -402,7 +402,7 @@ def test_modes_and_momenta_stay() -> None:
 
 
 def test_frozen_dict() -> None:
-    """A FrozenDict comes back as one; so does each collection that is one."""
+    """A FrozenDict comes back as one, and so does each collection that is one."""
     subject = linen(MLP(), ROWS)
     whole = recalibrated(subject._replace(variables=freeze(subject.variables)), HALVES)
     part = {**subject.variables, "params": freeze(subject.variables["params"])}
@@ -413,7 +413,7 @@ def test_frozen_dict() -> None:
 
 
 def test_random_numbers_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    """Dropout in the way draws from ``rngs``; the bar is shown when asked for."""
+    """Dropout draws from ``rngs``; the progress bar is shown on request."""
     subject = linen(MLP(dropout=0.5), ROWS)._replace(variables=linen(MLP(), ROWS).variables)
     options = {"run": subject.train, "rngs": {"dropout": KEY}}
     after = recalibrated(subject, HALVES, progress=True, **options)
@@ -436,7 +436,7 @@ def test_random_numbers_and_progress(capsys: pytest.CaptureFixture[str]) -> None
     ids=["none", "an array", "a dictionary", "NaN", "empty"],
 )
 def test_what_is_no_data(batches: Any, message: str) -> None:
-    """An error that says what came; variables stay."""
+    """The error for invalid batches says what was given, and variables do not change."""
     subject = linen(MLP(), ROWS)
     before = subject.arrays
     with pytest.raises(ValueError, match=message):

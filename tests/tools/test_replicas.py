@@ -1,4 +1,4 @@
-"""`pool_replicas`: the statistics of all replicas from those that each kept for itself."""
+"""`pool_replicas`: statistics of all replicas from those that each has kept separately."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from flax import nnx
 import jaxnorm as jn
 from jaxnorm import nnx as jnx, tools
 
-# Four replicas of 32 values each, whose means are 0, 2, 4 and 6.
+# Four replicas of 32 values each, with means 0, 2, 4 and 6.
 X = (
     np.random.default_rng(0)
     .normal(np.arange(0, 8, 2)[:, None, None], size=(4, 32, 3))
@@ -25,7 +25,7 @@ def replicas() -> jn.RunningStats:
 
 
 def test_averaging_variances_is_not_enough() -> None:
-    """The usual pmean says about 0.96 where the truth is about 5.97."""
+    """The usual pmean gives about 0.96 instead of about 5.97."""
     truth = X.astype(np.float64).reshape(-1, 3).var(0)
     pooled = tools.pool_replicas(replicas(), axis=0)
     np.testing.assert_allclose(pooled.var, truth, rtol=1e-5)
@@ -34,7 +34,7 @@ def test_averaging_variances_is_not_enough() -> None:
 
 
 def test_mapped_and_stacked_agree() -> None:
-    """Inside pmap, in the place of a pmean, with the axis of devices kept; in a collection of layers."""
+    """In pmap it replaces pmean and keeps the device axis; it works for a collection of layers."""
     tree = {"a": replicas()._asdict(), "b": {"c": replicas()._asdict()}}
     del tree["a"]["count"], tree["b"]["c"]["count"]
     tree["b"]["c"]["mean"] += 1
@@ -47,7 +47,7 @@ def test_mapped_and_stacked_agree() -> None:
 
 
 def test_last_axis_half_precision_and_the_rest() -> None:
-    """Any axis; dtypes stay; what is no statistic is the first replica's."""
+    """Works for any axis and keeps dtypes; other leaves come from the first replica."""
     tree = {
         "mean": jnp.array([[0.0, 300.0]], jnp.float16),  # its square overflows float16
         "var": jnp.array([[1.0, 1.0]], jnp.float16),
@@ -62,7 +62,7 @@ def test_last_axis_half_precision_and_the_rest() -> None:
 
 
 def test_state_of_nnx() -> None:
-    """The state of an NNX model, made for all replicas at once."""
+    """Works for the state of an NNX model that was created for all replicas at once."""
 
     @nnx.vmap(in_axes=0)
     def statistics(x: Any) -> Any:
@@ -76,7 +76,7 @@ def test_state_of_nnx() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"axis": 0, "axis_name": "r"}])
 def test_one_of_two(given: dict[str, Any]) -> None:
-    """Exactly one way of naming the replicas."""
+    """The replicas must be named in exactly one way."""
     with pytest.raises(
         ValueError, match="one of axis and axis_name must say what runs over the replicas"
     ):
@@ -93,6 +93,6 @@ def test_one_of_two(given: dict[str, Any]) -> None:
     ],
 )
 def test_no_statistics(tree: Any, message: str) -> None:
-    """A tree that has none, or half of them, is an error that says what it has."""
+    """A tree without statistics, or with half of them, raises an error that lists what it has."""
     with pytest.raises(ValueError, match=message):
         tools.pool_replicas(tree, axis=0)

@@ -1,4 +1,4 @@
-"""`swap`: the model that would have been written with another norm."""
+"""`swap` gives the model that was written with another norm."""
 
 from collections.abc import Callable
 from functools import partial
@@ -38,7 +38,7 @@ class One(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:
-        """One after the other."""
+        """Applies the norm to the layer's output."""
         return self.norm(name="bn")(nn.Dense(4)(x), use_running_average=not train)
 
 
@@ -66,18 +66,18 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "untracked": ("batch", {"track_running_stats": False}),
     "half": ("layer", {"param_dtype": jnp.bfloat16, "dtype": jnp.float32}),
 }
-GRID = ROWS[:15].reshape(3, 5, 5)  # what is normalized over differs from norm to norm
+GRID = ROWS[:15].reshape(3, 5, 5)  # norms reduce over different axes of it
 HAVE_NO_EPSILON = {"none", "local_response"}
 
 
 def fields_of(norm: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What the norm has in a model whose batch norm had another epsilon."""
+    """The norm's fields, for a model whose batch norm had another epsilon."""
     return options if norm in HAVE_NO_EPSILON else {"epsilon": 0.01, **options}
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_as_written_with_that_norm(way: str) -> None:
-    """The structure of a fresh init, and the outputs of the same parameters, bit by bit."""
+    """The structure matches a fresh init, and outputs for the same parameters match bit for bit."""
     norm, options = WAYS[way]
     subject = linen(One(partial(nn.BatchNorm, epsilon=0.01)), GRID)
     before = subject.arrays
@@ -99,7 +99,7 @@ def test_as_written_with_that_norm(way: str) -> None:
     [*((nnx.BatchNorm, way) for way in WAYS), (jnx.BatchNorm, "batch"), (jnx.BatchNorm, "group")],
 )
 def test_as_written_with_that_norm_in_nnx(old: Any, way: str) -> None:
-    """The same of NNX, whose shared layers stay shared, and whose model is not touched."""
+    """The same holds in NNX, where shared layers stay shared and the given model does not change."""
     norm, options = WAYS[way]
     subject = nnx_model(NnxMLP(partial(old, epsilon=0.01), shared=way == "group"), GRID)
     before = subject.arrays
@@ -117,7 +117,7 @@ def test_as_written_with_that_norm_in_nnx(old: Any, way: str) -> None:
 
 
 def test_by_constructor() -> None:
-    """A class or a partial of one, of ours or of Flax."""
+    """A class or a partial of one is accepted, from us or from Flax."""
     subject = linen(MLP(), ROWS)
     want = swapped(subject, "group", num_groups=2)
     for norm, options in (
@@ -132,7 +132,7 @@ def test_by_constructor() -> None:
 
 
 def test_ours_for_flaxs() -> None:
-    """Everything carries over: statistics, momentum, and the mode of NNX."""
+    """Statistics, momentum and NNX's mode carry over."""
     flaxs = nnx_model(NnxMLP(partial(nnx.BatchNorm, momentum=0.7)))
     flaxs.model.eval()
     ours = swapped(flaxs, "batch").model.first
@@ -145,7 +145,7 @@ def test_ours_for_flaxs() -> None:
 
 
 def test_where() -> None:
-    """The others stay batch norms, of their own statistics."""
+    """The other layers stay batch norms with their own statistics."""
     subject = linen(MLP(), ROWS)
     new = swapped(subject, "rms", where="first")
     assert new.stats.keys() == {"batch_stats/second/mean", "batch_stats/second/var"}
@@ -160,7 +160,7 @@ def test_where() -> None:
     [(jnl, "layer"), (jnl, "group"), (jnx, "rms"), (jnx, "instance"), (jnx, "batch")],
 )
 def test_features_along_axis_1(system: Any, norm: str) -> None:
-    """As of the same values with the features last."""
+    """Results match those with features along the last axis."""
     x = np.random.default_rng(0).normal(2, 3, (4, 3, 6, 5)).astype(np.float32)
     options: Any = {"num_groups": 3} if norm == "group" else {}
     outputs = []
@@ -177,7 +177,7 @@ def test_features_along_axis_1(system: Any, norm: str) -> None:
 
 
 def test_models_of_others() -> None:
-    """The CNN and ResNet-20, whole: the gradient of every parameter is there."""
+    """The CNN and ResNet-20 have a gradient for every parameter."""
     for subject in (linen(small_cnn(), IMAGES), resnet20()):
         new = swapped(subject, "group", num_groups=2)
         fresh = jax.eval_shape(partial(new.model.init, train=True), KEY, IMAGES)
@@ -202,7 +202,7 @@ def test_under_a_scan_and_of_frozen_dicts() -> None:
 
 
 def test_beside_freeze() -> None:
-    """In either order; a frozen layer that is swapped for a batch norm stays frozen in Linen."""
+    """The order does not matter; a frozen layer that is swapped for a batch norm stays frozen in Linen."""
     subject = linen(MLP(), ROWS)
     frozen = subject.like(tools.freeze(subject.model, "first", variables=subject.variables))
     one = swapped(frozen, "layer", where="second")
@@ -221,14 +221,14 @@ def linen_with(**fields: Any) -> Subject:
 
 
 def applied(subject: Subject, norm: Any, **options: Any) -> Any:
-    """Swapped and called."""
+    """Swaps and calls the model."""
     return swapped(subject, norm, **options).model.apply(
         {"params": subject.variables["params"]}, subject.x
     )
 
 
 def of_nnx(norm: Any, /, *, to: dict[str, Any] | None = None, **fields: Any) -> Any:
-    """A batch norm of NNX, swapped."""
+    """A swapped NNX batch norm."""
     return tools.swap(jnx.BatchNorm(4, rngs=nnx.Rngs(0), **fields), norm, **(to or {}))
 
 
@@ -259,7 +259,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_what_cannot_be_swapped(case: str) -> None:
-    """An error that says what came."""
+    """The error for a norm that cannot be swapped says what was given."""
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         call()
@@ -267,13 +267,13 @@ def test_what_cannot_be_swapped(case: str) -> None:
 
 @pytest.mark.parametrize("swap", [lambda **o: swapped(linen_with(), "group", **o), of_nnx])
 def test_a_typo_in_an_option(swap: Any) -> None:
-    """It is a TypeError that names it, before anything is run."""
+    """A TypeError names the misspelled option before anything runs."""
     with pytest.raises(TypeError, match="'num_group'"):
         swap(num_group=2) if swap is not of_nnx else of_nnx("group", to={"num_group": 2})
 
 
 def test_lists_are_tuples() -> None:
-    """Among the options, which Flax takes the hash of."""
+    """Flax hashes options, so lists are converted."""
     model = nn.Sequential([nn.Dense(4), nn.BatchNorm(use_running_average=True)])
     x = normal((3, 4))
     variables = model.init(jax.random.key(0), x)

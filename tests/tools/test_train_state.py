@@ -1,4 +1,4 @@
-"""`TrainState`, `average` and `keep_finite`: in a loop with a NaN batch in it, and in checkpoints."""
+"""`TrainState`, `average` and `keep_finite`: in a loop with a NaN batch, and in checkpoints."""
 
 from functools import cache, partial
 from pathlib import Path
@@ -23,19 +23,19 @@ pytestmark = pytest.mark.usefixtures("users_promotion")  # optax promotes
 
 @cache
 def mlp() -> Subject:
-    """With counts."""
+    """A model with counts."""
     return linen(MLP(partial(jnl.BatchNorm, momentum=None)), ROWS)
 
 
 @cache
 def initial() -> tools.TrainState:
-    """Before the first step."""
+    """The state before the first step."""
     return tools.TrainState.of(mlp().model, mlp().variables, optax.sgd(1e-2, momentum=0.9))
 
 
 @jax.jit
 def step(state: Any, average: Any, x: Any) -> Any:
-    """Training that skips what is not finite, and averages what it kept."""
+    """A training step that skips non-finite updates and averages the others."""
 
     def loss_of(params: Any) -> Any:
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -49,7 +49,7 @@ def step(state: Any, average: Any, x: Any) -> Any:
 
 
 def trained(batches: list[Any]) -> tuple[Any, Any, list[float]]:
-    """After a step on each, with the losses."""
+    """The state, average and losses after a step on each batch."""
     state, average, losses = initial(), mlp().variables, []
     for x in batches:
         state, average, loss = step(state, average, x)
@@ -58,7 +58,7 @@ def trained(batches: list[Any]) -> tuple[Any, Any, list[float]]:
 
 
 def test_a_nan_batch_is_skipped_whole() -> None:
-    """The loop ends as if it had not been there: weights, statistics, counts and optimizer."""
+    """Weights, statistics, counts and optimizer are the same as without the batch."""
     state, average, losses = trained([ROWS, NAN, ROWS + 1])
     want, _, _ = trained([ROWS, ROWS + 1])
     assert np.isnan(losses[1]) and np.isfinite([losses[0], losses[2]]).all()
@@ -68,7 +68,7 @@ def test_a_nan_batch_is_skipped_whole() -> None:
 
 
 def test_counts_stay_integers() -> None:
-    """In the state and in the average, whose count is the new one; nothing changes its dtype."""
+    """Counts keep their integer dtype in the state and in the average, which has the new count."""
     state, average, _ = trained([ROWS, ROWS])
     for stats in (state.batch_stats, average["batch_stats"]):
         assert stats["first"]["count"].dtype == jnp.int32
@@ -80,7 +80,7 @@ def test_counts_stay_integers() -> None:
 
 
 def test_sharded_steps() -> None:
-    """Over all devices as on one."""
+    """Sharded steps give the results of one device."""
     one, many = trained([ROWS, NAN]), trained([sharded(ROWS), sharded(NAN)])
     for a, b in zip(jax.tree.leaves(one[:2]), jax.tree.leaves(many[:2]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -88,7 +88,7 @@ def test_sharded_steps() -> None:
 
 @pytest.mark.parametrize("way", ["orbax", "flax"])
 def test_checkpoints(way: str, tmp_path: Path) -> None:
-    """The state comes back bit by bit, and trains on."""
+    """The state is restored bit for bit, and training continues."""
     state, average, _ = trained([ROWS])
     empty = jax.tree.map(jnp.zeros_like, state)
     if way == "flax":
@@ -105,7 +105,7 @@ def test_checkpoints(way: str, tmp_path: Path) -> None:
 
 
 def test_the_averaged_weights_recalibrated() -> None:
-    """Averages and exact statistics for them go together, and evaluate as training does."""
+    """Averages with exact statistics evaluate like training."""
     _, average, _ = trained([ROWS, ROWS + 1])
     subject = mlp().like(average)
     exact = tools.recalibrate(subject.model, [ROWS], variables=average, run=subject.evaluate)
@@ -114,7 +114,7 @@ def test_the_averaged_weights_recalibrated() -> None:
 
 
 def test_average_in_double_precision() -> None:
-    """It is decay · old + (1 - decay) · new, where a float32 sum would be lost in a bfloat16 result."""
+    """The average is decay · old + (1 - decay) · new, and keeps the dtype."""
     rng = np.random.default_rng(0)
     old, new = rng.normal(size=(2, 1000)).astype(np.float32)
     for decay in (0.0, 0.999, 1.0, jnp.float32(0.5)):
@@ -126,7 +126,7 @@ def test_average_in_double_precision() -> None:
 
 
 def test_nnx_states() -> None:
-    """States of NNX, with keys of random streams among them."""
+    """NNX states are supported, including the keys of random streams."""
     subject = nnx_model(NnxMLP(jnx.BatchNorm, dropout=0.5))
     before: Any = nnx.state(nnx.clone(subject.model))
     after: Any = nnx.state(subject.step()[1].model)
@@ -144,7 +144,7 @@ def test_nnx_states() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_keep_finite_of_any_leaf(bad: float) -> None:
-    """Floats of every width and complex ones; integers and booleans are never looked at."""
+    """Floating and complex leaves of any width are checked; integers and booleans are not."""
     old = {
         "f": jnp.ones(2),
         "h": jnp.ones(2, jnp.bfloat16),
@@ -163,7 +163,7 @@ def test_keep_finite_of_any_leaf(bad: float) -> None:
 
 
 def test_state_of_a_model_without_norm() -> None:
-    """It has no statistics, and its variables can be applied all the same."""
+    """A state may have no statistics, and its variables can still be applied."""
     model = nn.Dense(2)
     state = tools.TrainState.of(model, model.init(jax.random.key(0), ROWS), optax.sgd(0.1))
     assert state.batch_stats == {}
@@ -171,7 +171,7 @@ def test_state_of_a_model_without_norm() -> None:
 
 
 def test_state_of_a_model_without_parameters() -> None:
-    """It has none, and its statistics."""
+    """A state may have no parameters, only statistics."""
     model = nn.BatchNorm(use_running_average=True, use_scale=False, use_bias=False)
     state = tools.TrainState.of(model, model.init(jax.random.key(0), ROWS), optax.sgd(0.1))
     assert state.params == {} and set(state.batch_stats) == {"mean", "var"}
@@ -199,6 +199,6 @@ def test_state_of_a_model_without_parameters() -> None:
     ids=["variables", "model", "decay", "trees", "shapes"],
 )
 def test_what_does_not_belong_together(call: Any, message: str) -> None:
-    """An error that says what came."""
+    """The error for arguments that do not belong together says what was given."""
     with pytest.raises(ValueError, match=message):
         call(mlp())
