@@ -97,7 +97,7 @@ def _against_before(flow: Flow, norm: str, source: Any) -> Iterator[str]:
         return
     readers = flow.layers_after[source.path] - {norm} | flow.others_after.get(source.path, set())
     if readers:
-        yield f"the output of {source.path} is also used by {', '.join(sorted(readers))}"
+        yield f"the output of {source.path} also goes to {', '.join(sorted(readers))}"
     yield from _against_change(flow, source.path)
     if min(axes_from_the_end(flow, norm)) < -source.features:
         yield f"its axis is not a channel axis of {source.path}"
@@ -112,7 +112,7 @@ def _against_after(flow: Flow, norm: str, readers: set[str]) -> Iterator[str]:
     others = flow.others_after.get(norm, set())
     if others or len(readers) != 1:
         found = ", ".join(sorted(others | readers)) or "nothing"
-        yield f"its output must be used by one layer only, but is used by {found}"
+        yield f"its output must go to one layer only, but goes to {found}"
         return
     (path,) = readers
     call = flow.seen[norm].call
