@@ -413,10 +413,10 @@ def damaged(size: int, why: str) -> str:
 CUT = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 TWICE = CUT[:-1] + b"," + CUT[1:].replace(b'"a"', b'"b"')
 NO_SUCH_LAYER = (
-    "names must name layers of like; got 'head', and like has '', 'fc'. Use these names."
+    "names must name layers of like; got 'head', but like has '', 'fc'. Use these names."
 )
 NO_TRANSPOSED = (
-    "transposed must name layers of like; got 'head', and like has 'fc'. Use these names."
+    "transposed must name layers of like; got 'head', but like has 'fc'. Use these names."
 )
 MISMATCH = """every array in source must match one in like, and vice versa; got
   like's params/fc/kernel (6, 2): got fc.weight (5, 6), which becomes (6, 5)
@@ -533,7 +533,7 @@ def no_layer(kind: str) -> str:
 def not_meant(kind: str) -> str:
     """The error for a pattern without a match."""
     return (
-        f"where must match at least one {kind} of the model; got where='nb', and the model has: bn. Use a "
+        f"where must match at least one {kind} of the model; got where='nb', but the model has: bn. Use a "
         f"pattern such as 'stem/*', or omit where to select all."
     )
 
@@ -599,7 +599,7 @@ VARIABLES_OF_NNX = (
 )
 RNGS_OF_NNX = VARIABLES_OF_NNX.replace("variables", "rngs")
 ACTIVATION_LOST = (
-    "the replacement of a batch norm must support all its options; got '' with activation='relu', which "
+    "the replacement for a batch norm must support all its options; got '' with activation='relu', which "
     "LayerNorm does not support. Apply it after the norm in the model, or exclude this layer with where."
 )
 LAST_AXIS_ONLY = (

@@ -1,4 +1,4 @@
-"""Tools for models with norms, Flax's own included: they take and return models and trees of variables."""
+"""Tools for models with norms, including Flax's own: they take and return models and trees of variables."""
 
 from ._accumulate import Accumulated as Accumulated, accumulate as accumulate
 from ._convert import convert as convert

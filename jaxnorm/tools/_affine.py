@@ -44,7 +44,7 @@ def into_layer_after(
 ) -> dict[str, np.ndarray]:
     """The arrays of a layer whose output for x is the given layer's output for factor · x + offset.
 
-    The first ``window`` axes of the kernel are those of the window; the next is over the inputs of a group.
+    The first ``window`` axes of the kernel are the window; the next one runs over the inputs of a group.
     """
     kernel = as_float64(layer["kernel"])
     inputs, outputs = kernel.shape[window], kernel.shape[window + 1 :]

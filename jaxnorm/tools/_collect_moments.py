@@ -85,7 +85,7 @@ def find_batch_norms(model: Model, run: Run, batch: Any) -> dict[str, BatchNormO
 def gathering(
     model: Model, run: Run, way: Way, *, evaluating: bool, meant: Callable[[str], bool]
 ) -> Gather:
-    """A function of state, stats, a batch and its number, that returns ``run``'s output and updated stats.
+    """Returns a function of state, stats, batch and number that computes ``run``'s output and new stats.
 
     Layers for which ``meant`` is True normalize with their running statistics if ``evaluating``, and
     otherwise with batch statistics. All other layers normalize with their running statistics.

@@ -165,6 +165,6 @@ def _sees_zeros(conv: Any) -> bool:
         return True
     if not isinstance(conv.padding, str):
         return any(jax.tree.leaves(conv.padding))
-    # These modes read elements of the input again, or nothing else.
+    # These modes pad with elements of the input, or not at all.
     exact = conv.padding in ("VALID", "CIRCULAR", "REFLECT")
     return not exact and bool(np.any(np.asarray(conv.kernel_size) != 1))

@@ -149,7 +149,7 @@ def _advice(h: LayerHealth) -> str:
     if h.dead:
         return (
             f"{h.dead} of {h.channels} channels are dead: constant in the batch, or scaled by 0. Look at "
-            "the layers before: a ReLU may never be active, or the learning rate was too high."
+            "the layers before: a ReLU may never be active, or the learning rate may have been too high."
         )
     if h.tiny:
         return (

@@ -81,7 +81,7 @@ def _linen(
 
 @dataclasses.dataclass(frozen=True)
 class _Folds:
-    """Answers for the layers of a Linen model whose batch norms were folded into them."""
+    """An `Answer` for a Linen model whose batch norms are folded."""
 
     norms: tuple[tuple[str, Dtypes], ...]
     biased: frozenset[str]  # layers that had no bias

@@ -36,8 +36,8 @@ def freeze(
     frozen layer normalizes with its running statistics. These describe the data it was trained on, until
     `recalibrate` estimates them on the new data.
 
-    Flax's own ``BatchNorm`` is frozen like jaxnorm's. Scale and bias are still trained, unless ``affine`` is
-    True: then they have no gradient. An optimizer may change them even without one (weight decay, momentum
+    Flax's own ``BatchNorm`` can be frozen too. Scale and bias are still trained, unless ``affine`` is True:
+    then they have no gradient. An optimizer may change them even without a gradient (weight decay, momentum
     from earlier steps): mask them with `norm_mask`, as shown below.
 
     Args:
@@ -88,7 +88,7 @@ def unfreeze(model: Any) -> Any:
         model: a model returned by `freeze`.
 
     Returns:
-        A Linen module or an NNX model whose batch norms respect training and evaluation mode again.
+        A Linen module or an NNX model whose batch norms follow training and evaluation mode again.
 
     Raises:
         ValueError: If ``model`` is not a Flax model.
@@ -115,7 +115,7 @@ def unfreeze(model: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Frozen:
-    """Answers for the frozen layers of a Linen model."""
+    """An `Answer` that freezes batch norms of a Linen model."""
 
     where: Where | None
     affine: bool

@@ -64,7 +64,7 @@ class LayerCall(NamedTuple):
 
 
 Answer: TypeAlias = Callable[[LayerCall], Any]
-"""Computes the result of a watched layer, in place of the layer."""
+"""A function that computes the result of a watched layer, instead of the layer itself."""
 
 _answers: contextvars.ContextVar[tuple[Answer, ...]] = contextvars.ContextVar("answers", default=())
 
@@ -106,7 +106,7 @@ def new_number() -> int:
 
 
 def traced_for(number: int) -> contextlib.AbstractContextManager[None]:
-    """Within this context, functions that the model itself jits are traced again, except for this number.
+    """Within this context, the model's own jitted functions are traced again, unless traced for this number.
 
     A trace made for another answer, or for none, does not contain this one. The number becomes part of
     JAX's cache key for traces.
@@ -127,7 +127,7 @@ def watching(kinds: tuple[type, ...]) -> contextlib.AbstractContextManager[Any]:
 
 
 def watched(model: _NnxModel, kinds: tuple[type, ...]) -> _NnxModel:
-    """Returns ``model``, with the same variables, with its NNX layers of these ``kinds`` watched."""
+    """Returns ``model`` with its NNX layers of these ``kinds`` watched; the variables are shared."""
 
     def watch(path: tuple[Any, ...], node: Any) -> Any:
         if isinstance(node, kinds):
@@ -148,7 +148,7 @@ def rebuilt(layer: nn.Module, kind: Any = None, **changed: Any) -> Any:
 
 
 def called_class(layer: nn.Module) -> Any:
-    """The class that the layer's answers apply to: its class before `answering` derived a new one."""
+    """The class of ``layer``, or the class that `answering` derived it from."""
     return getattr(type(layer), "answering_for", type(layer))
 
 
@@ -177,7 +177,7 @@ def select(where: Where | None, paths: list[str], kind: str) -> list[str]:
     """The ``paths`` that ``where`` selects.
 
     Raises:
-        ValueError: If ``where`` matches none of them, or there are none.
+        ValueError: If ``paths`` is empty, or ``where`` matches none of them.
     """
     if not paths:
         raise ValueError(
@@ -187,7 +187,7 @@ def select(where: Where | None, paths: list[str], kind: str) -> list[str]:
     meant = [path for path in paths if matches(where, path)]
     if not meant:
         raise ValueError(
-            f"where must match at least one {kind} of the model; got where={where!r}, and the model has: "
+            f"where must match at least one {kind} of the model; got where={where!r}, but the model has: "
             f"{', '.join(paths) or 'none'}. Use a pattern such as 'stem/*', or omit where to select all."
         )
     return meant

@@ -1,4 +1,4 @@
-"""Masks that say which parameters belong to norms, for optimizers."""
+"""Optimizer masks for the parameters of norms."""
 
 from typing import Any
 
@@ -52,10 +52,10 @@ def norm_mask(params: Any, where: Where | None = None) -> Any:
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns True for the parameters to decay: all but the scale and bias of norms, and other biases.
+    """Returns True for the parameters that weight decay should apply to: all except scales and biases.
 
     A norm after a layer undoes the scale of the layer's weights, so weight decay there acts on the learning
-    rate. Decay of scale and bias pulls the output of the norm towards zero, which nobody intends.
+    rate. Decay of scale and bias pulls the output of the norm towards zero, which is not intended.
 
     Args:
         params: as for `norm_mask`.

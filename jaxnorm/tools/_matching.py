@@ -30,7 +30,7 @@ def check_names(given: Iterable[str], layers: Iterable[Path], argument: str) -> 
     unknown = [name for name in given if parts_of(name) not in layers]
     if unknown:
         raise ValueError(
-            f"{argument} must name layers of like; got {some(map(repr, unknown))}, and like has "
+            f"{argument} must name layers of like; got {some(map(repr, unknown))}, but like has "
             f"{some(repr('/'.join(path)) for path in layers)}. Use these names."
         )
 

@@ -63,11 +63,11 @@ class Model(Protocol):
         ...
 
     def returned(self, stats: Stats) -> Any:
-        """What the caller gave, variables or an NNX model, with these ``stats``."""
+        """What the caller passed, variables or an NNX model, with these ``stats``."""
         ...
 
     def as_given(self, collections: Any) -> Any:
-        """Linen collections as the kinds of mapping that the caller gave: some are a FrozenDict."""
+        """Linen collections, each as a FrozenDict if the caller passed one."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Wraps a model that is given to a tool in the form that the tools use."""
+"""Wraps a model that is passed to a tool, in the form that the tools use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ BATCH_NORMS: Kinds = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
 
 
 def call_model(model: Any, batch: Any) -> Any:
-    """Runs a model on a batch: the default."""
+    """Calls the model on a batch: the default for ``run``."""
     return model(batch)
 
 

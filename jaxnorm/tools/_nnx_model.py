@@ -82,7 +82,7 @@ class NnxModel:
 
 @contextlib.contextmanager
 def _drawing(model: nnx.Module, number: jax.Array | None) -> Iterator[None]:
-    """Within this context, ``model`` draws different random numbers for every ``number``; its keys stay."""
+    """Makes ``model`` draw different random numbers for every ``number``, then restores its keys."""
     if number is None:
         yield
         return

@@ -17,7 +17,7 @@ _AXIS = "batch"
 
 
 class Parity(NamedTuple):
-    """The relative difference between a transform and one device: largest difference over largest value.
+    """The relative difference between a transform and one device: largest difference / largest value.
 
     A NaN in only one of the two counts as infinity. ``problem`` is the error that was raised, if any.
 
@@ -201,7 +201,7 @@ def _inexact_leaves(tree: Tree) -> tuple[list[jax.Array], Callable[[list[jax.Arr
 
 
 def _difference(got: Tree, expected: Tree) -> float:
-    """The relative difference of the array that differs most: largest difference over largest value.
+    """The largest relative difference of any array: its largest difference divided by its largest value.
 
     An array that is almost zero, such as the gradient of a bias before a norm, holds only rounding errors:
     its largest value is taken to be at least a hundredth of the largest of all arrays.

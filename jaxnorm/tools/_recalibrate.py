@@ -1,4 +1,4 @@
-"""Estimates running statistics again, over a data set, for the current weights."""
+"""Re-estimates running statistics over a data set, for the current weights."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
@@ -43,19 +43,19 @@ def recalibrate(
     rngs: Any = None,
     progress: bool = False,
 ) -> Any:
-    """Estimates the running statistics of a model's batch norms again, over ``batches``.
+    """Re-estimates the running statistics of a model's batch norms over ``batches``.
 
         mean = Σ nᵢ meanᵢ / Σ nᵢ        var = Σ nᵢ (varᵢ + |meanᵢ - mean|²) / Σ nᵢ        (batches i)
 
     Use it for weights without matching statistics: averaged weights (SWA, EMA, soups), a new domain (AdaBN),
     pruned or edited layers, or training with running averages that lag behind. Nothing else changes: not
-    momentum, the mode, or any other variable. Flax's own ``BatchNorm`` is supported like jaxnorm's.
+    momentum, the mode, or any other variable. Flax's own ``BatchNorm`` is supported too.
 
-    In one pass over the data, every layer normalizes with batch statistics, as in training. The input of a
-    layer then depends on how the data is split into batches; the result is exact for a layer without a
-    batch norm before it. With ``layer_by_layer``, every layer gets the same input as in evaluation, computed
-    with the final statistics of all layers before it. Evaluation then equals training on all data as one
-    batch. This takes one pass over the data for each batch norm in a sequence, and one more.
+    By default, this takes one pass over the data, in which every layer normalizes with batch statistics, as
+    in training. The input of a layer then depends on how the data is split into batches; the result is exact
+    for a layer without a batch norm before it. With ``layer_by_layer``, every layer gets the same input as in
+    evaluation, computed with the final statistics of all layers before it. Evaluation then equals training
+    on all data as one batch. The number of passes is the length of the longest chain of batch norms, plus 1.
 
     Batches may have different sizes and may be sharded over devices: under jit, their statistics are those
     of all devices, so a layer's ``axis_name`` is not needed. A layer that is used several times gets one
@@ -67,8 +67,8 @@ def recalibrate(
             one that can be iterated repeatedly, such as a list.
         variables: the variables of the Linen module: ``params`` and ``batch_stats``.
         run: calls the model on a batch, as in ``lambda model, batch: model(batch["image"], train=False,
-            mask=batch["mask"])``. Training or evaluation mode matters to dropout and the like, but not to
-            batch norms. Batch norms leave out elements masked by a mask that is passed to them.
+            mask=batch["mask"])``. Training or evaluation mode affects dropout and the like, but not batch
+            norms. A mask passed to a batch norm excludes elements from its statistics.
         method: ``"population"``: as above; in one pass, this is the estimate of fvcore's PreciseBN, and
             ``"precise_bn"`` is an alias. ``"update_bn"``: like PyTorch's function of that name, gives every
             batch the same weight regardless of its size; var is the average of varᵢ · nᵢ / (nᵢ - 1),

@@ -100,7 +100,7 @@ class Replacement:
         carried = {n: getattr(layer, n) for n in names if self.knows(n) and hasattr(layer, n)}
         if not self.is_batch_norm:
             for name in ("feature_axes", "reduction_axes"):
-                # The default -1 is the feature axis; None would be all axes except the examples.
+                # A default of -1 is the feature axis; None is all axes except the examples.
                 if (
                     self.knows("feature_axes")
                     and self.knows(name)
@@ -116,7 +116,7 @@ class Replacement:
         ]
         if lost:
             raise ValueError(
-                f"the replacement of a batch norm must support all its options; got {path!r} with "
+                f"the replacement for a batch norm must support all its options; got {path!r} with "
                 f"{lost[0]}={getattr(layer, lost[0])!r}, which {self.constructor.__name__} does not support. "
                 f"Apply it after the norm in the model, or exclude this layer with where."
             )

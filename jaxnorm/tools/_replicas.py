@@ -17,7 +17,7 @@ _Tree = TypeVar("_Tree")
 def pool_replicas(
     batch_stats: _Tree, *, axis: int | None = None, axis_name: AxisName | None = None
 ) -> _Tree:
-    """Pools the running statistics that replicas each computed from their own examples.
+    """Pools running statistics that each replica computed from its own examples.
 
         mean = Σ meanᵢ / R        var = Σ (varᵢ + |meanᵢ - mean|²) / R
 
@@ -30,8 +30,8 @@ def pool_replicas(
             an NNX model, or RunningStats; for Flax's layers and jaxnorm's. Replicas have equal weights.
             Anything else in the tree (a batch count, the vectors of spectral norm) is taken from the first
             replica.
-        axis: the axis over replicas in every array, such as 0 for the output of pmap; the result does not
-            have it. Give either ``axis`` or ``axis_name``.
+        axis: the axis over replicas in every array, such as 0 for the output of pmap; it is removed
+            from the result. Pass either ``axis`` or ``axis_name``.
         axis_name: the mapped axis of the pmap, shard_map or vmap around this call. Shapes do not change, and
             neither does anything other than ``mean`` and ``var``.
 

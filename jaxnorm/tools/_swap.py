@@ -97,7 +97,7 @@ def swap(
 
 @dataclasses.dataclass(frozen=True)
 class _Swapped:
-    """Answers for the batch norms of a Linen model, by calling another norm."""
+    """An `Answer` that calls another norm instead of the batch norms of a Linen model."""
 
     norm: Replacement
     where: Where | None

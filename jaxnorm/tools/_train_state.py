@@ -75,9 +75,9 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
 
         average ← decay · average + (1 - decay) · new
 
-    Averaged weights need statistics of their own: those of the latest weights belong to weights several
-    steps later. The moving average of the running statistics is close, and good enough for an evaluation now
-    and then; `recalibrate` computes the exact ones. Variances are averaged as they are, without the
+    Averaged weights need statistics of their own: the latest running statistics belong to weights several
+    steps ahead. The same moving average of the running statistics is close, and good enough for occasional
+    evaluation; `recalibrate` computes the exact ones. Variances are averaged as they are, without the
     differences between the means: the averaged network has one mean, not the spread of the earlier ones.
 
     Args:
@@ -114,8 +114,8 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
 def keep_finite(old: Any, new: Any, *evidence: Any) -> Any:
     """Returns ``new``, or ``old`` if the step produced a value that is not finite.
 
-    A single NaN batch corrupts running statistics for good, and the weights with them. This skips the whole
-    step: parameters, running statistics, and optimizer state.
+    A single NaN batch permanently corrupts running statistics, and the weights with them. This skips the
+    whole step: parameters, running statistics, and optimizer state.
 
     Args:
         old: the training state before the step: any tree.

@@ -18,7 +18,7 @@ class Layout(NamedTuple):
 
 
 def to_flax(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarray:
-    """Converts PyTorch's array for this slot of Flax's layer; an array that does not fit is left as it is."""
+    """Converts PyTorch's array for this slot of Flax's layer; an array that does not fit is unchanged."""
     value, shape = found[slot].numpy(), wanted[slot].shape
     match slot.split("/"):
         case [name] if name == COUNT:
@@ -73,7 +73,7 @@ def _kernel_to_torch(kernel: np.ndarray, transposed: bool) -> np.ndarray:
 
 
 def _of_inputs(layer: Layer, layout: Layout) -> Sizes | None:
-    """The sizes of vectors in Flax's layer: those of a norm run over its inputs, a bias over the outputs."""
+    """The sizes of vectors in Flax's layer: norms have a value per input, a bias has one per output."""
     has_outputs = "weight" in layer and layer["weight"].role != "scale"
     return None if has_outputs else layout.channels
 

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
         return jnp.dtype(str(self.leaf.dtype).removeprefix("torch."))
 
     def numpy(self) -> np.ndarray:
-        """The array in NumPy, which has no bfloat16: a PyTorch tensor of it is widened, which is exact."""
+        """The array in NumPy. A PyTorch tensor of bfloat16, which NumPy lacks, is widened, which is exact."""
         if not hasattr(self.leaf, "detach"):
             return np.asarray(self.leaf)
         tensor = self.leaf.detach().cpu()
@@ -82,7 +82,7 @@ def normal_form(path: Path) -> Path:
 
 
 def some(items: Iterable[str], limit: int = 12, between: str = ", ") -> str:
-    """Joins the first items, as many as a reader wants to see."""
+    """Joins the first ``limit`` items, and the number of those left out."""
     listed = list(items)
     rest = [f"and {len(listed) - limit} more"] if len(listed) > limit else []
     return between.join(listed[:limit] + rest)
