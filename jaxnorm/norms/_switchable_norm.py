@@ -104,23 +104,25 @@ def switchable_norm(
         (of_instances.mean, of_layer.mean, mean),
         (of_instances.var, of_layer.var, var),
     )
-    mixed = (
-        _weighted_mean(mean_weights, "mean_weights", means),
-        _weighted_mean(var_weights, "var_weights", variances),
-    )
-    y = normalize(o.x, *mixed, *o.parameters, epsilon=epsilon, mask=o.mask)
+    first, *others = means
+    _, *shares = _shares(mean_weights, "mean_weights", o.x.dtype)
+    # From the first mean on: equal means stay exactly equal, although rounded shares do not add up to 1.
+    mean = first + sum(share * (m - first) for share, m in zip(shares, others, strict=True))
+    shares = _shares(var_weights, "var_weights", o.x.dtype)
+    var = sum(share * v for share, v in zip(shares, variances, strict=True))
+    y = normalize(o.x, mean, var, *o.parameters, epsilon=epsilon, mask=o.mask)
     return y.astype(o.dtype), stats
 
 
-def _weighted_mean(weights: jax.Array, name: str, values: tuple[jax.Array, ...]) -> jax.Array:
+def _shares(weights: jax.Array, name: str, dtype: jnp.dtype) -> jax.Array:
+    """The softmax of three weights."""
     weights = jnp.asarray(weights)
     if weights.shape != (3,):
         raise ValueError(
             f"{name} must be three numbers, one each for instance norm, layer norm and batch norm; got shape "
             f"{weights.shape}. Start from jnp.ones(3), which weights them equally."
         )
-    shares = jax.nn.softmax(weights.astype(values[0].dtype))
-    return shares[0] * values[0] + shares[1] * values[1] + shares[2] * values[2]
+    return jax.nn.softmax(weights.astype(dtype))
 
 
 @dataclass(kw_only=True, eq=False)
