@@ -333,21 +333,21 @@ TWO_GROUPINGS = (
     "axis_index_groups=[[0, 1, 2], [3, 4, 5]]. Leave one of them out."
 )
 NO_REPLICAS = (
-    "one of axis and axis_name must say what runs over the replicas; got axis=None and axis_name=None. "
-    "For stacked statistics, as pmap returns them, it is axis=0."
+    "exactly one of axis and axis_name must be given; got axis=None and axis_name=None. "
+    "For stacked statistics, as returned by pmap, pass axis=0."
 )
 VAR_ALONE = (
-    "each var must have a mean of its shape beside it; got bn/var of shape (3,) and no mean. Pass the "
-    "running statistics as their layers store them."
+    "each var must have a mean of the same shape next to it; got bn/var of shape (3,) and no mean. Pass the "
+    "running statistics as stored by the layers."
 )
 NO_STATISTICS = (
-    "batch_stats must hold a mean and a var for some layer; got bn/scale. Pass "
-    'variables["batch_stats"] of Linen, nnx.state(model, nnx.BatchStat), or RunningStats.'
+    "batch_stats must hold a mean and a var for at least one layer; got bn/scale. Pass "
+    'variables["batch_stats"] from Linen, nnx.state(model, nnx.BatchStat), or RunningStats.'
 )
 NOT_TO_BE_SPLIT = (
-    "batch must split into equal parts over two devices or more: one first axis in all leaves, of a "
-    "multiple of their number; got first axes [(6,), (9,)] for the number of devices 8. Fill it up and "
-    "mask; for more devices on a CPU, set jax_num_cpu_devices in jax.config first."
+    "batch must split equally over two or more devices: all leaves need the same first axis, a multiple of "
+    "the number of devices; got first axes [(6,), (9,)] and number of devices 8. Pad and mask the batch; for "
+    "more devices on a CPU, set jax_num_cpu_devices in jax.config first."
 )
 
 NO_ACTIVATION = (
@@ -378,64 +378,64 @@ SAVED_IN_PARTS = (
     "mask and virtual_batch_size. Leave one of them out."
 )
 NO_SOURCE = (
-    "source must be a state_dict, a .safetensors or .npz file, Linen's variables, an NNX model, Haiku's "
-    "(params, state), or a module of Equinox or (module, state); got list. Of a model of PyTorch pass "
+    "source must be a state_dict, a .safetensors or .npz file, Linen variables, an NNX model, Haiku's "
+    "(params, state), or an Equinox module or (module, state); got list. For a PyTorch model, pass "
     "model.state_dict()."
 )
 NO_LIKE = (
-    "like must be Linen's variables (or their shapes, from jax.eval_shape), an NNX model, or PyTorch's "
-    "state_dict; got str. It says what is to be made, and stays as it is."
+    "like must be Linen variables (or their shapes, from jax.eval_shape), an NNX model, or a PyTorch "
+    "state_dict; got str. Pass an example of the result; it is not modified."
 )
 NO_STATE_DICT = (
     "a state_dict must map names to arrays; got dict for 'model'. Pass the part of a checkpoint that is one, "
-    'as in checkpoint["state_dict"]; Linen\'s variables need their collections, as in '
+    'as in checkpoint["state_dict"]; Linen variables need their collections, as in '
     '{"params": params}.'
 )
 PICKLE = (
-    "a file must be .safetensors or .npz; got a.pth, a pickle, which can execute anything when it is read. "
-    "If you trust it, pass torch.load(path, weights_only=True), or save it once with "
+    "a file must be .safetensors or .npz; got a.pth, a pickle, which can execute arbitrary code when it is "
+    "loaded. If you trust it, pass torch.load(path, weights_only=True), or save it once with "
     "safetensors.torch.save_file."
 )
 OTHER_FILE = (
-    "a file must be .safetensors or .npz, of arrays under PyTorch's names; got a.h5. Read it yourself, and "
-    "pass what is in it."
+    "a file must be .safetensors or .npz, with arrays under PyTorch's names; got a.h5. Load it yourself, and "
+    "pass its contents."
 )
 
 
 def damaged(size: int, why: str) -> str:
     """The error for a truncated safetensors file."""
     return (
-        f"a.safetensors must be a whole file of safetensors; got {size} bytes that are not ({why}). Download "
-        f"or save it again."
+        f"a.safetensors must be a complete safetensors file; got {size} bytes that cannot be read ({why}). "
+        f"Download or save it again."
     )
 
 
 CUT = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 TWICE = CUT[:-1] + b"," + CUT[1:].replace(b'"a"', b'"b"')
 NO_SUCH_LAYER = (
-    "names must name layers of like; got 'head', and there are '', 'fc'. Take the names from these."
+    "names must name layers of like; got 'head', but like has '', 'fc'. Use these names."
 )
 NO_TRANSPOSED = (
-    "transposed must name layers of like; got 'head', and there are 'fc'. Take the names from "
-    "these."
+    "transposed must name layers of like; got 'head', but like has 'fc'. Use these names."
 )
-MISMATCH = """every array of source must be one of like, and the other way round; got
+MISMATCH = """every array in source must match one in like, and vice versa; got
   like's params/fc/kernel (6, 2): got fc.weight (5, 6), which becomes (6, 5)
   source's fc.bias (2,): nothing in like
   source's 'head' with weight (3,): nothing in like
-Where names differ, pass names={path in like: name in source}; what like has no use for, take out of source. \
-Transposed convolutions and layers after a flattening have arguments of their own."""
+If names differ, pass names={path in like: name in source}; remove arrays from source that like does \
+not need. \
+For transposed convolutions and layers after a flatten, see the arguments transposed and channels_last."""
 OTHER_INPUTS = (
-    "channels_last must give the sizes (C, H, W) of the inputs that PyTorch flattens; got (3, 2, 2), of 12 "
-    "elements, for a layer of 6 inputs. Take them from the array that is flattened."
+    "channels_last must give the sizes (C, H, W) of the inputs that PyTorch flattens; got (3, 2, 2), with 12 "
+    "elements, for a layer with 6 inputs. Use the sizes of the array that is flattened."
 )
 STATELESS = (
-    "a module of Equinox with batch norm must come with its state; got the module alone. Pass both, "
-    "(module, state), as equinox.nn.make_with_state returns them."
+    "an Equinox module with batch norm must come with its state; got the module alone. Pass "
+    "(module, state), as returned by equinox.nn.make_with_state."
 )
 NO_TORCH_NORM = (
     "module must be one of BatchNorm, SyncBatchNorm, InstanceNorm, LayerNorm, RMSNorm, GroupNorm, "
-    "LocalResponseNorm of torch.nn; got list. Of a larger model, pass each of model.modules() that is a norm."
+    "LocalResponseNorm of torch.nn; got list. For a larger model, pass each norm in model.modules()."
 )
 DENSE: Any = {"params": {"fc": {"kernel": np.zeros((6, 2), np.float32)}}}
 
@@ -509,7 +509,7 @@ def call(model: Any, x: Any) -> Any:
 def no_model(came: str) -> str:
     """The error for an argument that is not a model."""
     return (
-        f"model must be a Linen module or an NNX model; got {came}. Give the module itself, not its "
+        f"model must be a Linen module or an NNX model; got {came}. Pass the module itself, not its "
         f"variables or its apply function."
     )
 
@@ -517,79 +517,80 @@ def no_model(came: str) -> str:
 def no_variables(came: str) -> str:
     """The error for variables of another module."""
     return (
-        f"variables must be those of the Linen module, in the collections it has; got {came}. Give "
-        f'variables={{"params": ..., "batch_stats": ...}}, as init returns them.'
+        f"variables must be those of the Linen module, by collection; got {came}. Pass "
+        f'variables={{"params": ..., "batch_stats": ...}}, as returned by init.'
     )
 
 
 def no_layer(kind: str) -> str:
     """The error for a model without such a layer."""
     return (
-        f"there must be at least one {kind}; got a model without any. In Linen they are known by the "
-        f"variables, with the collections params and batch_stats as init or training returned them."
+        f"there must be at least one {kind}; got a model without any. Linen layers are found through the "
+        f"variables: pass the collections params and batch_stats as returned by init or training."
     )
 
 
 def not_meant(kind: str) -> str:
     """The error for a pattern without a match."""
     return (
-        f"where must mean at least one {kind} of the model; got where='nb', and there are: bn. Give a "
-        f"pattern such as 'stem/*', or leave it out for all."
+        f"where must match at least one {kind} of the model; got where='nb', but the model has: bn. Use a "
+        f"pattern such as 'stem/*', or omit where to select all."
     )
 
 
 def no_parts(number: int, examples: str) -> str:
     """The error for a number of parts that does not divide the examples."""
     return (
-        f"micro_batches must divide the number of examples, which lie along the first axis of every leaf "
-        f"of batch; got micro_batches={number} and {examples} examples. Leave examples out, or pad and mask "
-        f"them."
+        f"micro_batches must divide the number of examples, which is the size of axis 0 of every leaf of "
+        f"batch; got micro_batches={number} and {examples} examples. Drop examples, or pad the batch and "
+        f"mask the padding."
     )
 
 
 def no_norm(system: str, came: str) -> str:
     """The error for an argument that is not a norm of activations."""
     return (
-        f"norm must be the name of a norm of activations or the class of one, in flax.{system} as the model "
-        f"is; got {came}. Give its arguments as options, as in norm=GroupNorm, num_groups=8."
+        f"norm must be the name or the class of a norm of activations, in flax.{system} like the model; got "
+        f"{came}. Pass its arguments as options, as in norm=GroupNorm, num_groups=8."
     )
 
 
 def one_batch(came: str) -> str:
     """The error for a single batch instead of several."""
     return (
-        f"batches must be several, one after the other; got one {came}. Put it in a list, or if its first "
-        f"axis counts batches, make it one: list(batches)."
+        f"batches must be an iterable of batches; got one {came}. Put it in a list or, if its first axis is "
+        f"over batches, pass list(batches)."
     )
 
 
 NO_METHOD = "method must be one of population, precise_bn, update_bn; got 'precise'."
 ONLY_ONCE = (
-    "batches must be something to go through several times, as layer_by_layer=True does; got "
-    "tuple_iterator, which ends after once. Give a list, or an object that can be iterated anew."
+    "batches must be iterable several times with layer_by_layer=True; got tuple_iterator, which is exhausted "
+    "after one pass. Pass a list, or an object that can be iterated again."
 )
 NO_BATCH = (
-    "batches must hold at least one batch; got none. An iterator that was used before is empty: give a "
-    "list, or make the iterator anew."
+    "batches must hold at least one batch; got none. An iterator that was used before is empty: pass a "
+    "list, or create the iterator again."
 )
 NOT_FINITE = (
-    "every batch must give finite statistics; got NaN or infinity from batch 1 on (counted from 0), in "
-    "bn. Look for it in the data and the weights, with tools.examine, or mask it."
+    "every batch must give finite statistics; got NaN or infinity from batch 1 on (counting from 0), in "
+    "bn. Look for the cause in the data and the weights with tools.examine, or mask it."
 )
 NOTHING_COUNTS = (
-    "batches must have something that counts; got 1 in which nothing counts for bn. Check the mask."
+    "batches must have unmasked elements for every layer; got none for bn (number of batches: 1). Check the "
+    "mask."
 )
 CALLS_NONE = (
-    "the model must call at least one BatchNorm that keeps running statistics, of Flax or jaxnorm; got "
+    "the model must call at least one BatchNorm with running statistics, from Flax or jaxnorm; got "
     "a model that calls none. Check that run calls the whole model."
 )
 STATS_MISSING = (
-    "variables must hold running statistics for every batch norm; got no mean and var of 'bn' in the "
-    "collection batch_stats. Pass the variables as init or training returned them, with batch_stats."
+    "variables must hold running statistics for every batch norm; got no mean and var for 'bn' in the "
+    "collection batch_stats. Pass the variables as returned by init or training, including batch_stats."
 )
 OTHER_FEATURES = (
-    "running statistics must be of the features that their layer is given; got a mean of shape (2,) for "
-    "features of shape (3,) at 'bn'. Give the variables of this model, and batches such as it is trained "
+    "running statistics must have the shape of their layer's features; got a mean of shape (2,) for "
+    "features of shape (3,) at 'bn'. Pass the variables of this model, and batches like those it is trained "
     "on."
 )
 VARIABLES_OF_NNX = (
@@ -598,20 +599,20 @@ VARIABLES_OF_NNX = (
 )
 RNGS_OF_NNX = VARIABLES_OF_NNX.replace("variables", "rngs")
 ACTIVATION_LOST = (
-    "what takes the place of a batch norm must do all that it does; got '' with activation='relu', which "
-    "LayerNorm has not. Write it after the norm in the model, or leave this layer out with where."
+    "the replacement for a batch norm must support all its options; got '' with activation='relu', which "
+    "LayerNorm does not support. Apply it after the norm in the model, or exclude this layer with where."
 )
 LAST_AXIS_ONLY = (
-    "GroupNorm takes the last axis for that of the features; got '' with axis=1. Move the features to "
-    "the end in the model, or leave this layer out with where."
+    "GroupNorm takes the last axis as the feature axis; got '' with axis=1. Move the features to the last "
+    "axis in the model, or exclude this layer with where."
 )
 OTHER_TREE = (
     "old and new must be trees of the same structure and shapes; got ['a'] of shape (4,) in old and of "
-    "shape none in new. Give the same thing before and after the step."
+    "shape none in new. Pass the same state before and after the step."
 )
 OTHER_LEAF = (
     "old and new must be trees of the same structure and shapes; got a leaf of shape (4,) in old and of "
-    "shape (1,) in new. Give the same thing before and after the step."
+    "shape (1,) in new. Pass the same state before and after the step."
 )
 
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -838,19 +839,19 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "convert, cut": (
         from_file(len(CUT).to_bytes(8, "little") + CUT),
-        damaged(62, "an array of another size than its shape"),
+        damaged(62, "the size of an array does not match its shape"),
     ),
     "convert, overlapping": (
         from_file(len(TWICE).to_bytes(8, "little") + TWICE + bytes(8)),
-        damaged(123, "an array at byte 0, where the one before ends at 8"),
+        damaged(123, "an array starts at byte 0, but the one before ends at 8"),
     ),
     "convert, one name": (
         from_file(len(TWICE).to_bytes(8, "little") + TWICE.replace(b'"b"', b'"a"') + bytes(16)),
-        damaged(131, "'a' twice"),
+        damaged(131, "'a' occurs twice"),
     ),
     "convert, more": (
         from_file(len(CUT).to_bytes(8, "little") + CUT + bytes(9)),
-        damaged(71, "9 bytes for arrays that end at 8"),
+        damaged(71, "there are 9 bytes of data, but the arrays end at 8"),
     ),
     "convert, names": (converted({}, names={"head": "fc"}), NO_SUCH_LAYER),
     "convert, transposed": (converted({}, transposed=["head"]), NO_TRANSPOSED),
@@ -909,10 +910,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "fold": (
         lambda: tools.fold(jnl.BatchNorm(True, name="norm"), X, variables=NORM_ALONE),
-        "every batch norm must fold exactly into a layer beside it; got 1 of 1 that does not: '', not into "
-        "what is before it: its input comes from the batch; nor into what is after it: what reads its output "
-        "must be one layer, and is the output of the model. Change the model there, or keep such batch norms "
-        "with partial=True, or with a where that leaves them out.",
+        "every batch norm must fold exactly into an adjacent layer; got 1 of 1 that cannot: '' because it "
+        "folds into neither the layer before (its input comes from the batch) nor the layer after (its "
+        "output must go to one layer only, but goes to the output of the model). Change the model there, or "
+        "keep these batch norms with partial=True or a where that excludes them.",
     ),
     # the tools
     "recalibrate, method": (recalibrated(method="precise"), NO_METHOD),

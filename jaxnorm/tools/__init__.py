@@ -1,4 +1,4 @@
-"""Tools around norms: trees of variables in, trees of variables out; for Flax's own layers as well."""
+"""Tools for models with norms, including Flax's own: they take and return models and trees of variables."""
 
 from ._accumulate import Accumulated as Accumulated, accumulate as accumulate
 from ._convert import convert as convert

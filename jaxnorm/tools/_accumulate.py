@@ -1,4 +1,4 @@
-"""Gradients of a batch taken in parts, with one exact step of the running statistics."""
+"""Gradient accumulation over micro-batches, with one exact update of the running statistics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from ._models import model_of
 
 
 class Accumulated(NamedTuple):
-    """What `accumulate` returns.
+    """The result of `accumulate`.
 
     Example:
         >>> from jaxnorm import tools
@@ -34,9 +34,9 @@ class Accumulated(NamedTuple):
     """
 
     loss: jax.Array  # the mean over the micro-batches
-    grads: Any  # of that mean, as the parameters are
-    updated: Any  # all but the parameters: {"batch_stats": ...} of Linen, a State of NNX
-    aux: Any  # what the loss returns besides, stacked along a new first axis; or None
+    grads: Any  # gradients of that mean, with the structure of the parameters
+    updated: Any  # all but the parameters: {"batch_stats": ...} for Linen, a State for NNX
+    aux: Any  # the auxiliary output of the loss, stacked along a new first axis; or None
 
 
 @explained
@@ -51,39 +51,42 @@ def accumulate(
     has_aux: bool = False,
     rngs: Any = None,
 ) -> Accumulated:
-    """Loss and gradients of a batch that is too large for the memory, from ``micro_batches`` parts of it.
+    """Computes the loss and gradients of a large batch in ``micro_batches`` parts, to save memory.
+
+    The running statistics are updated once, with the pooled moments of all parts:
 
         mean ← momentum · mean + (1 - momentum) · mean of the whole batch         (var likewise)
 
-    once, with the moments of all parts pooled. The loop that everyone writes updates the running statistics
-    once for every part: with 8 parts, a momentum of 0.9 becomes 0.43, and the running variance never
-    hears of what the parts' means differ by.
+    The usual accumulation loop updates them once per part: with 8 parts, a momentum of 0.9 becomes 0.43,
+    and the running variance misses the differences between the means of the parts.
 
-    Each part is normalized with its own statistics, as on devices that share none: the gradients are those
-    of batch norm of the smaller batch. Parts count equally in loss and gradients.
+    Each part is normalized with its own statistics, as on devices that do not share statistics: the
+    gradients are those of batch norm with the smaller batch. All parts have the same weight in the loss
+    and the gradients.
 
-    Works under jit, also over a mesh: of k parts, part i has the examples i, i + k, i + 2k, ..., so that each
-    is spread over the devices as the whole was. In `pmap` and `shard_map`, layers with ``axis_name`` share
-    statistics over the devices as always; gradients are the device's own.
+    Works under jit, with or without a mesh. With k parts, part i holds the examples i, i + k, i + 2k, ...,
+    so each part is sharded over the devices like the whole batch. In `pmap` and `shard_map`, layers with
+    ``axis_name`` share statistics over the devices as usual; the gradients are those of each device.
 
     Args:
-        loss: of a model and a micro-batch, a mean over its examples: ``lambda model, batch:
-            cross_entropy(model(batch["image"], train=True), batch["label"]).mean()``. The model is bound to
-            its variables, so that it is called like an NNX model.
-        model: a Linen module, or an NNX model, which stays as it is.
-        batch: a tree of arrays with the examples along their first axis.
-        micro_batches: how many; it divides the number of examples.
-        variables: of the Linen module.
-        has_aux: ``loss`` returns a pair of the loss and anything else.
-        rngs: for a Linen module that draws random numbers, such as ``{"dropout": key}``: others for every
-            part.
+        loss: a function of a model and a micro-batch that returns a mean over its examples: ``lambda model,
+            batch: cross_entropy(model(batch["image"], train=True), batch["label"]).mean()``. The model is
+            bound to its variables, so call it like an NNX model.
+        model: a Linen module or an NNX model; it is not modified.
+        batch: a tree of arrays with examples along the first axis.
+        micro_batches: number of parts; must divide the number of examples.
+        variables: the variables of the Linen module.
+        has_aux: whether ``loss`` returns a pair of the loss and an auxiliary output.
+        rngs: random keys for a Linen module that draws random numbers, such as ``{"dropout": key}``; each
+            part draws different numbers.
 
     Returns:
-        Accumulated: ``state.apply_gradients(grads=a.grads, **a.updated)`` for Linen;
-        ``optimizer.update(model, a.grads)`` and ``nnx.update(model, a.updated)`` for NNX.
+        Accumulated: for Linen, use ``state.apply_gradients(grads=a.grads, **a.updated)``; for NNX,
+        ``optimizer.update(model, a.grads)`` and ``nnx.update(model, a.updated)``.
 
     Raises:
-        ValueError: ``micro_batches`` does not divide the batch, or the model calls no batch norm.
+        ValueError: If ``micro_batches`` does not divide the number of examples, or the model calls no batch
+            norm.
 
     Example:
         >>> import flax.linen as nn
@@ -104,7 +107,7 @@ def accumulate(
     params, rest = subject.split(subject.state)
 
     def loss_of_part(params: Any, rest: Any, gathered: Stats, part: Any, number: jax.Array) -> Any:
-        # Every part begins with the running statistics from before the first.
+        # Every part starts from the running statistics before the first part.
         stats = {path: {**held[path], **gathered[path]} for path in held}
         state = subject.join(params, rest)
         result, stats, state = subject.run(state, stats, loss, part, _gather, number)
@@ -132,19 +135,19 @@ def accumulate(
 
 
 def _parts(batch: Any, number: int) -> Any:
-    """Every leaf with a new first axis: part i has the examples i, i + number, i + 2 number, ...
+    """Splits every leaf along a new first axis: part i has the examples i, i + number, i + 2 number, ...
 
     Raises:
-        ValueError: the leaves have not all as many examples, or ``number`` does not divide them.
+        ValueError: If the leaves differ in their number of examples, or ``number`` does not divide it.
     """
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(batch)]
     examples = sorted({leaf.shape[0] if leaf.ndim else 0 for leaf in leaves})
     is_count = is_integer(number) and number > 0
     if len(examples) != 1 or not is_count or examples[0] == 0 or examples[0] % number:
         raise ValueError(
-            f"micro_batches must divide the number of examples, which lie along the first axis of every "
-            f"leaf of batch; got micro_batches={number} and {examples or 'no'} examples. Leave examples out, "
-            f"or pad and mask them."
+            f"micro_batches must divide the number of examples, which is the size of axis 0 of every leaf of "
+            f"batch; got micro_batches={number} and {examples or 'no'} examples. Drop examples, or pad the "
+            f"batch and mask the padding."
         )
 
     def part(leaf: Any) -> jax.Array:
@@ -155,7 +158,7 @@ def _parts(batch: Any, number: int) -> Any:
 
 
 def _gather(call: LayerCall) -> Any:
-    """Adds the part to what was gathered, where the layer normalizes with statistics of it."""
+    """Adds the moments of the part to those gathered, if the layer normalizes with batch statistics."""
     flag = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
     evaluating = call.layer.use_running_average if flag is None else flag
     evaluating = evaluating or call.is_frozen

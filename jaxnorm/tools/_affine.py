@@ -1,4 +1,4 @@
-"""The arithmetic of folding: a batch norm in evaluation is y = factor · x + offset for each channel."""
+"""The arithmetic of folding: in evaluation, a batch norm computes y = factor · x + offset per channel."""
 
 import math
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ Arrays = Mapping[str, Any]
 
 
 def as_float64(array: Any) -> np.ndarray:
-    """In float64 or complex128: rounded once, at the end."""
+    """The array in float64 or complex128, so that folding rounds only once, at the end."""
     array = np.asarray(array)
     return array.astype(np.promote_types(array.dtype, np.float64))
 
 
 def factor_and_offset(epsilon: float, norm: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Factor and offset, scale / sqrt(var + ε) and bias - mean · factor, of what a batch norm holds."""
+    """The factor, scale / sqrt(var + ε), and the offset, bias - mean · factor, of a batch norm."""
     with np.errstate(invalid="ignore", divide="ignore"):
         factor = as_float64(norm.get("scale", 1.0)) / np.sqrt(as_float64(norm["var"]) + epsilon)
         return factor, as_float64(norm.get("bias", 0.0)) - as_float64(norm["mean"]) * factor
@@ -25,12 +25,12 @@ def factor_and_offset(epsilon: float, norm: Arrays) -> tuple[np.ndarray, np.ndar
 def into_layer_before(
     layer: Arrays, factor: np.ndarray, offset: np.ndarray, *, transposed: bool
 ) -> dict[str, np.ndarray]:
-    """What a layer holds that returns factor · y + offset where it returned y.
+    """The arrays of a layer that returns factor · y + offset instead of y.
 
-    Factor and offset are of the rank of the features. These are the last axes of its kernel, or the last but
-    one if that is ``transposed``.
+    ``factor`` and ``offset`` have the rank of the features. The features are the last axes of the kernel, or
+    the last but one if the kernel is ``transposed``.
     """
-    if "embedding" in layer:  # each output is a row of it
+    if "embedding" in layer:  # each output is a row of the embedding
         return {"embedding": as_float64(layer["embedding"]) * factor + offset}
     along = factor[..., None] if transposed else factor
     return {
@@ -42,13 +42,13 @@ def into_layer_before(
 def into_layer_after(
     layer: Arrays, factor: np.ndarray, offset: np.ndarray, *, groups: int, window: int
 ) -> dict[str, np.ndarray]:
-    """What a layer holds that is given x and returns what it returned for factor · x + offset.
+    """The arrays of a layer whose output for x is the given layer's output for factor · x + offset.
 
-    Of its kernel's axes, the first ``window`` are those of the window; the next is of the inputs of a group.
+    The first ``window`` axes of the kernel are the window; the next one runs over the inputs of a group.
     """
     kernel = as_float64(layer["kernel"])
     inputs, outputs = kernel.shape[window], kernel.shape[window + 1 :]
-    # (places in the window, inputs of a group, groups, outputs of a group)
+    # (positions in the window, inputs per group, groups, outputs per group)
     parts = kernel.reshape(-1, inputs, groups, math.prod(outputs) // groups)
     factor, offset = (a.reshape(groups, inputs).T[..., None] for a in (factor, offset))
     return {

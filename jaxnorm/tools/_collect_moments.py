@@ -1,4 +1,4 @@
-"""Moments of what reaches each batch norm of a model, gathered over batches beside the layer's own state."""
+"""Gathers moments of the input of each batch norm over batches, alongside the layer's own state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -16,14 +16,14 @@ from ._intercept import LayerCall
 from ._model import Model, Run, Stats
 
 Gathered: TypeAlias = Sequence[jax.Array]
-"""Mean, variance, and a count of whatever the way counts."""
+"""Mean, variance and count; the `Way` defines what is counted."""
 
 Gather: TypeAlias = Callable[[Any, Stats, Any, jax.Array], tuple[Any, Stats]]
 _NAMES = [f"gathered_{field}" for field in Moments._fields]
 
 
 class BatchNormOptions(NamedTuple):
-    """What the tools need to know of a batch norm, Flax's or ours."""
+    """The options of a batch norm, Flax's or jaxnorm's, that the tools need."""
 
     momentum: Any
     epsilon: float
@@ -31,16 +31,16 @@ class BatchNormOptions(NamedTuple):
 
 
 Way: TypeAlias = Callable[[Gathered, Moments], Gathered]
-"""Adds a batch to what was gathered."""
+"""Adds the moments of a batch to those gathered."""
 
 
 def pooled(before: Gathered, m: Moments) -> Gathered:
-    """Moments of all values of all batches together."""
+    """Pools the moments of all values of all batches."""
     return combine(Moments(*before), m)
 
 
 def averaged(before: Gathered, m: Moments) -> Gathered:
-    """The plain average of the batches' means, and of their unbiased variances."""
+    """Averages the means of the batches, and their unbiased variances, with equal weights."""
     mean, var, count = before
     stats = RunningStats(mean, var, count.astype(jnp.int32))
     stats = update_running_stats(stats, m, momentum=None, unbiased=True)
@@ -49,10 +49,10 @@ def averaged(before: Gathered, m: Moments) -> Gathered:
 
 
 def find_batch_norms(model: Model, run: Run, batch: Any) -> dict[str, BatchNormOptions]:
-    """The batch norms that keep running statistics, in the order in which ``run`` first calls them.
+    """Finds the batch norms that keep running statistics, in the order in which ``run`` first calls them.
 
     Raises:
-        ValueError: it calls none, or there are no statistics for one of them.
+        ValueError: If ``run`` calls no such batch norm, or one of them has no statistics in ``model``.
     """
     found: dict[str, BatchNormOptions] = {}
 
@@ -69,15 +69,15 @@ def find_batch_norms(model: Model, run: Run, batch: Any) -> dict[str, BatchNormO
     )
     if not found:
         raise ValueError(
-            "the model must call at least one BatchNorm that keeps running statistics, of Flax or jaxnorm; "
-            "got a model that calls none. Check that run calls the whole model."
+            "the model must call at least one BatchNorm with running statistics, from Flax or jaxnorm; got "
+            "a model that calls none. Check that run calls the whole model."
         )
     for path in found:
         if not {"mean", "var"} <= set(model.stats(path)):
             raise ValueError(
-                f"variables must hold running statistics for every batch norm; got no mean and var of "
-                f"{path!r} in the collection batch_stats. Pass the variables as init or training returned "
-                f"them, with batch_stats."
+                f"variables must hold running statistics for every batch norm; got no mean and var for "
+                f"{path!r} in the collection batch_stats. Pass the variables as returned by init or "
+                f"training, including batch_stats."
             )
     return found
 
@@ -85,10 +85,10 @@ def find_batch_norms(model: Model, run: Run, batch: Any) -> dict[str, BatchNormO
 def gathering(
     model: Model, run: Run, way: Way, *, evaluating: bool, meant: Callable[[str], bool]
 ) -> Gather:
-    """A function of state, stats, a batch and its number: what ``run`` returns, and stats with it added.
+    """Returns a function of state, stats, batch and number that computes ``run``'s output and new stats.
 
-    The layers that are ``meant`` normalize with their running statistics or those of the batch, all others
-    with their running statistics.
+    Layers for which ``meant`` is True normalize with their running statistics if ``evaluating``, and
+    otherwise with batch statistics. All other layers normalize with their running statistics.
     """
 
     def answer(call: LayerCall) -> Any:
@@ -107,31 +107,31 @@ def gathering(
 
 
 def add_batch(call: LayerCall, way: Way) -> None:
-    """Adds what a batch norm is called with to what it has gathered."""
+    """Adds the moments of a batch norm's input to those gathered for it."""
     before, m = [call.read(name) for name in _NAMES], moments_of(call)
     if before[0].shape != m.mean.shape:
         raise ValueError(
-            f"running statistics must be of the features that their layer is given; got a mean of shape "
-            f"{before[0].shape} for features of shape {m.mean.shape} at {call.path!r}. Give the variables of "
-            f"this model, and batches such as it is trained on."
+            f"running statistics must have the shape of their layer's features; got a mean of shape "
+            f"{before[0].shape} for features of shape {m.mean.shape} at {call.path!r}. Pass the variables "
+            f"of this model, and batches like those it is trained on."
         )
     for name, value in zip(_NAMES, way(before, m), strict=True):
         call.write(name, value)
 
 
 def nothing_gathered(mean: jax.Array) -> dict[str, jax.Array]:
-    """What a layer that holds such a ``mean`` has before the first batch."""
+    """The initial gathered moments of a layer with this ``mean``, before the first batch."""
     stats = init_running_stats(mean.shape, jnp.promote_types(mean.dtype, jnp.float32))
     return dict(zip(_NAMES, (stats.mean, stats.var, jnp.zeros_like(stats.var)), strict=True))
 
 
 def gathered(stats: Mapping[str, jax.Array]) -> Moments:
-    """What was gathered, from what a layer holds."""
+    """The gathered moments among the arrays of a layer."""
     return Moments(*(stats[name] for name in _NAMES))
 
 
 def moments_of(call: LayerCall) -> Moments:
-    """Moments of what a batch norm is called with, of the feature shape."""
+    """Moments of a batch norm's input, with the feature shape."""
     x = jnp.asarray(call.x)
     features = canonical_axes(call.layer.axis, x.ndim, "axis")
     reduced = complement(features, x.ndim)
@@ -143,7 +143,7 @@ def moments_of(call: LayerCall) -> Moments:
 
 
 def normalized(call: LayerCall, *, evaluating: bool) -> Any:
-    """What a batch norm returns with its running statistics, or with those of the batch."""
+    """The output of a batch norm, with running statistics if ``evaluating``, else with batch statistics."""
     options = {k: v for k, v in call.kwargs.items() if k != "use_running_average"}
     axis_name, groups = _devices_here(call.layer)
     devices = {"axis_name": axis_name, "axis_index_groups": groups}
@@ -156,7 +156,7 @@ def normalized(call: LayerCall, *, evaluating: bool) -> Any:
 
 
 def _devices_here(layer: Any) -> tuple[AxisName | None, AxisIndexGroups | None]:
-    """The layer's axes of devices, where the model is run within them: jit over a mesh needs none."""
+    """The layer's device axes and groups, if the axes are bound here. Jit over a mesh needs none."""
     names = layer.axis_name
     names = (names,) if isinstance(names, str) else tuple(names or ())
     if names and all(map(is_bound, names)):

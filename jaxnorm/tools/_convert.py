@@ -1,4 +1,4 @@
-"""The arrays of a model under the names, and in the layout, of another library."""
+"""Converts the arrays of a model to the names and the layout of another library."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar, overload
@@ -44,36 +44,36 @@ def convert(
     transposed: Collection[str] | None = None,
     channels_last: Mapping[str, Sizes] | None = None,
 ) -> Any:
-    """The arrays of ``source`` as ``like`` has them: of PyTorch, Linen and NNX, to each of them.
+    """Converts the arrays of ``source`` to the form of ``like``, between PyTorch, Linen and NNX.
 
         (O, I, H, W) = (H, W, I, O)    weight = kernel, scale or embedding    running_var = var
 
-    Every array of ``source`` must have its place in ``like``, and the other way round. Nothing is written
-    to either. Options (momentum, epsilon) are no arrays: `torch_options` translates them.
+    Every array in ``source`` must match one in ``like``, and vice versa. Neither is modified. Options
+    (momentum, epsilon) are not arrays: `torch_options` translates them.
 
     Args:
-        source: a ``state_dict`` of PyTorch, or the path of a .safetensors or .npz file of one; variables of
-            Linen; a model of NNX; ``(params, state)`` of Haiku; a module of Equinox, or ``(module, state)``.
-        like: what is to be made: variables of Linen (or their shapes, from `jax.eval_shape`), a model of
-            NNX, or a ``state_dict`` of PyTorch. Names, shapes, dtypes and devices are those of ``like``; its
-            values are not read, but for ``num_batches_tracked`` where ``source`` counts no batches.
-        names: where names differ: a mapping from the path of a layer in ``like``, or the beginning of one,
-            to its name in ``source``; or a function of the path. ``{"": "module"}`` puts a name before all.
-            None pairs layers by name, ``layer1_0/conv1`` with ``layer1.0.conv1``, or if not one name
-            agrees, by shapes where there is one way only.
-        transposed: paths in ``like`` of the transposed convolutions whose window Flax does not turn round
-            (``transpose_kernel=False``). None is those of that class in an NNX model, and those in Linen that
-            are called ``ConvTranspose_0`` and so on.
-        channels_last: for each layer after a flattening its path in ``like`` and the sizes ``(C, H, W)``
-            that PyTorch flattens, where Flax flattens ``(H, W, C)``; for a norm over all three as well.
+        source: a PyTorch ``state_dict``, or the path of a .safetensors or .npz file of one; Linen variables;
+            an NNX model; Haiku's ``(params, state)``; an Equinox module, or ``(module, state)``.
+        like: the target: Linen variables (or their shapes, from `jax.eval_shape`), an NNX model, or a
+            PyTorch ``state_dict``. The result has the names, shapes, dtypes and devices of ``like``. Its
+            values are not read, except ``num_batches_tracked`` if ``source`` counts no batches.
+        names: for layers with different names: a mapping from the path of a layer in ``like``, or a prefix
+            of it, to its name in ``source``; or a function of the path. ``{"": "module"}`` adds a prefix to
+            all names. None pairs layers by name, ``layer1_0/conv1`` with ``layer1.0.conv1``, or, if no name
+            matches, by shape if there is only one way.
+        transposed: paths in ``like`` of the transposed convolutions whose window Flax does not flip
+            (``transpose_kernel=False``). None selects the layers of that class in an NNX model, and the
+            layers called ``ConvTranspose_0`` and so on in Linen variables.
+        channels_last: for each layer after a flatten, its path in ``like`` and the sizes ``(C, H, W)`` that
+            PyTorch flattens, while Flax flattens ``(H, W, C)``; also for a norm over all three.
 
     Returns:
-        Linen's variables or a new NNX model with arrays of JAX; for PyTorch a dictionary of NumPy's, for
-        `torch.from_numpy`, in which bfloat16 is widened to float32.
+        Linen variables or a new NNX model with JAX arrays; for PyTorch, a dictionary of NumPy arrays for
+        `torch.from_numpy`, with bfloat16 widened to float32.
 
     Raises:
-        ValueError: arrays are left over on either side, or have another shape or kind, or an argument names
-            no layer, or a file is a pickle; the message lists what, and says what to do.
+        ValueError: If an array on either side has no match, a shape or kind of dtype differs, an argument
+            names no layer, or a file is a pickle.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -112,16 +112,16 @@ def convert(
     if problems or left_over:
         both = [some(lines, between=_NEW_LINE) for lines in (problems, left_over) if lines]
         raise ValueError(
-            f"every array of source must be one of like, and the other way round; got\n  "
-            f"{_NEW_LINE.join(both)}\nWhere names differ, pass names={{path in like: name in source}}; what "
-            f"like has no use for, take out of source. Transposed convolutions and layers after a flattening "
-            f"have arguments of their own."
+            f"every array in source must match one in like, and vice versa; got\n  "
+            f"{_NEW_LINE.join(both)}\nIf names differ, pass names={{path in like: name in source}}; remove "
+            f"arrays from source that like does not need. For transposed convolutions and layers after a "
+            f"flatten, see the arguments transposed and channels_last."
         )
     return write(like, values)
 
 
 class _Layouts:
-    """How the arrays of one model become those of another."""
+    """Translates the arrays of one model to the layout of another."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class _Layouts:
         )
 
     def fit(self, path: Path, partner: Path) -> bool:
-        """Whether one layer may be the other, by what they have and by its shapes."""
+        """Whether two layers can be a pair, judging by their arrays and shapes."""
         layer, other = self._wanted.layers[path], self._found.layers[partner]
         layout = Layout(self._is_transposed(path, partner))
         empty = {slot: entry._replace(leaf=_empty(entry)) for slot, entry in other.items()}
@@ -166,12 +166,12 @@ class _Layouts:
 
 
 def _empty(entry: Entry) -> np.ndarray:
-    """An array of that shape in no memory."""
+    """An array of the entry's shape that takes no memory."""
     return np.broadcast_to(np.zeros((), np.float32), entry.shape)
 
 
 def _misfit(entry: Entry, came: Entry, value: np.ndarray) -> Iterator[str]:
-    """What is wrong with an array for this place."""
+    """Describes what is wrong with an array for this entry."""
     if value.shape != entry.shape:
         became = "" if value.shape == came.shape else f", which becomes {value.shape}"
         yield f"like's {entry.name} {entry.shape}: got {came.name} {came.shape}{became}"
@@ -185,7 +185,7 @@ def _kind(entry: Entry) -> type:
 
 
 def _left_over(wanted: Source, found: Source, pairs: Mapping[Path, Path]) -> Iterator[str]:
-    """What of the source has no place. A count of batches that nobody needs is no loss."""
+    """Lists what in the source has no match. An unneeded batch count is ignored."""
     for partner, entries in found.layers.items():
         layers = [wanted.layers[path] for path, other in pairs.items() if other == partner]
         if not layers:

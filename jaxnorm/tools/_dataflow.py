@@ -1,4 +1,4 @@
-"""Where the values of layers go in a model's computation: who computes them, and who reads them."""
+"""Follows the values of layers through a model's computation: what computes them, and what reads them."""
 
 import collections
 import dataclasses
@@ -16,67 +16,67 @@ from ._model import Model, Run
 
 _MARK = "jaxnorm.fold"
 COLLECTIONS = ("params", "batch_stats")
-# An equation of these is followed into the function that it calls, argument by argument.
+# Equations of these primitives are followed into the function that they call, argument by argument.
 _CALLS = {"jit", "pjit", "remat", "remat2", "checkpoint", "closed_call", "core_call"}
 _CALLS |= {"custom_jvp_call", "custom_vjp_call"}
-# What only moves values; and what takes the largest of several.
+# Primitives that only move values, and primitives that take the largest of several.
 _MOVES = {"slice", "reshape", "squeeze", "convert_element_type", "name", "copy", "copy_p"}
 _MOVES |= {"sharding_constraint"}
 LARGEST = {"max", "reduce_max", "reduce_window_max"}
 
 
 class Origin(NamedTuple):
-    """A value that a layer returned, maybe moved since then, its channels still last."""
+    """The output of a layer, possibly moved since then, with its channels still last."""
 
     path: str
     features: int  # how many of the last axes are channels
-    through: frozenset[str] = frozenset()  # the primitives that it went through
+    through: frozenset[str] = frozenset()  # the primitives it went through
 
 
 class Leaf(NamedTuple):
-    """An array that the layer at a path holds."""
+    """An array of the layer at ``path``."""
 
     path: str
     name: str
 
 
 Value: TypeAlias = Origin | Leaf | str
-"""Where a value comes from; a string is a primitive, or says what else."""
+"""Where a value comes from. A string names a primitive or describes another source."""
 
 
 class Seen(NamedTuple):
     """A layer as it was called."""
 
     call: LayerCall
-    x: tuple[int, ...]  # shape of what it was called with
+    x: tuple[int, ...]  # shape of the input
     y: tuple[int, ...]
 
 
 @dataclasses.dataclass
 class Flow:
-    """What was found out about the layers of a model, by their paths."""
+    """What is known about the layers of a model, by path."""
 
     seen: dict[str, Seen] = dataclasses.field(default_factory=dict)
     held: dict[Leaf, Any] = dataclasses.field(default_factory=dict)
     calls: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
     inputs: dict[str, Value] = dataclasses.field(default_factory=dict)
-    # Who reads what a layer returns: other layers as their input, and primitives.
+    # What reads the output of a layer: other layers, as their input, and primitives.
     layers_after: dict[str, set[str]] = dataclasses.field(default_factory=dict)
     others_after: dict[str, set[str]] = dataclasses.field(default_factory=dict)
-    # Within which layers an array that is held is read; None is outside of all.
+    # The layers in which an array of the model is read; None means outside all layers.
     leaf_read_in: dict[Leaf, set[str | None]] = dataclasses.field(default_factory=dict)
-    within: dict[str, str] = dataclasses.field(default_factory=dict)  # a loop, or the like
+    within: dict[str, str] = dataclasses.field(default_factory=dict)  # such as "scan" or "vmap"
 
     def arrays(self, path: str) -> dict[str, Any]:
-        """What the layer at ``path`` holds."""
+        """The arrays of the layer at ``path``."""
         return {leaf.name: array for leaf, array in self.held.items() if leaf.path == path}
 
 
 def follow(model: Model, run: Run, batch: Any) -> Flow:
-    """What becomes of the values of all layers that ``model`` watches, when ``run`` calls it.
+    """Follows the outputs of all layers that ``model`` watches through the computation of ``run``.
 
-    The computation is traced with a mark on what goes into each layer and on what comes out; then the
-    equations are read in order. So nothing is assumed of how the model is written.
+    The computation is traced with marks on the input and output of each layer; then the equations are read
+    in order. This assumes nothing about how the model is written.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(model.state)
     names = [
@@ -103,11 +103,11 @@ def follow(model: Model, run: Run, batch: Any) -> Flow:
 
 def _leaf(keys: Sequence[Any], *, in_collections: bool) -> Leaf:
     names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys]
-    if isinstance(keys[-1], jax.tree_util.GetAttrKey):  # of a variable, or a box around an array
+    if isinstance(keys[-1], jax.tree_util.GetAttrKey):  # of a variable or a box around an array
         names.pop()
     collection = names.pop(0) if in_collections else "params"
     path = "/".join(names[:-1])
-    # What a layer computes with is in these two; another may hold a mask, say, by the name of the kernel.
+    # Layers compute with these two; another collection may use the same names, such as a mask of the kernel.
     return Leaf(path if collection in COLLECTIONS else f"{collection} {path}", names[-1])
 
 
@@ -116,10 +116,10 @@ class _Reader:
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
-        self.inside: str | None = None  # the layer whose own equations these are
+        self.inside: str | None = None  # the layer whose own equations are being read
 
     def read_through(self, jaxpr: core.Jaxpr, arguments: Sequence[Value]) -> list[Value]:
-        """What ``jaxpr`` returns for such arguments."""
+        """The sources of the outputs of ``jaxpr``, given the sources of its ``arguments``."""
         known = dict(zip(jaxpr.invars, arguments, strict=True))
 
         def value(atom: Any) -> Value:
@@ -131,7 +131,7 @@ class _Reader:
         return [value(atom) for atom in jaxpr.outvars]
 
     def results_of(self, eqn: Any, values: list[Value]) -> Sequence[Value]:
-        """Where the results of an equation come from; who reads what is noted."""
+        """The sources of the results of an equation. Records what reads which value."""
         name = eqn.primitive.name
         if (mark := _mark(eqn)) is not None:
             return [self.at_mark(*mark, eqn.invars[0].aval.shape, values[0])]
@@ -148,7 +148,7 @@ class _Reader:
         return [name] * len(eqn.outvars)
 
     def at_mark(self, role: str, path: str, shape: tuple[int, ...], value: Value) -> Value:
-        """A layer begins or ends."""
+        """Handles the mark where a layer begins or ends."""
         flow, seen = self.flow, self.flow.seen[path]
         if role == "out":
             self.inside = None
@@ -165,7 +165,7 @@ class _Reader:
         return f"the input of {path}"
 
     def note_use(self, value: Value, by: str) -> None:
-        """Something reads ``value``, not as the input of a layer."""
+        """Records that something reads ``value``, but not as the input of a layer."""
         if isinstance(value, Origin):
             by = by if self.inside is None else f"another argument of {self.inside}"
             self.flow.others_after.setdefault(value.path, set()).add(by)
@@ -173,7 +173,7 @@ class _Reader:
             self.flow.leaf_read_in.setdefault(value, set()).add(self.inside)
 
     def note_hidden(self, jaxpr: core.Jaxpr, by: str) -> None:
-        """The layers in a function that is not followed, such as the body of a loop."""
+        """Records the layers in a function that is not followed, such as the body of a loop."""
         for eqn in jaxpr.eqns:
             if (mark := _mark(eqn)) is not None:
                 self.flow.within[mark[1]] = by
@@ -182,13 +182,13 @@ class _Reader:
 
 
 def n_features(layer: Any) -> int:
-    """How many of the last axes of what a layer returns are channels."""
+    """How many of the last axes of a layer's output are channels."""
     features = getattr(layer, "out_features", getattr(layer, "features", 1))
     return len(features) if isinstance(features, Sequence) else 1
 
 
 def _mark(eqn: Any) -> tuple[str, str] | None:
-    """The role and the path that are marked here."""
+    """The role and the path of the mark, or None if the equation is not a mark."""
     if eqn.primitive.name != "name" or not eqn.params["name"].startswith(_MARK):
         return None
     role, _, path = eqn.params["name"].removeprefix(f"{_MARK} ").partition(" ")
@@ -201,7 +201,7 @@ def _jaxprs(eqn: Any) -> list[core.Jaxpr]:
 
 
 def _moved(eqn: Any, values: list[Value]) -> Origin | None:
-    """The origin of what ``eqn`` returns, if that is values of one layer, each still in its channel."""
+    """The origin of the result of ``eqn``, if it only moves values of one layer within their channels."""
     name, origins = eqn.primitive.name, [v for v in values if isinstance(v, Origin)]
     if name not in _MOVES | LARGEST or len(origins) != len(values):
         return None

@@ -1,4 +1,4 @@
-"""Which batch norm folds into which layer, and why another does not."""
+"""Decides which batch norm folds into which layer, and why others do not."""
 
 import inspect
 from collections.abc import Iterator
@@ -20,21 +20,21 @@ DENSE = (nn.Dense, nn.DenseGeneral, nnx.Linear, nnx.LinearGeneral)
 EMBEDS = (nn.Embed, nnx.Embed)
 LAYERS = (*CONVS, *TRANSPOSED, *DENSE, *EMBEDS)
 
-# Functions that users may put in the place of a layer's own: then nobody knows what it computes.
+# Functions that users can substitute for a layer's own. It is then unknown what the layer computes.
 _FUNCTIONS = ("promote_dtype", "dot_general", "dot_general_cls")
 _FUNCTIONS += ("conv_general_dilated", "conv_general_dilated_cls")
 
 
 class Pair(NamedTuple):
-    """A batch norm, and the layer that it folds into."""
+    """A batch norm and the layer that it folds into."""
 
     norm: str
     layer: str
-    before: bool  # whether the layer is the one before the norm
+    before: bool  # whether the layer comes before the norm
 
 
 def pair_of(flow: Flow, norm: str) -> Pair | str:
-    """The layer that the batch norm at ``norm`` folds into, exactly; or the reason that there is none."""
+    """The layer that the batch norm at ``norm`` folds into exactly, or the reason why there is none."""
     reason = next(_against_norm(flow, norm), None)
     if reason is not None:
         return reason
@@ -45,44 +45,46 @@ def pair_of(flow: Flow, norm: str) -> Pair | str:
     not_after = next(_against_after(flow, norm, readers), None)
     if not_after is None:
         return Pair(norm, *readers, before=False)
-    return f"not into what is before it: {not_before}; nor into what is after it: {not_after}"
+    return (
+        f"it folds into neither the layer before ({not_before}) nor the layer after ({not_after})"
+    )
 
 
 def _against_norm(flow: Flow, norm: str) -> Iterator[str]:
     call = flow.seen[norm].call
     layer: Any = call.layer
     if not getattr(layer, "track_running_stats", True):
-        yield "it keeps no running statistics, and normalizes with those of the batch"
+        yield "it keeps no running statistics and normalizes with batch statistics"
     yield from _against_change(flow, norm)
     flag = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
     if not (layer.use_running_average if flag is None else flag):
-        yield "it normalizes with the statistics of the batch: have run call the model for evaluation"
+        yield "it normalizes with batch statistics: make run call the model in evaluation mode"
     factor, offset = factor_and_offset(layer.epsilon, flow.arrays(norm))
     if not (np.isfinite(factor).all() and np.isfinite(offset).all()):
         yield "its statistics or parameters are not finite"
 
 
 def _against_change(flow: Flow, path: str) -> Iterator[str]:
-    """What speaks against any change of what the layer at ``path`` holds."""
+    """Yields reasons against changing the arrays of the layer at ``path``."""
     layer: Any = flow.seen[path].call.layer
     kind = _kind(layer)
     if kind.__call__ not in {known.__call__ for known in (*BATCH_NORMS, *LAYERS)}:
-        yield f"{path} is of a class with a __call__ of its own, {kind.__name__}"
+        yield f"{path} is of class {kind.__name__}, which overrides __call__"
     if path in flow.within:
-        yield f"{path} is called within {flow.within[path]}"
+        yield f"{path} is called inside {flow.within[path]}"
     if flow.calls[path] > 1:
         yield f"{path} is called {flow.calls[path]} times"
     parameters = inspect.signature(kind.__init__).parameters
     for name in _FUNCTIONS:
         if name in parameters and getattr(layer, name) is not parameters[name].default:
-            yield f"{path} has a {name} of its own"
+            yield f"{path} has a custom {name}"
     if getattr(layer, "batch_dims", None) or getattr(layer, "batch_axis", None):
         yield f"{path} has a kernel for each index of a batch axis"
     for leaf in (Leaf(path, name) for name in _names(layer)):
         if leaf not in flow.held:
             yield f"{path} shares its {leaf.name} with another layer"
         if flow.leaf_read_in.get(leaf, {path}) != {path}:
-            yield f"the {leaf.name} of {path} is also read outside of it"
+            yield f"the {leaf.name} of {path} is also read elsewhere"
 
 
 def _against_before(flow: Flow, norm: str, source: Any) -> Iterator[str]:
@@ -95,31 +97,31 @@ def _against_before(flow: Flow, norm: str, source: Any) -> Iterator[str]:
         return
     readers = flow.layers_after[source.path] - {norm} | flow.others_after.get(source.path, set())
     if readers:
-        yield f"what {source.path} returns is also read by {', '.join(sorted(readers))}"
+        yield f"the output of {source.path} also goes to {', '.join(sorted(readers))}"
     yield from _against_change(flow, source.path)
     if min(axes_from_the_end(flow, norm)) < -source.features:
-        yield f"its axis is not that of the channels of {source.path}"
+        yield f"its axis is not a channel axis of {source.path}"
         return
     factor, _ = factor_and_offset(flow.seen[norm].call.layer.epsilon, flow.arrays(norm))
     largest = sorted(LARGEST & source.through)
     if largest and (np.iscomplexobj(factor) or (factor < 0).any()):
-        yield f"between the two is {largest[0]}, and some of its scale is negative"
+        yield f"{largest[0]} is between the two, and the norm's scale is negative in some channels"
 
 
 def _against_after(flow: Flow, norm: str, readers: set[str]) -> Iterator[str]:
     others = flow.others_after.get(norm, set())
     if others or len(readers) != 1:
         found = ", ".join(sorted(others | readers)) or "nothing"
-        yield f"what reads its output must be one layer, and is {found}"
+        yield f"its output must go to one layer only, but goes to {found}"
         return
     (path,) = readers
     call = flow.seen[norm].call
     layer: Any = flow.seen[path].call.layer
     if not isinstance(layer, (*CONVS, *DENSE)):
-        yield f"{path} is no dense layer or convolution"
+        yield f"{path} is not a dense layer or convolution"
         return
     if getattr(call.layer, "activation", None) or call.kwargs.get("residual") is not None:
-        yield "it has an activation or a residual, which come after it"
+        yield "it applies an activation or a residual after normalizing"
     source = flow.inputs[path]
     if isinstance(source, Origin) and source.through:
         yield f"{', '.join(sorted(source.through))} is between it and {path}"
@@ -132,16 +134,16 @@ def _against_after(flow: Flow, norm: str, readers: set[str]) -> Iterator[str]:
         if layer.mask is not None:
             yield f"{path} has a mask"
         if _sees_zeros(layer):
-            yield f"{path} pads with zeros, to which the norm is not applied"
+            yield f"{path} pads with zeros, and the norm is not applied to the padding"
 
 
 def _kind(layer: Any) -> Any:
-    """The class of a layer; a watched NNX layer is of one made of it."""
+    """The class of a layer. The class of a watched NNX layer is derived from it."""
     return type(layer) if isinstance(layer, nn.Module) else type(layer).__bases__[0]
 
 
 def _names(layer: Any) -> list[str]:
-    """The arrays that a layer computes with."""
+    """The names of the arrays that a layer computes with."""
     if isinstance(layer, EMBEDS):
         return ["embedding"]
     bias = ["bias"] if layer.use_bias else []
@@ -151,18 +153,18 @@ def _names(layer: Any) -> list[str]:
 
 
 def axes_from_the_end(flow: Flow, norm: str) -> tuple[int, ...]:
-    """The axes of the features, -1 the last."""
+    """The feature axes, counted from the end: -1 is the last."""
     seen = flow.seen[norm]
     ndim = len(seen.x)
     return tuple(a - ndim for a in canonical_axes(seen.call.layer.axis, ndim, "axis"))
 
 
 def _sees_zeros(conv: Any) -> bool:
-    """Whether a convolution reads zeros where there is no input."""
+    """Whether a convolution reads zeros that are not in its input."""
     if np.any(np.asarray(conv.input_dilation or 1) != 1):
         return True
     if not isinstance(conv.padding, str):
         return any(jax.tree.leaves(conv.padding))
-    # These read the input again, or nothing but it.
+    # These modes pad with elements of the input, or not at all.
     exact = conv.padding in ("VALID", "CIRCULAR", "REFLECT")
     return not exact and bool(np.any(np.asarray(conv.kernel_size) != 1))

@@ -1,4 +1,4 @@
-"""What `examine` finds of each batch norm: numbers, a table, a picture, and what to do."""
+"""The findings of `examine` for each batch norm: numbers, a table, a figure, and advice."""
 
 import io
 from typing import Any, NamedTuple
@@ -9,15 +9,15 @@ from ..core._pool import Moments
 from ..core._running import RunningStats
 
 FEW = 16
-"""Fewer values than this for a channel make its variance uncertain by a third and more."""
+"""With fewer values per channel, the variance is uncertain by a third or more."""
 FAR = 0.02
-"""In the CIFAR-10 example a mean KL divergence of that much costs evaluation some points of accuracy."""
+"""In the CIFAR-10 example, a mean KL divergence this large costs some points of evaluation accuracy."""
 CHANCE = 4
-"""Over the number of values, a KL divergence that a batch has by chance."""
+"""Divided by the number of values, the KL divergence that a batch has by chance."""
 
 
 class LayerHealth(NamedTuple):
-    """What `examine` finds of one batch norm. All are numbers, to be logged as they are.
+    """The findings of `examine` for one batch norm. All fields are plain numbers, ready for logging.
 
     Example:
         >>> import jax.numpy as jnp
@@ -30,19 +30,19 @@ class LayerHealth(NamedTuple):
     """
 
     channels: int
-    values: float  # of each channel in the batch; the fewest
-    z: float  # |batch mean - running mean| / running standard deviation; the largest of all channels
-    kl: float  # of the normal distribution of the batch from the running one; the mean of all channels
-    var_ratio: float  # batch variance / running variance; the median
-    tiny: int  # channels with a running variance below epsilon, which then decides
-    dead: int  # channels that are constant in the batch, or that scale multiplies by 0
-    updated: bool  # running statistics are not those of a new layer
-    finite: bool  # all of running statistics, scale and bias
-    batch_finite: bool  # what the batch gives this layer
+    values: float  # number of values per channel in the batch; minimum over channels
+    z: float  # |batch mean - running mean| / running standard deviation; maximum over channels
+    kl: float  # KL divergence of the batch from the running normal distribution; mean over channels
+    var_ratio: float  # batch variance / running variance; median over channels
+    tiny: int  # channels with a running variance below epsilon, so that epsilon dominates
+    dead: int  # channels that are constant in the batch, or whose scale is 0
+    updated: bool  # whether the running statistics differ from those of a new layer
+    finite: bool  # whether running statistics, scale and bias are all finite
+    batch_finite: bool  # whether the moments of the layer's input are finite
 
 
 class Examination(NamedTuple):
-    """What `examine` returns. ``print`` shows it as a table, with what to do below it.
+    """The result of `examine`. ``print`` shows it as a table, followed by advice.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,18 +55,18 @@ class Examination(NamedTuple):
     """
 
     layers: dict[str, LayerHealth]
-    batch: dict[str, Moments]  # per channel, what the layer is given in training
+    batch: dict[str, Moments]  # per channel, of the layer's input in training
     running: dict[str, RunningStats]
-    output_change: float  # |evaluation - training| / |training|, of the model's output, as 2-norms
+    output_change: float  # |evaluation - training| / |training| of the model's output, in 2-norms
 
     def advice(self) -> dict[str, str]:
-        """For each layer that wants something: its likely cause, and what mends it."""
+        """Advice for each layer with a problem: the likely cause and the remedy."""
         found = {path: _advice(health) for path, health in self.layers.items()}
         return {path: text for path, text in found.items() if text}
 
     def __str__(self) -> str:
         """The table, and the advice."""
-        from rich.console import Console  # not for those who only import this package
+        from rich.console import Console  # imported late: only the table needs it
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
@@ -79,7 +79,7 @@ class Examination(NamedTuple):
             numbers = (f"{h.z:.3g}", f"{h.kl:.3g}", f"{h.var_ratio:.3g}", f"{h.tiny}", f"{h.dead}")
             mark = "look" if path in advice else "fine"
             table.add_row(path or "(the model)", f"{h.channels}", f"{h.values:g}", *numbers, mark)
-        # In a notebook, rich would display the table and leave the text empty, or colour it.
+        # In a notebook, rich would display the table and leave the text empty, or color it.
         console = Console(file=io.StringIO(), width=110, force_jupyter=False, color_system=None)
         console.print(table)
         console.print(
@@ -93,12 +93,12 @@ class Examination(NamedTuple):
     __repr__ = __str__
 
     def figure(self, most: int = 6) -> Any:
-        """Batch against running statistics of every channel, for the layers with the largest KL.
+        """Plots batch against running statistics of every channel, for the layers with the largest KL.
 
-        Points on the line agree. On the left the means, on the right the standard deviations.
+        Points on the line agree. Means are on the left, standard deviations on the right.
 
         Args:
-            most: how many layers; they stay in order.
+            most: maximum number of layers, which are shown in the order of the model.
 
         Returns:
             A matplotlib figure: ``examination.figure().savefig("examination.png")``.
@@ -116,51 +116,51 @@ class Examination(NamedTuple):
                 axes.scatter(np.ravel(of_running), np.ravel(of_batch), s=9, alpha=0.7)
                 axes.axline((float(np.mean(of_running)),) * 2, slope=1, color="0.6", lw=0.8)
                 axes.set_xlabel(f"running {what}")
-                axes.set_ylabel(f"{what} of the batch")
+                axes.set_ylabel(f"batch {what}")
             row[0].set_title(path or "(the model)", fontsize="medium", loc="left")
         return figure
 
 
 def _advice(h: LayerHealth) -> str:
-    """The first that applies: what comes later is often a consequence."""
+    """Returns the first advice that applies: later problems often follow from earlier ones."""
     if not h.finite:
         return (
-            "Running statistics, scale or bias are not finite: some batch was not. Go back to a "
-            "checkpoint, or, if the weights are finite, make new statistics with tools.recalibrate; "
-            "tools.keep_finite skips such a batch from now on."
+            "Running statistics, scale or bias are not finite, because some batch was not. Go back to a "
+            "checkpoint or, if the weights are finite, re-estimate the statistics with tools.recalibrate; "
+            "tools.keep_finite skips such batches from now on."
         )
     if not h.batch_finite:
         return (
-            "What this layer is given is not finite, while its own state is: look at the batch, and at "
-            "the weights before it."
+            "The input of this layer is not finite, but its own state is: look at the batch and at the "
+            "weights before this layer."
         )
     if not h.updated:
         return (
             "The running statistics are those of a new layer, mean 0 and variance 1: training did not "
-            'store what it updated. Call apply with mutable=["batch_stats"] and keep what it returns '
-            "(tools.TrainState does), and make them now with tools.recalibrate."
+            'store its updates. Call apply with mutable=["batch_stats"] and keep the updates it returns '
+            "(tools.TrainState does), and estimate the statistics now with tools.recalibrate."
         )
     if h.values < FEW:
         return (
-            f"Only {h.values:g} values a channel: the statistics of such a batch are mostly chance. Share "
-            "them over devices with axis_name, accumulate with tools.accumulate, or take a norm that "
-            "needs no batch, with tools.swap."
+            f"Only {h.values:g} values per channel: the statistics of such a batch are mostly noise. Share "
+            "them over devices with axis_name, accumulate with tools.accumulate, or use tools.swap to "
+            "switch to a norm that does not depend on the batch."
         )
     if h.dead:
         return (
             f"{h.dead} of {h.channels} channels are dead: constant in the batch, or scaled by 0. Look at "
-            "what comes before: a rectifier that never opens, a learning rate that was too high."
+            "the layers before: a ReLU may never be active, or the learning rate may have been too high."
         )
     if h.tiny:
         return (
-            f"{h.tiny} of {h.channels} channels have a running variance below epsilon, which then decides "
-            "what they are divided by. Weights before the norm that decay to nothing do that: leave them "
-            "out of weight decay, or lower epsilon."
+            f"{h.tiny} of {h.channels} channels have a running variance below epsilon, so epsilon dominates "
+            "the divisor. This happens if the weights before the norm decay to almost nothing: exclude them "
+            "from weight decay, or lower epsilon."
         )
     if h.kl > max(FAR, CHANCE / h.values):
         return (
-            "Running statistics are far from those of the batch: they lag behind the weights, or come "
-            "from other data. Make new ones with tools.recalibrate; while training, lower momentum or the"
-            " learning rate."
+            "The running statistics are far from the batch statistics: they lag behind the weights, or "
+            "come from other data. Re-estimate them with tools.recalibrate; during training, lower the "
+            "momentum or the learning rate."
         )
     return ""

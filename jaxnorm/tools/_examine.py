@@ -1,4 +1,4 @@
-"""Why evaluation is not what training promised: every batch norm of a model, looked at on a batch."""
+"""Examines every batch norm of a model on a batch, to find out why evaluation differs from training."""
 
 from typing import Any
 
@@ -33,28 +33,29 @@ def examine(
     where: Where | None = None,
     rngs: Any = None,
 ) -> Examination:
-    """What every batch norm of a model is given, and how far its running statistics are from that.
+    """Compares the input of every batch norm of a model with its running statistics.
 
         z  = |batch mean - running mean| / √(running var + ε)
         KL = ½ (log((r + ε) / (b + ε)) + (b + ε + (batch mean - running mean)²) / (r + ε) - 1)
 
-    per channel, of the batch's variance b and the running variance r. Each layer is looked at with the
-    layers before it in training, which its running statistics were made of: what it shows is its own.
+    per channel, with batch variance b and running variance r. Each layer is examined with the layers before
+    it in training mode, the mode in which its running statistics were collected. So its numbers show its
+    own problems, not those of earlier layers.
 
     Args:
-        model: a Linen module, or an NNX model; neither is changed.
-        batch: what ``run`` takes: some hundred examples, as the model is trained on.
-        variables: of the Linen module: ``params`` and ``batch_stats``.
-        run: calls the model on the batch, as for `recalibrate`.
-        where: which layers, by path: a pattern such as ``"stem/*"`` or a function. None means all.
-        rngs: for a Linen module whose ``run`` draws random numbers.
+        model: a Linen module or an NNX model; it is not modified.
+        batch: input of ``run``: a few hundred examples like those the model is trained on.
+        variables: the variables of the Linen module: ``params`` and ``batch_stats``.
+        run: calls the model on the batch, as in `recalibrate`.
+        where: selects layers by path: a pattern such as ``"stem/*"``, or a function. None selects all.
+        rngs: random keys for a Linen module whose ``run`` draws random numbers.
 
     Returns:
-        An Examination, a tree of numbers and of statistics per channel: ``print(examination)``,
+        An Examination, a tree of numbers and per-channel statistics: use ``print(examination)``,
         ``examination.layers``, ``examination.advice()``, ``examination.figure()``.
 
     Raises:
-        ValueError: the model calls no batch norm, or none that ``where`` means, or its statistics are
+        ValueError: If the model calls no batch norm, ``where`` matches none, or running statistics are
             missing.
 
     Example:

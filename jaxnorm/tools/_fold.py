@@ -1,4 +1,4 @@
-"""Batch norms folded into the layers beside them."""
+"""Folds batch norms into adjacent layers."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,14 +20,14 @@ from ._models import BATCH_NORMS, call_model, model_of
 
 
 class Folded(NamedTuple):
-    """What `fold` returns.
+    """The result of `fold`.
 
     Attributes:
-        model: the Linen module or NNX model without its batch norms.
-        variables: of the Linen module; None of an NNX model, which holds its own.
+        model: the Linen module or NNX model without the folded batch norms.
+        variables: the variables of the Linen module; None for an NNX model, which holds its own.
         difference: the largest absolute difference between the outputs of the two models on the batch.
-        pairs: the path of each batch norm that is folded, and of the layer that it is folded into.
-        refused: the path of each that is not, and the reason.
+        pairs: the path of each folded batch norm, with the path of the layer it is folded into.
+        refused: the path of each batch norm that is not folded, with the reason.
 
     Example:
         >>> from jaxnorm import tools
@@ -54,37 +54,37 @@ def fold(
     partial: bool = False,
     rngs: Any = None,
 ) -> Folded:
-    """The model, for evaluation, with its batch norms folded into the layers beside them.
+    """Folds the batch norms of a model into adjacent layers, for evaluation.
 
         kernel' = a · kernel        bias' = a · bias + b        a = scale / √(var + ε),  b = β - a · mean
 
-    with the norm's scale and bias β, for a convolution (transposed, grouped, dilated), dense layer or
-    embedding before the norm; or for a dense layer or a convolution without zero padding after it, where
-    none before can take it. What belongs together is found by following the computation of ``run``, with
-    Flax's layers in it and Flax's batch norms or ours. An activation or residual of the norm stays.
+    with the norm's scale and bias β. A norm folds into a convolution (transposed, grouped, dilated), dense
+    layer or embedding before it or, if that is not possible, into a dense layer or a convolution without
+    zero padding after it. Adjacent layers are found by following the computation of ``run``. Layers must be
+    Flax's own; batch norms may be Flax's or jaxnorm's. The activation or residual of a norm is kept.
 
-    Only what is exact but for rounding is folded: a layer is used once, by the norm alone, and nothing
-    else reads its kernel. Between the two may be what moves values and leaves them in their channel (slices,
-    casts, merged axes), and a maximum, as of max pooling, if no scale is negative. Arithmetic is in float64,
-    and the kernel keeps its dtype.
+    A norm is folded only if the result is exact up to rounding: the layer is used once, by the norm alone,
+    and nothing else reads its kernel. Operations between the two may only move values within their channel
+    (slices, casts, merged axes), or take a maximum, as in max pooling, if no scale is negative. The
+    arithmetic is in float64, and the kernel keeps its dtype.
 
     Args:
-        model: a Linen module, or an NNX model, which stays as it is.
-        batch: what ``run`` takes: some examples, on which the two models are compared.
-        variables: of the Linen module: ``params`` and ``batch_stats``.
+        model: a Linen module or an NNX model; it is not modified.
+        batch: input of ``run``: some examples, on which the two models are compared.
+        variables: the variables of the Linen module: ``params`` and ``batch_stats``.
         run: calls the model on a batch for evaluation, as in ``lambda model, batch: model(batch["image"],
             train=False)``.
-        where: which batch norms, by path: a pattern such as ``"stem/*"`` or a function; the others stay.
-        partial: whether those that cannot be folded may stay; otherwise they are an error.
-        rngs: for a Linen module whose ``run`` draws random numbers.
+        where: selects batch norms by path: a pattern such as ``"stem/*"``, or a function; the others stay.
+        partial: whether batch norms that cannot be folded may stay; if False, they are an error.
+        rngs: random keys for a Linen module whose ``run`` draws random numbers.
 
     Returns:
-        The smaller model, its variables, and what was done. In the place of a folded batch norm it evaluates,
-        whatever flag or mask is given.
+        The smaller model, its variables, and a report. Folded batch norms always evaluate, whatever flag or
+        mask is given.
 
     Raises:
-        ValueError: the model calls no batch norm with running statistics, ``where`` means none of them,
-            or one of them cannot be folded and ``partial`` is False: the message says why.
+        ValueError: If the model calls no batch norm with running statistics, ``where`` matches none of
+            them, or one of them cannot be folded and ``partial`` is False.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -107,11 +107,11 @@ def fold(
     pairs = [outcome for outcome in outcomes.values() if isinstance(outcome, Pair)]
     refused = {path: reason for path, reason in outcomes.items() if isinstance(reason, str)}
     if refused and not partial:
-        reasons = "; ".join(f"{path!r}, {reason}" for path, reason in refused.items())
+        reasons = "; ".join(f"{path!r} because {reason}" for path, reason in refused.items())
         raise ValueError(
-            f"every batch norm must fold exactly into a layer beside it; got {len(refused)} of "
-            f"{len(outcomes)} that does not: {reasons}. Change the model there, or keep such batch norms "
-            f"with partial=True, or with a where that leaves them out."
+            f"every batch norm must fold exactly into an adjacent layer; got {len(refused)} of "
+            f"{len(outcomes)} that cannot: {reasons}. Change the model there, or keep these batch norms "
+            f"with partial=True or a where that excludes them."
         )
     changed: dict[str, dict[str, np.ndarray]] = {}
     for pair in pairs:
@@ -132,7 +132,7 @@ def fold(
 
 
 def _with_norm(flow: Flow, pair: Pair, layer: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What the layer of a pair holds with the norm in it, of what it holds without."""
+    """The arrays of a pair's layer with the norm folded in, given its arrays ``layer`` without it."""
     seen, into = flow.seen[pair.norm], flow.seen[pair.layer]
     factor, offset = factor_and_offset(seen.call.layer.epsilon, flow.arrays(pair.norm))
     kind: Any = into.call.layer
@@ -154,7 +154,7 @@ def _with_norm(flow: Flow, pair: Pair, layer: Mapping[str, Any]) -> dict[str, np
 
 
 def _promoting(flow: Flow, norm: str) -> Dtypes:
-    """The dtypes of the arrays that a batch norm's result is promoted with."""
+    """The dtypes of the arrays with which a batch norm's result is promoted."""
     names = ["scale", "bias"]
     if isinstance(flow.seen[norm].call.layer, nnx.BatchNorm):  # Flax's, in NNX
         names += ["mean", "var"]
@@ -162,7 +162,7 @@ def _promoting(flow: Flow, norm: str) -> Dtypes:
 
 
 def _outputs(model: Any, variables: Any, rngs: Any, run: Run, batch: Any) -> Any:
-    """What ``run`` returns, compiled."""
+    """The output of the compiled ``run``."""
     subject = model_of(model, variables, rngs, kinds=())
 
     @jax.jit
@@ -177,7 +177,7 @@ def _unchanged(call: LayerCall) -> Any:
 
 
 def _difference(a: Any, b: Any) -> float:
-    """The largest of all outputs."""
+    """The largest absolute difference over all outputs."""
     wide = [[np.asarray(leaf, np.complex128) for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
     return max(
         (float(np.abs(x - y).max(initial=0.0)) for x, y in zip(*wide, strict=True)), default=0.0

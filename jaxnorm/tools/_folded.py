@@ -1,4 +1,4 @@
-"""A model with other arrays in some layers, and without some of its batch norms."""
+"""Makes a model with new arrays in some layers and without some of its batch norms."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ from ._models import BATCH_NORMS
 from ._substitute import answering
 
 Changed: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
-"""New arrays of layers, by path and name; in float64."""
+"""New arrays of layers, in float64, by path and name."""
 
 Dtypes: TypeAlias = tuple[str, ...]
-"""Those of the arrays of a norm, to which its result is promoted."""
+"""Dtypes of a norm's arrays, with which its result is promoted."""
 
 
 def without_norms(
     model: Any, variables: Any, changed: Changed, norms: Mapping[str, Dtypes]
 ) -> tuple[Any, Any]:
-    """``model`` and its ``variables`` with the arrays ``changed``, and without the batch norms ``norms``."""
+    """Returns ``model`` and ``variables`` with the ``changed`` arrays and without these ``norms``."""
     if isinstance(model, nn.Module):
         return _linen(model, variables, changed, norms)
     return _nnx(model, changed, norms), None
@@ -40,7 +40,7 @@ def without_norms(
 def _what_is_left(
     norm: Any, dtypes: Dtypes, x: jax.Array, residual: jax.Array | None = None
 ) -> jax.Array:
-    """What a norm does besides: the dtype of its result, a residual, an activation."""
+    """Applies what remains of a folded norm: the dtype of its result, a residual, an activation."""
     x, activation = jnp.asarray(x), getattr(norm, "activation", None)
     dtype = result_dtype(norm.dtype, x, residual, *map(jnp.dtype, dtypes))
     if activation is not None or residual is not None:
@@ -81,7 +81,7 @@ def _linen(
 
 @dataclasses.dataclass(frozen=True)
 class _Folds:
-    """What the layers of a Linen module return after its batch norms were folded into them."""
+    """An `Answer` for a Linen model whose batch norms are folded."""
 
     norms: tuple[tuple[str, Dtypes], ...]
     biased: frozenset[str]  # layers that had no bias
@@ -114,7 +114,7 @@ def _nnx(model: nnx.Module, changed: Changed, norms: Mapping[str, Dtypes]) -> nn
 
 
 class _Rest(nnx.Module):
-    """What is left of an NNX batch norm."""
+    """What remains of a folded NNX batch norm: the dtype of its result, a residual, an activation."""
 
     def __init__(self, norm: Any, dtypes: Dtypes) -> None:
         self.dtype, self.activation = norm.dtype, getattr(norm, "activation", None)
@@ -128,15 +128,15 @@ class _Rest(nnx.Module):
         mask: jax.Array | None = None,
         residual: jax.Array | None = None,
     ) -> jax.Array:
-        """The call of a batch norm; the flag and the mask mean nothing to evaluation."""
+        """Has the signature of a batch norm; the flag and the mask have no effect in evaluation."""
         del use_running_average, mask
         return _what_is_left(self, self.dtypes, x, residual)
 
 
 def _like(old: Any, array: np.ndarray, kernel: Any = None) -> Any:
-    """``array`` in the place of the ``old`` one: of its dtype, on its devices, in its box of metadata.
+    """``array`` as a replacement of ``old``: with its dtype, devices and box of metadata.
 
-    Without an old one it is of the dtype of the ``kernel``, and on no device in particular.
+    Without ``old``, it has the dtype of ``kernel`` and no particular device.
     """
     (like,) = jax.tree.leaves(kernel if old is None else old)
     new = jnp.asarray(array.astype(like.dtype))

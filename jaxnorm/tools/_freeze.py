@@ -1,4 +1,4 @@
-"""Batch norms that no training moves any more."""
+"""Freezes batch norms, so that training no longer updates them."""
 
 import dataclasses
 import functools
@@ -30,28 +30,28 @@ from ._substitute import answering, without_answers
 def freeze(
     model: Any, where: Where | None = None, *, variables: Any = None, affine: bool = False
 ) -> Any:
-    """The model with its batch norms frozen: they evaluate, whatever they are told, and update nothing.
+    """Freezes the batch norms of a model: they always evaluate, and update nothing.
 
-    For fine-tuning on batches that are too small or too different for statistics of their own. What a
-    frozen layer normalizes with is what its running statistics say: of the data that it was trained on,
-    until `recalibrate` estimates them on the new.
+    Use it for fine-tuning on batches that are too small or too different for statistics of their own. A
+    frozen layer normalizes with its running statistics. These describe the data it was trained on, until
+    `recalibrate` estimates them on the new data.
 
-    Flax's own ``BatchNorm`` is frozen as ours is. Its scale and bias are trained on, unless ``affine``: then
-    they have no gradient. An optimizer may move them even so (weight decay, momentum from before): give it
-    `norm_mask`, as shown below.
+    Flax's own ``BatchNorm`` can be frozen too. Scale and bias are still trained, unless ``affine`` is True:
+    then they have no gradient. An optimizer may change them even without a gradient (weight decay, momentum
+    from earlier steps): mask them with `norm_mask`, as shown below.
 
     Args:
-        model: a Linen module, or an NNX model, which stays as it is.
-        where: which layers, by path: a pattern such as ``"stem/*"`` or a function. None means all.
-        variables: of the Linen module, to know its layers by.
-        affine: whether to freeze scale and bias as well.
+        model: a Linen module or an NNX model; it is not modified.
+        where: selects layers by path: a pattern such as ``"stem/*"``, or a function. None selects all.
+        variables: the variables of the Linen module, which are used to find its layers.
+        affine: whether to freeze scale and bias too.
 
     Returns:
-        A Linen module of the same variables, or an NNX model with arrays of its own. ``train()`` and
-        ``use_running_average=False`` change nothing for its frozen layers.
+        A Linen module that takes the same variables, or an NNX model with its own copies of the arrays.
+        ``train()`` and ``use_running_average=False`` have no effect on frozen layers.
 
     Raises:
-        ValueError: ``where`` means no batch norm of the model.
+        ValueError: If ``where`` matches no batch norm of the model.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -82,16 +82,16 @@ def freeze(
 
 
 def unfreeze(model: Any) -> Any:
-    """The model with its batch norms as they were before `freeze`.
+    """Undoes `freeze`: returns the model with its original batch norms.
 
     Args:
-        model: what `freeze` returned.
+        model: a model returned by `freeze`.
 
     Returns:
-        A Linen module or an NNX model, whose batch norms do as they are told again.
+        A Linen module or an NNX model whose batch norms follow training and evaluation mode again.
 
     Raises:
-        ValueError: it is no model of Flax.
+        ValueError: If ``model`` is not a Flax model.
 
     Example:
         >>> from flax import nnx
@@ -115,7 +115,7 @@ def unfreeze(model: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Frozen:
-    """What a frozen Linen layer returns."""
+    """An `Answer` that freezes batch norms of a Linen model."""
 
     where: Where | None
     affine: bool
@@ -163,6 +163,6 @@ def _frozen_class(kind: type[nnx.Module], affine: bool) -> type[nnx.Module]:
 
 
 def _new_frozen(kind: type[nnx.Module], affine: bool) -> Any:
-    """What unpickling begins with."""
+    """Creates the object that unpickling starts from."""
     made = _frozen_class(kind, affine)
     return made.__new__(made)

@@ -1,4 +1,4 @@
-"""The layers of a model as they are called: seen, and answered for, from outside of the model."""
+"""Intercepts the calls of a model's layers, to observe them or to replace their results."""
 
 import contextlib
 import contextvars
@@ -17,7 +17,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from .. import linen as jnl, nnx as jnx
 
 Where: TypeAlias = str | Callable[[str], bool]
-"""Which layers: a pattern of paths, as of files (``"stem/*"``), or a function of the path."""
+"""Selects layers: a pattern of paths, like file names (``"stem/*"``), or a function of the path."""
 
 LINEN_BATCH_NORMS = (nn.BatchNorm, jnl.BatchNorm)
 NNX_BATCH_NORMS = (nnx.BatchNorm, jnx.BatchNorm)
@@ -25,38 +25,38 @@ _NnxModel = TypeVar("_NnxModel", bound=nnx.Module)
 
 
 class LayerCall(NamedTuple):
-    """One call of a layer, which is bound to its variables."""
+    """One call of a layer that is bound to its variables."""
 
     layer: Any
     path: str  # such as "stem/BatchNorm_0"
-    proceed: Callable[..., Any]  # calls the layer, unwatched
+    proceed: Callable[..., Any]  # calls the layer without interception
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     @property
     def x(self) -> jax.Array:
-        """What the layer is called with."""
+        """The input of the layer."""
         return self.args[0]
 
     @property
     def is_frozen(self) -> bool:
-        """Whether an NNX layer evaluates whatever it is told; Linen's then is told to."""
+        """Whether an NNX layer is frozen. A frozen Linen layer is called in evaluation mode instead."""
         return unfrozen_class(type(self.layer)) is not type(self.layer)
 
     @property
     def unfrozen(self) -> Callable[..., Any]:
-        """`proceed`, as without freeze."""
+        """`proceed` without the effect of `freeze`."""
         kind = unfrozen_class(type(self.layer))
         return functools.partial(kind.__call__, self.layer) if self.is_frozen else self.proceed
 
     def read(self, name: str) -> jax.Array:
-        """An array that the layer holds in ``batch_stats``."""
+        """Reads an array of the layer from ``batch_stats``."""
         if isinstance(self.layer, nn.Module):
             return self.layer.get_variable("batch_stats", name)
         return getattr(self.layer, name)[...]
 
     def write(self, name: str, value: jax.Array) -> None:
-        """Replaces it."""
+        """Replaces an array of the layer in ``batch_stats``."""
         if isinstance(self.layer, nn.Module):
             self.layer.put_variable("batch_stats", name, value)
         else:
@@ -64,16 +64,16 @@ class LayerCall(NamedTuple):
 
 
 Answer: TypeAlias = Callable[[LayerCall], Any]
-"""What a watched layer returns in place of its own result."""
+"""A function that computes the result of a watched layer, instead of the layer itself."""
 
 _answers: contextvars.ContextVar[tuple[Answer, ...]] = contextvars.ContextVar("answers", default=())
 
 
 @contextlib.contextmanager
 def answered_by(*answers: Answer) -> Iterator[None]:
-    """Within it, watched layers return what the last of these says.
+    """Within this context, the last of ``answers`` decides what watched layers return.
 
-    Within that, the last of the others is asked, and so on; at the end, the layer itself.
+    Calls that it makes are answered by the one before it, and so on; at the end, by the layer itself.
     """
     token = _answers.set(answers)
     try:
@@ -83,12 +83,12 @@ def answered_by(*answers: Answer) -> Iterator[None]:
 
 
 def answered_first_by(answer: Answer) -> contextlib.AbstractContextManager[None]:
-    """`answered_by` all that answer now, and then by ``answer``, which is asked first."""
+    """`answered_by` with ``answer`` added to the current answers; it is asked first."""
     return answered_by(*_answers.get(), answer)
 
 
 def _call(layer: Any, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Has the current answer, if there is one, say what the ``call`` of ``layer`` returns."""
+    """Returns what the current answer says for this call of ``layer``, or calls it if there is none."""
     match _answers.get():
         case (*others, answer):
             with answered_by(*others):
@@ -101,21 +101,21 @@ _numbers = itertools.count()
 
 
 def new_number() -> int:
-    """One that nobody had."""
+    """Returns a number that was not used before."""
     return next(_numbers)
 
 
 def traced_for(number: int) -> contextlib.AbstractContextManager[None]:
-    """Within it, what a model itself jits is traced again, unless it was for this number.
+    """Within this context, the model's own jitted functions are traced again, unless traced for this number.
 
-    What was traced for another answer, or for none, is not what this one says. The number goes into the key
-    by which jax knows a trace.
+    A trace made for another answer, or for none, does not contain this one. The number becomes part of
+    JAX's cache key for traces.
     """
     return set_xla_metadata(jaxnorm_answer=str(number))
 
 
 def watching(kinds: tuple[type, ...]) -> contextlib.AbstractContextManager[Any]:
-    """Watches the Linen layers of these ``kinds`` that are called within it."""
+    """Watches the Linen layers of these ``kinds`` that are called within this context."""
 
     def watch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
@@ -127,11 +127,11 @@ def watching(kinds: tuple[type, ...]) -> contextlib.AbstractContextManager[Any]:
 
 
 def watched(model: _NnxModel, kinds: tuple[type, ...]) -> _NnxModel:
-    """``model``, of the same variables, with its NNX layers of these ``kinds`` watched."""
+    """Returns ``model`` with its NNX layers of these ``kinds`` watched; the variables are shared."""
 
     def watch(path: tuple[Any, ...], node: Any) -> Any:
         if isinstance(node, kinds):
-            # The node is a copy: recursive_map hands out no other.
+            # The node is a copy: recursive_map passes nothing else.
             node.__class__ = _watched_class(type(node))
             node.watched_path = "/".join(map(str, path))
         return node
@@ -140,7 +140,7 @@ def watched(model: _NnxModel, kinds: tuple[type, ...]) -> _NnxModel:
 
 
 def rebuilt(layer: nn.Module, kind: Any = None, **changed: Any) -> Any:
-    """A Linen layer like ``layer``, without its parent, of another ``kind`` or with ``changed`` fields."""
+    """Builds a layer like ``layer``, without its parent, of another ``kind`` or with ``changed`` fields."""
     if kind is None:
         kind = called_class(layer)
     fields = [f.name for f in dataclasses.fields(kind) if f.init and f.name != "parent"]
@@ -148,12 +148,12 @@ def rebuilt(layer: nn.Module, kind: Any = None, **changed: Any) -> Any:
 
 
 def called_class(layer: nn.Module) -> Any:
-    """The class that the answers to a call of ``layer`` stand for."""
+    """The class of ``layer``, or the class that `answering` derived it from."""
     return getattr(type(layer), "answering_for", type(layer))
 
 
 def unfrozen_class(kind: type[nnx.Module]) -> type[nnx.Module]:
-    """The class that a frozen one was made of, or itself."""
+    """The class that a frozen class was made from, or ``kind`` itself."""
     return getattr(kind, "frozen_from", kind)
 
 
@@ -167,27 +167,27 @@ def _watched_class(kind: type[nnx.Module]) -> type[nnx.Module]:
 
 
 def matches(where: Where | None, path: str) -> bool:
-    """Whether ``where`` means the layer at ``path``; None means all."""
+    """Whether ``where`` selects the layer at ``path``; None selects all."""
     if where is None:
         return True
     return where(path) if callable(where) else fnmatch.fnmatchcase(path, where)
 
 
 def select(where: Where | None, paths: list[str], kind: str) -> list[str]:
-    """Those of ``paths`` that ``where`` means.
+    """The ``paths`` that ``where`` selects.
 
     Raises:
-        ValueError: it means none of them, or there are none.
+        ValueError: If ``paths`` is empty, or ``where`` matches none of them.
     """
     if not paths:
         raise ValueError(
-            f"there must be at least one {kind}; got a model without any. In Linen they are known by the "
-            f"variables, with the collections params and batch_stats as init or training returned them."
+            f"there must be at least one {kind}; got a model without any. Linen layers are found through the "
+            f"variables: pass the collections params and batch_stats as returned by init or training."
         )
     meant = [path for path in paths if matches(where, path)]
     if not meant:
         raise ValueError(
-            f"where must mean at least one {kind} of the model; got where={where!r}, and there are: "
-            f"{', '.join(paths) or 'none'}. Give a pattern such as 'stem/*', or leave it out for all."
+            f"where must match at least one {kind} of the model; got where={where!r}, but the model has: "
+            f"{', '.join(paths) or 'none'}. Use a pattern such as 'stem/*', or omit where to select all."
         )
     return meant

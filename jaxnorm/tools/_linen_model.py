@@ -1,4 +1,4 @@
-"""A Linen module and its variables, as the tools see it."""
+"""A Linen module and its variables, in the form that the tools use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from ._model import Kinds, Run, Stats, split_path
 
 
 class LinenModel:
-    """A `Model`."""
+    """A `Model` for a Linen module."""
 
     def __init__(self, module: nn.Module, variables: Any, rngs: Any, kinds: Kinds) -> None:
         self._module, self._rngs, self._kinds = module, rngs, kinds
@@ -74,7 +74,7 @@ class LinenModel:
 
 
 def _as_in(before: Any, after: Any) -> Any:
-    """What there was ``before``, as it is ``after``; without what came in addition."""
+    """``before`` with the values of ``after``; entries that ``after`` added are left out."""
     if not isinstance(before, Mapping):
         return after
     return {

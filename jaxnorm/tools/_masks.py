@@ -1,4 +1,4 @@
-"""Which parameters belong to norms, for optimizers."""
+"""Optimizer masks for the parameters of norms."""
 
 from typing import Any
 
@@ -8,27 +8,27 @@ from ..core._explained import explained
 from ._intercept import Where, matches, select
 from ._replicas import key_names
 
-_OTHERS = {"kernel", "embedding"}  # what stands beside a bias that is not a norm's
+_OTHERS = {"kernel", "embedding"}  # a bias next to one of these is not a norm's
 
 
 @explained
 def norm_mask(params: Any, where: Where | None = None) -> Any:
-    """True for the scale and bias of norms, False for all other parameters.
+    """Returns True for the scale and bias of norms, and False for all other parameters.
 
-    As a mask of optax, ``optax.masked(optax.set_to_zero(), tools.norm_mask)`` at the end of a chain keeps
-    them as they are, whatever came before. In a partition of their own they take no memory for momenta
-    either: ``optax.partition({True: optax.set_to_zero(), False: optimizer}, tools.norm_mask)``.
+    As an optax mask, ``optax.masked(optax.set_to_zero(), tools.norm_mask)`` at the end of a chain keeps these
+    parameters unchanged, whatever comes before. In a separate partition, they also take no memory for
+    momenta: ``optax.partition({True: optax.set_to_zero(), False: optimizer}, tools.norm_mask)``.
 
     Args:
-        params: a tree of parameters: Linen's collection, or ``nnx.state(model, nnx.Param)``. Norms are known
-            by names: a ``scale``, and a ``bias`` beside which is no ``kernel`` and no ``embedding``.
-        where: which layers, by path: a pattern such as ``"stem/*"`` or a function. None means all.
+        params: a tree of parameters: Linen's collection, or ``nnx.state(model, nnx.Param)``. Norms are
+            recognized by name: a ``scale``, or a ``bias`` with no ``kernel`` or ``embedding`` next to it.
+        where: selects layers by path: a pattern such as ``"stem/*"``, or a function. None selects all.
 
     Returns:
-        A tree of the same structure, of booleans.
+        A tree of booleans with the same structure.
 
     Raises:
-        ValueError: ``where`` means no norm among the parameters.
+        ValueError: If ``where`` matches no norm among the parameters.
 
     Example:
         >>> from jaxnorm import tools
@@ -52,16 +52,16 @@ def norm_mask(params: Any, where: Where | None = None) -> Any:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for what weight decay is for: all parameters but the scale and bias of norms, and other biases.
+    """Returns True for the parameters that weight decay should apply to: all except scales and biases.
 
-    A norm after a layer undoes the scale of its weights, so that decay acts on the learning rate there;
-    decay of scale and bias pulls what the norm gives towards zero, which nobody means.
+    A norm after a layer undoes the scale of the layer's weights, so weight decay there acts on the learning
+    rate. Decay of scale and bias pulls the output of the norm towards zero, which is not intended.
 
     Args:
         params: as for `norm_mask`.
 
     Returns:
-        A tree of the same structure, of booleans: ``optax.adamw(1e-3, mask=tools.decay_mask)``.
+        A tree of booleans with the same structure: ``optax.adamw(1e-3, mask=tools.decay_mask)``.
 
     Example:
         >>> from jaxnorm import tools
@@ -74,6 +74,6 @@ def decay_mask(params: Any) -> Any:
 
 
 def _paths(params: Any) -> tuple[list[tuple[str, ...]], Any]:
-    """The names to each leaf; those of wrapped layers, such as Dense_0/kernel/scale, are taken apart."""
+    """The path to each leaf; names of wrapped layers, such as Dense_0/kernel/scale, are split."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     return [tuple("/".join(key_names(path)).split("/")) for path, _ in leaves], structure

@@ -1,4 +1,4 @@
-"""Which layer of one model is which of another."""
+"""Pairs the layers of two models."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +12,7 @@ Names: TypeAlias = Mapping[str, str] | Callable[[str], str]
 def paired(
     wanted: Source, found: Source, names: Names | None, fits: Callable[[Path, Path], bool]
 ) -> dict[Path, Path]:
-    """For each layer of ``wanted`` the one of ``found`` that it is, or that is missing there."""
+    """Pairs each layer of ``wanted`` with its counterpart in ``found``, which may be missing there."""
     resolve = _resolver(found.layers)
     pairs = {path: resolve(_renamed(path, names)) for path in wanted.layers}
     if names is None and not any(partner in found.layers for partner in pairs.values()):
@@ -21,27 +21,27 @@ def paired(
 
 
 def check_names(given: Iterable[str], layers: Iterable[Path], argument: str) -> None:
-    """That each is the path of a layer.
+    """Validates that each of ``given`` is the path of a layer.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: If there is no layer of that name.
     """
     layers = list(layers)
     unknown = [name for name in given if parts_of(name) not in layers]
     if unknown:
         raise ValueError(
-            f"{argument} must name layers of like; got {some(map(repr, unknown))}, and there are "
-            f"{some(repr('/'.join(path)) for path in layers)}. Take the names from these."
+            f"{argument} must name layers of like; got {some(map(repr, unknown))}, but like has "
+            f"{some(repr('/'.join(path)) for path in layers)}. Use these names."
         )
 
 
 def beginnings(layers: Iterable[Path]) -> list[Path]:
-    """The layers, and what they are in."""
+    """The paths of the layers and all of their prefixes."""
     return list(dict.fromkeys(path[:end] for path in layers for end in range(len(path) + 1)))
 
 
 def _renamed(path: Path, names: Names | None) -> Path:
-    """What the layer is called in the source: by a mapping, with the longest beginning that it has."""
+    """The name of a layer in the source. A mapping applies to the longest prefix that it contains."""
     if names is None:
         return path
     if callable(names):
@@ -54,7 +54,7 @@ def _renamed(path: Path, names: Names | None) -> Path:
 
 
 def _resolver(layers: Iterable[Path]) -> Callable[[Path], Path]:
-    """A function to the path of the layer with that name, if only its numbers are written otherwise."""
+    """A function that finds a layer by name, even if its numbers are written differently."""
     exact = set(layers)
     normal = {normal_form(path): path for path in exact}
     several = {form for form, n in Counter(map(normal_form, exact)).items() if n > 1}
@@ -69,9 +69,9 @@ def _resolver(layers: Iterable[Path]) -> Callable[[Path], Path]:
 def _by_shape(
     wanted: Source, found: Source, fits: Callable[[Path, Path], bool]
 ) -> dict[Path, Path] | None:
-    """The only way to pair all layers of both by what is in them, or None if there is none or another.
+    """The only way to pair all layers of both models by their contents, or None if it is not unique.
 
-    Where there is one way only, some layer always has one partner only.
+    If there is only one way, some layer always has only one candidate.
     """
     options = {path: {p for p in found.layers if fits(path, p)} for path in wanted.layers}
     pairs: dict[Path, Path] = {}

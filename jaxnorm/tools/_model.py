@@ -1,4 +1,4 @@
-"""What the tools need of a model, whichever module system it is of: they are written once, the same."""
+"""What the tools need from a model: the common interface for Linen and NNX."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
@@ -8,25 +8,25 @@ import jax
 from ._intercept import Answer
 
 Run: TypeAlias = Callable[[Any, Any], Any]
-"""How a model is run on a batch: ``lambda model, batch: model(batch["image"], train=False)``."""
+"""Runs a model on a batch: ``lambda model, batch: model(batch["image"], train=False)``."""
 
 Stats: TypeAlias = Mapping[str, Mapping[str, jax.Array]]
-"""Arrays of layers, by the path of the layer and their name."""
+"""Arrays of layers, by the layer's path and the array's name."""
 
 Kinds: TypeAlias = tuple[type, ...]
 
 
 class Model(Protocol):
-    """A model, and in ``state`` all the arrays that it holds."""
+    """A model; ``state`` contains all of its arrays."""
 
     state: Any
 
     def paths(self) -> list[str]:
-        """The layers with running statistics."""
+        """The paths of the layers with running statistics."""
         ...
 
     def stats(self, path: str) -> dict[str, jax.Array]:
-        """What the layer at ``path`` holds in ``batch_stats``."""
+        """The arrays of the layer at ``path`` in ``batch_stats``."""
         ...
 
     def params(self, path: str) -> dict[str, jax.Array]:
@@ -42,20 +42,20 @@ class Model(Protocol):
         answer: Answer,
         number: jax.Array | None = None,
     ) -> tuple[Any, Stats, Any]:
-        """What ``run`` returns, and ``stats`` and ``state`` afterwards.
+        """Returns the output of ``run``, and ``stats`` and ``state`` afterwards.
 
-        The model holds ``state``, and its layers these ``stats`` in the place of their own, or besides. For
-        its batch norms, or layers of the kinds it was made for, ``answer`` says what they return and write.
-        The random numbers that it draws are others for every ``number``, that of the batch among several.
+        The model holds ``state``, and its layers hold ``stats`` instead of, or in addition to, their own
+        arrays. ``answer`` decides what batch norms, or layers of the kinds this was made for, return and
+        write. Random numbers differ for every ``number``, the index of the batch.
         """
         ...
 
     def split(self, state: Any) -> tuple[Any, Any]:
-        """The trained parameters in ``state``, and the rest of it."""
+        """Splits ``state`` into the trained parameters and the rest."""
         ...
 
     def join(self, params: Any, rest: Any) -> Any:
-        """``state`` again."""
+        """Joins the two parts of ``state`` again."""
         ...
 
     def with_stats(self, state: Any, stats: Stats) -> Any:
@@ -63,14 +63,14 @@ class Model(Protocol):
         ...
 
     def returned(self, stats: Stats) -> Any:
-        """What was given, variables or NNX model, with these ``stats``."""
+        """What the caller passed, variables or an NNX model, with these ``stats``."""
         ...
 
     def as_given(self, collections: Any) -> Any:
-        """Collections of Linen, each as the kind of mapping that was given: some are a FrozenDict."""
+        """Linen collections, each as a FrozenDict if the caller passed one."""
         ...
 
 
 def split_path(path: str) -> tuple[str, ...]:
-    """The keys on the way to a layer; that of the model itself has none."""
+    """The keys on the path to a layer; the model itself has none."""
     return tuple(filter(None, path.split("/")))

@@ -1,4 +1,4 @@
-"""A model as it is given to a tool, as the tools see it."""
+"""Wraps a model that is passed to a tool, in the form that the tools use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +15,16 @@ BATCH_NORMS: Kinds = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
 
 
 def call_model(model: Any, batch: Any) -> Any:
-    """How a model is run if nobody says."""
+    """Calls the model on a batch: the default for ``run``."""
     return model(batch)
 
 
 def model_of(model: Any, variables: Any, rngs: Any = None, kinds: Kinds = BATCH_NORMS) -> Model:
-    """``model`` as the tools see it, which watch its layers of these ``kinds``.
+    """Wraps ``model`` in the form that the tools use, with its layers of these ``kinds`` watched.
 
     Raises:
-        ValueError: it is no model of Flax, or ``variables`` are missing, or they or ``rngs`` are
-            given where the model holds its own.
+        ValueError: If ``model`` is not a Flax model, ``variables`` are missing, or ``variables`` or ``rngs``
+            are given with an NNX model.
     """
     if isinstance(model, nnx.Module):
         for name, given in (("variables", variables), ("rngs", rngs)):
@@ -38,20 +38,20 @@ def model_of(model: Any, variables: Any, rngs: Any = None, kinds: Kinds = BATCH_
     if not isinstance(variables, Mapping) or not {"params", "batch_stats"} & set(variables):
         what = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
         raise ValueError(
-            f"variables must be those of the Linen module, in the collections it has; got {what}. "
-            f'Give variables={{"params": ..., "batch_stats": ...}}, as init returns them.'
+            f"variables must be those of the Linen module, by collection; got {what}. "
+            f'Pass variables={{"params": ..., "batch_stats": ...}}, as returned by init.'
         )
     return LinenModel(model, variables, rngs, kinds)
 
 
 def check_model(model: Any) -> None:
-    """Whether ``model`` is one.
+    """Validates that ``model`` is a Flax model.
 
     Raises:
-        ValueError: it is none of Flax.
+        ValueError: If it is neither a Linen module nor an NNX model.
     """
     if not isinstance(model, nn.Module | nnx.Module):
         raise ValueError(
-            f"model must be a Linen module or an NNX model; got {type(model).__name__}. Give the module "
+            f"model must be a Linen module or an NNX model; got {type(model).__name__}. Pass the module "
             f"itself, not its variables or its apply function."
         )

@@ -1,4 +1,4 @@
-"""An NNX model, as the tools see it."""
+"""An NNX model, in the form that the tools use."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from ._model import Kinds, Run, Stats
 
 
 class NnxModel:
-    """A `Model`."""
+    """A `Model` for an NNX model."""
 
     def __init__(self, model: nnx.Module, kinds: Kinds) -> None:
         self._model = model
@@ -43,7 +43,7 @@ class NnxModel:
         answer: Answer,
         number: jax.Array | None = None,
     ) -> tuple[Any, Stats, Any]:
-        # Of copies: the variables of the state are the caller's.
+        # Use copies: the variables in the state belong to the caller.
         model = nnx.merge(self._graph, state, copy=True)
         layers = _layers(model)
         for path, arrays in stats.items():
@@ -68,7 +68,7 @@ class NnxModel:
 
     def returned(self, stats: Stats) -> Any:
         model = nnx.clone(self._model)
-        _write(_layers(watched(model, NNX_BATCH_NORMS)), stats)  # of the same variables
+        _write(_layers(watched(model, NNX_BATCH_NORMS)), stats)  # shares the variables
         return model
 
     def as_given(self, collections: Any) -> Any:
@@ -82,7 +82,7 @@ class NnxModel:
 
 @contextlib.contextmanager
 def _drawing(model: nnx.Module, number: jax.Array | None) -> Iterator[None]:
-    """Within it, ``model`` draws other random numbers for every ``number``; its keys stay what they are."""
+    """Makes ``model`` draw different random numbers for every ``number``, then restores its keys."""
     if number is None:
         yield
         return
@@ -102,6 +102,6 @@ def _write(layers: Mapping[str, Any], stats: Stats) -> None:
 
 
 def _layers(model: nnx.Module) -> dict[str, Any]:
-    """The watched layers by their path."""
+    """The watched layers by path."""
     nodes = (node for _, node in nnx.iter_graph(model) if hasattr(node, "watched_path"))
     return {node.watched_path: node for node in nodes}

@@ -1,4 +1,4 @@
-"""Whether a function with norms in it gives the same on many devices as on one."""
+"""Checks that a function with norms gives the same results on many devices as on one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -17,9 +17,9 @@ _AXIS = "batch"
 
 
 class Parity(NamedTuple):
-    """How far a transform is from one device: the largest difference over the largest value.
+    """The relative difference between a transform and one device: largest difference / largest value.
 
-    NaN where only one of the two has it counts as infinity. ``problem`` is what was raised, if anything.
+    A NaN in only one of the two counts as infinity. ``problem`` is the error that was raised, if any.
 
     Example:
         >>> from jaxnorm import tools
@@ -35,7 +35,7 @@ class Parity(NamedTuple):
 
     @property
     def worst(self) -> float:
-        """The largest of the three."""
+        """The largest of the three differences."""
         return max(self.outputs, self.state, self.gradients)
 
 
@@ -49,29 +49,29 @@ def assert_parity(
     tolerance: float = 1e-4,
     seed: int = 0,
 ) -> list[Parity]:
-    """Runs ``f`` on one device and under every transform, and compares outputs, state and gradients.
+    """Checks that ``f`` has the same outputs, state and gradients under every transform as on one device.
 
-    The transforms are jit over a mesh, shard_map with and without check_vma, pmap and vmap, the batch
-    in equal parts. Gradients are those of a random linear function of outputs and state.
+    The transforms are jit over a mesh, shard_map with and without check_vma, pmap and vmap; the batch is
+    split into equal parts. Gradients are those of a random linear function of outputs and state.
 
     Args:
-        f: ``f(params, batch, axis_name)`` returns outputs, whose leaves have an axis of examples first, and
-            state, which is of all examples (updated running statistics, a loss). ``axis_name`` is the mapped
-            axis to name to the norms, or None on one device and under jit over a mesh.
-        params: a tree of arrays that every device has whole: parameters, running statistics.
-        batch: a tree of arrays of which every device has a part of axis 0: examples, masks.
-        devices: the devices to use; None is all. To have several on a CPU, call
+        f: ``f(params, batch, axis_name)`` returns outputs, whose leaves have examples along the first axis,
+            and state, which depends on all examples (updated running statistics, a loss). ``axis_name`` is
+            the mapped axis to pass to the norms, or None on one device and under jit over a mesh.
+        params: a tree of arrays that are replicated on every device: parameters, running statistics.
+        batch: a tree of arrays that are split over the devices along axis 0: examples, masks.
+        devices: the devices to use; None means all. To get several on a CPU, call
             ``jax.config.update("jax_num_cpu_devices", 8)`` first.
-        tolerance: the largest difference allowed, as a share of the largest value of the same array (or of a
-            hundredth of the largest of all outputs, of all state or of all gradients).
-        seed: of the random linear function.
+        tolerance: the largest difference allowed, relative to the largest value of the same array (or to a
+            hundredth of the largest value of all outputs, all state or all gradients, if that is more).
+        seed: seed of the random linear function.
 
     Returns:
-        A row for each transform.
+        A `Parity` for each transform.
 
     Raises:
-        AssertionError: a transform differs or raises; the message is the table of all.
-        ValueError: the batch cannot be split equally over the devices, or there is one device only.
+        AssertionError: If a transform differs or raises; the message is a table of all transforms.
+        ValueError: If the batch cannot be split equally over the devices, or there is only one device.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -79,7 +79,7 @@ def assert_parity(
         >>> def f(stats, batch, axis_name):
         ...     return jn.batch_norm(batch["x"], stats, mask=batch["mask"], axis_name=axis_name)
         >>> x = jax.random.normal(jax.random.key(0), (16, 3))
-        >>> mask = jnp.arange(16)[:, None] < 11  # the last devices count little, or nothing
+        >>> mask = jnp.arange(16)[:, None] < 11  # the last devices have few unmasked rows, or none
         >>> if jax.device_count() > 1:
         ...     rows = tools.assert_parity(f, jn.init_running_stats(3), {"x": x, "mask": mask})
     """
@@ -88,11 +88,11 @@ def assert_parity(
     n = len(devices)
     if n < 2 or len(sizes) != 1 or len(sizes[0]) != 1 or sizes[0][0] % n:
         raise ValueError(
-            f"batch must split into equal parts over two devices or more: one first axis in all leaves, of "
-            f"a multiple of their number; got first axes {sizes} for the number of devices {n}. Fill it up "
-            f"and mask; for more devices on a CPU, set jax_num_cpu_devices in jax.config first."
+            f"batch must split equally over two or more devices: all leaves need the same first axis, a "
+            f"multiple of the number of devices; got first axes {sizes} and number of devices {n}. Pad and "
+            f"mask the batch; for more devices on a CPU, set jax_num_cpu_devices in jax.config first."
         )
-    params, batch = jax.device_get((params, batch))  # so that each transform may place them
+    params, batch = jax.device_get((params, batch))  # so that each transform can place them
     one_device = _Map("one device", lambda p, b: _with_replicas(f(p, b, None)))
     expected = _measured(one_device, params, batch, seed)
     rows = []
@@ -101,17 +101,18 @@ def assert_parity(
             got = _measured(mapped, params, batch, seed)
             outputs, state, gradients = map(_difference, got, expected)
             rows.append(Parity(mapped.name, outputs, state, gradients))
-        except Exception as error:  # the user's function is what is examined
+        except Exception as error:  # errors of the user's function are part of the result
             rows.append(Parity(mapped.name, problem=f"{type(error).__name__}: {error}"))
     if not all(row.worst <= tolerance for row in rows):
         raise AssertionError(
-            f"not the same on {len(devices)} devices as on one (allowed: {tolerance:g})\n{_table(rows)}"
+            f"results on {len(devices)} devices differ from those on one (tolerance {tolerance:g})\n"
+            f"{_table(rows)}"
         )
     return rows
 
 
 class _Map(NamedTuple):
-    """A transform of the function: state comes with an axis of replicas first."""
+    """A transform of the function. The state that it returns has replicas along the first axis."""
 
     name: str
     call: Callable[[Tree, Tree], tuple[Tree, Tree]]
@@ -119,7 +120,7 @@ class _Map(NamedTuple):
 
 
 def _maps(f: ModelFunction, devices: Sequence[Any]) -> list[_Map]:
-    """What there is in jax to run ``f`` on several devices, or as if."""
+    """JAX's ways to run ``f`` on several devices, or to simulate that."""
     n = len(devices)
     mesh = Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
     whole, parts = PartitionSpec(), PartitionSpec(_AXIS)
@@ -165,12 +166,12 @@ def _with_replicas(outcome: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
 
 
 def _measured(mapped: _Map, params: Tree, batch: Tree, seed: int) -> tuple[Tree, Tree, Tree]:
-    """Outputs, state of all replicas, and gradients."""
+    """Returns outputs, the state of all replicas, and gradients."""
     arguments, rebuild = _inexact_leaves(mapped.place(params, batch))
 
     def loss(arguments: list[jax.Array]) -> tuple[jax.Array, tuple[Tree, Tree]]:
         outputs, state = mapped.call(*rebuild(arguments))
-        # Each replica speaks for its share of the state: together, for all of it.
+        # Each replica contributes its share of the state, so that all replicas contribute it once.
         shared = jax.tree.map(
             lambda a: a.mean(0) if jnp.issubdtype(a.dtype, jnp.inexact) else a[0], state
         )
@@ -188,7 +189,7 @@ def _measured(mapped: _Map, params: Tree, batch: Tree, seed: int) -> tuple[Tree,
 
 
 def _inexact_leaves(tree: Tree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Tree]]:
-    """The leaves to differentiate, and how to put others in their place."""
+    """The leaves to differentiate, and a function that puts others in their place."""
     leaves, structure = jax.tree.flatten(tree)
     places = [i for i, a in enumerate(leaves) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
 
@@ -200,10 +201,10 @@ def _inexact_leaves(tree: Tree) -> tuple[list[jax.Array], Callable[[list[jax.Arr
 
 
 def _difference(got: Tree, expected: Tree) -> float:
-    """The largest of all arrays, of the largest difference over the largest value.
+    """The largest relative difference of any array: its largest difference divided by its largest value.
 
-    What is all but zero, such as the gradient of a bias before a norm, is rounding: for it, the largest value
-    is a hundredth of that of all arrays.
+    An array that is almost zero, such as the gradient of a bias before a norm, holds only rounding errors:
+    its largest value is taken to be at least a hundredth of the largest of all arrays.
     """
     pairs = [
         np.broadcast_arrays(_wide(a), _wide(b))

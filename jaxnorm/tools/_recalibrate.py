@@ -1,4 +1,4 @@
-"""Running statistics estimated again, over a data set, for the weights as they are now."""
+"""Re-estimates running statistics over a data set, for the current weights."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
@@ -43,48 +43,50 @@ def recalibrate(
     rngs: Any = None,
     progress: bool = False,
 ) -> Any:
-    """The model with the running statistics of its batch norms estimated over ``batches``.
+    """Re-estimates the running statistics of a model's batch norms over ``batches``.
 
         mean = Σ nᵢ meanᵢ / Σ nᵢ        var = Σ nᵢ (varᵢ + |meanᵢ - mean|²) / Σ nᵢ        (batches i)
 
-    for weights that did not come with statistics of their own: averaged weights (SWA, EMA, soups), a new
-    domain (AdaBN), pruned or edited layers, training whose running averages lag behind. Nothing else
-    changes: not momentum, nor a mode, nor any other variable. Flax's own ``BatchNorm`` is taken as ours.
+    Use it for weights without matching statistics: averaged weights (SWA, EMA, soups), a new domain (AdaBN),
+    pruned or edited layers, or training with running averages that lag behind. Nothing else changes: not
+    momentum, the mode, or any other variable. Flax's own ``BatchNorm`` is supported too.
 
-    In one pass over the data, every layer normalizes with the statistics of its batch as in training, so
-    that what reaches a layer depends on how the data is cut into batches; for a layer before which there is
-    none, the result is exact. ``layer_by_layer``, every layer is given what evaluation gives it: with the
-    final statistics of all layers before. Then evaluation equals training on all data as one batch. That
-    takes as many passes over the data as batch norms stand one behind the other, and one more.
+    By default, this takes one pass over the data, in which every layer normalizes with batch statistics, as
+    in training. The input of a layer then depends on how the data is split into batches; the result is exact
+    for a layer without a batch norm before it. With ``layer_by_layer``, every layer gets the same input as in
+    evaluation, computed with the final statistics of all layers before it. Evaluation then equals training
+    on all data as one batch. The number of passes is the length of the longest chain of batch norms, plus 1.
 
-    Batches may be of any sizes, and sharded over devices: under jit their statistics are those of all
-    devices, so that a layer's ``axis_name`` is not needed. A layer that is used several times has one
-    estimate, over all its uses.
+    Batches may have different sizes and may be sharded over devices: under jit, their statistics are those
+    of all devices, so a layer's ``axis_name`` is not needed. A layer that is used several times gets one
+    estimate over all its uses.
 
     Args:
-        model: a Linen module, or an NNX model, which stays as it is.
-        batches: what ``run`` takes, one after the other, as a list or a loader has them; for
-            ``layer_by_layer`` anything that can be gone through again, such as a list.
-        variables: of the Linen module: ``params`` and ``batch_stats``.
+        model: a Linen module or an NNX model; it is not modified.
+        batches: an iterable of inputs of ``run``, such as a list or a data loader; ``layer_by_layer`` needs
+            one that can be iterated repeatedly, such as a list.
+        variables: the variables of the Linen module: ``params`` and ``batch_stats``.
         run: calls the model on a batch, as in ``lambda model, batch: model(batch["image"], train=False,
-            mask=batch["mask"])``. Whether it says training or evaluation matters to dropout and the like, but
-            not to batch norms. A mask that reaches them decides what counts.
-        method: ``"population"``: as above; in one pass it is what fvcore's PreciseBN estimates, and
-            ``"precise_bn"`` is another name for it. ``"update_bn"``: as PyTorch's function of that name does,
-            every batch counts the same whatever its size, and var is the average of varᵢ · nᵢ / (nᵢ - 1),
-            without what the means differ by.
+            mask=batch["mask"])``. Training or evaluation mode affects dropout and the like, but not batch
+            norms. A mask passed to a batch norm excludes elements from its statistics.
+        method: ``"population"``: as above; in one pass, this is the estimate of fvcore's PreciseBN, and
+            ``"precise_bn"`` is an alias. ``"update_bn"``: like PyTorch's function of that name, gives every
+            batch the same weight regardless of its size; var is the average of varᵢ · nᵢ / (nᵢ - 1),
+            without the differences between the means.
         layer_by_layer: see above.
-        where: which layers, by path: a pattern such as ``"stem/*"`` or a function; all others are used as in
-            evaluation.
-        rngs: for a Linen module whose ``run`` draws random numbers: others for every batch, as in training.
+        where: selects layers by path: a pattern such as ``"stem/*"``, or a function; all other layers run
+            as in evaluation.
+        rngs: random keys for a Linen module whose ``run`` draws random numbers: different ones for every
+            batch, as in training.
         progress: whether to show a progress bar.
 
     Returns:
-        Variables, of a Linen module; or an NNX model. Statistics keep their dtype.
+        The variables of a Linen module, or an NNX model. Statistics keep their dtype.
 
     Raises:
-        ValueError: there is no batch, no batch norm or none that ``where`` means; a statistic is not finite;
-            nothing is counted; or the batches can be gone through only once where that is not enough.
+        ValueError: If there is no batch, no batch norm, or none that ``where`` matches; if a statistic is
+            not finite or all elements are masked; or if ``layer_by_layer`` is True and ``batches`` can be
+            iterated only once.
 
     References:
         Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, https://arxiv.org/abs/2105.07576;
@@ -105,24 +107,24 @@ def recalibrate(
         raise ValueError(f"method must be one of {', '.join(_WAYS)}; got {method!r}.")
     if isinstance(batches, Mapping) or hasattr(batches, "shape"):
         raise ValueError(
-            f"batches must be several, one after the other; got one {type(batches).__name__}. Put it in a "
-            f"list, or if its first axis counts batches, make it one: list(batches)."
+            f"batches must be an iterable of batches; got one {type(batches).__name__}. Put it in a list or, "
+            f"if its first axis is over batches, pass list(batches)."
         )
     if layer_by_layer and iter(batches) is batches:
         raise ValueError(
-            f"batches must be something to go through several times, as layer_by_layer=True does; got "
-            f"{type(batches).__name__}, which ends after once. Give a list, or an object that can be "
-            f"iterated anew."
+            f"batches must be iterable several times with layer_by_layer=True; got "
+            f"{type(batches).__name__}, which is exhausted after one pass. Pass a list, or an object that "
+            f"can be iterated again."
         )
     subject, way = model_of(model, variables, rngs), _WAYS[method]
     iterator = iter(batches)
     first = next(iterator, None)
-    from rich.progress import track  # not for those who only import this package
+    from rich.progress import track  # imported late: only this function needs it
 
     if first is None:
         raise ValueError(
-            "batches must hold at least one batch; got none. An iterator that was used before is empty: give "
-            "a list, or make the iterator anew."
+            "batches must hold at least one batch; got none. An iterator that was used before is empty: pass "
+            "a list, or create the iterator again."
         )
     paths = select(where, list(find_batch_norms(subject, run, first)), "batch norm")
     meant = set(paths).__contains__
@@ -151,7 +153,7 @@ def recalibrate(
 
 
 def _step(gather: Gather) -> Step:
-    """Adds a batch to the stats, compiled; and says whether they are finite."""
+    """Compiles a step that adds a batch to the stats and checks that they are finite."""
 
     @jax.jit
     def step(state: Any, stats: Stats, batch: Any, number: jax.Array) -> tuple[Stats, jax.Array]:
@@ -163,26 +165,26 @@ def _step(gather: Gather) -> Step:
 
 
 def _estimates(stats: Stats, held: Stats, finite: Sequence[jax.Array]) -> Stats:
-    """Mean and var of each layer in the dtypes that it has ``held`` them in.
+    """Mean and var of each layer, in the dtypes of ``held``.
 
     Raises:
-        ValueError: something is not finite, or was not counted.
+        ValueError: If a value is not finite, or a layer had no unmasked elements.
     """
     if not all(finite):
         at = next(i for i, ok in enumerate(finite) if not ok)
         bad = [path for path, of_layer in stats.items() if not _is_finite(of_layer)]
         raise ValueError(
-            f"every batch must give finite statistics; got NaN or infinity from batch {at} on (counted from "
-            f"0), in {', '.join(bad)}. Look for it in the data and the weights, with tools.examine, or mask "
-            f"it."
+            f"every batch must give finite statistics; got NaN or infinity from batch {at} on (counting from "
+            f"0), in {', '.join(bad)}. Look for the cause in the data and the weights with tools.examine, or "
+            f"mask it."
         )
     estimates = {}
     for path, of_layer in stats.items():
         m = gathered(of_layer)
         if not np.any(m.count):
             raise ValueError(
-                f"batches must have something that counts; got {len(finite)} in which nothing counts for "
-                f"{path}. Check the mask."
+                f"batches must have unmasked elements for every layer; got none for {path} (number of "
+                f"batches: {len(finite)}). Check the mask."
             )
         estimates[path] = {
             name: jnp.where(m.count > 0, value, held[path][name]).astype(held[path][name].dtype)

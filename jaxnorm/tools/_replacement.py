@@ -1,4 +1,4 @@
-"""A norm that is to stand in the place of batch norms, with what carries over from each."""
+"""A norm that replaces batch norms, with the options that carry over from each of them."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from ._intercept import LINEN_BATCH_NORMS, NNX_BATCH_NORMS
 
 Constructor: TypeAlias = Callable[..., Any]
 
-# What means the same in every norm. Devices and momenta do only between batch norms.
+# Options that mean the same in every norm. Those for devices and momentum do so only in batch norms.
 _CARRIED = ("epsilon", "dtype", "param_dtype", "use_bias", "use_scale", "bias_init", "scale_init")
 _CARRIED_BY_BATCH_NORM = (
     *("axis", "momentum", "axis_name", "axis_index_groups", "unbiased", "use_running_average"),
@@ -20,7 +20,7 @@ _CARRIED_BY_BATCH_NORM = (
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
-    """A norm to be made, in the place of batch norms."""
+    """A norm that is constructed to replace batch norms."""
 
     constructor: Constructor
     options: tuple[tuple[str, Any], ...]
@@ -33,15 +33,15 @@ class Replacement:
         options: Mapping[str, Any],
         system: type,
     ) -> "Replacement":
-        """By name or constructor; with ``options`` that it knows.
+        """Makes a replacement from a name or constructor, and ``options`` that it accepts.
 
         Raises:
-            ValueError: it makes no norm of activations of this module system.
+            ValueError: If it is not a norm of activations of this module system.
         """
         norm: Any = get_norm(name, **options) if isinstance(name, str) else name
         while isinstance(norm, functools.partial):
             norm, options = norm.func, {**norm.keywords, **options}
-        # A Linen module has a hash, and a list has none.
+        # A Linen module must be hashable, and a list is not.
         made = cls(norm, tuple(sorted((n, _without_lists(v)) for n, v in options.items())))
         if (
             not isinstance(norm, type)
@@ -49,20 +49,20 @@ class Replacement:
             or made.knows("layer_instance")
         ):
             raise ValueError(
-                f"norm must be the name of a norm of activations or the class of one, in "
-                f"flax.{system.__module__.split('.')[1]} as the model is; got {name!r}. Give its "
-                f"arguments as options, as in norm=GroupNorm, num_groups=8."
+                f"norm must be the name or the class of a norm of activations, in "
+                f"flax.{system.__module__.split('.')[1]} like the model; got {name!r}. Pass its arguments as "
+                f"options, as in norm=GroupNorm, num_groups=8."
             )
         inspect.signature(norm.__init__).bind_partial(norm, **options)
         return made
 
     def knows(self, name: str) -> bool:
-        """Whether it has such an argument."""
+        """Whether the norm has an argument of this name."""
         return name in self._arguments
 
     @property
     def _arguments(self) -> Mapping[str, inspect.Parameter]:
-        init: Any = self.constructor.__init__  # NNX's classes themselves have no signature
+        init: Any = self.constructor.__init__  # NNX classes themselves have no signature
         return inspect.signature(init).parameters
 
     @property
@@ -72,7 +72,7 @@ class Replacement:
         return isinstance(self.constructor, type) and issubclass(self.constructor, kinds)
 
     def holds(self, variable: str) -> bool:
-        """Whether it has a scale, a bias, or running statistics."""
+        """Whether the norm has this scale, bias, or running statistic."""
         options = dict(self.options)
         if variable in ("scale", "bias"):
             flag = f"use_{variable}"
@@ -81,7 +81,7 @@ class Replacement:
         return self.is_batch_norm and options.get("track_running_stats", True) and counting
 
     def cast(self, variable: str, array: Any) -> Any:
-        """What it holds, in the dtype that the options ask for."""
+        """The array of this variable, in the dtype that the options ask for."""
         dtype = dict(self.options).get("param_dtype")
         return array.astype(dtype) if dtype and variable in ("scale", "bias") else array
 
@@ -91,16 +91,16 @@ class Replacement:
         return self.holds("count") and dict(self.options).get("momentum", 0) is None
 
     def like(self, layer: Any, path: str, *args: Any, **more: Any) -> Any:
-        """The norm with what carries over from the batch norm ``layer``.
+        """Constructs the norm, with the options that carry over from the batch norm ``layer``.
 
         Raises:
-            ValueError: it cannot do what that does.
+            ValueError: If it does not support an option of the batch norm.
         """
         names = (*_CARRIED, *_CARRIED_BY_BATCH_NORM) if self.is_batch_norm else _CARRIED
         carried = {n: getattr(layer, n) for n in names if self.knows(n) and hasattr(layer, n)}
         if not self.is_batch_norm:
             for name in ("feature_axes", "reduction_axes"):
-                # The last axis is that of the features; None, all but that of examples.
+                # A default of -1 is the feature axis; None is all axes except the examples.
                 if (
                     self.knows("feature_axes")
                     and self.knows(name)
@@ -116,14 +116,14 @@ class Replacement:
         ]
         if lost:
             raise ValueError(
-                f"what takes the place of a batch norm must do all that it does; got {path!r} with "
-                f"{lost[0]}={getattr(layer, lost[0])!r}, which {self.constructor.__name__} has not. Write it "
-                f"after the norm in the model, or leave this layer out with where."
+                f"the replacement for a batch norm must support all its options; got {path!r} with "
+                f"{lost[0]}={getattr(layer, lost[0])!r}, which {self.constructor.__name__} does not support. "
+                f"Apply it after the norm in the model, or exclude this layer with where."
             )
         if layer.axis not in (-1, (-1,)) and not (self.knows("feature_axes") or self.is_batch_norm):
             raise ValueError(
-                f"{self.constructor.__name__} takes the last axis for that of the features; got {path!r} "
-                f"with axis={layer.axis}. Move the features to the end in the model, or leave this layer out "
+                f"{self.constructor.__name__} takes the last axis as the feature axis; got {path!r} with "
+                f"axis={layer.axis}. Move the features to the last axis in the model, or exclude this layer "
                 f"with where."
             )
 

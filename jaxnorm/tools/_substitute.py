@@ -1,4 +1,4 @@
-"""A Linen module that calls other layers in the place of some of its own, and is not edited."""
+"""Makes Linen modules that call other layers instead of some of their own, without changing their code."""
 
 import functools
 import inspect
@@ -12,15 +12,15 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def answering(module: _Module, kinds: tuple[type, ...], answer: Answer) -> _Module:
-    """``module``, whose layers of these ``kinds`` return what ``answer`` says, from now on.
+    """Returns ``module`` with ``answer`` deciding what its layers of these ``kinds`` return.
 
-    It is of a class of its own, with the same name, fields and methods. Equal answers make equal classes.
+    The result has a class of its own, with the same name, fields and methods. Equal answers share a class.
     """
     return rebuilt(module, _answering_class(type(module), kinds, answer))
 
 
 def without_answers(module: nn.Module, answers: type) -> nn.Module:
-    """``module`` without the answers of this kind that `answering` gave it."""
+    """Returns ``module`` without the answers of this type that `answering` added."""
     kind: Any = type(module)
     answer = getattr(kind, "answer", None)
     if answer is None:

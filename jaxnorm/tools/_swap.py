@@ -1,4 +1,4 @@
-"""Another norm in the place of every batch norm of a model."""
+"""Replaces every batch norm of a model with another norm."""
 
 import dataclasses
 from typing import Any
@@ -34,29 +34,31 @@ def swap(
     where: Where | None = None,
     **options: Any,
 ) -> Any:
-    """The model with another norm in the place of its batch norms, which is not edited for it.
+    """Replaces the batch norms of a model with another norm. Your model code does not change.
 
-    For batches too small for batch norm, for differential privacy, which cannot mix examples, or to compare:
-    group norm, say, in a network that somebody else wrote. Also ours in the place of Flax's batch norm, with
-    ``norm="batch"``.
+    Use it if batches are too small for batch norm, for differential privacy, which must not mix examples, or
+    for comparisons: for example, to use group norm in a network that somebody else wrote. ``norm="batch"``
+    replaces Flax's batch norm with jaxnorm's.
 
-    Scale and bias carry over, as do epsilon and dtypes unless ``options`` say otherwise; running statistics
-    only to a batch norm. Other norms compute another function: a trained model needs some training more.
+    Scale and bias carry over, as do epsilon and dtypes, unless ``options`` override them. Running statistics
+    carry over only to a batch norm. Other norms compute a different function, so a trained model needs some
+    more training.
 
     Args:
-        model: a Linen module, or an NNX model, which stays as it is.
-        norm: a name, as `jaxnorm.linen.get_norm` takes it, or a constructor of the same module system.
-        variables: of the Linen module: ``params`` and ``batch_stats``, by which its batch norms are known.
-        where: which layers, by path: a pattern such as ``"stem/*"`` or a function. None means all.
+        model: a Linen module or an NNX model; it is not modified.
+        norm: a name, as in `jaxnorm.linen.get_norm`, or a constructor of the same module system.
+        variables: the variables of the Linen module, ``params`` and ``batch_stats``, which are used to find
+            its batch norms.
+        where: selects layers by path: a pattern such as ``"stem/*"``, or a function. None selects all.
         options: arguments of the norm, such as ``num_groups=8``.
 
     Returns:
-        A Linen module and its variables; or an NNX model with arrays of its own.
+        A Linen module and its variables, or an NNX model with its own copies of the arrays.
 
     Raises:
-        ValueError: ``where`` means no batch norm, there is no such norm, or it cannot do what the batch norm
-            in its place does: features along another axis than the last for group norm, an activation.
-        TypeError: the norm has no such option.
+        ValueError: If ``where`` matches no batch norm, there is no such norm, or it does not support what
+            the batch norm does: a feature axis other than the last (for group norm), an activation.
+        TypeError: If the norm has no such option.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -95,7 +97,7 @@ def swap(
 
 @dataclasses.dataclass(frozen=True)
 class _Swapped:
-    """What a Linen model calls in the place of its batch norms."""
+    """An `Answer` that calls another norm instead of the batch norms of a Linen model."""
 
     norm: Replacement
     where: Where | None
@@ -113,7 +115,7 @@ class _Swapped:
 
 
 def _carried_variables(variables: Any, paths: list[str], norm: Replacement) -> Any:
-    """``variables`` with what the norms at ``paths`` hold, and nothing else of the batch norms there."""
+    """``variables`` with only those arrays of the batch norms at ``paths`` that carry over to ``norm``."""
     layers = set(map(split_path, paths))
 
     def kept(collection: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The options of PyTorch's norms in our words."""
+"""Translates the options of PyTorch's norms."""
 
 from typing import Any
 
@@ -6,22 +6,22 @@ import numpy as np
 
 
 def torch_options(module: Any) -> dict[str, Any]:
-    """The options of our norm that computes what a norm of PyTorch does.
+    """Returns the options of the jaxnorm class that computes the same as a PyTorch norm.
 
         momentum = 1 - momentum    epsilon = eps    unbiased = True
 
     Args:
-        module: a norm of `torch.nn`: BatchNorm1d to 3d, SyncBatchNorm, InstanceNorm1d to 3d, LayerNorm,
-            RMSNorm, GroupNorm, LocalResponseNorm. Its parameters and statistics are `convert`'s. (RMSNorm's
-            ``eps=None`` is that of its weight's dtype, or of float32.)
+        module: a norm from `torch.nn`: BatchNorm1d to 3d, SyncBatchNorm, InstanceNorm1d to 3d, LayerNorm,
+            RMSNorm, GroupNorm, LocalResponseNorm. `convert` converts its parameters and statistics. (For
+            RMSNorm, ``eps=None`` is the machine epsilon of float64 if the weight is float64, else float32.)
 
     Returns:
-        The arguments of our class of that name, in Linen and in NNX. What they leave out is the axis of the
-        channels, which is the last one here and the second in PyTorch (``axis=1``, ``feature_axes=1``), and
-        NNX's ``num_features``.
+        Keyword arguments for the corresponding class, in Linen and NNX. They leave out the channel axis,
+        which is the last one here and the second in PyTorch (``axis=1``, ``feature_axes=1``), and NNX's
+        ``num_features``.
 
     Raises:
-        ValueError: it is another module.
+        ValueError: If ``module`` is any other module.
 
     Example:
         >>> from types import SimpleNamespace
@@ -34,12 +34,12 @@ def torch_options(module: Any) -> dict[str, Any]:
     """
     names = [
         c.__name__.rstrip("123d") for c in type(module).__mro__
-    ]  # also what is derived from one
+    ]  # so that subclasses are found too
     name = next((name for name in names if name in _OPTIONS), None)
     if name is None:
         raise ValueError(
-            f"module must be one of {', '.join(_OPTIONS)} of torch.nn; got {type(module).__name__}. Of a "
-            f"larger model, pass each of model.modules() that is a norm."
+            f"module must be one of {', '.join(_OPTIONS)} of torch.nn; got {type(module).__name__}. For a "
+            f"larger model, pass each norm in model.modules()."
         )
     return _OPTIONS[name](module)
 
@@ -59,7 +59,7 @@ def _tracked(module: Any) -> dict[str, Any]:
 
 
 def _instance(module: Any) -> dict[str, Any]:
-    never = module.momentum is None  # where batch norm would average, these statistics stay
+    never = module.momentum is None  # batch norm would average; here the statistics never change
     return _tracked(module) | ({"momentum": 1.0} if never else {})
 
 
@@ -73,7 +73,7 @@ def _layer(module: Any) -> dict[str, Any]:
 
 
 def _rms(module: Any) -> dict[str, Any]:
-    # None is that of the type computed in, which is float32 for half precision too.
+    # None is the machine epsilon of the dtype computed in, which is float32 for half precision too.
     dtype = str(getattr(module.weight, "dtype", "")).removeprefix("torch.")
     machine = float(np.finfo(np.float64 if dtype == "float64" else np.float32).eps)
     epsilon = machine if module.eps is None else module.eps

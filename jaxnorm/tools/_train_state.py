@@ -1,4 +1,4 @@
-"""What training carries from step to step, running statistics included."""
+"""Training state that includes running statistics."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class TrainState(train_state.TrainState):
-    """Flax's ``TrainState`` with ``batch_stats``: what every user of batch norm in Linen writes by hand.
+    """Flax's ``TrainState`` with ``batch_stats``, which users of batch norm in Linen otherwise add by hand.
 
-    Fields are those of Flax and ``batch_stats``: ``step``, ``apply_fn``, ``params``, ``tx``, ``opt_state``.
+    The fields are Flax's ``step``, ``apply_fn``, ``params``, ``tx`` and ``opt_state``, and ``batch_stats``.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -46,18 +46,18 @@ class TrainState(train_state.TrainState):
     def of(
         cls, model: nn.Module, variables: Any, tx: "optax.GradientTransformation"
     ) -> "TrainState":
-        """The state before the first step.
+        """Creates the state before the first step.
 
         Args:
             model: a Linen module.
-            variables: what its ``init`` returned: ``params`` and ``batch_stats``, if it has any.
+            variables: the variables returned by its ``init``: ``params`` and, if any, ``batch_stats``.
             tx: the optimizer.
 
         Returns:
             A TrainState.
 
         Raises:
-            ValueError: these are no Linen module and its variables.
+            ValueError: If these are not a Linen module and its variables.
         """
         model_of(model, variables)
         params, batch_stats = (variables.get(name, {}) for name in ("params", "batch_stats"))
@@ -65,20 +65,20 @@ class TrainState(train_state.TrainState):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` and the tools take."""
+        """The variables that ``model.apply`` and the tools take."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 @explained
 def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
-    """The exponential moving average of weights and of the running statistics that belong to them.
+    """Updates an exponential moving average of weights and their running statistics.
 
         average ← decay · average + (1 - decay) · new
 
-    Averaged weights need statistics of their own. Those of the latest weights are not: they are of weights
-    some steps further on. The same average of the running statistics is near, and good enough to evaluate
-    with now and then; `recalibrate` makes the exact ones. A variance is averaged as it is, without what the
-    means differ by: the averaged network has one mean, not the spread of those on the way.
+    Averaged weights need statistics of their own: the latest running statistics belong to weights several
+    steps ahead. The same moving average of the running statistics is close, and good enough for occasional
+    evaluation; `recalibrate` computes the exact ones. Variances are averaged as they are, without the
+    differences between the means: the averaged network has one mean, not the spread of the earlier ones.
 
     Args:
         old: the average so far, ``{"params": ..., "batch_stats": ...}`` or any tree; at the start, the
@@ -87,10 +87,10 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
         decay: the weight of the old average, in [0, 1], such as 0.999.
 
     Returns:
-        A tree of the same dtypes. What is not floating, such as a count of batches, is the new one.
+        A tree with the same dtypes. Leaves that are not floating, such as a batch count, come from ``new``.
 
     Raises:
-        ValueError: the trees have not the same structure and shapes, or ``decay`` is outside of [0, 1].
+        ValueError: If the trees differ in structure or shapes, or ``decay`` is outside [0, 1].
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,21 +112,21 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
 
 
 def keep_finite(old: Any, new: Any, *evidence: Any) -> Any:
-    """``new``, or ``old`` after a step in which something was not finite.
+    """Returns ``new``, or ``old`` if the step produced a value that is not finite.
 
-    One NaN batch poisons running statistics for ever, and the weights with them. This skips its step whole:
-    parameters, running statistics, the state of the optimizer.
+    A single NaN batch permanently corrupts running statistics, and the weights with them. This skips the
+    whole step: parameters, running statistics, and optimizer state.
 
     Args:
         old: the training state before the step: any tree.
         new: the training state after it, of the same structure.
-        evidence: what to look at besides ``new`` itself, such as the loss.
+        evidence: further values to check besides ``new`` itself, such as the loss.
 
     Returns:
-        One of the two, chosen on the device, so that it works under jit.
+        One of the two states, chosen on the device, so this works under jit.
 
     Raises:
-        ValueError: the trees have not the same structure and shapes.
+        ValueError: If the trees differ in structure or shapes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -146,10 +146,10 @@ def keep_finite(old: Any, new: Any, *evidence: Any) -> Any:
 
 
 def _check_alike(old: Any, new: Any) -> None:
-    """Whether two states can be those before and after a step.
+    """Validates that two states have the same structure and shapes.
 
     Raises:
-        ValueError: they have not the same structure and shapes.
+        ValueError: If they differ.
     """
     before, after = (
         {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(t)}
@@ -160,5 +160,5 @@ def _check_alike(old: Any, new: Any) -> None:
             raise ValueError(
                 f"old and new must be trees of the same structure and shapes; got {path or 'a leaf'} of "
                 f"shape {before.get(path, 'none')} in old and of shape {after.get(path, 'none')} in new. "
-                f"Give the same thing before and after the step."
+                f"Pass the same state before and after the step."
             )

@@ -353,7 +353,7 @@ def test_files(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "f.safetensors", b"[1]", b"")
     write_safetensors(tmp_path / "g.safetensors", header.replace(b"F32", b"Q32"), data)
     for name in "bcdefg":
-        with pytest.raises(ValueError, match="must be a whole file of safetensors"):
+        with pytest.raises(ValueError, match="must be a complete safetensors file"):
             tools.convert(tmp_path / f"{name}.safetensors", like=like)
     with pytest.raises(FileNotFoundError):
         tools.convert("nowhere.safetensors", like=like)
@@ -431,7 +431,7 @@ def test_bad_state_dicts(case: str) -> None:
     """All mistakes are listed, and nothing is modified."""
     source, lines = BAD[case]
     before = {name: value.copy() for name, value in source.items()}
-    with pytest.raises(ValueError, match="every array of source must be one of like") as raised:
+    with pytest.raises(ValueError, match="every array in source must match one in like") as raised:
         tools.convert(source, like=LIKE)
     assert all(line in str(raised.value) for line in lines), str(raised.value)
     assert "pass names=" in str(raised.value)

@@ -175,7 +175,7 @@ SICK: dict[str, tuple[Callable[[], Subject], Any, dict[str, str]]] = {
     "other data": (
         lambda: healthy(mlp),
         3 * SEEN + 4,
-        {"first": "far from those of the batch"},
+        {"first": "far from the batch statistics"},
     ),
 }
 
@@ -213,7 +213,7 @@ def test_where() -> None:
     """Other layers run in evaluation."""
     found = examined(mlp(), where="sec*")
     assert list(found.layers) == ["second"]
-    with pytest.raises(ValueError, match="there are: first, second"):
+    with pytest.raises(ValueError, match="the model has: first, second"):
         examined(mlp(), where="sce*")
 
 
@@ -254,7 +254,7 @@ def test_the_result_is_a_tree() -> None:
         (lambda: tools.examine(MLP(), SEEN), "variables must be those of the Linen module"),
         (
             lambda: examined(Subject(MLP(), {"params": mlp().variables["params"]}, SEEN)),
-            "no mean and var of 'first'",
+            "no mean and var for 'first'",
         ),
         (
             lambda: tools.examine(nnx.Linear(5, 2, rngs=nnx.Rngs(0)), SEEN),

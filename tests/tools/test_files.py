@@ -49,7 +49,7 @@ def test_damaged_files(suffix: str, tmp_path: Path) -> None:
         except ValueError as error:
             messages.append(str(error))
     assert len(messages) >= len(cuts)
-    assert all(m.startswith(f"a{path.suffix} must be a whole file of ") for m in messages)
+    assert all(m.startswith(f"a{path.suffix} must be a complete ") for m in messages)
 
 
 HEADER = sections(a=np.ones(4, np.float32), b=np.ones(4, np.float32))
@@ -73,7 +73,7 @@ MALICIOUS: dict[str, tuple[bytes, bytes]] = {
 def test_malicious_safetensors(kind: str, tmp_path: Path) -> None:
     """A small file cannot expand to large arrays, and no name is read twice."""
     write_safetensors(tmp_path / "a.safetensors", *MALICIOUS[kind])
-    with pytest.raises(ValueError, match="must be a whole file of safetensors"):
+    with pytest.raises(ValueError, match="must be a complete safetensors file"):
         read_file(tmp_path / "a.safetensors")
 
 
@@ -83,7 +83,7 @@ def test_one_name_twice_in_an_npz(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file.writestr("weight.npy", file.read("weight.npy"))
-    with pytest.raises(ValueError, match="'weight' twice"):
+    with pytest.raises(ValueError, match="'weight' occurs twice"):
         read_file(tmp_path / "a.npz")
 
 

@@ -14,7 +14,7 @@ from jaxnorm import linen as jnl, nnx as jnx, tools
 from tests.tools.folding import Layers, Model, data, in_nnx, linen
 
 IMAGE = (2, 6, 5, 4)
-NOT_AFTER = "; nor into what is after it: what reads its output must be one layer, and is "
+NOT_AFTER = ") nor the layer after (its output must go to one layer only, but goes to "
 
 
 def norm(**options: Any) -> jnl.BatchNorm:
@@ -29,12 +29,15 @@ def conv(name: str = "conv", **options: Any) -> nn.Conv:
 
 def before(reason: str, reader: str = "the output of the model") -> str:
     """A reason against the layer before, if no layer comes after the norm."""
-    return f"not into what is before it: {reason}{NOT_AFTER}{reader}"
+    return f"it folds into neither the layer before ({reason}{NOT_AFTER}{reader})"
 
 
 def after(reason: str) -> str:
     """A reason against the layer after, if the norm comes first."""
-    return f"not into what is before it: its input comes from the batch; nor into what is after it: {reason}"
+    return (
+        "it folds into neither the layer before (its input comes from the batch) nor the layer after "
+        f"({reason})"
+    )
 
 
 class Scaled(nn.Conv):
@@ -141,25 +144,25 @@ def read_by_two(x: jax.Array) -> jax.Array:
 
 # Functions create the modules in each call, since Linen modules belong to their parent.
 CASES: dict[str, tuple[nn.Module | Callable[[jax.Array], Any], str]] = {
-    "read again": (read_again, before("what conv returns is also read by add", "add")),
+    "read again": (read_again, before("the output of conv also goes to add", "add")),
     "residual": (
         residual_is_the_same,
-        before("what conv returns is also read by another argument of norm"),
+        before("the output of conv also goes to another argument of norm"),
     ),
-    "two norms": (two_norms, before("what conv returns is also read by other")),
-    "returned": (returned, before("what conv returns is also read by the output of the model")),
-    "used twice": (used_twice, before("what conv returns is also read by conv")),
+    "two norms": (two_norms, before("the output of conv also goes to other")),
+    "returned": (returned, before("the output of conv also goes to the output of the model")),
+    "used twice": (used_twice, before("the output of conv also goes to conv")),
     "norm used twice": (
         lambda x: (lambda n: n(n(conv()(x))))(norm()),
         "norm is called 2 times",
     ),
     "tied": (
         tied,
-        before("the embedding of embed is also read outside of it", "dot_general"),
+        before("the embedding of embed is also read elsewhere", "dot_general"),
     ),
-    "scan": (InAScan(), "norm is called within scan"),
-    "vmap": (UnderVmap(), "norm is called within vmap"),
-    "weight norm": (weight_norm, before("the kernel of conv is also read outside of it")),
+    "scan": (InAScan(), "norm is called inside scan"),
+    "vmap": (UnderVmap(), "norm is called inside vmap"),
+    "weight norm": (weight_norm, before("the kernel of conv is also read elsewhere")),
     "mapped kernel": (mapped_kernel, before("conv is called 2 times")),
     "activation": (
         lambda x: norm()(nn.relu(conv()(x))),
@@ -171,7 +174,9 @@ CASES: dict[str, tuple[nn.Module | Callable[[jax.Array], Any], str]] = {
     ),
     "max pool, negative scale": (
         lambda x: norm()(nn.max_pool(conv()(x), (2, 2))),
-        before("between the two is reduce_window_max, and some of its scale is negative"),
+        before(
+            "reduce_window_max is between the two, and the norm's scale is negative in some channels"
+        ),
     ),
     "average": (
         lambda x: norm()(conv()(x).mean(1)),
@@ -208,31 +213,31 @@ CASES: dict[str, tuple[nn.Module | Callable[[jax.Array], Any], str]] = {
     ),
     "other axis": (
         lambda x: norm(axis=1)(conv()(x)),
-        before("its axis is not that of the channels of conv"),
+        before("its axis is not a channel axis of conv"),
     ),
     "not tracked": (
         lambda x: norm(track_running_stats=False)(jnl.BatchNorm(True)(conv()(x))),
-        "it keeps no running statistics, and normalizes with those of the batch",
+        "it keeps no running statistics and normalizes with batch statistics",
     ),
     "training": (
         lambda x: jnl.BatchNorm(name="norm")(conv()(x), use_running_average=False),
-        "it normalizes with the statistics of the batch: have run call the model for evaluation",
+        "it normalizes with batch statistics: make run call the model in evaluation mode",
     ),
     "training, by position": (
         lambda x: jnl.BatchNorm(name="norm")(conv()(x), False),
-        "it normalizes with the statistics of the batch: have run call the model for evaluation",
+        "it normalizes with batch statistics: make run call the model in evaluation mode",
     ),
     "class of a layer": (
         lambda x: norm()(Scaled(4, (3, 3), name="conv")(x)),
-        before("conv is of a class with a __call__ of its own, Scaled"),
+        before("conv is of class Scaled, which overrides __call__"),
     ),
     "class of the norm": (
         lambda x: Squared(True, name="norm")(conv()(x)),
-        "norm is of a class with a __call__ of its own, Squared",
+        "norm is of class Squared, which overrides __call__",
     ),
     "function": (
         lambda x: norm()(nn.Dense(4, dot_general=jax.lax.dot_general, name="dense")(x)),
-        before("dense has a dot_general of its own"),
+        before("dense has a custom dot_general"),
     ),
     "batch axis": (
         lambda x: norm()(nn.DenseGeneral(4, batch_dims=(0,), name="dense")(x)),
@@ -240,11 +245,11 @@ CASES: dict[str, tuple[nn.Module | Callable[[jax.Array], Any], str]] = {
     ),
     "zero padding": (
         lambda x: conv()(norm()(x)),
-        after("conv pads with zeros, to which the norm is not applied"),
+        after("conv pads with zeros, and the norm is not applied to the padding"),
     ),
     "zero padding in numbers": (
         lambda x: conv(padding=((0, 0), (0, 1)))(norm()(x)),
-        after("conv pads with zeros, to which the norm is not applied"),
+        after("conv pads with zeros, and the norm is not applied to the padding"),
     ),
     "zeros between": (
         lambda x: (
@@ -252,7 +257,7 @@ CASES: dict[str, tuple[nn.Module | Callable[[jax.Array], Any], str]] = {
             if False
             else conv(padding=0, input_dilation=2)(norm()(x))
         ),
-        after("conv pads with zeros, to which the norm is not applied"),
+        after("conv pads with zeros, and the norm is not applied to the padding"),
     ),
     "mask": (
         lambda x: conv(padding="VALID", mask=np.ones((3, 3, 4, 4), np.float32))(norm()(x)),
@@ -260,23 +265,23 @@ CASES: dict[str, tuple[nn.Module | Callable[[jax.Array], Any], str]] = {
     ),
     "transposed after": (
         lambda x: nn.ConvTranspose(4, (3, 3), name="conv")(norm()(x)),
-        after("conv is no dense layer or convolution"),
+        after("conv is not a dense layer or convolution"),
     ),
     "read by two": (
         read_by_two,
-        after("what reads its output must be one layer, and is a, b"),
+        after("its output must go to one layer only, but goes to a, b"),
     ),
     "read by more": (
         lambda x: (lambda y: nn.Dense(4, name="dense")(y) + y)(norm()(x)),
-        after("what reads its output must be one layer, and is add, dense"),
+        after("its output must go to one layer only, but goes to add, dense"),
     ),
     "activation of the norm": (
         lambda x: nn.Dense(4, name="dense")(norm(activation="relu")(x)),
-        after("it has an activation or a residual, which come after it"),
+        after("it applies an activation or a residual after normalizing"),
     ),
     "residual of the norm": (
         lambda x: nn.Dense(4, name="dense")(norm()(x, residual=x)),
-        after("it has an activation or a residual, which come after it"),
+        after("it applies an activation or a residual after normalizing"),
     ),
     "moved before the layer": (
         lambda x: nn.Dense(4, name="dense")(norm()(x)[:, 1:]),
@@ -342,10 +347,10 @@ def test_shared_kernels_in_nnx(norm_of: int) -> None:
     model, x = in_nnx(Tied(nnx.Rngs(0), norm_of)), data(3, 4)
     (reason,) = tools.fold(model, x, partial=True).refused.values()
     expected = (
-        "the kernel of first is also read outside of it",
+        "the kernel of first is also read elsewhere",
         "second shares its kernel with another layer",
     )
-    assert reason.startswith(f"not into what is before it: {expected[norm_of]}; ")
+    assert reason.startswith(f"it folds into neither the layer before ({expected[norm_of]}) ")
 
 
 class Wrapped(nnx.Module):
@@ -374,7 +379,7 @@ def test_own_function_in_nnx() -> None:
     layer = nnx.Linear(4, 4, promote_dtype=own, rngs=nnx.Rngs(0))
     model = in_nnx(nnx.Sequential(layer, nnx.BatchNorm(4, rngs=nnx.Rngs(0))))
     (reason,) = tools.fold(model, data(3, 4), partial=True).refused.values()
-    assert "layers/0 has a promote_dtype of its own" in reason
+    assert "layers/0 has a custom promote_dtype" in reason
 
 
 def test_models_without_batch_norm_or_statistics() -> None:
@@ -385,7 +390,7 @@ def test_models_without_batch_norm_or_statistics() -> None:
         tools.fold(dense, x, variables=linen(dense, x))
     model = Layers((nn.Dense(4), nn.BatchNorm(True)))
     variables = linen(model, x)
-    with pytest.raises(ValueError, match="mean and var of 'layers_1'"):
+    with pytest.raises(ValueError, match="mean and var for 'layers_1'"):
         tools.fold(model, x, variables={"params": variables["params"]})
-    with pytest.raises(ValueError, match="where must mean"):
+    with pytest.raises(ValueError, match="where must match"):
         tools.fold(model, x, variables=variables, where="stem/*")

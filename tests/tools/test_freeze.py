@@ -368,7 +368,7 @@ def test_averages_leave_them() -> None:
     [
         (
             lambda s: tools.freeze(s.model, "frist", variables=s.variables),
-            "there are: first, second",
+            "the model has: first, second",
         ),
         (
             lambda s: tools.freeze(s.model, variables={"params": s.variables["params"]}),

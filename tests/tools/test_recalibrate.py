@@ -431,7 +431,7 @@ def test_random_numbers_and_progress(capsys: pytest.CaptureFixture[str]) -> None
         (ROWS, "got one ndarray"),
         ({"x": ROWS}, "got one dict"),
         ([ROWS, np.where(ROWS > 3, np.nan, ROWS)], r"from batch 1 on .* in first, second"),
-        ([ROWS[:0]], "got 1 in which nothing counts for first"),
+        ([ROWS[:0]], "got none for first"),
     ],
     ids=["none", "an array", "a dictionary", "NaN", "empty"],
 )

@@ -77,16 +77,14 @@ def test_state_of_nnx() -> None:
 @pytest.mark.parametrize("given", [{}, {"axis": 0, "axis_name": "r"}])
 def test_one_of_two(given: dict[str, Any]) -> None:
     """The replicas must be named in exactly one way."""
-    with pytest.raises(
-        ValueError, match="one of axis and axis_name must say what runs over the replicas"
-    ):
+    with pytest.raises(ValueError, match="exactly one of axis and axis_name must be given"):
         tools.pool_replicas(replicas(), **given)
 
 
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"params": jnp.ones(3)}, "must hold a mean and a var for some layer; got params"),
+        ({"params": jnp.ones(3)}, "must hold a mean and a var for at least one layer; got params"),
         ({}, "got an empty tree"),
         ({"n": {"var": jnp.ones(3)}}, "got n/var of shape .* and no mean"),
         ({"mean": jnp.ones(2), "var": jnp.ones(3)}, r"got .*\(3,\) and a mean of shape \(2,\)"),

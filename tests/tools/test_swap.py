@@ -235,7 +235,7 @@ def of_nnx(norm: Any, /, *, to: dict[str, Any] | None = None, **fields: Any) -> 
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "activation": (
         lambda: applied(linen_with(activation="relu"), "layer"),
-        "got '' with activation='relu', which LayerNorm has not",
+        "got '' with activation='relu', which LayerNorm does not support",
     ),
     "activation, NNX": (lambda: of_nnx("layer", activation="relu"), "activation='relu'"),
     "axis": (
@@ -246,7 +246,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "name": (lambda: swapped(linen_with(), "grp"), "norm must be one of batch, layer"),
     "of weights": (lambda: swapped(linen_with(), "spectral"), "in flax.linen .* got 'spectral'"),
     "of weights, NNX": (lambda: of_nnx("weight"), "in flax.nnx .* got 'weight'"),
-    "instance": (lambda: swapped(linen_with(), jnl.LayerNorm()), "the class of one"),
+    "instance": (lambda: swapped(linen_with(), jnl.LayerNorm()), "the class of a norm"),
     "other system": (lambda: swapped(linen_with(), jnx.LayerNorm), "in flax.linen"),
     "other system, NNX": (lambda: of_nnx(jnl.LayerNorm), "in flax.nnx"),
     "where": (lambda: swapped(linen_with(), "layer", where="x"), "got where='x'"),

@@ -1,1 +1,1 @@
-"""How each library names and stores the arrays of a model, read into one form."""
+"""Reads the arrays of a model, as each library names and stores them, into a common form."""

@@ -1,4 +1,4 @@
-"""Modules of Equinox, whose arrays are named and laid out nearly as PyTorch's."""
+"""Reads Equinox modules, whose arrays are named and laid out almost like PyTorch's."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from ._source import Entry, Path, Source
 
 
 def is_equinox(thing: Any, name: str = "Module") -> bool:
-    """Whether it is of this class of Equinox, which need not be installed."""
+    """Whether ``thing`` is an instance of this Equinox class. Equinox need not be installed."""
     return any(
         c.__name__ == name and c.__module__.split(".")[0] == "equinox" for c in type(thing).__mro__
     )
 
 
 def read_equinox(module: Any, state: Any = None) -> Source:
-    """The layers of a module, with the running statistics of ``state``.
+    """Reads the layers of a module, with the running statistics in ``state``.
 
     Raises:
-        ValueError: there is a batch norm and no state.
+        ValueError: If there is a batch norm but no state.
     """
     layers: dict[Path, dict[str, Entry]] = {}
     for keys, node in jax.tree_util.tree_flatten_with_path(module, is_leaf=_is_special)[0]:
@@ -41,7 +41,7 @@ def _is_special(node: Any) -> bool:
 
 
 def _arrays_of(layer: Any, state: Any) -> dict[str, Any]:
-    """What PyTorch's layer has for those of ``layer``."""
+    """The arrays of ``layer`` with the names and layouts of the same layer in PyTorch."""
     weight, bias = layer.weight, layer.bias
     if is_equinox(layer, "BatchNorm"):
         mean, var = _running_stats(layer, state)
@@ -52,11 +52,11 @@ def _arrays_of(layer: Any, state: Any) -> dict[str, Any]:
 
 
 def _running_stats(layer: Any, state: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Those with which Equinox evaluates."""
+    """The running statistics that Equinox uses in evaluation."""
     if state is None:
         raise ValueError(
-            "a module of Equinox with batch norm must come with its state; got the module alone. Pass both, "
-            "(module, state), as equinox.nn.make_with_state returns them."
+            "an Equinox module with batch norm must come with its state; got the module alone. Pass "
+            "(module, state), as returned by equinox.nn.make_with_state."
         )
     if layer.mode == "ema":
         mean, var = state.get(layer.ema_state_index)
@@ -64,11 +64,11 @@ def _running_stats(layer: Any, state: Any) -> tuple[np.ndarray, np.ndarray]:
     mean, var = map(np.asarray, state.get(layer.batch_state_index))
     steps = int(state.get(layer.batch_counter))
     weight = np.asarray(1 - layer.momentum**steps if steps else 1.0, mean.dtype)
-    return mean / weight, var / weight  # as Equinox makes up for starting at zero
+    return mean / weight, var / weight  # Equinox corrects for the zero start in the same way
 
 
 def _turned(weight: Any, groups: int) -> np.ndarray:
-    """(out, in, H, W) of a transposed convolution as PyTorch's (in, out, H, W), whose window is turned."""
+    """Converts a transposed convolution from (out, in, H, W) to PyTorch's (in, out, H, W), window flipped."""
     out, inputs, *window = np.shape(weight)
     grouped = np.asarray(weight).reshape(groups, out // groups, inputs, *window).swapaxes(1, 2)
     turned = np.flip(grouped, tuple(range(3, grouped.ndim)))

@@ -1,4 +1,4 @@
-"""Files of arrays, read without executing anything that is in them."""
+"""Reads files of arrays without executing anything in them."""
 
 import json
 import math
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 _Value = TypeVar("_Value")
-# What pickles are called.
+# File suffixes of pickles.
 _PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
-# https://huggingface.co/docs/safetensors: the types of safetensors, in the names of NumPy and ml_dtypes.
+# The dtypes of safetensors (https://huggingface.co/docs/safetensors), as named in NumPy and ml_dtypes.
 _TYPES = {
     "BOOL": "bool",
     "BF16": "bfloat16",
@@ -29,30 +29,30 @@ _TYPES = {
 
 
 def read_file(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, by name.
+    """Reads the arrays of a file, by name.
 
     Raises:
-        ValueError: it is a pickle, of another kind, or damaged.
+        ValueError: If the file is a pickle, is of another unsupported type, or is damaged.
     """
     if path.suffix in _PICKLES:
         raise ValueError(
-            f"a file must be .safetensors or .npz; got {path.name}, a pickle, which can execute anything "
-            f"when it is read. If you trust it, pass torch.load(path, weights_only=True), or save it once "
-            f"with safetensors.torch.save_file."
+            f"a file must be .safetensors or .npz; got {path.name}, a pickle, which can execute arbitrary "
+            f"code when it is loaded. If you trust it, pass torch.load(path, weights_only=True), or save it "
+            f"once with safetensors.torch.save_file."
         )
     readers = {".safetensors": _safetensors, ".npz": _npz}
     if path.suffix not in readers:
         raise ValueError(
-            f"a file must be .safetensors or .npz, of arrays under PyTorch's names; got {path.name}. Read it "
-            f"yourself, and pass what is in it."
+            f"a file must be .safetensors or .npz, with arrays under PyTorch's names; got {path.name}. Load "
+            f"it yourself, and pass its contents."
         )
     with path.open("rb") as file:
         try:
             return readers[path.suffix](file)
-        except Exception as error:  # of NumPy, zipfile, zlib and json, which raise a dozen kinds
+        except Exception as error:  # NumPy, zipfile, zlib and json raise a dozen kinds
             raise ValueError(
-                f"{path.name} must be a whole file of {path.suffix[1:]}; got {path.stat().st_size} bytes "
-                f"that are not ({error}). Download or save it again."
+                f"{path.name} must be a complete {path.suffix[1:]} file; got {path.stat().st_size} bytes "
+                f"that cannot be read ({error}). Download or save it again."
             ) from error
 
 
@@ -62,7 +62,7 @@ def _npz(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def _safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
-    """The length of the header in 8 bytes, the header in JSON, and the arrays one after another."""
+    """Reads 8 bytes with the length of the header, the header in JSON, and the arrays one after another."""
     raw = memoryview(file.read())
     start = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(bytes(raw[8:start]), object_pairs_hook=_without_duplicates)
@@ -71,10 +71,10 @@ def _safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
     arrays = {name: _tensor(data, **entry) for name, entry in header.items()}
     for begin, its_end in sorted(entry["data_offsets"] for entry in header.values()):
         if begin != end:
-            raise ValueError(f"an array at byte {begin}, where the one before ends at {end}")
+            raise ValueError(f"an array starts at byte {begin}, but the one before ends at {end}")
         end = its_end
     if end != len(data):
-        raise ValueError(f"{len(data)} bytes for arrays that end at {end}")
+        raise ValueError(f"there are {len(data)} bytes of data, but the arrays end at {end}")
     return arrays
 
 
@@ -84,7 +84,7 @@ def _tensor(
     begin, end = data_offsets
     kind = jnp.dtype(_TYPES[dtype])
     if not 0 <= begin <= end <= len(data) or end - begin != math.prod(shape) * kind.itemsize:
-        raise ValueError("an array of another size than its shape")
+        raise ValueError("the size of an array does not match its shape")
     return np.frombuffer(data[begin:end], kind).reshape(shape)
 
 
@@ -92,6 +92,6 @@ def _without_duplicates(pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value
     found: dict[str, _Value] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name!r} twice")
+            raise ValueError(f"{name!r} occurs twice")
         found[name] = value
     return found

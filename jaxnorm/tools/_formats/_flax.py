@@ -1,4 +1,4 @@
-"""Variables of Linen and models of NNX, whose layers have one form."""
+"""Reads and writes Linen variables and NNX models, whose layers have the same form."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,26 +14,26 @@ _NNXModel = TypeVar("_NNXModel", bound=nnx.Module)
 _Values = Mapping[Path, Mapping[str, np.ndarray]]
 _Leaf = tuple[str, Path, str, Any]  # name, layer, role, value
 
-# Where NNX's wrappers keep what they know of a layer's parameters, and what it is of each.
+# Where NNX wrappers keep values for a layer's parameters, and the role of each value.
 _OF_WRAPPERS = {"scales": "scale", "gains": "gain"}
 
 
 def read_linen(variables: Mapping[str, Any]) -> Source:
-    """The layers of all collections: ``params/bn/scale`` and ``batch_stats/bn/mean`` are of one."""
+    """Reads the layers of all collections: ``params/bn/scale`` and ``batch_stats/bn/mean`` belong to one."""
     model = _model(_linen_leaves(variables))
     automatic = {path for path in model.layers if path and path[-1].startswith("ConvTranspose_")}
     return model._replace(transposed=frozenset(automatic))
 
 
 def write_linen(variables: _Variables, values: _Values) -> _Variables:
-    """The same tree with these values."""
+    """Returns the same tree with these values."""
     new = by_name(read_linen(variables), values)
     leaves = [_placed(new[name], leaf) for name, _, _, leaf in _linen_leaves(variables)]
     return jax.tree.unflatten(jax.tree.structure(variables), leaves)
 
 
 def read_nnx(model: nnx.Module) -> Source:
-    """The layers of a model; what is shared is where it is first found."""
+    """Reads the layers of a model; anything shared appears where it is found first."""
     transposed = {
         path_of(path)
         for path, module in nnx.iter_modules(model)
@@ -45,7 +45,7 @@ def read_nnx(model: nnx.Module) -> Source:
 
 
 def write_nnx(model: _NNXModel, values: _Values) -> _NNXModel:
-    """A copy of the model with these values. Random streams and options are those of the model."""
+    """Returns a copy of the model with these values. Random streams and options stay the same."""
     copy, new = nnx.clone(model), by_name(read_nnx(model), values)
     for name, _, _, variable in _nnx_leaves(copy):
         variable.set_raw_value(_placed(new[name], variable.get_raw_value()))
@@ -53,7 +53,7 @@ def write_nnx(model: _NNXModel, values: _Values) -> _NNXModel:
 
 
 def by_name(model: Source, values: _Values) -> dict[str, np.ndarray]:
-    """The values under the names of their entries."""
+    """The values by the names of their entries."""
     return {
         entry.name: values[path][slot]
         for path, layer in model.layers.items()
@@ -62,7 +62,7 @@ def by_name(model: Source, values: _Values) -> dict[str, np.ndarray]:
 
 
 def path_of(keys: Sequence[Any]) -> Path:
-    """A path in names. The one by which a wrapper holds its layer is left out: that is how it is stored."""
+    """The path as names, without the attribute in which a wrapper holds its layer."""
     return tuple(str(key) for key in keys if key != "layer_instance")
 
 
@@ -77,7 +77,7 @@ def _model(leaves: Iterator[_Leaf]) -> Source:
 
 
 def _linen_leaves(variables: Mapping[str, Any]) -> Iterator[_Leaf]:
-    """Each leaf, in the order of jax.tree."""
+    """Yields each leaf, in the order of jax.tree."""
     found = []
     for keys, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
         if isinstance(keys[-1], jax.tree_util.GetAttrKey):
@@ -88,9 +88,9 @@ def _linen_leaves(variables: Mapping[str, Any]) -> Iterator[_Leaf]:
     for names, leaf in found:
         _, *path, last = names
         *inside, role = last.split("/")
-        if inside:  # a wrapper's, named by the path of its weight
+        if inside:  # of a wrapper, named by the path of its weight
             role = f"{inside.pop()}/{role}"
-            # The wrapped layer is in the wrapper or beside it, or was made further up and handed down.
+            # The wrapped layer is in the wrapper or next to it, or was created further up and passed down.
             ends = [(*path[:end], *inside) for end in range(len(path), -1, -1)]
             path = next((end for end in ends if end in layers), path)
         yield "/".join(names), path_of(path), role, leaf
@@ -100,7 +100,7 @@ def _nnx_leaves(model: nnx.Module) -> Iterator[_Leaf]:
     for keys, variable in nnx.to_flat_state(nnx.state(model, _is_stored)):
         *path, last = keys
         role = str(last)
-        if isinstance(last, tuple):  # a wrapper's, by the path of its parameter
+        if isinstance(last, tuple):  # of a wrapper, by the path of its parameter
             kept_as = _OF_WRAPPERS.get(str(path.pop()))
             *inside, name, what = last if kept_as is None else (*last, kept_as)
             path, role = [*path, *inside], f"{name}/{what}"
@@ -108,12 +108,12 @@ def _nnx_leaves(model: nnx.Module) -> Iterator[_Leaf]:
 
 
 def _is_stored(path: Any, variable: Any) -> bool:
-    """Variables but those of random streams, which are the model's own."""
+    """Whether this is a variable other than those of random streams, which are the model's own."""
     return isinstance(variable, nnx.Variable) and not isinstance(variable, nnx.RngState)
 
 
 def _placed(value: np.ndarray, like: Any) -> Any:
-    """A copy, of the dtype of ``like`` and where that is."""
+    """A copy of ``value`` with the dtype and the devices of ``like``."""
     copied = np.array(value, like.dtype, order="C")
     if isinstance(like, np.ndarray):
         return copied

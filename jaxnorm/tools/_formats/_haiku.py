@@ -1,4 +1,4 @@
-"""Parameters and state of Haiku: two mappings of modules to arrays by name."""
+"""Reads Haiku's parameters and state: two mappings from modules to arrays by name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,10 @@ _STATISTICS = {"mean_ema": "mean", "var_ema": "var"}
 
 
 def read_haiku(params: Mapping[str, Any], state: Mapping[str, Any]) -> Source:
-    """The layers, whose kernels are laid out as Flax's.
+    """Reads the layers, whose kernels are laid out like Flax's.
 
-    Running statistics are the averages with which Haiku evaluates; what it calculates them from (``hidden``,
-    ``counter``) has no counterpart.
+    Running statistics are the averages that Haiku uses in evaluation. The values it computes them from
+    (``hidden``, ``counter``) have no counterpart.
     """
     layers: dict[Path, dict[str, Entry]] = {}
     for module, arrays in (*params.items(), *state.items()):
@@ -30,7 +30,7 @@ def read_haiku(params: Mapping[str, Any], state: Mapping[str, Any]) -> Source:
 
 
 def _as_in_flax(role: str, array: Any, module: str) -> Any:
-    """Vectors without the axes of size 1 that Haiku keeps; (out, in) of a transposed convolution swapped."""
+    """Drops the axes of size 1 that Haiku keeps in vectors; swaps (out, in) of a transposed convolution."""
     if role == "kernel":
         return array.swapaxes(-1, -2) if "transpose" in module else array
     is_vector = array.ndim > 1 and max(array.shape) == array.size

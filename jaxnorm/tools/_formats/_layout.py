@@ -1,4 +1,4 @@
-"""One array as PyTorch lays it out and as Flax does."""
+"""Converts an array between the layouts of PyTorch and Flax."""
 
 import math
 from typing import NamedTuple
@@ -11,14 +11,14 @@ Sizes = tuple[int, ...]
 
 
 class Layout(NamedTuple):
-    """What the arrays of a layer do not say."""
+    """Facts about a layer that its arrays do not show."""
 
-    transposed: bool = False  # a transposed convolution, whose kernel Flax does not turn round
-    channels: Sizes | None = None  # (C, H, W) of an input that PyTorch flattens, Flax as (H, W, C)
+    transposed: bool = False  # a transposed convolution whose kernel Flax does not flip
+    channels: Sizes | None = None  # (C, H, W) of an input that PyTorch flattens; Flax: (H, W, C)
 
 
 def to_flax(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarray:
-    """PyTorch's array for this slot of Flax's layer; one that does not fit comes as it is."""
+    """Converts PyTorch's array for this slot of Flax's layer; an array that does not fit is unchanged."""
     value, shape = found[slot].numpy(), wanted[slot].shape
     match slot.split("/"):
         case [name] if name == COUNT:
@@ -36,11 +36,11 @@ def to_flax(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarra
 
 
 def to_torch(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarray:
-    """Flax's array for this slot of PyTorch's layer."""
+    """Converts Flax's array for this slot of PyTorch's layer."""
     value, shape = found[slot].numpy(), wanted[slot].shape
     match slot.split("/"):
         case [name] if name == COUNT:
-            return value.max(initial=0)  # channels are counted together
+            return value.max(initial=0)  # all channels are counted together
         case [_, "g"]:
             return _of_sizes(value, shape)
         case [_, "u"]:
@@ -54,11 +54,11 @@ def to_torch(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarr
 
 
 def _kernel_from_torch(weight: np.ndarray, transposed: bool) -> np.ndarray:
-    """(out, in, H, W) to (H, W, in, out), of any rank; transposed convolutions have (in, out, H, W)."""
+    """Transposes (out, in, H, W) to (H, W, in, out), of any rank; (in, out, H, W) if ``transposed``."""
     if weight.ndim < 2:
         return weight
     window = tuple(range(2, weight.ndim))
-    if transposed:  # PyTorch's is the gradient of a convolution, which turns the window round
+    if transposed:  # PyTorch's is the gradient of a convolution, which flips the window
         return np.flip(weight, window).transpose(*window, 0, 1)
     return weight.transpose(*window, 1, 0)
 
@@ -73,7 +73,7 @@ def _kernel_to_torch(kernel: np.ndarray, transposed: bool) -> np.ndarray:
 
 
 def _of_inputs(layer: Layer, layout: Layout) -> Sizes | None:
-    """The sizes that vectors of Flax's layer have: a norm's are of its inputs, a bias is of the outputs."""
+    """The sizes of vectors in Flax's layer: norms have a value per input, a bias has one per output."""
     has_outputs = "weight" in layer and layer["weight"].role != "scale"
     return None if has_outputs else layout.channels
 
@@ -81,15 +81,15 @@ def _of_inputs(layer: Layer, layout: Layout) -> Sizes | None:
 def _with_channels(
     value: np.ndarray, sizes: Sizes | None, *, last: bool, keep: int = 0
 ) -> np.ndarray:
-    """With the channels last, or first, in what is flattened in all axes but ``keep`` at the end."""
+    """Moves channels last, or first, in the flattened axes: all axes but ``keep`` at the end."""
     if sizes is None:
         return value
     flat, kept = value.shape[: value.ndim - keep], value.shape[value.ndim - keep :]
     if math.prod(flat) != math.prod(sizes):
         raise ValueError(
             f"channels_last must give the sizes (C, H, W) of the inputs that PyTorch flattens; got {sizes}, "
-            f"of {math.prod(sizes)} elements, for a layer of {math.prod(flat)} inputs. Take them from the "
-            f"array that is flattened."
+            f"with {math.prod(sizes)} elements, for a layer with {math.prod(flat)} inputs. Use the sizes of "
+            f"the array that is flattened."
         )
     channels, *positions = sizes
     before = (channels, *positions) if last else (*positions, channels)
@@ -99,20 +99,20 @@ def _with_channels(
 
 
 def _of_sizes(value: np.ndarray, shape: Sizes) -> np.ndarray:
-    """In ``shape``, if that differs by axes of size 1 alone: PyTorch keeps them."""
+    """Reshapes to ``shape`` if only axes of size 1 differ, which PyTorch keeps."""
     same = [n for n in value.shape if n > 1] == [n for n in shape if n > 1]
     return value.reshape(shape) if same else value
 
 
 def _largest_gain(base: str, found: Layer, layout: Layout) -> np.ndarray:
-    """σ = u W v, which PyTorch does not store."""
+    """Computes σ = u W v, which PyTorch does not store."""
     u, v = (found[f"{base}/{name}"].numpy().astype(np.float64) for name in "uv")
     matrix = _as_matrix(found[base].numpy(), layout)
     return np.asarray(u @ matrix @ v) if matrix.shape == (*u.shape, *v.shape) else v
 
 
 def _direction_of_inputs(base: str, found: Layer, layout: Layout) -> np.ndarray:
-    """The direction v = u W, of length 1, which Flax does not store."""
+    """Computes the direction v = u W, with length 1, which Flax does not store."""
     u = found[f"{base}/u"].numpy().astype(np.float64)
     kernel = _with_channels(found[base].numpy(), layout.channels, last=False, keep=1)
     matrix = _as_matrix(_kernel_to_torch(kernel, layout.transposed), layout)
@@ -123,6 +123,6 @@ def _direction_of_inputs(base: str, found: Layer, layout: Layout) -> np.ndarray:
 
 
 def _as_matrix(weight: np.ndarray, layout: Layout) -> np.ndarray:
-    """PyTorch's weight, outputs against all others."""
+    """PyTorch's weight as a matrix: outputs by everything else."""
     outputs = np.moveaxis(weight, 1 if layout.transposed else 0, 0)
     return outputs.reshape(outputs.shape[0], -1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Which library a thing is of."""
+"""Recognizes the library that a source or target belongs to."""
 
 import os
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ from ._torch import read_torch, write_torch
 
 
 def read_source(source: Any) -> Source:
-    """Whatever arrays can be taken from.
+    """Reads the layers of ``source``, in any supported form.
 
     Raises:
-        ValueError: it is nothing that is known.
+        ValueError: If the form is not supported.
     """
     match source:
         case str() | os.PathLike():
@@ -35,17 +35,17 @@ def read_source(source: Any) -> Source:
         case nnx.Module() | Mapping():
             return read_like(source)
     raise ValueError(
-        f"source must be a state_dict, a .safetensors or .npz file, Linen's variables, an NNX model, Haiku's "
-        f"(params, state), or a module of Equinox or (module, state); got {type(source).__name__}. Of a "
-        f"model of PyTorch pass model.state_dict()."
+        f"source must be a state_dict, a .safetensors or .npz file, Linen variables, an NNX model, Haiku's "
+        f"(params, state), or an Equinox module or (module, state); got {type(source).__name__}. For a "
+        f"PyTorch model, pass model.state_dict()."
     )
 
 
 def read_like(like: Any) -> Source:
-    """What can be made: a ``state_dict``, variables of Linen, a model of NNX.
+    """Reads the layers of a target: a ``state_dict``, Linen variables, or an NNX model.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: If ``like`` is none of these.
     """
     match like:
         case nnx.Module():
@@ -55,13 +55,13 @@ def read_like(like: Any) -> Source:
         case Mapping():
             return read_torch(like)
     raise ValueError(
-        f"like must be Linen's variables (or their shapes, from jax.eval_shape), an NNX model, or PyTorch's "
-        f"state_dict; got {type(like).__name__}. It says what is to be made, and stays as it is."
+        f"like must be Linen variables (or their shapes, from jax.eval_shape), an NNX model, or a PyTorch "
+        f"state_dict; got {type(like).__name__}. Pass an example of the result; it is not modified."
     )
 
 
 def write(like: Any, values: Mapping[_source.Path, Mapping[str, np.ndarray]]) -> Any:
-    """A new thing of the kind of ``like``."""
+    """Makes a new object of the kind of ``like`` with these values."""
     if isinstance(like, nnx.Module):
         return write_nnx(like, values)
     if _is_linen(like):

@@ -1,4 +1,4 @@
-"""The form that every library's arrays are read into: layers by path, and what each array is for."""
+"""The common form of every library's arrays: layers by path, and the role of each array."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,22 +13,22 @@ Path: TypeAlias = tuple[str, ...]
 class Entry(NamedTuple):
     """One array of a layer."""
 
-    name: str  # as its library writes it
-    role: str  # in Flax's words, such as "kernel" or "scale"; PyTorch's "weight" may be any of them
-    leaf: Any  # an array, or what has the shape and the dtype of one
+    name: str  # as written by its library
+    role: str  # in Flax's terms, such as "kernel" or "scale"; PyTorch's "weight" may be any of them
+    leaf: Any  # an array, or an object with the shape and the dtype of one
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array."""
+        """The shape of the array."""
         return tuple(self.leaf.shape)
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the array; tensors of PyTorch have types of their own, with the names of NumPy's."""
+        """The dtype of the array. PyTorch tensors have types of their own, with the names of NumPy's."""
         return jnp.dtype(str(self.leaf.dtype).removeprefix("torch."))
 
     def numpy(self) -> np.ndarray:
-        """The array; NumPy has no bfloat16, so that of a tensor of PyTorch is widened, which is exact."""
+        """The array in NumPy. A PyTorch tensor of bfloat16, which NumPy lacks, is widened, which is exact."""
         if not hasattr(self.leaf, "detach"):
             return np.asarray(self.leaf)
         tensor = self.leaf.detach().cpu()
@@ -39,18 +39,18 @@ Layer: TypeAlias = Mapping[str, Entry]  # by slot
 
 
 class Source(NamedTuple):
-    """All layers of a model; in each, its arrays by slot.
+    """All layers of a model; each maps slots to arrays.
 
-    A slot is PyTorch's name for what an array is: ``weight``, ``bias``, ``running_mean``, and ``weight/g``
-    for what a wrapper keeps of a weight. Entries of one slot become one another.
+    A slot is PyTorch's name for the role of an array: ``weight``, ``bias``, ``running_mean``, or ``weight/g``
+    for what a wrapper keeps for a weight. Entries of the same slot are converted to each other.
     """
 
     layers: Mapping[Path, Layer]
-    is_torch: bool  # whether arrays are laid out as PyTorch's
-    transposed: frozenset[Path] = frozenset()  # layers that are known to be transposed convolutions
+    is_torch: bool  # whether arrays have PyTorch's layout
+    transposed: frozenset[Path] = frozenset()  # layers known to be transposed convolutions
 
 
-# Roles of Flax that have another name as a slot. One array of a layer is its "weight".
+# Roles in Flax that have another name as a slot. One array of a layer is its "weight".
 _WEIGHTS = ("weight", "kernel", "embedding", "scale")
 COUNT = "num_batches_tracked"
 _SLOTS = {"mean": "running_mean", "var": "running_var", "count": COUNT}
@@ -58,7 +58,7 @@ _OF_WRAPPERS = {"scale": "g", "u": "u", "sigma": "v"}
 
 
 def by_slot(roles: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The entries of a layer of Flax, under the slots of their roles."""
+    """The entries of a Flax layer, by the slots of their roles."""
     weight = next((role for role in _WEIGHTS if role in roles), None)
 
     def slot_of(role: str) -> str:
@@ -72,17 +72,17 @@ def by_slot(roles: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def parts_of(name: str) -> Path:
-    """The path that a name stands for, however its library joins it."""
+    """The path that a name stands for, with any library's separator."""
     return tuple(part for part in re.split(r"[./]", name) if part)
 
 
 def normal_form(path: Path) -> Path:
-    """The path with numbers by themselves: Linen calls the first of a list ``layers_0``."""
+    """The path with numbers split off: Linen calls the first layer of a list ``layers_0``."""
     return tuple(part for name in path for part in re.split(r"_(?=\d+$)", name))
 
 
 def some(items: Iterable[str], limit: int = 12, between: str = ", ") -> str:
-    """As many as a reader wants to see."""
+    """Joins the first ``limit`` items, and the number of those left out."""
     listed = list(items)
     rest = [f"and {len(listed) - limit} more"] if len(listed) > limit else []
     return between.join(listed[:limit] + rest)

@@ -1,4 +1,4 @@
-"""A ``state_dict`` of PyTorch: one flat mapping, in which dots join the names of layers."""
+"""Reads and writes a PyTorch ``state_dict``: a flat mapping in which dots join the names of layers."""
 
 import re
 from collections.abc import Mapping
@@ -9,25 +9,25 @@ import numpy as np
 
 from ._source import Entry, Path, Source
 
-# What stands in place of a normalized weight: with parametrizations, and with the wrappers before them,
-# whose "weight_v" is a direction of inputs in spectral norm and the weight itself in weight norm.
+# Keys that replace a normalized weight: with parametrizations, and with the older wrappers, where "weight_v"
+# is a direction of the inputs in spectral norm and the weight itself in weight norm.
 _PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.(\w+)\.(original[01]?|0\._[uv])")
 _SLOT = {"original": "", "original0": "/g", "original1": "", "0._u": "/u", "0._v": "/v"}
 _OLD = re.compile(r"(.*)_(g|v|u|orig)")
 
 
 def read_torch(state_dict: Mapping[str, Any]) -> Source:
-    """The layers of a ``state_dict``, in its order.
+    """Reads the layers of a ``state_dict``, in its order.
 
     Raises:
-        ValueError: a value is no array.
+        ValueError: If a value is not an array.
     """
     layers: dict[Path, dict[str, Entry]] = {}
     for key, leaf in state_dict.items():
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise ValueError(
                 f"a state_dict must map names to arrays; got {type(leaf).__name__} for {key!r}. Pass the "
-                f'part of a checkpoint that is one, as in checkpoint["state_dict"]; Linen\'s variables need '
+                f'part of a checkpoint that is one, as in checkpoint["state_dict"]; Linen variables need '
                 f'their collections, as in {{"params": params}}.'
             )
         path, slot = _place_of(key, state_dict)
@@ -36,7 +36,7 @@ def read_torch(state_dict: Mapping[str, Any]) -> Source:
 
 
 def write_torch(like: Source, values: Mapping[Path, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """A new ``state_dict`` with these values, in NumPy's types: bfloat16, which it lacks, becomes float32."""
+    """Makes a ``state_dict`` of NumPy arrays from these values; bfloat16, which NumPy lacks, becomes float32."""
     state_dict: dict[str, Any] = {}
     for path, layer in like.layers.items():
         for slot, entry in layer.items():
@@ -47,7 +47,7 @@ def write_torch(like: Source, values: Mapping[Path, Mapping[str, np.ndarray]]) -
 
 
 def _place_of(key: str, state_dict: Mapping[str, Any]) -> tuple[Path, str]:
-    """The layer that a key is of, and the slot in it."""
+    """The layer that a key belongs to, and the slot in it."""
     parametrized = _PARAMETRIZED.fullmatch(key)
     if parametrized:
         layer, name, part = parametrized.groups(default="")
