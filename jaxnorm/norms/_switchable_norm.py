@@ -104,12 +104,14 @@ def switchable_norm(
         (of_instances.mean, of_layer.mean, mean),
         (of_instances.var, of_layer.var, var),
     )
-    first, *others = means
-    _, *shares = _shares(mean_weights, "mean_weights", o.x.dtype)
-    # From the first mean on: equal means stay exactly equal, although rounded shares do not add up to 1.
-    mean = first + sum(share * (m - first) for share, m in zip(shares, others, strict=True))
-    shares = _shares(var_weights, "var_weights", o.x.dtype)
-    var = sum(share * v for share, v in zip(shares, variances, strict=True))
+    a, b, c = means
+    _, share_b, share_c = _shares(mean_weights, "mean_weights", o.x.dtype)
+    # Differences from the first: three equal means give exactly that mean, although rounded shares do not add
+    # up to 1.
+    mean = a + share_b * (b - a) + share_c * (c - a)
+    a, b, c = variances
+    share_a, share_b, share_c = _shares(var_weights, "var_weights", o.x.dtype)
+    var = share_a * a + share_b * b + share_c * c
     y = normalize(o.x, mean, var, *o.parameters, epsilon=epsilon, mask=o.mask)
     return y.astype(o.dtype), stats
 
