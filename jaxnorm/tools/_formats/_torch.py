@@ -36,7 +36,7 @@ def read_torch(state_dict: Mapping[str, Any]) -> Source:
 
 
 def write_torch(like: Source, values: Mapping[Path, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """Makes a ``state_dict`` of NumPy arrays from these values; bfloat16 becomes float32, as NumPy has none."""
+    """Makes a ``state_dict`` of NumPy arrays from these values; bfloat16 becomes float32 (NumPy has none)."""
     state_dict: dict[str, Any] = {}
     for path, layer in like.layers.items():
         for slot, entry in layer.items():
