@@ -95,7 +95,7 @@ def act_norm_inverse(
         >>> import jax.numpy as jnp, jaxnorm as jn
         >>> log_scale, bias = jnp.array([0.5]), jnp.array([3.0])
         >>> y, _ = jn.act_norm(jnp.array([[7.0]]), log_scale, bias)
-        >>> print(jn.act_norm_inverse(y, log_scale, bias).round(3))
+        >>> print(jn.act_norm_inverse(y, log_scale, bias).round())
         [[7.]]
     """
     given = {"log_scale": log_scale, "bias": bias}
