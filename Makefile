@@ -70,6 +70,9 @@ accelerators: ## compile every norm and Flax's for TPUs and GPUs, without these 
 	$(MAKE) .venv-gpu/gpu.done VENV=.venv-gpu
 	.venv-tpu/bin/python -m benchmarks.accelerators tpu --write
 	.venv-gpu/bin/python -m benchmarks.accelerators gpu --write
+	.venv-tpu/bin/python -m benchmarks.tracing --target v5e --write
+	.venv-gpu/bin/python -m benchmarks.tracing --target h100 --write
+	.venv-gpu/bin/python -m benchmarks.tracing --readme
 
 clean:
 	rm -rf $(VENV) .venv-tpu .venv-gpu build dist site

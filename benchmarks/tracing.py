@@ -9,8 +9,11 @@ medians over rounds in which both libraries take turns.
 """
 
 import math
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -135,6 +138,21 @@ def eager(library: Library, name: str) -> float:
     return statistics.median(samples)
 
 
+def importing(rounds: int) -> float:
+    """Seconds of CPU time for `import jaxnorm` once jax is imported, with byte code as pip installs it."""
+    code = (
+        "import time, jax; began = time.process_time(); import jaxnorm; "
+        "print(time.process_time() - began)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        env = {**os.environ, "PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
+        command = [sys.executable, "-c", code]
+        _, *times = (  # the first run writes the byte code
+            float(subprocess.check_output(command, env=env)) for _ in range(rounds + 1)
+        )
+    return statistics.median(times)
+
+
 def rows(rounds: int, target: str | None) -> Iterator[dict[str, Any]]:
     """Yields the figures of each program with both libraries, as medians over `rounds` rounds."""
     ours, flax = ({name: (f, a) for name, f, a in steps(of)} for of in ("jaxnorm", "Flax"))
@@ -175,7 +193,10 @@ def table(found: dict[str, Any]) -> str:
 
     lines = [[row["program"], *(cell(row, kind) for kind in kinds)] for row in found["rows"]]
     header = ["ours / Flax's (Flax's)", *kinds[:3], "equations of the jaxpr", "lines of StableHLO"]
-    return f"{found['machine']}; {found['versions']}\n\n{markdown(header, lines)}"
+    heading = f"{found['machine']}; {found['versions']}"
+    if "import" in found:
+        heading += f"; `import jaxnorm` after `import jax`: {1000 * found['import']:.0f} ms"
+    return f"{heading}\n\n{markdown(header, lines)}"
 
 
 def section(stored: list[dict[str, Any]]) -> str:
@@ -192,11 +213,13 @@ def main(options: Options) -> None:
     if options.target and (problem := targets.missing(targets.platform(options.target))):
         sys.exit(problem)
     compiler = "" if options.target is None else f"compiled for {options.target} on "
-    found = {
+    found: dict[str, Any] = {
         "machine": compiler + machine_used(),
         "versions": versions_used(),
         "rows": [*rows(options.rounds, options.target)],
     }
+    if options.target is None:
+        found["import"] = importing(options.rounds)
     print(table(found))
     if options.write:
         results.keep("-".join(filter(None, ("tracing", options.target))), found)
