@@ -10,7 +10,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.nnx.variablelib import is_array_ref
 from flax.typing import PromoteDtypeFn
-from jax import lax
+from jax.lax import stop_gradient
 from jax.typing import DTypeLike
 
 from ..core._arguments import check_flag
@@ -100,4 +100,4 @@ def store(variable: nnx.Variable, value: jax.Array) -> None:
 
     Array references cannot hold values under differentiation, so gradients are stopped for them.
     """
-    variable[...] = lax.stop_gradient(value) if is_array_ref(variable.get_raw_value()) else value
+    variable[...] = stop_gradient(value) if is_array_ref(variable.get_raw_value()) else value

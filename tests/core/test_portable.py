@@ -144,6 +144,10 @@ def test_onnx(layer: str) -> None:
     """jax2onnx converts portable norms, and ONNX Runtime computes the same values."""
     jax2onnx = pytest.importorskip("jax2onnx", reason="jax2onnx is not installed")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    try:  # jax2onnx 0.17 reads internals that jax 0.12 no longer has
+        jax2onnx.to_onnx(jax.jit(jnp.tanh), [jax.ShapeDtypeStruct(X.shape, X.dtype)])
+    except AttributeError as error:
+        pytest.skip(f"jax2onnx does not work with jax {jax.__version__}: {error}")
     if layer == "network":
         network = Network()
         variables = network.init(jax.random.key(0), X)

@@ -331,7 +331,7 @@ def test_oversized_download_stops(serve: Serve, cache: Path) -> None:
         except OSError:
             pass  # the client has disconnected, as it must
 
-    words = f"must hold {len(PACKED):,} bytes", f"; {data.CHUNK_BYTES:,} came;"
+    words = f"must have {len(PACKED):,} bytes", f"; got {data.CHUNK_BYTES:,};"
     assert_fails(describe(serve(answer)), cache, *words)
 
 

@@ -135,7 +135,7 @@ def test_what_is_raised_is_in_the_table() -> None:
         AssertionError, match=r"vmap +ValueError: axis_name must name axes"
     ) as raised:
         tools.assert_parity(f, jn.init_running_stats(3), {"x": X})
-    assert "bound here: 'batch'" in str(raised.value)
+    assert "bound here are: 'batch'" in str(raised.value)
 
 
 @pytest.mark.parametrize(
