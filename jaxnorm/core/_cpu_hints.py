@@ -47,7 +47,7 @@ def read_separately(x: jax.Array) -> jax.Array:
 
 def _divided_by_one(small: jax.Array, *after: jax.Array) -> jax.Array:
     """Divides ``small`` by a one that XLA does not recognize, and that depends on ``after`` if given."""
-    one, two = (jnp.ones((), small.dtype) * n for n in (1, 2))
+    one, two = (jnp.asarray(n, small.dtype) for n in (1, 2))
     if not after:
         return small / jnp.where(small != small, two, one)  # half a NaN is NaN
     return small / jnp.where((after[0] == after[0]) | (after[0] != after[0]), one, two)

@@ -85,9 +85,9 @@ def _inverse_root(variance: jax.Array) -> jax.Array:
 
 @_inverse_root.defjvp
 def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The derivative, -gain³ / 2, in factors: gain³ leaves the range of float32 long before the gain does.
+    """Multiplies by -gain³ / 2 in steps, because gain³ leaves the range of float32 long before the gain does.
 
-    It reads the gain alone. That of jax's rsqrt divides by the variance, which is four more kernels on a CPU.
+    It reads only the gain: nothing of the variance is computed again for the backward pass.
     """
     gain = _inverse_root(*primals)
     return gain, -(tangents[0] * gain) * gain * (gain / 2)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from flax import struct
 
+from examples import cifar10
 from examples.cifar10 import resumed
 from examples.runs import Run, RunError
 
@@ -207,6 +208,16 @@ def test_killed_at_any_moment(kills: int, run: Run) -> None:
         np.testing.assert_array_equal(restored.array, state(last).array)
         assert len(run.metrics(last)) <= last + 1
     assert last > 3 or kills == 1
+
+
+def test_a_file_that_cannot_be_read(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command prints one line that names the file, and returns 1."""
+    path = run.folder / "config.json"
+    path.unlink()
+    path.mkdir()
+    assert cifar10.main(["train", "--resume", "--name", run.name, "--runs", str(run.root)]) == 1
+    assert "error: " in (error := capsys.readouterr().err)
+    assert str(path) in error.replace("\n", "")
 
 
 def test_the_folder_of_runs_is_a_file(tmp_path: Path) -> None:

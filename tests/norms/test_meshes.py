@@ -143,3 +143,19 @@ def test_small_arrays_need_not_be_split(name: str, axis: int) -> None:
     assert types[0] == types[1]
     for ours, theirs in zip(numbers(got), numbers(want), strict=True):
         assert_close(np.asarray(ours), np.float64(theirs), 5e-5)
+
+
+@pytest.mark.parametrize("spec", [P("b", None), P(None, "b")], ids=str)
+def test_whitening_statistics_keep_their_sharding(spec: P) -> None:
+    """Split statistics give the values of one device, and stay split, whatever the sharding of x."""
+    x = draw(np.random.default_rng(2), (16, 4), "float32")
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    run = jax.jit(partial(jn.iterative_whitening, training=True))
+    want = run(x, jn.init_whitening(4))
+    with jax.set_mesh(mesh):
+        specs = jn.WhiteningStats(P(spec[1]), spec)
+        stats = jn.WhiteningStats(*map(jax.device_put, jn.init_whitening(4), specs))
+        got = run(jax.device_put(x, P("a", "b")), stats)
+        assert [jax.typeof(a).sharding.spec for a in got[1]] == [*specs]
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert_close(np.asarray(ours), np.float64(theirs), 2e-5)

@@ -1,5 +1,6 @@
 """Well-known properties of these norms, which need no reference implementation."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -228,6 +229,14 @@ def test_switchable_norm_with_all_weight_on_one_is_that_one(which: int) -> None:
     )[which]
     close(y, expected)
     close(jn.switchable_norm(x, stats, weights, weights, training=False)[0], expected)
+
+
+def test_switchable_norm_of_constant_input_is_zero() -> None:
+    """The weighted mean of three equal means is that mean exactly, for any weights."""
+    norm = jax.jit(partial(jn.switchable_norm, training=True, epsilon=1e-30))
+    x, stats = jnp.full((2, 3, 3, 4), 3.0), jn.init_running_stats(4)
+    for weights in np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32):
+        np.testing.assert_array_equal(norm(x, stats, weights, weights)[0], 0)
 
 
 def test_no_epsilon_and_nothing_to_divide_by() -> None:
