@@ -153,9 +153,9 @@ def test_whitening_statistics_keep_their_sharding(spec: P) -> None:
     run = jax.jit(partial(jn.iterative_whitening, training=True))
     want = run(x, jn.init_whitening(4))
     with jax.set_mesh(mesh):
-        specs = jn.WhiteningStats(P(spec[1]), spec)
+        specs = P(spec[1]), spec
         stats = jn.WhiteningStats(*map(jax.device_put, jn.init_whitening(4), specs))
         got = run(jax.device_put(x, P("a", "b")), stats)
-        assert [jax.typeof(a).sharding.spec for a in got[1]] == [*specs]
+        assert [jax.typeof(a).sharding.spec for a in got[1]] == list(specs)
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert_close(np.asarray(ours), np.float64(theirs), 2e-5)
