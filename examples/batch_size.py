@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
-from matplotlib.ticker import PercentFormatter
 
 from jaxnorm import tools
 
@@ -158,7 +157,7 @@ def draw(found: dict[str, dict[str, list[float]]], title: str, path: Path) -> No
     axes.set_xscale("log", base=2)
     axes.set_xticks(all_sizes, [str(size) for size in all_sizes])
     axes.set_xlabel("Images in a training batch")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    report.percents(axes.yaxis)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     report.save(figure, path)
 

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from matplotlib.ticker import PercentFormatter
 
 from . import cifar10, data, report
 from .experiment import OnImages, Rows, main, mean_and_range
@@ -130,7 +129,7 @@ def draw(found: Any, title: str, path: Path) -> None:
             lows, highs = zip(*((min(s), max(s)) for s in shares.values()), strict=True)
             axes.plot(places, means, style, marker=marker, color=colour, label=network)
             axes.fill_between(places, lows, highs, color=colour, alpha=0.15, lw=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        report.percents(axes.yaxis)
         axes.set_ylabel("Held-out accuracy")
         axes.set_xlabel(
             "Factor of the initial kernels" if what == "scale" else "Convolutions after the stem"

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 
 from jaxnorm import tools
 
@@ -265,7 +264,7 @@ def draw_looks(looks: list[dict[str, float]], title: str, path: Path) -> None:
         values = [look[key] for look in looks]
         right.plot(steps, values, "-o", color=colour, label=label)
     right.set_ylabel("Accuracy on 2,048 held-out images")
-    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    report.percents(right.yaxis)
     right.legend(frameon=False, loc="lower right")
     for axes in (left, right):
         axes.set_xscale("log")
@@ -301,7 +300,7 @@ def draw_averages(averages: dict[str, float], title: str, path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlabel("Training images that the statistics are estimated from")
     axes.set_ylabel("Held-out accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    report.percents(axes.yaxis)
     axes.legend(frameon=False, loc="lower right")
     report.save(figure, path)
 
@@ -313,7 +312,7 @@ def draw_swaps(swaps: dict[str, float], title: str, path: Path) -> None:
     bars = axes.barh(names, [swaps[name] for name in names], color=report.BLUE)
     axes.bar_label(bars, [f"{swaps[name]:.1%}" for name in names], padding=3)
     axes.grid(visible=False)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    report.percents(axes.xaxis)
     axes.set_xlabel("Held-out accuracy")
     report.save(figure, path)
 
@@ -334,7 +333,7 @@ def draw_parts(parts: dict[str, dict[str, float]], title: str, path: Path) -> No
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_xlabel("Parts of a batch")
     axes.set_ylabel("Held-out accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    report.percents(axes.yaxis)
     axes.legend(frameon=False, loc="lower left")
     report.save(figure, path)
 

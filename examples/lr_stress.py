@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 import optax
-from matplotlib.ticker import PercentFormatter
 from rich.progress import track
 
 from jaxnorm import tools
@@ -184,7 +183,7 @@ def draw(found: dict[str, list[dict[str, list[Any]]]], title: str, path: Path) -
         for i, run in enumerate(found["batch"]):
             right.plot(run["at"], run[key], color=colour, lw=1.3, label=None if i else label)
     right.set_ylabel("Accuracy on 512 held-out images")
-    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    report.percents(right.yaxis)
     right.legend(frameon=False, loc="lower center")
     for axes in (left, right):
         axes.set_xscale("log")

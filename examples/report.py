@@ -11,7 +11,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.axis import Axis
+from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 # Okabe and Ito's colours, distinguishable in greyscale and for the colour-blind.
@@ -149,6 +150,14 @@ def save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
+def percents(axis: Axis) -> None:
+    """Labels an axis of shares in percent. The labels are exact, and none is above 100 %."""
+    axis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(
+        lambda share, _: f"{round(100 * share, 6):g}%" if share < 1 + 1e-9 else ""
+    )
+
+
 def _of_accuracy(axes: Axes) -> None:
     axes.set_ylabel("Accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percents(axes.yaxis)

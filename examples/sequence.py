@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.ticker import PercentFormatter
 from rich.progress import track
 
 from jaxnorm import linen as jnl, tools
@@ -278,7 +277,7 @@ def draw(found: dict[str, dict[str, list[list[float]]]], title: str, path: Path)
             axes.fill_between(epochs, lows, highs, color=colour, alpha=0.12, lw=0)
         axes.set_xlabel("Epoch (lines: means, bands: range over seeds)")
         axes.set_ylabel("Held-out accuracy")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        report.percents(axes.yaxis)
     panels[0].legend(title="norm", frameon=False, loc="lower right")
     report.save(figure, path)
 

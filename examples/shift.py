@@ -23,7 +23,6 @@ from typing import Any, ClassVar, TypeAlias
 
 import jax
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 
 from jaxnorm import tools
 
@@ -181,7 +180,7 @@ def draw(found: Found, title: str, path: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.grid(visible=False)
     axes.grid(axis="x", color="#dddddd")
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    report.percents(axes.xaxis)
     axes.set_xlabel("Accuracy")
     axes.legend(title="statistics", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     report.save(figure, path)

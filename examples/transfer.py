@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 
 from jaxnorm import tools
 
@@ -184,7 +183,7 @@ def draw(found: dict[str, dict[str, list[float]]], title: str, path: Path) -> No
             axes.plot(shares[name], [row] * len(shares[name]), "o", color=report.ORANGE, ms=4)
             axes.text(0.02, row, f"{statistics.mean(shares[name]):.1%}", color="white", va="center")
         axes.grid(visible=False)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        report.percents(axes.xaxis)
         axes.set_xlabel("Held-out accuracy (points: seeds)")
     report.save(figure, path)
 

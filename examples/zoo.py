@@ -16,7 +16,6 @@ from typing import Any, ClassVar, get_args
 
 import jax
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 from rich.progress import track
 
 from . import cifar10, data, report
@@ -124,7 +123,7 @@ def draw(found: dict[str, Any], title: str, path: Path) -> None:
     left.barh(names, [statistics.mean(run["accuracy"]) for _, run in runs], color=report.BLUE)
     for row, (_, run) in zip(rows, runs, strict=True):
         left.plot(run["accuracy"], [row] * len(run["accuracy"]), "o", color=report.ORANGE, ms=3)
-    left.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    report.percents(left.xaxis)
     left.set_xlabel("Held-out accuracy")
     right.barh(names, [run["milliseconds"] for _, run in runs], color=report.GREY)
     right.set_xlabel("Milliseconds")

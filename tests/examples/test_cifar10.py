@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib import image
+from matplotlib import image, pyplot as plt
 
-from examples import cifar10, measure, models
+from examples import cifar10, measure, models, report
 from examples.data import load
 from jaxnorm import linen as jnl
 from tests.selecting import thorough_but
@@ -82,6 +82,23 @@ def test_a_run_leaves_what_it_promises(trained: tuple[Path, str]) -> None:
         pixels = image.imread(runs / "whole" / picture)
         assert pixels.shape[1] > 1000
         assert pixels.std() > 0.05
+
+
+@pytest.mark.parametrize("limits", [(0.84, 1.03), (0.1, 0.5), (0.0, 1.0), (0.74, 0.748)])
+def test_labels_in_percent(limits: tuple[float, float]) -> None:
+    """Axes are labelled with the exact values, at most 100 %."""
+    figure, axes = report.new_figure("", "")
+    axes.set_ylim(*limits)
+    report.percents(axes.yaxis)
+    figure.canvas.draw()
+    ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+    labels = {tick: text.get_text() for tick, text in ticks if text.get_text()}
+    assert len(labels) >= 3
+    for tick, label in labels.items():
+        percent = float(label.removesuffix("%"))
+        assert percent == pytest.approx(100 * tick)
+        assert percent <= 100
+    plt.close(figure)
 
 
 def test_eval_repeats_the_measurement(trained: tuple[Path, str]) -> None:
