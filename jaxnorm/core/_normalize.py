@@ -12,7 +12,6 @@ from ._activation import map_activated
 from ._cpu_hints import materialize, materialize_as
 from ._derivative_of import with_derivative_of
 from ._elementwise import Elementwise
-from ._portable import is_portable
 from ._precision import upcast
 
 
@@ -46,8 +45,8 @@ def normalize(
     if not isinstance(epsilon, numbers.Real) or float(epsilon) < tiny:
         # If all values are equal and there is no epsilon, x - mean is 0 and stays 0.
         variance = jnp.where(variance == 0, 1, variance)
-    gain = 1 / jnp.sqrt(variance) if is_portable() else _inverse_root(variance)
-    gain = gain.astype(x.dtype)
+    # Not rsqrt: its derivative, variance^(-3/2), leaves the range of float32 long before the variance does.
+    gain = (1 / jnp.sqrt(variance)).astype(x.dtype)
     mean = None if mean is None else mean.astype(x.dtype)
     scale, bias = (None if a is None else materialize_as(x.dtype, a) for a in (scale, bias))
     residual = None if residual is None else residual.astype(x.dtype)
@@ -76,21 +75,6 @@ def normalize(
     offset = bias - gain * (mean - center)
     (offset,) = with_derivative_of([bias], [offset])
     return finish(_affine, center, gain, offset)
-
-
-@jax.custom_jvp
-def _inverse_root(variance: jax.Array) -> jax.Array:
-    return lax.rsqrt(variance)
-
-
-@_inverse_root.defjvp
-def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Multiplies by -gain³ / 2 in steps, because gain³ leaves the range of float32 long before the gain does.
-
-    It reads only the gain: nothing of the variance is computed again for the backward pass.
-    """
-    gain = _inverse_root(*primals)
-    return gain, -(tangents[0] * gain) * gain * (gain / 2)
 
 
 def _scaled(x: jax.Array, *gains: jax.Array) -> tuple[jax.Array]:
