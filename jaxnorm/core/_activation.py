@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ._cpu_hints import rounded
 from ._elementwise import Elementwise
 from ._precision import promoted_dtype
 from ._reduce import map_elementwise
@@ -50,7 +51,7 @@ def _then(f: Elementwise, activation: str | None, *, adds: bool) -> Elementwise:
         return f
 
     def activated(*operands: jax.Array) -> tuple[jax.Array]:
-        y = f(*operands[:-1])[0] + operands[-1] if adds else f(*operands)[0]
+        y = rounded(f(*operands[:-1])[0]) + operands[-1] if adds else f(*operands)[0]
         return (y if act is None else act(y),)
 
     return activated

@@ -45,12 +45,27 @@ def read_separately(x: jax.Array) -> jax.Array:
     return x if is_portable() else _apart.bind(x)
 
 
+def rounded(product: jax.Array) -> jax.Array:
+    """Returns ``product``, to be rounded before anything is added to it: XLA:CPU never contracts the two.
+
+    If it contracts them in one loop and not in another, the last bit of y depends on the loop; `materialize`
+    says what goes wrong then. LLVM 22, in jax 0.12, forgets to contract where it interleaves 8 channels or
+    fewer.
+    """
+    return product if is_portable() else _rounded.bind(product)
+
+
 def _divided_by_one(small: jax.Array, *after: jax.Array) -> jax.Array:
     """Divides ``small`` by a one that XLA does not recognize, and that depends on ``after`` if given."""
     one, two = (jnp.asarray(n, small.dtype) for n in (1, 2))
     if not after:
         return small / jnp.where(small != small, two, one)  # half a NaN is NaN
     return small / jnp.where((after[0] == after[0]) | (after[0] != after[0]), one, two)
+
+
+def _nan_or_itself(a: jax.Array) -> jax.Array:
+    """Returns ``a`` through a select that neither XLA nor LLVM removes, or moves an addition across."""
+    return a if jnp.iscomplexobj(a) else jnp.where(a == a, a, jnp.nan)
 
 
 def _itself(a: jax.Array, *_: jax.Array) -> jax.Array:
@@ -94,4 +109,5 @@ def _identity(
 
 _held = _identity("norm_held", lax.optimization_barrier)
 _apart = _identity("norm_read_apart", None, differentiated=_held)
+_rounded = _identity("norm_rounded", _nan_or_itself)
 _stored = _identity("norm_stored", _divided_by_one, of_tangents=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._activation import map_activated
-from ._cpu_hints import materialize, materialize_as
+from ._cpu_hints import materialize, materialize_as, rounded
 from ._derivative_of import with_derivative_of
 from ._elementwise import Elementwise
 from ._precision import upcast
@@ -83,7 +83,7 @@ def _scaled(x: jax.Array, *gains: jax.Array) -> tuple[jax.Array]:
 
 def _scaled_and_shifted(x: jax.Array, *gains_and_bias: jax.Array) -> tuple[jax.Array]:
     *gains, bias = gains_and_bias
-    return (lax.add(_scaled(x, *gains)[0], bias),)
+    return (lax.add(rounded(_scaled(x, *gains)[0]), bias),)
 
 
 def _normalized(x: jax.Array, mean: jax.Array, gain: jax.Array) -> tuple[jax.Array]:
@@ -93,13 +93,13 @@ def _normalized(x: jax.Array, mean: jax.Array, gain: jax.Array) -> tuple[jax.Arr
 def _normalized_then_affine(
     x: jax.Array, mean: jax.Array, gain: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array]:
-    return (lax.add(lax.mul(lax.mul(lax.sub(x, mean), gain), scale), bias),)
+    return (lax.add(rounded(lax.mul(lax.mul(lax.sub(x, mean), gain), scale)), bias),)
 
 
 def _affine(
     x: jax.Array, center: jax.Array, gain: jax.Array, offset: jax.Array
 ) -> tuple[jax.Array]:
-    return (lax.add(lax.mul(lax.sub(x, center), gain), offset),)
+    return (lax.add(rounded(lax.mul(lax.sub(x, center), gain)), offset),)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, axes_of_instances, complement
+from ..core._cpu_hints import rounded
 from ..core._moments import reduce_moments
 from ..core._pool import Moments, pool
 from ..core._precision import check_real
@@ -100,7 +101,7 @@ def evo_norm_b0(
         m = pool_over_devices(pool(instances, 0), axis_name, axis_index_groups)
         stats, var = update_running_stats(stats, m, momentum=momentum, unbiased=unbiased), m.var
     slope, *of_features = o.parameters
-    line = slope * o.x + root(instances.var + epsilon)
+    line = rounded(slope * o.x) + root(instances.var + epsilon)
     divisor = jnp.maximum(root(var.astype(o.x.dtype) + epsilon), line)
     y = o.x / jnp.where(divisor == 0, 1, divisor)
     return affine(y, *of_features).astype(o.dtype), stats

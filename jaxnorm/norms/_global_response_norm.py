@@ -9,6 +9,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, axes_of_instances, complement
+from ..core._cpu_hints import rounded
 from ..core._moments import reduce_moments_about_zero
 from ..core._public import public
 from ..core._residuals import rematerialized
@@ -66,7 +67,7 @@ def global_response_norm(
     length = root(m.var * m.count)
     typical = length.mean(o.features, keepdims=True) + epsilon
     share = length / jnp.where(typical == 0, 1, typical)
-    return (o.x + affine(o.x * share, *o.parameters)).astype(o.dtype)
+    return (o.x + rounded(affine(o.x * share, *o.parameters))).astype(o.dtype)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ..core._arguments import FINITE, Number, is_integer
 from ..core._axes import Axes, one_axis
+from ..core._cpu_hints import rounded
 from ..core._explained import explained
 from ..core._moments import broadcast_mask
 from ..core._pool import abs_square
@@ -97,6 +98,6 @@ def _divided(
     x = readable(upcast(x), mask, 0)
     counted = x if mask is None else jnp.where(mask, x, 0)
     energy = lax.reduce_window(abs_square(counted), 0.0, lax.add, window, (1,) * x.ndim, padding)
-    base = k + alpha / size * energy
+    base = k + rounded(alpha / size * energy)
     gain = jnp.where(base == 0, 1, base) ** -beta  # zeros stay zeros if k is 0
     return x * gain.astype(x.dtype)

@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..core._arguments import checked
 from ..core._axes import Axes, canonical_axes, feature_shape
-from ..core._explained import explained
+from ..core._cpu_hints import rounded
 from ..core._precision import arithmetic_dtype, result_dtype
+from ..core._public import public
+from ..core._residuals import rematerialized_if_differentiated
 
 
-@explained
-@checked
+@public
+@rematerialized_if_differentiated
 def modulate(
     x: jax.Array,
     scale: jax.Array | None = None,
@@ -64,7 +65,7 @@ def modulate(
     if scale is not None:
         y = y * scale.astype(wide)
     if bias is not None:
-        y = y + bias.astype(wide)
+        y = rounded(y) + bias.astype(wide)
     return y.astype(y_dtype)
 
 

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from ..core._arguments import check_scalar
 from ..core._axes import Axes, broadcast_parameter, canonical_axes
-from ..core._cpu_hints import materialize_as
+from ..core._cpu_hints import materialize_as, rounded
 from ..core._moments import broadcast_mask
 from ..core._precision import arithmetic_dtype, result_dtype
 
@@ -72,7 +72,7 @@ def readable(x: jax.Array, mask: jax.Array | None, instead: jax.Array | int) -> 
 def affine(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
     """Returns y · scale + bias, skipping a scale or bias of None."""
     y = y if scale is None else y * scale
-    return y if bias is None else y + bias
+    return y if bias is None else rounded(y) + bias
 
 
 def root(a: jax.Array) -> jax.Array:
