@@ -28,11 +28,17 @@ from .norms._batch_norm_of_domain import (
     stats_of_domain as stats_of_domain,
     with_stats_of_domain as with_stats_of_domain,
 )
-from .norms._batch_renorm import batch_renorm as batch_renorm
+from .norms._batch_renorm import (
+    batch_renorm as batch_renorm,
+    batch_renorm_inference as batch_renorm_inference,
+)
 from .norms._conv_spectral_norm import conv_spectral_norm as conv_spectral_norm
 from .norms._derf import derf as derf
 from .norms._dynamic_tanh import dynamic_tanh as dynamic_tanh
-from .norms._evo_norm_b0 import evo_norm_b0 as evo_norm_b0
+from .norms._evo_norm_b0 import (
+    evo_norm_b0 as evo_norm_b0,
+    evo_norm_b0_inference as evo_norm_b0_inference,
+)
 from .norms._evo_norm_s0 import evo_norm_s0 as evo_norm_s0
 from .norms._filter_response_norm import filter_response_norm as filter_response_norm
 from .norms._global_response_norm import global_response_norm as global_response_norm
@@ -41,7 +47,10 @@ from .norms._instance_norm import (
     instance_norm as instance_norm,
     tracked_instance_norm as tracked_instance_norm,
 )
-from .norms._iterative_whitening import iterative_whitening as iterative_whitening
+from .norms._iterative_whitening import (
+    iterative_whitening as iterative_whitening,
+    iterative_whitening_inference as iterative_whitening_inference,
+)
 from .norms._l2_normalize import l2_normalize as l2_normalize
 from .norms._layer_norm import layer_norm as layer_norm
 from .norms._local_response_norm import local_response_norm as local_response_norm
@@ -67,7 +76,10 @@ from .norms._spectral_norm import (
     init_spectral_norm as init_spectral_norm,
     spectral_norm as spectral_norm,
 )
-from .norms._switchable_norm import switchable_norm as switchable_norm
+from .norms._switchable_norm import (
+    switchable_norm as switchable_norm,
+    switchable_norm_inference as switchable_norm_inference,
+)
 from .norms._weight_norm import weight_norm as weight_norm
 from .norms._weight_standardization import weight_standardization as weight_standardization
 from .norms._whitening_stats import (

@@ -41,7 +41,8 @@ def pattern(shape: tuple[int, ...]) -> np.ndarray:
 X = _normal(*SHAPE, mean=0.5, std=1.5)
 MASK = pattern(SHAPE)
 POSITIONS = MASK[..., :1]  # the same for all channels
-MASKS = {"iterative_whitening": POSITIONS}  # all other functions accept MASK
+MASKS = dict.fromkeys(("iterative_whitening", "iterative_whitening_inference"), POSITIONS)
+"""Masks of functions that do not accept MASK."""
 STATS = jn.RunningStats(
     *(jnp.array(a, jnp.float32) for a in ([0.3, -0.2, 1.0, -3.0], [1.0, 2.0, 4.0, 0.1]))
 )
@@ -61,23 +62,22 @@ INPUTS: dict[str, Any] = {
     "reduction_axes": (0, 1, 2),
     "alpha": np.float32(0.8),
     "shift": np.float32(0.3),
-    "training": True,
     "running_share": 0.25,
     "size": 3,
     **{name: _positive(FEATURES) for name in ("scale", "gain", "v", "query_scale", "key_scale")},
     **{name: _normal(FEATURES) for name in ("bias", "log_scale", "threshold")},
     **{name: _normal(3) for name in ("mean_weights", "var_weights")},
 }
+_WHITENING = jn.WhiteningStats(
+    jnp.asarray(_normal(FEATURES)), jnp.asarray(_normal(FEATURES, FEATURES))
+)
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "ada_layer_norm": {"scale": _normal(4, FEATURES), "shift": _normal(4, FEATURES)},
     "conv_spectral_norm": {"kernel": _normal(3, 3, 2, 3)},
     "evo_norm_s0": {"num_groups": 2},
     "group_norm": {"num_groups": 2},
-    "iterative_whitening": {
-        "stats": jn.WhiteningStats(
-            jnp.asarray(_normal(FEATURES)), jnp.asarray(_normal(FEATURES, FEATURES))
-        )
-    },
+    "iterative_whitening": {"stats": _WHITENING},
+    "iterative_whitening_inference": {"stats": _WHITENING},
     "magnitude_preserving": {"gain": np.float32(3.0)},
     "modulate": {"scale": _normal(4, FEATURES), "bias": _normal(4, FEATURES)},
     "scale_norm": {"scale": np.float32(3.0)},

@@ -205,6 +205,21 @@ def mean_only_batch_norm_inference(
     return (_affine(x - mean, None, bias, feature_axes),)
 
 
+def batch_renorm_inference(
+    x: Array,
+    stats: Any,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-3,
+    mask: Array = None,
+) -> Leaves:
+    """Batch norm with the running statistics; a masked NaN reads as the mean."""
+    options = {"feature_axes": feature_axes, "epsilon": epsilon, "mask": mask}
+    return batch_norm_inference(x, stats, scale, bias, **options)
+
+
 def evo_norm_b0(
     x: Array,
     stats: Any,
@@ -212,7 +227,6 @@ def evo_norm_b0(
     scale: Array = None,
     bias: Array = None,
     *,
-    training: bool,
     feature_axes: Any = -1,
     momentum: float | None = 0.9,
     epsilon: float = 1e-3,
@@ -221,17 +235,32 @@ def evo_norm_b0(
 ) -> Leaves:
     """Liu et al. (2020)."""
     batch = oracle.moments(x, complement(feature_axes, x.ndim), mask)
-    instance = oracle.moments(x, _positions(x, feature_axes), mask)
-    var = batch.var if training else _along(stats[1], x, feature_axes)
-    line = _along(v, x, feature_axes) * x + np.sqrt(instance.var + epsilon)
-    y = _affine(x / np.maximum(np.sqrt(var + epsilon), line), scale, bias, feature_axes)
-    if not training:
-        return (y, *_present(stats))
+    y = _evo_norm_b0(x, batch.var, v, scale, bias, feature_axes, epsilon, mask)
     return (y, *update_running_stats(stats, batch, momentum=momentum, unbiased=unbiased))
 
 
-def _present(stats: Any) -> Leaves:
-    return tuple(a for a in stats if a is not None)
+def evo_norm_b0_inference(
+    x: Array,
+    stats: Any,
+    v: Array,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-3,
+    mask: Array = None,
+) -> Leaves:
+    """The running variance replaces that of the batch."""
+    var = _along(stats[1], x, feature_axes)
+    return (_evo_norm_b0(x, var, v, scale, bias, feature_axes, epsilon, mask),)
+
+
+def _evo_norm_b0(
+    x: Array, var: Array, v: Array, scale: Array, bias: Array, axes: Any, epsilon: float, mask: Any
+) -> Any:
+    instance = oracle.moments(x, _positions(x, axes), mask)
+    line = _along(v, x, axes) * x + np.sqrt(instance.var + epsilon)
+    return _affine(x / np.maximum(np.sqrt(var + epsilon), line), scale, bias, axes)
 
 
 def switchable_norm(
@@ -242,7 +271,6 @@ def switchable_norm(
     scale: Array = None,
     bias: Array = None,
     *,
-    training: bool,
     feature_axes: Any = -1,
     momentum: float | None = 0.9,
     epsilon: float = 1e-5,
@@ -250,19 +278,48 @@ def switchable_norm(
 ) -> Leaves:
     """Instance, layer and batch norm, each from its own definition."""
     batch = oracle.moments(x, complement(feature_axes, x.ndim), mask)
+    weights = mean_weights, var_weights
+    y = _switchable_norm(x, batch[:2], weights, scale, bias, feature_axes, epsilon, mask)
+    return (y, *update_running_stats(stats, batch, momentum=momentum))
+
+
+def switchable_norm_inference(
+    x: Array,
+    stats: Any,
+    mean_weights: Array,
+    var_weights: Array,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-5,
+    mask: Array = None,
+) -> Leaves:
+    """The running statistics replace those of the batch."""
+    batch, weights = [_along(a, x, feature_axes) for a in stats[:2]], (mean_weights, var_weights)
+    return (_switchable_norm(x, batch, weights, scale, bias, feature_axes, epsilon, mask),)
+
+
+def _switchable_norm(
+    x: Array,
+    batch: Any,
+    weights: Any,
+    scale: Array,
+    bias: Array,
+    axes: Any,
+    epsilon: float,
+    mask: Any,
+) -> Any:
     kinds = [
-        oracle.moments(x, _positions(x, feature_axes), mask),
+        oracle.moments(x, _positions(x, axes), mask),
         oracle.moments(x, tuple(range(1, x.ndim)), mask),
-        batch if training else [_along(a, x, feature_axes) for a in stats[:2]],
+        batch,
     ]
-    shares = [np.exp(w) / np.exp(w).sum() for w in (mean_weights, var_weights)]
+    shares = [np.exp(w) / np.exp(w).sum() for w in weights]
     mean, var = (
         sum(share * kind[i] for share, kind in zip(shares[i], kinds, strict=True)) for i in (0, 1)
     )
-    y = _affine((x - mean) / np.sqrt(var + epsilon), scale, bias, feature_axes)
-    if not training:
-        return (y, *_present(stats))
-    return (y, *update_running_stats(stats, batch, momentum=momentum))
+    return _affine((x - mean) / np.sqrt(var + epsilon), scale, bias, axes)
 
 
 def iterative_whitening(
@@ -271,7 +328,6 @@ def iterative_whitening(
     scale: Array = None,
     bias: Array = None,
     *,
-    training: bool,
     steps: int = 5,
     feature_axes: Any = -1,
     momentum: float | None = 0.9,
@@ -280,24 +336,36 @@ def iterative_whitening(
 ) -> Leaves:
     """Huang et al. (2019), algorithm 1; the matrix is averaged, and without rows nothing changes."""
     assert momentum is not None
-    last = np.moveaxis(x, feature_axes, -1)
-    mean, matrix = stats
     counted = np.broadcast_to(_or_all(mask), x.shape)
-    rows = last[np.moveaxis(counted, feature_axes, -1)[..., 0]]
-    if training and len(rows):
-        mean = rows.mean(0)
-        covariance = np.cov(rows, rowvar=False, bias=True) + epsilon * np.eye(len(mean))
-        unit, p = covariance / np.trace(covariance), np.eye(len(mean))
+    rows = np.moveaxis(x, feature_axes, -1)[np.moveaxis(counted, feature_axes, -1)[..., 0]]
+    own, moved = stats, stats
+    if len(rows):
+        covariance = np.cov(rows, rowvar=False, bias=True) + epsilon * np.eye(rows.shape[-1])
+        unit, p = covariance / np.trace(covariance), np.eye(rows.shape[-1])
         for _ in range(steps):
             p = (3 * p - p @ p @ p @ unit) / 2
-        matrix = p / np.sqrt(np.trace(covariance))
-        moved = (
-            momentum * a + (1 - momentum) * b for a, b in zip(stats, (mean, matrix), strict=True)
-        )
-    else:
-        moved = stats
+        own = rows.mean(0), p / np.sqrt(np.trace(covariance))
+        moved = (momentum * a + (1 - momentum) * b for a, b in zip(stats, own, strict=True))
+    (y,) = iterative_whitening_inference(x, own, scale, bias, feature_axes=feature_axes)
+    return (y, *moved)
+
+
+def iterative_whitening_inference(
+    x: Array,
+    stats: Any,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    mask: Array = None,
+) -> Leaves:
+    """Applies the running matrix; a masked NaN reads as the mean."""
+    mean, matrix = stats
+    last = np.moveaxis(x, feature_axes, -1)
+    counted = np.moveaxis(np.broadcast_to(_or_all(mask), x.shape), feature_axes, -1)
+    last = np.where(counted | np.isfinite(last), last, mean)
     y = np.moveaxis((last - mean) @ matrix, -1, feature_axes)
-    return (_affine(y, scale, bias, feature_axes), *moved)
+    return (_affine(y, scale, bias, feature_axes),)
 
 
 # --- each example --------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ class Asked(NamedTuple):
 
     def options(self, function: Callable[..., Any]) -> Fields:
         """The keyword arguments of ``function`` that are fields of the module or arguments of the call."""
-        known = {**self.fields, "mask": self.mask, "training": self.training}
+        known = {**self.fields, "mask": self.mask}
         if "axis" in known:
             known["feature_axes"] = known["axis"]
         return {n: known[n] for n in inspect.signature(function).parameters if n in known}
@@ -86,22 +86,13 @@ def plain(function: Callable[..., Any], *names: str) -> Reference:
     )
 
 
-def tracking(function: Callable[..., Any], *names: str) -> Reference:
-    """A function of x, running statistics and these variables that takes ``training``."""
-
-    def answer(a: Asked) -> Answer:
-        y, stats = function(a.x, a.stats, *a.named(*names), **a.options(function))
-        return y, kept(stats) if a.training else {}
-
-    return answer
-
-
 def modes(train: Callable[..., Any], evaluate: Callable[..., Any], *names: str) -> Reference:
     """A function for training, which updates the running statistics, and another for evaluation."""
 
     def answer(a: Asked) -> Answer:
         if a.training:
-            return tracking(train, *names)(a)
+            y, stats = train(a.x, a.stats, *a.named(*names), **a.options(train))
+            return y, kept(stats)
         return evaluate(a.x, a.stats, *a.named(*names), **a.options(evaluate)), {}
 
     return answer
@@ -132,7 +123,7 @@ def batch_renorm(a: Asked) -> Answer:
     limits = {n: a.fields[n] for n in ("rmax", "dmax")}
     limits = {n: limit(steps) if callable(limit) else limit for n, limit in limits.items()}
     a = a._replace(fields=a.fields | limits)
-    y, updated = modes(jn.batch_renorm, jn.batch_norm_inference, "scale", "bias")(a)
+    y, updated = modes(jn.batch_renorm, jn.batch_renorm_inference, "scale", "bias")(a)
     return y, {**updated, "steps": steps + 1} if a.training else {}
 
 
@@ -413,7 +404,7 @@ ROWS: dict[str, Row] = {
         lambda fields, n: (jnp.int32(fields["num_domains"] - 1),),
     ),
     "DynamicTanh": Row(plain(jn.dynamic_tanh, "alpha", "scale", "bias")),
-    "EvoNormB0": Row(tracking(jn.evo_norm_b0, "v", "scale", "bias")),
+    "EvoNormB0": Row(modes(jn.evo_norm_b0, jn.evo_norm_b0_inference, "v", "scale", "bias")),
     "EvoNormS0": Row(
         plain(jn.evo_norm_s0, "v", "scale", "bias"), {"num_groups": 2}, ONE_AXIS, split=1
     ),
@@ -428,7 +419,7 @@ ROWS: dict[str, Row] = {
     "GroupNorm": Row(plain(jn.group_norm, "scale", "bias"), {"num_groups": 2}, ONE_AXIS, split=1),
     "InstanceNorm": Row(instance_norm, {"track_running_stats": True}, split=1),
     "IterativeWhitening": Row(
-        tracking(jn.iterative_whitening, "scale", "bias"),
+        modes(jn.iterative_whitening, jn.iterative_whitening_inference, "scale", "bias"),
         values={**ONE_AXIS, "momentum": (0.5,), "steps": (3,)},
         mask=POSITIONS,
     ),
@@ -474,7 +465,11 @@ ROWS: dict[str, Row] = {
         dense(spectral_norm), values={"n_steps": (3, None, 0), "update_stats": (False,)}
     ),
     "SwitchableNorm": Row(
-        tracking(jn.switchable_norm, "mean_weights", "var_weights", "scale", "bias")
+        modes(
+            jn.switchable_norm,
+            jn.switchable_norm_inference,
+            *("mean_weights", "var_weights", "scale", "bias"),
+        )
     ),
     "WeightNorm": Row(
         of_weight(jn.weight_norm, "scale"), values={**OF_WEIGHTS, "feature_axes": (0, None)}

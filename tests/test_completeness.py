@@ -48,13 +48,17 @@ ORACLES = {
     "batch_norm": "tests/norms/test_batch_norm.py",
     "batch_norm_adapted": "tests/norms/test_zoo_facts.py",
     "batch_norm_inference": "tests/norms/test_batch_norm.py",
+    "batch_renorm_inference": "tests/norms/test_zoo_facts.py",
     "conv_spectral_norm": "tests/norms/test_weights.py",
+    "evo_norm_b0_inference": "tests/norms/test_zoo_facts.py",
     "forced_magnitude": "tests/norms/test_weights.py",
+    "iterative_whitening_inference": "tests/norms/test_zoo_facts.py",
     "local_response_norm": "tests/norms/test_local_response.py",
     "magnitude_preserving": "tests/norms/test_weights.py",
     "mean_only_batch_norm_inference": "tests/norms/test_zoo_facts.py",
     "scaled_weight_standardization": "tests/norms/test_weights.py",
     "spectral_norm": "tests/norms/test_spectral_norm.py",
+    "switchable_norm_inference": "tests/norms/test_zoo_facts.py",
     "tracked_instance_norm": "tests/norms/test_tracked_instance.py",
 }
 # Running statistics that are tested outside tests/norms/test_zoo_state.py.
@@ -67,7 +71,11 @@ BY_THEMSELVES = {"MagnitudePreserving", "Reparameterized", "ScaledWeightStandard
 # Norms without a row in the tables of the pages, and the norm whose row leads to them.
 IN_THE_REFERENCE = {
     "act_norm_inverse": "act_norm",
+    "batch_renorm_inference": "batch_renorm",
+    "evo_norm_b0_inference": "evo_norm_b0",
+    "iterative_whitening_inference": "iterative_whitening",
     "mean_only_batch_norm_inference": "mean_only_batch_norm",
+    "switchable_norm_inference": "switchable_norm",
 }
 # Classes that get_norm does not name, and what a model would have to pass to them.
 UNNAMED = {

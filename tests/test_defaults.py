@@ -50,11 +50,13 @@ FUNCTIONS: dict[str, Fields] = {
     "batch_norm_adapted": {"epsilon": 1e-5},
     "batch_norm_inference": {"epsilon": 1e-5},
     "batch_renorm": {"epsilon": 1e-3, "momentum": 0.99, "rmax": 3.0, "dmax": 5.0},  # paper, Keras
+    "batch_renorm_inference": {"epsilon": 1e-3},
     "combine": {},
     "conv_spectral_norm": {"n_steps": 1, "padding": "SAME", "strides": (1, 1)},
     "derf": {"alpha": 0.5, "shift": 0.0},  # paper
     "dynamic_tanh": {"alpha": 0.5},  # paper
     "evo_norm_b0": {"epsilon": 1e-3, "momentum": 0.9},  # timm, with momentum 0.1 there
+    "evo_norm_b0_inference": {"epsilon": 1e-3},
     "evo_norm_s0": {"epsilon": 1e-5, "num_groups": 32},  # paper, timm
     "filter_response_norm": {"epsilon": 1e-6},  # paper
     "forced_magnitude": {"epsilon": 1e-4},  # EDM2
@@ -66,6 +68,7 @@ FUNCTIONS: dict[str, Fields] = {
     "init_whitening": {},
     "instance_norm": {"epsilon": 1e-6},  # Flax
     "iterative_whitening": {"epsilon": 1e-5, "momentum": 0.9, "steps": 5},  # paper: momentum 0.1
+    "iterative_whitening_inference": {},
     "l2_normalize": {"epsilon": 1e-12},  # Flax's helper
     "layer_norm": {"epsilon": 1e-6},  # Flax
     "local_response_norm": {"alpha": 1e-4, "beta": 0.75, "k": 1.0},  # PyTorch
@@ -84,6 +87,7 @@ FUNCTIONS: dict[str, Fields] = {
     "spectral_norm": {"epsilon": 1e-12, "n_steps": 1},  # paper, Flax
     "stats_of_domain": {},
     "switchable_norm": {"epsilon": 1e-5, "momentum": 0.9},  # the authors' code
+    "switchable_norm_inference": {"epsilon": 1e-5},
     "tracked_instance_norm": {"epsilon": 1e-6, "momentum": 0.99},
     "update_running_stats": {"momentum": 0.99},
     "weight_norm": {"epsilon": 1e-12},  # Flax

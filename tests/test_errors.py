@@ -690,10 +690,6 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "epsilon, array": (train(epsilon=np.array(-1e3)), bad_epsilon("-1000.0")),
     # flags
     "flag": (train(unbiased="abc"), no_flag("unbiased", "'abc'")),
-    "flag, mode": (
-        lambda: jn.evo_norm_b0(X, STATS, X[0, 0], training="abc"),  # pyright: ignore[reportArgumentType]
-        no_flag("training", "'abc'"),
-    ),
     "flag, layer": (layer(use_bias=1), no_flag("use_bias", "1")),
     "flag, call": (
         lambda: jnl.LayerNorm(use_scale=None).init(KEY, X),  # pyright: ignore[reportArgumentType]

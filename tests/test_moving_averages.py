@@ -29,8 +29,6 @@ def moved(name: str, old: Any, weight: float) -> list[Any]:
         updated = jn.update_running_stats(stats, jn.moments(X, 0), momentum=weight)
         return [updated.mean, updated.var]
     given = {k: v for k, v in arguments(name).items() if k in ("mean_weights", "var_weights")}
-    if name in ("evo_norm_b0", "switchable_norm", "iterative_whitening"):
-        given["training"] = True
     if name == "evo_norm_b0":
         given["v"] = jnp.ones(1)
     if name == "iterative_whitening":

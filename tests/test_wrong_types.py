@@ -39,7 +39,7 @@ MORE: dict[str, dict[str, Any]] = {
     },
 }
 # Flags are read like any condition in Python.
-FLAGS = {"cumulative", "training", "unbiased"}
+FLAGS = {"cumulative", "unbiased"}
 # None means JAX's default dtype, no name, or no term to add; in a pair, one may be missing.
 MAY_BE_NONE = {
     ("ada_layer_norm", "scale"),

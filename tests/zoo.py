@@ -169,9 +169,7 @@ ZOO: dict[str, Zoo] = {
         ((), _C, _C),
     ),
     "evo_norm_b0": Zoo(
-        lambda x, *more, **mask: jn.evo_norm_b0(
-            x, _stats(), *more, training=True, epsilon=EPSILON, **mask
-        )[0],
+        lambda x, *more, **mask: jn.evo_norm_b0(x, _stats(), *more, epsilon=EPSILON, **mask)[0],
         _evo_b0,
         (_C, _C, _C),
     ),
@@ -192,7 +190,7 @@ ZOO: dict[str, Zoo] = {
     ),
     "iterative_whitening": Zoo(
         lambda x, *affine, **mask: jn.iterative_whitening(
-            x, jn.init_whitening(4), *affine, training=True, epsilon=EPSILON, **mask
+            x, jn.init_whitening(4), *affine, epsilon=EPSILON, **mask
         )[0],
         _whitened,
         (_C, _C),
@@ -245,9 +243,7 @@ ZOO: dict[str, Zoo] = {
         ((),),
     ),
     "switchable_norm": Zoo(
-        lambda x, *more, **mask: jn.switchable_norm(
-            x, _stats(), *more, training=True, epsilon=EPSILON, **mask
-        )[0],
+        lambda x, *more, **mask: jn.switchable_norm(x, _stats(), *more, epsilon=EPSILON, **mask)[0],
         _switchable,
         ((3,), (3,), _C, _C),
     ),

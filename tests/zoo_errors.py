@@ -135,7 +135,7 @@ DOMAINS = jn.init_running_stats((2, 4))
 
 def whitened(**options: Any) -> Callable[[], Any]:
     """A deferred call of `iterative_whitening`."""
-    return lambda: jn.iterative_whitening(X, jn.init_whitening(4), training=True, **options)
+    return lambda: jn.iterative_whitening(X, jn.init_whitening(4), **options)
 
 
 def complex_values(norm: str, instead: str) -> str:
@@ -160,13 +160,13 @@ REAL_ONLY: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "derf": (lambda: jn.derf(COMPLEX), "layer_norm"),
     "evo_norm_b0": (
-        lambda: jn.evo_norm_b0(COMPLEX, STATS, jnp.ones(4), training=True),
+        lambda: jn.evo_norm_b0(COMPLEX, STATS, jnp.ones(4)),
         "batch_norm",
     ),
     "evo_norm_s0": (lambda: jn.evo_norm_s0(COMPLEX, jnp.ones(4), num_groups=2), "group_norm"),
     "filter_response_norm": (lambda: jn.filter_response_norm(COMPLEX), "instance_norm"),
     "iterative_whitening": (
-        lambda: jn.iterative_whitening(COMPLEX, jn.init_whitening(4), training=True),
+        lambda: jn.iterative_whitening(COMPLEX, jn.init_whitening(4)),
         "batch_norm",
     ),
 }
@@ -201,7 +201,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "whitening, average": (whitened(momentum=None), NO_AVERAGE),
     "whitening, mask": (whitened(mask=jnp.ones(4, bool)), MASKED_CHANNELS),
     "whitening, stats": (
-        lambda: jn.iterative_whitening(X, None, training=True),  # pyright: ignore[reportArgumentType]
+        lambda: jn.iterative_whitening(X, None),  # pyright: ignore[reportArgumentType]
         NO_WHITENING_STATS,
     ),
     "whitening, axes": (
@@ -248,7 +248,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         not_of_examples("bias", "(6, 2, 4)"),
     ),
     "switchable, weights": (
-        lambda: jn.switchable_norm(X, STATS, jnp.ones(2), jnp.ones(3), training=True),
+        lambda: jn.switchable_norm(X, STATS, jnp.ones(2), jnp.ones(3)),
         THREE_WEIGHTS,
     ),
     "conv_spectral_norm, image": (

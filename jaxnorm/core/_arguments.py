@@ -124,7 +124,7 @@ NUMBERS: Mapping[str, Number | Count] = {
     "kernel_size": Count("All convolutions of the layer use it."),
 }
 FLAGS = {
-    *("training", "unbiased", "cumulative"),
+    *("unbiased", "cumulative"),
     *("use_scale", "use_bias", "use_gain", "use_threshold", "track_running_stats"),
     *("use_fast_variance", "force_float32_reductions", "error_on_non_matrix"),
     *("has_aux", "partial", "affine", "layer_by_layer", "progress"),

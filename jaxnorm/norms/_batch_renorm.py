@@ -16,7 +16,7 @@ from ..core._moments import reduce_moments
 from ..core._normalize import normalize
 from ..core._precision import check_real
 from ..core._public import public
-from ..core._residuals import rematerialized
+from ..core._residuals import rematerialized, rematerialized_if_differentiated
 from ..core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ._batch_norm import batch_norm_inference
 from ._operands import operands
@@ -52,7 +52,7 @@ def batch_renorm(
 
     μ and σ² are batch statistics, μ̄ and s̄ are running values. No gradient flows through r and d. With
     rmax = 1 and dmax = 0 this is batch norm; where nothing is clipped, y equals the output of
-    `batch_norm_inference`, which is used in evaluation.
+    `batch_renorm_inference`.
 
     Args:
         x: activations of any rank and any integer or floating dtype.
@@ -73,7 +73,8 @@ def batch_renorm(
         dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
-        ``y``, with the shape of ``x``, and updated RunningStats, with the shapes and dtypes of ``stats``.
+        ``y``, with the shape of ``x``, and updated RunningStats, with the shapes and dtypes of ``stats``. For
+        evaluation, use `batch_renorm_inference`.
 
     Raises:
         ValueError: If a shape, axis, mask, dtype, epsilon or momentum is invalid.
@@ -83,7 +84,7 @@ def batch_renorm(
         >>> x = 2 + 3 * jax.random.normal(jax.random.key(0), (16, 8))  # a small batch
         >>> stats = jn.RunningStats(mean=jnp.full(8, 2.0), var=jnp.full(8, 9.0))
         >>> y, _ = jn.batch_renorm(x, stats)
-        >>> print(jnp.allclose(y, jn.batch_norm_inference(x, stats, epsilon=1e-3), atol=1e-5))
+        >>> print(jnp.allclose(y, jn.batch_renorm_inference(x, stats), atol=1e-5))
         True
     """
     check_real("batch_renorm", "batch_norm", x, scale, bias)
@@ -113,13 +114,58 @@ def batch_renorm(
     return y.astype(o.dtype), moved._replace(var=var)
 
 
+@public
+@rematerialized_if_differentiated
+def batch_renorm_inference(
+    x: jax.Array,
+    stats: RunningStats,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    epsilon: float = 1e-3,
+    mask: jax.Array | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Batch renorm in evaluation: `batch_norm_inference` with the default epsilon of `batch_renorm`.
+
+        y = (x - mean) / sqrt(var + ε) · scale + bias
+
+    Args:
+        x: activations of any rank and any integer or floating dtype; computed in float32 or wider.
+        stats: running statistics with the shape of the feature axes.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
+        epsilon: ε, added to the variance; zero or positive.
+        mask: boolean or integer, broadcastable to ``x``; a masked NaN or infinity is treated as the mean, so
+            it does not affect gradients.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
+
+    Returns:
+        ``y``, with the shape of ``x``.
+
+    Raises:
+        ValueError: If a shape, axis, mask, dtype or epsilon is invalid.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = jn.RunningStats(mean=jnp.array([10.0]), var=jnp.array([4.0]))
+        >>> print(jn.batch_renorm_inference(jnp.array([[10.0], [12.0]]), stats, epsilon=0.0).squeeze())
+        [0. 1.]
+    """
+    check_real("batch_renorm_inference", "batch_norm_inference", x, scale, bias)
+    options = {"feature_axes": feature_axes, "epsilon": epsilon, "mask": mask, "dtype": dtype}
+    return batch_norm_inference(x, stats, scale, bias, **options)
+
+
 PAPERS_RMAX = Ramp(5_000, 40_000, 1.0, 3.0)
 PAPERS_DMAX = Ramp(5_000, 25_000, 0.0, 5.0)
 
 
 @dataclass(kw_only=True, eq=False)
 class BatchRenormRecipe(Affine, Tracked):
-    """Recipe for a `batch_renorm` layer; in evaluation it applies `batch_norm_inference`."""
+    """Recipe for a `batch_renorm` layer; in evaluation it applies `batch_renorm_inference`."""
 
     epsilon: float = 1e-3
     """Added to the variance."""
@@ -142,7 +188,7 @@ class BatchRenormRecipe(Affine, Tracked):
         }
         stats, affine, steps = stats_of(variables), scale_and_bias(variables), variables["steps"]
         if call.evaluating:
-            return batch_norm_inference(x, stats, *affine, **options), {}
+            return batch_renorm_inference(x, stats, *affine, **options), {}
         limits = {
             name: limit(steps) if callable(limit) else limit
             for name, limit in (("rmax", self.rmax), ("dmax", self.dmax))

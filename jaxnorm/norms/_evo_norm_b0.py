@@ -41,7 +41,6 @@ def evo_norm_b0(
     scale: jax.Array | None = None,
     bias: jax.Array | None = None,
     *,
-    training: bool,
     feature_axes: Axes = -1,
     momentum: float | jax.Array | None = 0.9,
     epsilon: float = 1e-3,
@@ -51,12 +50,12 @@ def evo_norm_b0(
     axis_index_groups: AxisIndexGroups | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, RunningStats]:
-    """EvoNorm-B0: divides by the larger of the batch deviation and a linear function of x.
+    """EvoNorm-B0 in training: divides by the larger of the batch deviation and a linear function of x.
 
         y = x / max(sqrt(σ² + ε), v x + sqrt(σ_i² + ε)) · scale + bias
 
-    σ² is the batch variance, or the running variance in evaluation; σ_i² is the variance of each channel of
-    each example. The norm includes the nonlinearity, so no activation follows it.
+    σ² is the batch variance; σ_i² is the variance of each channel of each example. The norm includes the
+    nonlinearity, so no activation follows it.
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype, batch axis first.
@@ -66,8 +65,6 @@ def evo_norm_b0(
         v: learned coefficient of ``x``, with the shape of the feature axes.
         scale: γ, with the shape of the feature axes; None means 1.
         bias: β, with the shape of the feature axes; None means 0.
-        training: True normalizes with the batch variance and updates ``stats``; False normalizes with
-            ``stats`` and returns it unchanged.
         feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
         momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally.
         epsilon: ε, added to the variances; zero or positive.
@@ -78,7 +75,8 @@ def evo_norm_b0(
         dtype: dtype of ``y``; None means the dtype that ``x`` and the parameters promote to.
 
     Returns:
-        ``y``, with the shape of ``x``, and updated RunningStats, with the shapes and dtypes of ``stats``.
+        ``y``, with the shape of ``x``, and updated RunningStats, with the shapes and dtypes of ``stats``. For
+        evaluation, use `evo_norm_b0_inference`.
 
     Raises:
         ValueError: If a shape, axis, mask, dtype, epsilon or momentum is invalid.
@@ -87,24 +85,79 @@ def evo_norm_b0(
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
         >>> x = jax.random.normal(jax.random.key(0), (8, 16, 16, 4))
         >>> stats = jn.init_running_stats(4)
-        >>> y, stats = jn.evo_norm_b0(x, stats, jnp.ones(4), training=True, momentum=0.0)
-        >>> again, _ = jn.evo_norm_b0(x, stats, jnp.ones(4), training=False)
-        >>> print(jnp.allclose(y, again, atol=1e-5))
+        >>> y, stats = jn.evo_norm_b0(x, stats, jnp.ones(4), momentum=0.0)
+        >>> print(jnp.allclose(y, jn.evo_norm_b0_inference(x, stats, jnp.ones(4)), atol=1e-5))
         True
     """
     check_real("evo_norm_b0", "batch_norm", x, v, scale, bias)
     given = {"v": v, "scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
-    _, var = broadcast_running_stats(stats, o.x, o.features)
+    broadcast_running_stats(stats, o.x, o.features)
     instances = _moments_of_instances(o)
-    if training:
-        m = pool_over_devices(pool(instances, 0), axis_name, axis_index_groups)
-        stats, var = update_running_stats(stats, m, momentum=momentum, unbiased=unbiased), m.var
+    m = pool_over_devices(pool(instances, 0), axis_name, axis_index_groups)
+    y = _divided(o, m.var, instances.var, epsilon)
+    return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
+
+
+@public
+@rematerialized
+def evo_norm_b0_inference(
+    x: jax.Array,
+    stats: RunningStats,
+    v: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    epsilon: float = 1e-3,
+    mask: jax.Array | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """EvoNorm-B0 in evaluation: the running variance replaces that of the batch.
+
+        y = x / max(sqrt(var + ε), v x + sqrt(σ_i² + ε)) · scale + bias
+
+    σ_i² is the variance of each channel of each example.
+
+    Args:
+        x: activations of rank 2 or more and any integer or floating dtype, batch axis first.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        stats: running statistics with the shape of the feature axes. The mean is not used.
+        v: learned coefficient of ``x``, with the shape of the feature axes.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
+        epsilon: ε, added to the variances; zero or positive.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in σ_i².
+        dtype: dtype of ``y``; None means the dtype that ``x`` and the parameters promote to.
+
+    Returns:
+        ``y``, with the shape of ``x``.
+
+    Raises:
+        ValueError: If a shape, axis, mask, dtype or epsilon is invalid.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = jn.RunningStats(mean=jnp.zeros(1), var=jnp.array([4.0]))
+        >>> x = jnp.array([[[1.0], [1.0]]])  # one constant example
+        >>> print(jn.evo_norm_b0_inference(x, stats, jnp.ones(1), epsilon=0.0).squeeze())
+        [0.5 0.5]
+    """
+    check_real("evo_norm_b0_inference", "batch_norm_inference", x, v, scale, bias)
+    given = {"v": v, "scale": scale, "bias": bias}
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
+    _, var = broadcast_running_stats(stats, o.x, o.features)
+    return _divided(o, var.astype(o.x.dtype), _moments_of_instances(o).var, epsilon)
+
+
+def _divided(o: Operands, var: jax.Array, var_of_instances: jax.Array, epsilon: float) -> jax.Array:
+    """Returns y in the dtype of the result."""
     slope, *of_features = o.parameters
-    line = rounded(slope * o.x) + root(instances.var + epsilon)
-    divisor = jnp.maximum(root(var.astype(o.x.dtype) + epsilon), line)
+    line = rounded(slope * o.x) + root(var_of_instances + epsilon)
+    divisor = jnp.maximum(root(var + epsilon), line)
     y = o.x / jnp.where(divisor == 0, 1, divisor)
-    return affine(y, *of_features).astype(o.dtype), stats
+    return affine(y, *of_features).astype(o.dtype)
 
 
 def _moments_of_instances(o: Operands) -> Moments:
@@ -132,18 +185,16 @@ class EvoNormB0Recipe(Affine, Tracked):
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
+        given = (x, stats_of(variables), variables["v"], *scale_and_bias(variables))
+        options = {
+            "feature_axes": self.feature_axes,
+            "epsilon": self.epsilon,
+            "mask": call.mask,
+            "dtype": self.dtype,
+        }
+        if call.evaluating:
+            return evo_norm_b0_inference(*given, **options), {}
         y, updated = evo_norm_b0(
-            x,
-            stats_of(variables),
-            variables["v"],
-            *scale_and_bias(variables),
-            training=not call.evaluating,
-            feature_axes=self.feature_axes,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            unbiased=self.unbiased,
-            mask=call.mask,
-            dtype=self.dtype,
-            **call.devices,
+            *given, momentum=self.momentum, unbiased=self.unbiased, **options, **call.devices
         )
-        return y, {} if call.evaluating else present(updated)
+        return y, present(updated)

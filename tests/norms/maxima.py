@@ -57,7 +57,7 @@ NORMS: dict[str, Callable[..., jax.Array]] = {
     "batch renorm": lambda x, s, b: jn.batch_renorm(x, fresh(x), s, b)[0],
     "derf": lambda x, s, b: jn.derf(x, 0.3, 0.1, s, b),
     "dynamic tanh": lambda x, s, b: jn.dynamic_tanh(x, 0.3, s, b),
-    "evo b0": lambda x, s, b: jn.evo_norm_b0(x, fresh(x), s, s, b, training=True)[0],
+    "evo b0": lambda x, s, b: jn.evo_norm_b0(x, fresh(x), s, s, b)[0],
     "evo s0": lambda x, s, b: jn.evo_norm_s0(x, s, s, b, num_groups=2),
     "filter response": lambda x, s, b: jn.filter_response_norm(x, s, b),
     "filter response, tlu": lambda x, s, b: jn.filter_response_norm(x, s, b, b),
@@ -65,12 +65,8 @@ NORMS: dict[str, Callable[..., jax.Array]] = {
     "mean only": lambda x, s, b: jn.mean_only_batch_norm(x, fresh(x), b)[0],
     "modulate": lambda x, s, b: jn.modulate(x, *modulation(x, s, b)),
     "scale": lambda x, s, b: jn.scale_norm(x, s[0]),
-    "switchable": lambda x, s, b: jn.switchable_norm(
-        x, fresh(x), s[:3], b[:3], s, b, training=True
-    )[0],
-    "whitening": lambda x, s, b: jn.iterative_whitening(
-        x, jn.init_whitening(x.shape[-1]), s, b, training=True
-    )[0],
+    "switchable": lambda x, s, b: jn.switchable_norm(x, fresh(x), s[:3], b[:3], s, b)[0],
+    "whitening": lambda x, s, b: jn.iterative_whitening(x, jn.init_whitening(x.shape[-1]), s, b)[0],
 }
 
 

@@ -14,7 +14,17 @@ import pytest
 
 import jaxnorm as jn
 from tests import oracle
-from tests.calls import INPUTS, MASK, MASKS, POSITIONS, STATS, X, arguments, functions
+from tests.calls import (
+    ARGUMENTS,
+    INPUTS,
+    MASK,
+    MASKS,
+    POSITIONS,
+    STATS,
+    X,
+    arguments,
+    functions,
+)
 from tests.cases import draw
 from tests.oracle import assert_close, wide
 
@@ -32,10 +42,10 @@ def mean_of_groups() -> np.ndarray:
     return np.repeat(oracle.moments(split, (1, 2, 4), mask).mean.reshape(4, 1, 1, 2), 2, -1)
 
 
-def mean_of_switchable() -> np.ndarray:
-    """The mixture of means of switchable norm."""
+def mean_of_switchable(batch: Callable[[], Any]) -> np.ndarray:
+    """The mixture of means of switchable norm, given the mean of batch norm."""
     shares = np.exp(wide(INPUTS["mean_weights"]))
-    means = mean_over(INSTANCE), mean_over((1, 2, 3)), mean_over(BATCH)
+    means = mean_over(INSTANCE), mean_over((1, 2, 3)), batch()
     return sum(w * m for w, m in zip(shares / shares.sum(), means, strict=True))  # pyright: ignore[reportReturnType]
 
 
@@ -46,13 +56,16 @@ MEANS: dict[str, Callable[[], Any]] = {
     "batch_norm_adapted": lambda: 0.25 * wide(STATS.mean) + 0.75 * mean_over(BATCH),
     "batch_norm_inference": lambda: wide(STATS.mean),
     "batch_renorm": partial(mean_over, BATCH),
+    "batch_renorm_inference": lambda: wide(STATS.mean),
     "group_norm": mean_of_groups,
     "instance_norm": partial(mean_over, INSTANCE),
     "iterative_whitening": partial(mean_over, BATCH, POSITIONS),
+    "iterative_whitening_inference": lambda: wide(ARGUMENTS["iterative_whitening"]["stats"].mean),
     "layer_norm": partial(mean_over, LAYER),
     "mean_only_batch_norm": partial(mean_over, BATCH),
     "mean_only_batch_norm_inference": lambda: wide(STATS.mean),
-    "switchable_norm": mean_of_switchable,
+    "switchable_norm": partial(mean_of_switchable, partial(mean_over, BATCH)),
+    "switchable_norm_inference": partial(mean_of_switchable, lambda: wide(STATS.mean)),
     "tracked_instance_norm": partial(mean_over, INSTANCE),
 }
 ABOUT_ZERO = {
@@ -60,6 +73,7 @@ ABOUT_ZERO = {
     "derf",
     "dynamic_tanh",
     "evo_norm_b0",
+    "evo_norm_b0_inference",
     "evo_norm_s0",
     "filter_response_norm",
     "global_response_norm",
@@ -86,9 +100,7 @@ def test_read_as_the_mean(name: str, unreadable: float) -> None:
     instead = MEANS[name]() if name in MEANS else np.zeros(1)
     instead = np.broadcast_to(instead, X.shape).astype(np.float32)
     given = arguments(name)
-    options = {
-        k: v for k, v in given.items() if k in ("num_groups", "training", "running_share", "size")
-    }
+    options = {k: v for k, v in given.items() if k in ("num_groups", "running_share", "size")}
     inputs = {k: v for k, v in given.items() if k not in {"x", "reduction_axes", *options}}
     dy = draw(np.random.default_rng(3), X.shape, "float32")
 

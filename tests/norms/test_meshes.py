@@ -150,7 +150,7 @@ def test_whitening_statistics_keep_their_sharding(spec: P) -> None:
     """Split statistics give the values of one device, and stay split, whatever the sharding of x."""
     x = draw(np.random.default_rng(2), (16, 4), "float32")
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
-    run = jax.jit(partial(jn.iterative_whitening, training=True))
+    run = jax.jit(jn.iterative_whitening)
     want = run(x, jn.init_whitening(4))
     with jax.set_mesh(mesh):
         specs = P(spec[1]), spec

@@ -21,6 +21,7 @@ from tests.calls import (
     FEATURES,
     INPUTS,
     MASK,
+    POSITIONS,
     STATS,
     X,
     arguments,
@@ -49,7 +50,6 @@ VALUES: dict[str, list[dict[str, Any]]] = {
     "mask": [{"mask": MASK}],
     "momentum": [{"momentum": 0.6}, {"momentum": None, "stats": COUNTED}],
     "reduction_axes": [{"reduction_axes": (1, 2)}],
-    "training": [{"training": False}],
     "unbiased": [
         {"unbiased": True, "momentum": 0.6},
         {"unbiased": True, "momentum": 0.6, "mask": MASK},
@@ -76,6 +76,7 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("batch_norm_inference", "mask"): READS_A_MASKED_NAN,
     ("batch_norm_inference", "residual"): [{"residual": X[::-1]}],
     ("batch_renorm", "dmax"): [{"dmax": 0.1}],
+    ("batch_renorm_inference", "mask"): READS_A_MASKED_NAN,
     ("batch_renorm", "rmax"): [{"rmax": 1.1}],
     ("conv_spectral_norm", "n_steps"): [{"n_steps": 3}],
     ("conv_spectral_norm", "padding"): [{"padding": "VALID"}, {"padding": ((2, 1), (0, 3))}],
@@ -87,7 +88,10 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("group_norm", "group_size"): [{"num_groups": None, "group_size": 1}],
     ("group_norm", "num_groups"): [{"num_groups": 4}],
     ("group_norm", "reduction_axes"): [{"reduction_axes": (1, 3)}],
-    ("iterative_whitening", "mask"): [{"mask": MASK[..., :1]}],
+    ("iterative_whitening", "mask"): [{"mask": POSITIONS}],
+    ("iterative_whitening_inference", "mask"): [
+        {"mask": POSITIONS, "x": np.where(POSITIONS, X, np.nan).astype(np.float32)}
+    ],
     ("iterative_whitening", "momentum"): [{"momentum": 0.6}],
     ("iterative_whitening", "steps"): [{"steps": 2}],
     ("local_response_norm", "alpha"): [{"alpha": 0.5}],
@@ -112,7 +116,10 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("update_running_stats", "unbiased"): [{"unbiased": True, "momentum": 0.6}],
 }
 """Values for an option of a single function."""
-ONE_AXIS = {"evo_norm_s0", "group_norm", "iterative_whitening", "local_response_norm"}
+ONE_AXIS = {
+    *("evo_norm_s0", "group_norm", "local_response_norm"),
+    *("iterative_whitening", "iterative_whitening_inference"),
+}
 CHANGES_NO_VALUE = {("batch_norm", "save_as")}  # affects only residuals: tests/norms/test_saved.py
 # Functions whose epsilon is added to, or compared with, a length instead of a square.
 EPSILON_OF_A_LENGTH = {

@@ -51,10 +51,9 @@ NORMS: dict[str, Callable[..., Any]] = {
         jn.switchable_norm,
         mean_weights=INPUTS["mean_weights"],
         var_weights=INPUTS["var_weights"],
-        training=True,
     ),
     "evo b0": lambda x, size, **options: of_stats(
-        partial(jn.evo_norm_b0, v=SCALE, training=True), x, size, **options
+        partial(jn.evo_norm_b0, v=SCALE), x, size, **options
     ),
     "layer": sized(partial(jn.layer_norm, **AFFINE)),
     "layer, positions": sized(partial(jn.layer_norm, reduction_axes=(1, 2))),

@@ -121,8 +121,8 @@ def test_domains_keep_to_themselves() -> None:
 def test_evo_norm_b0_evaluates_as_it_trains_where_the_variance_is_the_same() -> None:
     """If the running variance equals the batch variance, evaluation gives the same result as training."""
     x = images()
-    y, stats = jn.evo_norm_b0(x, jn.init_running_stats(8), jnp.ones(8), training=True, momentum=0.0)
-    close(jn.evo_norm_b0(x, stats, jnp.ones(8), training=False)[0], y)
+    y, stats = jn.evo_norm_b0(x, jn.init_running_stats(8), jnp.ones(8), momentum=0.0)
+    close(jn.evo_norm_b0_inference(x, stats, jnp.ones(8)), y)
 
 
 def test_evo_norm_s0_of_a_steep_line_is_relu_by_deviation() -> None:
@@ -158,9 +158,7 @@ def test_iterative_whitening_has_no_correlation() -> None:
     x = images(0, (16, 9, 9, 8)) @ np.random.default_rng(1).normal(size=(8, 8)).astype(np.float32)
 
     def off(steps: int) -> float:
-        y, _ = jn.iterative_whitening(
-            x, jn.init_whitening(8), training=True, steps=steps, epsilon=1e-7
-        )
+        y, _ = jn.iterative_whitening(x, jn.init_whitening(8), steps=steps, epsilon=1e-7)
         rows = np.float64(y).reshape(-1, 8)
         return float(np.abs(rows.T @ rows / len(rows) - np.eye(8)).max())
 
@@ -219,21 +217,19 @@ def test_switchable_norm_with_all_weight_on_one_is_that_one(which: int) -> None:
     """Instance norm, layer norm over the image and batch norm are special cases, also in evaluation."""
     x = images()
     weights = 200.0 * jnp.eye(3)[which]
-    y, stats = jn.switchable_norm(
-        x, jn.init_running_stats(8), weights, weights, training=True, momentum=0.0
-    )
+    y, stats = jn.switchable_norm(x, jn.init_running_stats(8), weights, weights, momentum=0.0)
     expected = (
         jn.instance_norm(x, epsilon=1e-5),
         jn.layer_norm(x, reduction_axes=(1, 2, 3), epsilon=1e-5),
         jn.batch_norm(x, jn.init_running_stats(8))[0],
     )[which]
     close(y, expected)
-    close(jn.switchable_norm(x, stats, weights, weights, training=False)[0], expected)
+    close(jn.switchable_norm_inference(x, stats, weights, weights), expected)
 
 
 def test_switchable_norm_of_constant_input_is_zero() -> None:
     """The weighted mean of three equal means is that mean exactly, for any weights."""
-    norm = jax.jit(partial(jn.switchable_norm, training=True, epsilon=1e-30))
+    norm = jax.jit(partial(jn.switchable_norm, epsilon=1e-30))
     x, stats = jnp.full((2, 3, 3, 4), 3.0), jn.init_running_stats(4)
     for weights in np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32):
         np.testing.assert_array_equal(norm(x, stats, weights, weights)[0], 0)
@@ -244,7 +240,7 @@ def test_no_epsilon_and_nothing_to_divide_by() -> None:
     stats = jn.init_running_stats(4)
     norms: dict[str, Any] = {
         "adain": lambda x: jn.adain(x, 2 * x, epsilon=0.0),
-        "evo_b0": lambda x: jn.evo_norm_b0(x, stats, jnp.ones(4), training=True, epsilon=0.0)[0],
+        "evo_b0": lambda x: jn.evo_norm_b0(x, stats, jnp.ones(4), epsilon=0.0)[0],
         "evo_s0": lambda x: jn.evo_norm_s0(x, jnp.ones(4), num_groups=2, epsilon=0.0),
         "frn": lambda x: jn.filter_response_norm(x, epsilon=0.0),
         "grn": lambda x: jn.global_response_norm(x, epsilon=0.0),

@@ -22,14 +22,14 @@ Step = Callable[..., tuple[Any, Any]]
 STEPS: dict[str, Step] = {
     "batch_renorm": partial(jn.batch_renorm, rmax=1.5, dmax=0.5, epsilon=EPSILON, momentum=0.8),
     "evo_norm_b0": lambda x, stats, **more: jn.evo_norm_b0(
-        x, stats, V, training=True, epsilon=EPSILON, momentum=0.8, **more
+        x, stats, V, epsilon=EPSILON, momentum=0.8, **more
     ),
     "iterative_whitening": lambda x, stats, **more: jn.iterative_whitening(
-        x, stats, training=True, epsilon=EPSILON, momentum=0.8, **more
+        x, stats, epsilon=EPSILON, momentum=0.8, **more
     ),
     "mean_only": partial(jn.mean_only_batch_norm, momentum=0.8),
     "switchable": lambda x, stats, **more: jn.switchable_norm(
-        x, stats, WEIGHTS, WEIGHTS, training=True, epsilon=EPSILON, momentum=0.8, **more
+        x, stats, WEIGHTS, WEIGHTS, epsilon=EPSILON, momentum=0.8, **more
     ),
 }
 over_steps = pytest.mark.parametrize("name", STEPS)
@@ -155,11 +155,11 @@ def test_evaluation_depends_on_no_other_example(name: str) -> None:
     x = batch(1)
     _, stats = STEPS[name](batch(0), start(name))
     evaluate: dict[str, Callable[[Any], Any]] = {
-        "batch_renorm": lambda x: jn.batch_norm_inference(x, stats, epsilon=EPSILON),
-        "evo_norm_b0": lambda x: jn.evo_norm_b0(x, stats, V, training=False)[0],
-        "iterative_whitening": lambda x: jn.iterative_whitening(x, stats, training=False)[0],
+        "batch_renorm": lambda x: jn.batch_renorm_inference(x, stats),
+        "evo_norm_b0": lambda x: jn.evo_norm_b0_inference(x, stats, V),
+        "iterative_whitening": lambda x: jn.iterative_whitening_inference(x, stats),
         "mean_only": lambda x: jn.mean_only_batch_norm_inference(x, stats),
-        "switchable": lambda x: jn.switchable_norm(x, stats, WEIGHTS, WEIGHTS, training=False)[0],
+        "switchable": lambda x: jn.switchable_norm_inference(x, stats, WEIGHTS, WEIGHTS),
     }
     whole, alone = evaluate[name](x), evaluate[name](x[:1])
     np.testing.assert_allclose(whole[:1], alone, rtol=1e-5, atol=1e-6)
