@@ -41,7 +41,9 @@ def pattern(shape: tuple[int, ...]) -> np.ndarray:
 X = _normal(*SHAPE, mean=0.5, std=1.5)
 MASK = pattern(SHAPE)
 POSITIONS = MASK[..., :1]  # the same for all channels
-MASKS = dict.fromkeys(("iterative_whitening", "iterative_whitening_inference"), POSITIONS)
+MASKS: dict[str, Any] = dict.fromkeys(
+    ("iterative_whitening", "iterative_whitening_inference"), POSITIONS
+)
 """Masks of functions that do not accept MASK."""
 STATS = jn.RunningStats(
     *(jnp.array(a, jnp.float32) for a in ([0.3, -0.2, 1.0, -3.0], [1.0, 2.0, 4.0, 0.1]))

@@ -533,7 +533,7 @@ def no_layer(kind: str) -> str:
 def not_meant(kind: str) -> str:
     """The error for a pattern without a match."""
     return (
-        f"where must match at least one {kind} of the model; got where='nb', but the model has: bn. Use a "
+        f"where must match at least one {kind} in the model; got where='nb', but the model has: bn. Use a "
         f"pattern such as 'stem/*', or omit where to select all."
     )
 
@@ -581,11 +581,11 @@ NOTHING_COUNTS = (
     "mask."
 )
 CALLS_NONE = (
-    "the model must call at least one BatchNorm with running statistics, from Flax or jaxnorm; got "
-    "a model that calls none. Check that run calls the whole model."
+    "the model must call at least one norm with running statistics; got a model that calls none. "
+    "Check that run calls the whole model."
 )
 STATS_MISSING = (
-    "variables must hold running statistics for every batch norm; got no mean and var for 'bn' in the "
+    "variables must hold running statistics for every norm; got no mean and var for 'bn' in the "
     "collection batch_stats. Pass the variables as returned by init or training, including batch_stats."
 )
 OTHER_FEATURES = (
@@ -917,7 +917,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "recalibrate, one dictionary": (recalibrated({"x": ROWS}), one_batch("dict")),
     "recalibrate, an iterator": (recalibrated(iter((ROWS,)), layer_by_layer=True), ONLY_ONCE),
     "recalibrate, no batch": (recalibrated([]), NO_BATCH),
-    "recalibrate, where": (recalibrated(where="nb"), not_meant("batch norm")),
+    "recalibrate, where": (recalibrated(where="nb"), not_meant("norm with running statistics")),
     "recalibrate, other features": (
         recalibrated(
             variables={**VARIABLES, "batch_stats": {"bn": variables_of(2)["batch_stats"]}}
@@ -954,11 +954,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "freeze, no norm": (
         lambda: tools.freeze(Model(), variables={"params": VARIABLES["params"]}),
-        no_layer("batch norm"),
+        no_layer("norm with running statistics"),
     ),
     "freeze, where": (
         lambda: tools.freeze(Model(), "nb", variables=VARIABLES),
-        not_meant("batch norm"),
+        not_meant("norm with running statistics"),
     ),
     "unfreeze, variables": (lambda: tools.unfreeze(VARIABLES), no_model("dict")),
     "norm_mask, where": (lambda: tools.norm_mask(VARIABLES["params"], "nb"), not_meant("norm")),

@@ -135,6 +135,7 @@ PUBLIC = {
         "Folded",
         "LayerHealth",
         "Parity",
+        "RunningNorm",
         "TrainState",
         "accumulate",
         "assert_parity",

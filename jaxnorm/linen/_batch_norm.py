@@ -13,6 +13,7 @@ from ..core._axes import canonical_axes, feature_shape
 from ..core._explained import explaining_fields
 from ..core._running import untracked_stats
 from ..norms._batch_norm import batch_norm, batch_norm_inference
+from ..norms._running_norm import RunningNorm
 from ._variables import Checked, RunningVariables, bias_of, devices_of, is_evaluating, scale_of
 
 
@@ -147,6 +148,13 @@ class BatchNorm(Checked):
         )
         stats.write(updated)
         return y
+
+    @nn.nowrap
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        if not self.track_running_stats:
+            return None
+        return RunningNorm(self.axis, self.epsilon, self.momentum, self.unbiased)
 
 
 class GhostBatchNorm(BatchNorm):

@@ -13,6 +13,7 @@ from ..core._axes import Axes, feature_shape
 from ..core._explained import explaining_fields
 from ..norms._batch_norm import batch_norm_inference
 from ..norms._instance_norm import instance_norm, tracked_instance_norm
+from ..norms._running_norm import RunningNorm
 from ._variables import Checked, RunningVariables, bias_of, devices_of, is_evaluating, scale_of
 
 
@@ -124,3 +125,12 @@ class InstanceNorm(Checked):
         )
         stats.write(updated)
         return y
+
+    @nn.nowrap
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        if not self.track_running_stats:
+            return None
+        return RunningNorm(
+            self.feature_axes, self.epsilon, self.momentum, self.unbiased, of_batch=False
+        )

@@ -17,6 +17,7 @@ from ..core._axes import Axes, canonical_axes, feature_shape
 from ..core._explained import explained
 from ..core._running import untracked_stats
 from ..norms._batch_norm import batch_norm, batch_norm_inference
+from ..norms._running_norm import RunningNorm
 from ._transformable import transformable
 from ._variables import (
     Features,
@@ -199,6 +200,12 @@ class BatchNorm(nnx.Module):
         )
         write_running_stats(self, updated)
         return y
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        if not self.track_running_stats:
+            return None
+        return RunningNorm(self.axis, self.epsilon, self.momentum, self.unbiased)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Sets ``use_running_average``; called by `nnx.view`.

@@ -16,6 +16,7 @@ from ..core._axes import Axes
 from ..core._explained import explained
 from ..norms._batch_norm import batch_norm_inference
 from ..norms._instance_norm import instance_norm, tracked_instance_norm
+from ..norms._running_norm import RunningNorm
 from ._transformable import transformable
 from ._variables import (
     Features,
@@ -170,6 +171,14 @@ class InstanceNorm(nnx.Module):
         )
         write_running_stats(self, updated)
         return y
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        if not self.track_running_stats:
+            return None
+        return RunningNorm(
+            self.feature_axes, self.epsilon, self.momentum, self.unbiased, of_batch=False
+        )
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Sets ``use_running_average``; called by `nnx.view`.

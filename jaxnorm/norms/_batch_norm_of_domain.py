@@ -12,6 +12,7 @@ from ..core._explained import explained
 from ..core._running import RunningStats, as_arrays
 from ._batch_norm import batch_norm, batch_norm_inference
 from ._recipe import Affine, Call, Shape, State, Tracked, present, scale_and_bias, stats_of
+from ._running_norm import RunningNorm
 
 
 @explained
@@ -100,6 +101,10 @@ class DomainBatchNormRecipe(Affine, Tracked):
     def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """The running statistics, stacked along a first axis of domains."""
         return super().state((self.num_domains, *shape), dtype)
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        return RunningNorm(self.feature_axes, self.epsilon, self.momentum, of_batch=False)
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics of the domain."""

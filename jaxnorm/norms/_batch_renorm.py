@@ -22,6 +22,7 @@ from ._batch_norm import batch_norm_inference
 from ._operands import operands
 from ._ramp import Ramp
 from ._recipe import Affine, Call, Shape, State, Tracked, present, scale_and_bias, stats_of
+from ._running_norm import RunningNorm
 
 Limit: TypeAlias = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A number, or a schedule: a function of the number of completed steps."""
@@ -177,6 +178,11 @@ class BatchRenormRecipe(Affine, Tracked):
     def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """The running statistics, and ``steps`` for the schedules."""
         return {**super().state(shape, dtype), "steps": jnp.zeros((), jnp.int32)}
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        # It averages the standard deviation.
+        return RunningNorm(self.feature_axes, self.epsilon, self.momentum, averaged=False)
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics and ``steps``."""

@@ -20,6 +20,7 @@ from ._recipe import (
     scale_and_bias,
     stats_of,
 )
+from ._running_norm import RunningNorm
 
 
 @dataclass(kw_only=True, eq=False)
@@ -37,6 +38,10 @@ class ConditionalBatchNormRecipe(Affine, Tracked):
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``scale`` and ``bias``, with one row per class."""
         return super().parameters((self.num_classes, *shape))
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        return RunningNorm(self.feature_axes, self.epsilon, self.momentum)
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""

@@ -30,6 +30,7 @@ from ._recipe import (
     scale_and_bias,
     stats_of,
 )
+from ._running_norm import RunningNorm
 
 
 @public
@@ -182,6 +183,10 @@ class EvoNormB0Recipe(Affine, Tracked):
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``v``, then scale and bias."""
         return {"v": Parameter(self.v_init, shape), **super().parameters(shape)}
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        return RunningNorm(self.feature_axes, self.epsilon, self.momentum, self.unbiased)
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""

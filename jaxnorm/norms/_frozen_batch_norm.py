@@ -11,6 +11,7 @@ from ..core._precision import dtype_of_mean
 from ..core._running import init_running_stats
 from ._batch_norm import batch_norm_inference
 from ._recipe import Call, Recipe, Shape, State, present, scale_and_bias, stats_of
+from ._running_norm import RunningNorm
 
 
 @dataclass(kw_only=True, eq=False)
@@ -29,6 +30,10 @@ class FrozenBatchNormRecipe(Recipe):
         ones, zeros = (fill(shape, self.param_dtype) for fill in (jnp.ones, jnp.zeros))
         stats = init_running_stats(shape, dtype_of_mean(dtype))
         return {**present(stats), "scale": ones, "bias": zeros}
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        return None
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm, in the same way in training and evaluation."""

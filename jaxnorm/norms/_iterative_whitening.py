@@ -17,6 +17,7 @@ from ..core._public import public
 from ..core._residuals import rematerialized, rematerialized_if_differentiated
 from ._operands import Operands, affine, operands, readable
 from ._recipe import Affine, Call, Shape, State, Tracked, scale_and_bias
+from ._running_norm import RunningNorm
 from ._whitening_of import mask_of_rows, whitening_of
 from ._whitening_stats import WhiteningStats, init_whitening
 
@@ -199,6 +200,10 @@ class IterativeWhiteningRecipe(Affine, Tracked):
                 f"axis; give groups of devices their own axis name."
             )
         return init_whitening(*shape)._asdict()
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        return RunningNorm(self.feature_axes, self.epsilon, self.momentum, of_batch=False)
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""

@@ -15,6 +15,7 @@ from ..core._residuals import rematerialized, rematerialized_if_differentiated
 from ..core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ._operands import Operands, affine, operands, readable
 from ._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
+from ._running_norm import RunningNorm
 
 
 @public
@@ -143,6 +144,10 @@ class MeanOnlyBatchNormRecipe(Tracked):
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
         """The bias, if ``use_bias`` is set."""
         return {"bias": Parameter(self.bias_init, shape)} if self.use_bias else {}
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        return RunningNorm(self.feature_axes, 0.0, self.momentum)
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""

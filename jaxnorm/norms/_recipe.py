@@ -18,6 +18,7 @@ from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes
 from ..core._precision import dtype_of_mean
 from ..core._running import RunningStats, init_running_stats
+from ._running_norm import RunningNorm
 
 Shape = tuple[int, ...]
 State = Mapping[str, jax.Array]
@@ -132,6 +133,10 @@ class Tracked(Shared):
         """``mean``, ``var`` and, if ``momentum`` is None, ``count``."""
         fresh = init_running_stats(shape, dtype_of_mean(dtype), cumulative=self.momentum is None)
         return present(fresh)
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        raise NotImplementedError
 
 
 def stats_of(variables: State) -> RunningStats:

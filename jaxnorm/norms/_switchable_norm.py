@@ -28,6 +28,7 @@ from ._recipe import (
     scale_and_bias,
     stats_of,
 )
+from ._running_norm import RunningNorm
 
 
 @public
@@ -204,6 +205,10 @@ class SwitchableNormRecipe(Affine, Tracked):
         """``mean_weights`` and ``var_weights``, then scale and bias."""
         weights = Parameter(initializers.ones, (3,))
         return {"mean_weights": weights, "var_weights": weights, **super().parameters(shape)}
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        return RunningNorm(self.feature_axes, self.epsilon, self.momentum)
 
     def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""

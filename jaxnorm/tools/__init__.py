@@ -1,5 +1,6 @@
 """Tools for models with norms, including Flax's own: they take and return models and trees of variables."""
 
+from ..norms._running_norm import RunningNorm as RunningNorm
 from ._accumulate import Accumulated as Accumulated, accumulate as accumulate
 from ._convert import convert as convert
 from ._examination import Examination as Examination, LayerHealth as LayerHealth

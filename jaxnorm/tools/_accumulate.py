@@ -10,11 +10,11 @@ from jax import lax
 from ..core._arguments import checked, is_integer
 from ..core._explained import explained
 from ..core._running import RunningStats, update_running_stats
+from ..norms._running_norm import RunningNorm
 from ._collect_moments import (
-    BatchNormOptions,
     add_batch,
-    find_batch_norms,
     gathered,
+    norms_of_batches,
     nothing_gathered,
     pooled,
 )
@@ -101,7 +101,8 @@ def accumulate(
     """
     parts = _parts(batch, micro_batches)
     subject = model_of(model, variables, rngs)
-    norms = find_batch_norms(subject, loss, jax.tree.map(lambda leaf: leaf[0], parts))
+    first = jax.tree.map(lambda leaf: leaf[0], parts)
+    norms = norms_of_batches(subject, loss, first, None, "accumulate", averaged=True)
     held = {path: subject.stats(path) for path in norms}
     nothing = {path: nothing_gathered(stats["mean"]) for path, stats in held.items()}
     params, rest = subject.split(subject.state)
@@ -123,8 +124,8 @@ def accumulate(
         return (rest, stats, jax.tree.map(jnp.add, sums, (value, grads))), aux
 
     numbered = parts, jnp.arange(micro_batches)
-    first = jax.tree.map(lambda leaf: leaf[0], numbered)
-    (value, _), grads = jax.eval_shape(step, params, rest, nothing, *first)
+    one = jax.tree.map(lambda leaf: leaf[0], numbered)
+    (value, _), grads = jax.eval_shape(step, params, rest, nothing, *one)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, grads))
     (rest, stats, sums), aux = lax.scan(add, (rest, nothing, zeros), numbered)
     value, grads = jax.tree.map(lambda total: total / micro_batches, sums)
@@ -159,22 +160,20 @@ def _parts(batch: Any, number: int) -> Any:
 
 def _gather(call: LayerCall) -> Any:
     """Adds the moments of the part to those gathered, if the layer normalizes with batch statistics."""
-    flag = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
-    evaluating = call.layer.use_running_average if flag is None else flag
-    evaluating = evaluating or call.is_frozen
-    if getattr(call.layer, "track_running_stats", True) and not evaluating:
+    evaluating = call.layer.use_running_average if call.flag is None else call.flag
+    if call.norm is not None and not (evaluating or call.is_frozen):
         add_batch(call, pooled)
     return call.proceed(*call.args, **call.kwargs)
 
 
 def _updated(
-    held: Mapping[str, jax.Array], stats: Mapping[str, jax.Array], options: BatchNormOptions
+    held: Mapping[str, jax.Array], stats: Mapping[str, jax.Array], norm: RunningNorm
 ) -> dict[str, jax.Array]:
     """The running statistics of a layer after the whole batch."""
     updated = update_running_stats(
         RunningStats(**held),
         lax.stop_gradient(gathered(stats)),
-        momentum=options.momentum,
-        unbiased=options.unbiased,
+        momentum=norm.momentum,
+        unbiased=norm.unbiased,
     )
     return {name: value for name, value in updated._asdict().items() if value is not None}

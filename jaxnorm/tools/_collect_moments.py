@@ -1,33 +1,26 @@
-"""Gathers moments of the input of each batch norm over batches, alongside the layer's own state."""
+"""Gathers moments of the input of each norm over batches, alongside the layer's own state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..core._all_reduce import AxisIndexGroups, AxisName, is_bound
+from ..core._all_reduce import is_bound
 from ..core._axes import canonical_axes, complement
 from ..core._moments import moments
 from ..core._pool import Moments, combine
 from ..core._running import RunningStats, init_running_stats, update_running_stats
-from ._intercept import LayerCall
+from ..norms._running_norm import RunningNorm
+from ._intercept import BATCH_NORMS, LayerCall, Where, select
 from ._model import Model, Run, Stats
+from ._norms import against, refused
 
 Gathered: TypeAlias = Sequence[jax.Array]
 """Mean, variance and count; the `Way` defines what is counted."""
 
 Gather: TypeAlias = Callable[[Any, Stats, Any, jax.Array], tuple[Any, Stats]]
 _NAMES = [f"gathered_{field}" for field in Moments._fields]
-
-
-class BatchNormOptions(NamedTuple):
-    """The options of a batch norm, Flax's or jaxnorm's, that the tools need."""
-
-    momentum: Any
-    epsilon: float
-    unbiased: bool
 
 
 Way: TypeAlias = Callable[[Gathered, Moments], Gathered]
@@ -48,38 +41,75 @@ def averaged(before: Gathered, m: Moments) -> Gathered:
     return stats.mean, stats.var, stats.count.astype(count.dtype)
 
 
-def find_batch_norms(model: Model, run: Run, batch: Any) -> dict[str, BatchNormOptions]:
-    """Finds the batch norms that keep running statistics, in the order in which ``run`` first calls them.
+class Found(NamedTuple):
+    """A layer with running statistics that a model calls; a ``norm`` of None is not known."""
+
+    kind: str
+    norm: RunningNorm | None
+    reason: str | None  # why no tool supports it
+
+
+def find_norms(model: Model, run: Run, batch: Any) -> dict[str, Found]:
+    """Finds the layers with running statistics, by path, in the order in which ``run`` first calls them.
 
     Raises:
-        ValueError: If ``run`` calls no such batch norm, or one of them has no statistics in ``model``.
+        ValueError: If ``run`` calls none, or one has no statistics in ``model``.
     """
-    found: dict[str, BatchNormOptions] = {}
+    found: dict[str, Found] = {}
 
     def note(call: LayerCall) -> Any:
-        if getattr(call.layer, "track_running_stats", True):
-            options = {name: getattr(call.layer, name) for name in ("momentum", "epsilon")}
-            found[call.path] = BatchNormOptions(
-                **options, unbiased=getattr(call.layer, "unbiased", False)
-            )
-        return jnp.zeros_like(call.x, getattr(call.layer, "dtype", None))
+        layer = Found(call.kind, call.norm, against(call.layer))
+        if layer.norm is not None or layer.reason is not None:
+            found[call.path] = layer
+        if isinstance(call.layer, BATCH_NORMS):  # without computing it
+            return jnp.zeros_like(call.x, getattr(call.layer, "dtype", None))
+        return call.proceed(*call.args, **call.kwargs)
 
     jax.eval_shape(
         lambda state, batch: model.run(state, {}, run, batch, note)[0], model.state, batch
     )
     if not found:
         raise ValueError(
-            "the model must call at least one BatchNorm with running statistics, from Flax or jaxnorm; got "
-            "a model that calls none. Check that run calls the whole model."
+            "the model must call at least one norm with running statistics; got a model that calls none. "
+            "Check that run calls the whole model."
         )
-    for path in found:
-        if not {"mean", "var"} <= set(model.stats(path)):
+    for path, layer in found.items():
+        needed = {"mean", "var"} if layer.norm is not None and layer.norm.of_batch else set()
+        if not needed <= set(model.stats(path)):
             raise ValueError(
-                f"variables must hold running statistics for every batch norm; got no mean and var for "
-                f"{path!r} in the collection batch_stats. Pass the variables as returned by init or "
-                f"training, including batch_stats."
+                f"variables must hold running statistics for every norm; got no mean and var for {path!r} in "
+                f"the collection batch_stats. Pass the variables as returned by init or training, including "
+                f"batch_stats."
             )
     return found
+
+
+def norms_of_batches(
+    model: Model, run: Run, batch: Any, where: Where | None, tool: str, *, averaged: bool = False
+) -> dict[str, RunningNorm]:
+    """The norms that ``where`` selects; all keep the mean and variance of their input.
+
+    With ``averaged``, they keep moving averages of just these.
+
+    Raises:
+        ValueError: As `find_norms`, or if ``where`` matches none, or a layer that keeps something else.
+    """
+    found = find_norms(model, run, batch)
+    meant = {
+        path: found[path] for path in select(where, list(found), "norm with running statistics")
+    }
+    reasons = {}
+    for path, layer in meant.items():
+        if layer.norm is None:
+            reasons[path] = layer.reason
+        elif not layer.norm.of_batch:
+            reasons[path] = "its statistics are not the mean and variance of the batch"
+        elif averaged and not layer.norm.averaged:
+            reasons[path] = "it averages something else than mean and variance"
+    if reasons:
+        supported = "norms whose running statistics are the mean and variance of the batch"
+        raise ValueError(refused(tool, supported, reasons, {p: found[p].kind for p in reasons}))
+    return {path: layer.norm for path, layer in meant.items() if layer.norm is not None}
 
 
 def gathering(
@@ -88,11 +118,11 @@ def gathering(
     """Returns a function of state, stats, batch and number that computes ``run``'s output and new stats.
 
     Layers for which ``meant`` is True normalize with their running statistics if ``evaluating``, and
-    otherwise with batch statistics. All other layers normalize with their running statistics.
+    otherwise with batch statistics. All others that the tools know normalize with their running statistics.
     """
 
     def answer(call: LayerCall) -> Any:
-        if not getattr(call.layer, "track_running_stats", True):
+        if call.norm is None:
             return call.proceed(*call.args, **call.kwargs)
         if not meant(call.path):
             return normalized(call, evaluating=True)
@@ -107,7 +137,7 @@ def gathering(
 
 
 def add_batch(call: LayerCall, way: Way) -> None:
-    """Adds the moments of a batch norm's input to those gathered for it."""
+    """Adds the moments of a norm's input to those gathered for it."""
     before, m = [call.read(name) for name in _NAMES], moments_of(call)
     if before[0].shape != m.mean.shape:
         raise ValueError(
@@ -131,34 +161,24 @@ def gathered(stats: Mapping[str, jax.Array]) -> Moments:
 
 
 def moments_of(call: LayerCall) -> Moments:
-    """Moments of a batch norm's input, with the feature shape."""
-    x = jnp.asarray(call.x)
-    features = canonical_axes(call.layer.axis, x.ndim, "axis")
+    """Moments of a norm's input, with the feature shape."""
+    x, norm = jnp.asarray(call.x), call.norm
+    assert norm is not None
+    features = canonical_axes(norm.axis, x.ndim, "axis")
     reduced = complement(features, x.ndim)
-    axis_name, groups = _devices_here(call.layer)
-    m = moments(
-        x, reduced, mask=call.kwargs.get("mask"), axis_name=axis_name, axis_index_groups=groups
-    )
+    m = moments(x, reduced, mask=call.kwargs.get("mask"), **_devices_here(call.layer))
     return Moments(*(leaf.squeeze(reduced) for leaf in m))
 
 
 def normalized(call: LayerCall, *, evaluating: bool) -> Any:
-    """The output of a batch norm, with running statistics if ``evaluating``, else with batch statistics."""
-    options = {k: v for k, v in call.kwargs.items() if k != "use_running_average"}
-    axis_name, groups = _devices_here(call.layer)
-    devices = {"axis_name": axis_name, "axis_index_groups": groups}
-    if isinstance(call.layer, nn.Module):
-        layer = call.layer.clone(parent=call.layer.scope, use_running_average=evaluating, **devices)
-        return layer(call.x, **options)
-    for name, value in devices.items():
-        setattr(call.layer, name, value)
-    return call.unfrozen(call.x, use_running_average=evaluating, **options)
+    """The output of a norm, with running statistics if ``evaluating``, else with batch statistics."""
+    return call.evaluated(evaluating=evaluating, **_devices_here(call.layer))
 
 
-def _devices_here(layer: Any) -> tuple[AxisName | None, AxisIndexGroups | None]:
+def _devices_here(layer: Any) -> dict[str, Any]:
     """The layer's device axes and groups, if the axes are bound here. Jit over a mesh needs none."""
-    names = layer.axis_name
+    names = getattr(layer, "axis_name", None)
     names = (names,) if isinstance(names, str) else tuple(names or ())
-    if names and all(map(is_bound, names)):
-        return layer.axis_name, layer.axis_index_groups
-    return None, None
+    bound = bool(names) and all(map(is_bound, names))
+    devices = ("axis_name", "axis_index_groups")
+    return {name: getattr(layer, name, None) if bound else None for name in devices}

@@ -12,13 +12,20 @@ from flax import nnx
 from ..core._axes import canonical_axes
 from ._affine import factor_and_offset
 from ._dataflow import LARGEST, Flow, Leaf, Origin
-from ._models import BATCH_NORMS
+from ._intercept import BATCH_NORMS
+from ._norms import is_norm
 
 CONVS = (nn.Conv, nnx.Conv)
 TRANSPOSED = (nn.ConvTranspose, nnx.ConvTranspose)
 DENSE = (nn.Dense, nn.DenseGeneral, nnx.Linear, nnx.LinearGeneral)
 EMBEDS = (nn.Embed, nnx.Embed)
 LAYERS = (*CONVS, *TRANSPOSED, *DENSE, *EMBEDS)
+
+
+def is_norm_or_layer(layer: Any) -> bool:
+    """Whether a layer folds, or a norm folds into it, or it keeps running statistics."""
+    return isinstance(layer, LAYERS) or is_norm(layer)
+
 
 # Functions that users can substitute for a layer's own. It is then unknown what the layer computes.
 _FUNCTIONS = ("promote_dtype", "dot_general", "dot_general_cls")
@@ -53,11 +60,13 @@ def pair_of(flow: Flow, norm: str) -> Pair | str:
 def _against_norm(flow: Flow, norm: str) -> Iterator[str]:
     call = flow.seen[norm].call
     layer: Any = call.layer
-    if not getattr(layer, "track_running_stats", True):
+    if not isinstance(layer, BATCH_NORMS):
+        yield f"it is of class {_kind(layer).__name__}, and only BatchNorm folds"
+        return
+    if call.norm is None:
         yield "it keeps no running statistics and normalizes with batch statistics"
     yield from _against_change(flow, norm)
-    flag = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
-    if not (layer.use_running_average if flag is None else flag):
+    if not (layer.use_running_average if call.flag is None else call.flag):
         yield "it normalizes with batch statistics: make run call the model in evaluation mode"
     factor, offset = factor_and_offset(layer.epsilon, flow.arrays(norm))
     if not (np.isfinite(factor).all() and np.isfinite(offset).all()):

@@ -1,4 +1,4 @@
-"""Examines every batch norm of a model on a batch, to find out why evaluation differs from training."""
+"""Examines the norms of a model on a batch, to find out why evaluation differs from training."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ import numpy as np
 from ..core._explained import explained
 from ..core._pool import Moments
 from ..core._running import RunningStats
+from ..norms._running_norm import RunningNorm
 from ._collect_moments import (
-    BatchNormOptions,
-    find_batch_norms,
     gathered,
     gathering,
+    norms_of_batches,
     nothing_gathered,
     pooled,
 )
 from ._examination import Examination, LayerHealth
-from ._intercept import Where, select
+from ._intercept import Where
 from ._model import Model, Run
 from ._models import call_model, model_of
 
@@ -33,7 +33,7 @@ def examine(
     where: Where | None = None,
     rngs: Any = None,
 ) -> Examination:
-    """Compares the input of every batch norm of a model with its running statistics.
+    """Compares the input of every norm with running statistics in a model with these statistics.
 
         z  = |batch mean - running mean| / √(running var + ε)
         KL = ½ (log((r + ε) / (b + ε)) + (b + ε + (batch mean - running mean)²) / (r + ε) - 1)
@@ -55,8 +55,8 @@ def examine(
         ``examination.layers``, ``examination.advice()``, ``examination.figure()``.
 
     Raises:
-        ValueError: If the model calls no batch norm, ``where`` matches none, or running statistics are
-            missing.
+        ValueError: If the model calls no norm with running statistics, ``where`` matches none, or matches a
+            layer with other statistics, such as a whitening matrix, or running statistics are missing.
 
     Example:
         >>> import flax.linen as nn
@@ -70,8 +70,8 @@ def examine(
         The running statistics are those of a new layer
     """
     subject = model_of(model, variables, rngs)
-    norms = find_batch_norms(subject, run, batch)
-    paths = select(where, list(norms), "batch norm")
+    norms = norms_of_batches(subject, run, batch, where, "examine")
+    paths = list(norms)
     held = {path: subject.stats(path) for path in paths}
     nothing = {path: nothing_gathered(of_layer["mean"]) for path, of_layer in held.items()}
     outputs = {}
@@ -97,14 +97,16 @@ def _running(held: Any) -> RunningStats:
 
 
 def _health(
-    subject: Model, path: str, options: BatchNormOptions, batch: Moments, running: RunningStats
+    subject: Model, path: str, norm: RunningNorm, batch: Moments, running: RunningStats
 ) -> LayerHealth:
     params = {name: np.asarray(array) for name, array in subject.params(path).items()}
-    var = np.asarray(running.var + options.epsilon)
+    var = np.asarray(running.var + norm.epsilon)
     shift = np.abs(batch.mean - running.mean)
-    ratio = (batch.var + options.epsilon) / var
+    ratio = (batch.var + norm.epsilon) / var
     kl = (ratio - 1 - np.log(ratio) + shift**2 / var) / 2
     constant = np.asarray(batch.var) == 0
+    scale = params.get("scale", np.ones(()))  # conditional norms have one for each class
+    unscaled = (scale == 0).reshape(-1, *var.shape).all(0) if scale.ndim else False
     finite = all(np.isfinite(a).all() for a in (running.mean, running.var, *params.values()))
     return LayerHealth(
         channels=int(np.size(var)),
@@ -112,8 +114,8 @@ def _health(
         z=float(np.max(shift / np.sqrt(var))),
         kl=float(np.mean(kl)),
         var_ratio=float(np.median(ratio)),
-        tiny=int(np.sum(np.asarray(running.var) < options.epsilon)),
-        dead=int(np.sum(constant | (params["scale"] == 0 if "scale" in params else False))),
+        tiny=int(np.sum(np.asarray(running.var) < norm.epsilon)),
+        dead=int(np.sum(constant | unscaled)),
         updated=bool(np.any(np.asarray(running.mean) != 0) or np.any(np.asarray(running.var) != 1)),
         finite=bool(finite),
         batch_finite=bool(np.isfinite(batch.mean).all() and np.isfinite(batch.var).all()),

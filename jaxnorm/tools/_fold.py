@@ -10,13 +10,13 @@ from flax import nnx
 from ..core._arguments import checked
 from ..core._explained import explained
 from ._affine import factor_and_offset, into_layer_after, into_layer_before
-from ._collect_moments import find_batch_norms
+from ._collect_moments import find_norms
 from ._dataflow import Flow, follow, n_features
-from ._eligibility import CONVS, LAYERS, Pair, axes_from_the_end, pair_of
+from ._eligibility import CONVS, Pair, axes_from_the_end, is_norm_or_layer, pair_of
 from ._folded import Dtypes, without_norms
-from ._intercept import LayerCall, Where, select
+from ._intercept import BATCH_NORMS, LayerCall, Where, select
 from ._model import Run
-from ._models import BATCH_NORMS, call_model, model_of
+from ._models import call_model, model_of
 
 
 class Folded(NamedTuple):
@@ -100,9 +100,13 @@ def fold(
         {'params': {'layers_0': {'bias': (8,), 'kernel': (3, 3, 3, 8)}}}
         >>> y = folded.model.apply(folded.variables, x)
     """
-    find_batch_norms(model_of(model, variables, rngs), run, batch)
-    flow = follow(model_of(model, variables, rngs, (*BATCH_NORMS, *LAYERS)), run, batch)
-    norms = [path for path, seen in flow.seen.items() if isinstance(seen.call.layer, BATCH_NORMS)]
+    found = find_norms(model_of(model, variables, rngs), run, batch)
+    flow = follow(model_of(model, variables, rngs, is_norm_or_layer), run, batch)
+    norms = [
+        path
+        for path, seen in flow.seen.items()
+        if path in found or isinstance(seen.call.layer, BATCH_NORMS)
+    ]
     outcomes = {path: pair_of(flow, path) for path in select(where, norms, "batch norm")}
     pairs = [outcome for outcome in outcomes.values() if isinstance(outcome, Pair)]
     refused = {path: reason for path, reason in outcomes.items() if isinstance(reason, str)}
@@ -163,7 +167,7 @@ def _promoting(flow: Flow, norm: str) -> Dtypes:
 
 def _outputs(model: Any, variables: Any, rngs: Any, run: Run, batch: Any) -> Any:
     """The output of the compiled ``run``."""
-    subject = model_of(model, variables, rngs, kinds=())
+    subject = model_of(model, variables, rngs, lambda layer: False)
 
     @jax.jit
     def compiled(state: Any, batch: Any) -> Any:

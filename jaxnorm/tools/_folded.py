@@ -16,9 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ..core._activation import map_activated
 from ..core._precision import result_dtype, upcast
 from ._dataflow import COLLECTIONS
-from ._eligibility import LAYERS
+from ._eligibility import is_norm_or_layer
 from ._intercept import LayerCall, rebuilt
-from ._models import BATCH_NORMS
 from ._substitute import answering
 
 Changed: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
@@ -74,9 +73,7 @@ def _linen(
             kept[*layer, name] = _like(flat.get((*layer, name)), array, like)
     answer = _Folds(tuple(norms.items()), frozenset(biased))
     smaller = unflatten_dict(kept)
-    return answering(module, (*BATCH_NORMS, *LAYERS), answer), freeze(
-        smaller
-    ) if frozen else smaller
+    return answering(module, is_norm_or_layer, answer), freeze(smaller) if frozen else smaller
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,6 @@ from jax import lax
 from ..core._arguments import checked
 from ..core._explained import explained
 from ._intercept import (
-    LINEN_BATCH_NORMS,
-    NNX_BATCH_NORMS,
     LayerCall,
     Where,
     called_class,
@@ -22,6 +20,7 @@ from ._intercept import (
     unfrozen_class,
 )
 from ._models import check_model, model_of
+from ._norms import against, is_norm, refused, running_norm, without_flag
 from ._substitute import answering, without_answers
 
 
@@ -30,13 +29,14 @@ from ._substitute import answering, without_answers
 def freeze(
     model: Any, where: Where | None = None, *, variables: Any = None, affine: bool = False
 ) -> Any:
-    """Freezes the batch norms of a model: they always evaluate, and update nothing.
+    """Freezes the norms with running statistics of a model: they always evaluate, and update nothing.
 
     Use it for fine-tuning on batches that are too small or too different for statistics of their own. A
     frozen layer normalizes with its running statistics. These describe the data it was trained on, until
     `recalibrate` estimates them on the new data.
 
-    Flax's own ``BatchNorm`` can be frozen too. Scale and bias are still trained, unless ``affine`` is True:
+    All norms with running statistics can be frozen, Flax's ``BatchNorm`` and your own (`RunningNorm`)
+    included. Scale and bias are still trained, unless ``affine`` is True:
     then they have no gradient. An optimizer may change them even without a gradient (weight decay, momentum
     from earlier steps): mask them with `norm_mask`, as shown below.
 
@@ -51,7 +51,8 @@ def freeze(
         ``train()`` and ``use_running_average=False`` have no effect on frozen layers.
 
     Raises:
-        ValueError: If ``where`` matches no batch norm of the model.
+        ValueError: If ``where`` matches no norm with running statistics. If it matches a layer that holds
+            some and does not say how it keeps them; for a Linen module, at the first call.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -67,13 +68,13 @@ def freeze(
         ...     optax.adamw(1e-3), optax.masked(optax.set_to_zero(), tools.norm_mask)
         ... )
     """
-    select(where, model_of(model, variables).paths(), "batch norm")
+    select(where, model_of(model, variables).paths(), "norm with running statistics")
     if isinstance(model, nn.Module):
-        return answering(model, LINEN_BATCH_NORMS, _Frozen(where, affine))
+        return answering(model, is_norm, _Frozen(where, affine))
 
     def frozen(path: tuple[Any, ...], node: Any) -> Any:
         kind: Any = type(node)
-        if issubclass(kind, NNX_BATCH_NORMS) and matches(where, "/".join(map(str, path))):
+        if _is_meant(node, "/".join(map(str, path)), where):
             frozen_before = getattr(kind, "affine_is_frozen", False)
             node.__class__ = _frozen_class(unfrozen_class(kind), affine or frozen_before)
         return node
@@ -106,30 +107,45 @@ def unfreeze(model: Any) -> Any:
 
     def thawed(path: tuple[Any, ...], node: Any) -> Any:
         kind: Any = type(node)
-        if issubclass(kind, NNX_BATCH_NORMS):
+        if isinstance(node, nnx.Module):
             node.__class__ = unfrozen_class(kind)
         return node
 
     return nnx.recursive_map(thawed, nnx.clone(model))
 
 
+def _is_meant(layer: Any, path: str, where: Where | None) -> bool:
+    """Whether to freeze a layer.
+
+    Raises:
+        ValueError: If it holds running statistics, and how it evaluates is not known.
+    """
+    if not is_norm(layer) or not matches(where, path):
+        return False
+    reason = against(layer)
+    if reason is not None:
+        supported = "norms that say how they keep running statistics"
+        raise ValueError(refused("freeze", supported, {path: reason}, {path: type(layer).__name__}))
+    return running_norm(layer) is not None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Frozen:
-    """An `Answer` that freezes batch norms of a Linen model."""
+    """An `Answer` that freezes norms of a Linen model."""
 
     where: Where | None
     affine: bool
 
     def __call__(self, call: LayerCall) -> Any:
-        if not matches(self.where, call.path):
+        if not _is_meant(call.layer, call.path, self.where):
             return call.proceed(*call.args, **call.kwargs)
-        layer, options = call.layer, dict(call.kwargs)
-        options.pop("use_running_average", None)
+        layer = call.layer
+        args, kwargs, _ = without_flag(layer, call.args, call.kwargs)
         kind = called_class(layer)
         if self.affine or getattr(type(layer), "has_no_gradients", False):
             kind = _without_gradients(kind)
         evaluating = rebuilt(layer, kind, parent=layer.scope, use_running_average=True)
-        return evaluating(call.x, **options)
+        return evaluating(*args, **kwargs)
 
 
 @functools.cache
@@ -142,12 +158,13 @@ def _without_gradients(kind: type[nn.Module]) -> type[nn.Module]:
 
 @functools.cache
 def _frozen_class(kind: type[nnx.Module], affine: bool) -> type[nnx.Module]:
-    def __call__(self: Any, x: Any, use_running_average: bool | None = None, **options: Any) -> Any:
-        del use_running_average
+    @functools.wraps(kind.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs, _ = without_flag(self, args, kwargs)
         if affine:
             graph, state = nnx.split(self)
             self = nnx.merge(graph, lax.stop_gradient(state))
-        return kind.__call__(self, x, use_running_average=True, **options)
+        return kind.__call__(self, *args, use_running_average=True, **kwargs)
 
     def __reduce__(self: Any) -> Any:
         return _new_frozen, (kind, affine), self.__getstate__()

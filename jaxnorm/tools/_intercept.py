@@ -15,12 +15,18 @@ from flax import nnx
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from .. import linen as jnl, nnx as jnx
+from ..norms._running_norm import RunningNorm
+from ._norms import running_norm, without_flag
 
 Where: TypeAlias = str | Callable[[str], bool]
 """Selects layers: a pattern of paths, like file names (``"stem/*"``), or a function of the path."""
 
+Watched: TypeAlias = Callable[[Any], bool]
+"""Whether the calls of a layer are intercepted."""
+
 LINEN_BATCH_NORMS = (nn.BatchNorm, jnl.BatchNorm)
 NNX_BATCH_NORMS = (nnx.BatchNorm, jnx.BatchNorm)
+BATCH_NORMS = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
 _NnxModel = TypeVar("_NnxModel", bound=nnx.Module)
 
 
@@ -37,6 +43,35 @@ class LayerCall(NamedTuple):
     def x(self) -> jax.Array:
         """The input of the layer."""
         return self.args[0]
+
+    @property
+    def norm(self) -> RunningNorm | None:
+        """How the layer keeps running statistics, if it keeps any that change."""
+        return running_norm(self.layer)
+
+    @property
+    def kind(self) -> str:
+        """The name of the layer's class."""
+        return type(self.layer).__name__
+
+    @property
+    def flag(self) -> bool | None:
+        """The value of ``use_running_average`` in the call; None if it is not given."""
+        return without_flag(self.layer, self.args, self.kwargs)[2]
+
+    def evaluated(self, *, evaluating: bool, **fields: Any) -> Any:
+        """The output with running statistics if ``evaluating``, else with those of the batch.
+
+        ``fields`` of the layer change for this call. An NNX layer keeps them.
+        """
+        args, kwargs, _ = without_flag(self.layer, self.args, self.kwargs)
+        known = {name: value for name, value in fields.items() if hasattr(self.layer, name)}
+        if isinstance(self.layer, nn.Module):
+            known["use_running_average"] = evaluating
+            return self.layer.clone(parent=self.layer.scope, **known)(*args, **kwargs)
+        for name, value in known.items():
+            setattr(self.layer, name, value)
+        return self.unfrozen(*args, use_running_average=evaluating, **kwargs)
 
     @property
     def is_frozen(self) -> bool:
@@ -114,23 +149,23 @@ def traced_for(number: int) -> contextlib.AbstractContextManager[None]:
     return set_xla_metadata(jaxnorm_answer=str(number))
 
 
-def watching(kinds: tuple[type, ...]) -> contextlib.AbstractContextManager[Any]:
-    """Watches the Linen layers of these ``kinds`` that are called within this context."""
+def watching(is_watched: Watched) -> contextlib.AbstractContextManager[Any]:
+    """Watches the Linen layers that ``is_watched`` accepts and that are called within this context."""
 
     def watch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
-        if context.method_name != "__call__" or not isinstance(layer, kinds):
+        if context.method_name != "__call__" or not is_watched(layer):
             return call(*args, **kwargs)
         return _call(layer, "/".join(layer.path), call, *args, **kwargs)
 
     return nn.intercept_methods(watch)
 
 
-def watched(model: _NnxModel, kinds: tuple[type, ...]) -> _NnxModel:
-    """Returns ``model`` with its NNX layers of these ``kinds`` watched; the variables are shared."""
+def watched(model: _NnxModel, is_watched: Watched) -> _NnxModel:
+    """Returns ``model``, with the same variables, and watches its NNX layers that ``is_watched`` accepts."""
 
     def watch(path: tuple[Any, ...], node: Any) -> Any:
-        if isinstance(node, kinds):
+        if is_watched(node):
             # The node is a copy: recursive_map passes nothing else.
             node.__class__ = _watched_class(type(node))
             node.watched_path = "/".join(map(str, path))
@@ -163,7 +198,7 @@ def _watched_class(kind: type[nnx.Module]) -> type[nnx.Module]:
         call = functools.partial(kind.__call__, self)
         return _call(self, self.watched_path, call, *args, **kwargs)
 
-    return type(kind.__name__, (kind,), {"__call__": __call__})
+    return type(kind.__name__, (kind,), {"__call__": __call__, "watched_class": kind})
 
 
 def matches(where: Where | None, path: str) -> bool:
@@ -187,7 +222,7 @@ def select(where: Where | None, paths: list[str], kind: str) -> list[str]:
     meant = [path for path in paths if matches(where, path)]
     if not meant:
         raise ValueError(
-            f"where must match at least one {kind} of the model; got where={where!r}, but the model has: "
+            f"where must match at least one {kind} in the model; got where={where!r}, but the model has: "
             f"{', '.join(paths) or 'none'}. Use a pattern such as 'stem/*', or omit where to select all."
         )
     return meant

@@ -9,21 +9,21 @@ from flax.core import freeze, unfreeze
 from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ._intercept import Answer, answered_first_by, new_number, traced_for, watching
-from ._model import Kinds, Run, Stats, split_path
+from ._intercept import Answer, Watched, answered_first_by, new_number, traced_for, watching
+from ._model import Run, Stats, split_path
 
 
 class LinenModel:
     """A `Model` for a Linen module."""
 
-    def __init__(self, module: nn.Module, variables: Any, rngs: Any, kinds: Kinds) -> None:
-        self._module, self._rngs, self._kinds = module, rngs, kinds
+    def __init__(self, module: nn.Module, variables: Any, rngs: Any, is_watched: Watched) -> None:
+        self._module, self._rngs, self._is_watched = module, rngs, is_watched
         self._given = variables
         self.state: Any = {name: unfreeze(collection) for name, collection in variables.items()}
 
     def paths(self) -> list[str]:
         names = flatten_dict(self.state.get("batch_stats", {}))
-        return ["/".join(path) for *path, last in names if last == "var"]
+        return ["/".join(path) for *path, last in names if last == "mean"]
 
     def stats(self, path: str) -> dict[str, jax.Array]:
         return _below(self.state.get("batch_stats", {}), path)
@@ -43,7 +43,7 @@ class LinenModel:
         apply, rngs = nn.apply(run, self._module, mutable=True), self._rngs
         if number is not None:
             rngs = jax.tree.map(lambda key: jax.random.fold_in(key, number), rngs)
-        with watching(self._kinds), answered_first_by(answer), traced_for(new_number()):
+        with watching(self._is_watched), answered_first_by(answer), traced_for(new_number()):
             output, after = apply(self.with_stats(state, stats), batch, rngs=rngs)
         found = {path: _below(after.get("batch_stats", {}), path) for path in stats}
         of_layers = {path: {name: found[path][name] for name in stats[path]} for path in stats}

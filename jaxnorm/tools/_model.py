@@ -13,8 +13,6 @@ Run: TypeAlias = Callable[[Any, Any], Any]
 Stats: TypeAlias = Mapping[str, Mapping[str, jax.Array]]
 """Arrays of layers, by the layer's path and the array's name."""
 
-Kinds: TypeAlias = tuple[type, ...]
-
 
 class Model(Protocol):
     """A model; ``state`` contains all of its arrays."""
@@ -45,7 +43,7 @@ class Model(Protocol):
         """Returns the output of ``run``, and ``stats`` and ``state`` afterwards.
 
         The model holds ``state``, and its layers hold ``stats`` instead of, or in addition to, their own
-        arrays. ``answer`` decides what batch norms, or layers of the kinds this was made for, return and
+        arrays. ``answer`` decides what watched layers return and
         write. Random numbers differ for every ``number``, the index of the batch.
         """
         ...

@@ -6,12 +6,11 @@ from typing import Any
 import flax.linen as nn
 from flax import nnx
 
-from ._intercept import LINEN_BATCH_NORMS, NNX_BATCH_NORMS
+from ._intercept import Watched
 from ._linen_model import LinenModel
-from ._model import Kinds, Model
+from ._model import Model
 from ._nnx_model import NnxModel
-
-BATCH_NORMS: Kinds = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
+from ._norms import is_norm
 
 
 def call_model(model: Any, batch: Any) -> Any:
@@ -19,8 +18,8 @@ def call_model(model: Any, batch: Any) -> Any:
     return model(batch)
 
 
-def model_of(model: Any, variables: Any, rngs: Any = None, kinds: Kinds = BATCH_NORMS) -> Model:
-    """Wraps ``model`` in the form that the tools use, with its layers of these ``kinds`` watched.
+def model_of(model: Any, variables: Any, rngs: Any = None, is_watched: Watched = is_norm) -> Model:
+    """Wraps ``model`` in the form that the tools use, with some of its layers watched.
 
     Raises:
         ValueError: If ``model`` is not a Flax model, ``variables`` are missing, or ``variables`` or ``rngs``
@@ -33,7 +32,7 @@ def model_of(model: Any, variables: Any, rngs: Any = None, kinds: Kinds = BATCH_
                     f"{name} belong to a Linen module; got them with an NNX model, {type(model).__name__}, "
                     f"which holds its own. Leave them out."
                 )
-        return NnxModel(model, kinds)
+        return NnxModel(model, is_watched)
     check_model(model)
     if not isinstance(variables, Mapping) or not {"params", "batch_stats"} & set(variables):
         what = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
@@ -41,7 +40,7 @@ def model_of(model: Any, variables: Any, rngs: Any = None, kinds: Kinds = BATCH_
             f"variables must be those of the Linen module, by collection; got {what}. "
             f'Pass variables={{"params": ..., "batch_stats": ...}}, as returned by init.'
         )
-    return LinenModel(model, variables, rngs, kinds)
+    return LinenModel(model, variables, rngs, is_watched)
 
 
 def check_model(model: Any) -> None:

@@ -8,20 +8,21 @@ import jax
 from flax import nnx
 
 from ..core._running import RunningStats
-from ._intercept import NNX_BATCH_NORMS, Answer, answered_first_by, new_number, traced_for, watched
-from ._model import Kinds, Run, Stats
+from ._intercept import Answer, Watched, answered_first_by, new_number, traced_for, watched
+from ._model import Run, Stats
+from ._norms import is_norm
 
 
 class NnxModel:
     """A `Model` for an NNX model."""
 
-    def __init__(self, model: nnx.Module, kinds: Kinds) -> None:
+    def __init__(self, model: nnx.Module, is_watched: Watched) -> None:
         self._model = model
-        self._graph, self.state = nnx.split(watched(model, kinds))
+        self._graph, self.state = nnx.split(watched(model, is_watched))
 
     def paths(self) -> list[str]:
         layers = _layers(nnx.merge(self._graph, self.state))
-        return [path for path, layer in layers.items() if getattr(layer, "var", None) is not None]
+        return [path for path, layer in layers.items() if getattr(layer, "mean", None) is not None]
 
     def stats(self, path: str) -> dict[str, jax.Array]:
         return self._held(path, RunningStats._fields)
@@ -68,7 +69,7 @@ class NnxModel:
 
     def returned(self, stats: Stats) -> Any:
         model = nnx.clone(self._model)
-        _write(_layers(watched(model, NNX_BATCH_NORMS)), stats)  # shares the variables
+        _write(_layers(watched(model, is_norm)), stats)  # shares the variables
         return model
 
     def as_given(self, collections: Any) -> Any:

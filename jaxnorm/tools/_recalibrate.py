@@ -14,13 +14,13 @@ from ._collect_moments import (
     Gather,
     Way,
     averaged,
-    find_batch_norms,
     gathered,
     gathering,
+    norms_of_batches,
     nothing_gathered,
     pooled,
 )
-from ._intercept import Where, select
+from ._intercept import Where
 from ._model import Run, Stats
 from ._models import call_model, model_of
 
@@ -43,13 +43,14 @@ def recalibrate(
     rngs: Any = None,
     progress: bool = False,
 ) -> Any:
-    """Re-estimates the running statistics of a model's batch norms over ``batches``.
+    """Re-estimates the running statistics of a model's norms over ``batches``.
 
         mean = Σ nᵢ meanᵢ / Σ nᵢ        var = Σ nᵢ (varᵢ + |meanᵢ - mean|²) / Σ nᵢ        (batches i)
 
     Use it for weights without matching statistics: averaged weights (SWA, EMA, soups), a new domain (AdaBN),
     pruned or edited layers, or training with running averages that lag behind. Nothing else changes: not
-    momentum, the mode, or any other variable. Flax's own ``BatchNorm`` is supported too.
+    momentum, the mode, or any other variable. All norms are supported
+    that keep the mean and variance of the batch, Flax's ``BatchNorm`` and your own (`RunningNorm`) included.
 
     By default, this takes one pass over the data, in which every layer normalizes with batch statistics, as
     in training. The input of a layer then depends on how the data is split into batches; the result is exact
@@ -68,7 +69,7 @@ def recalibrate(
         variables: the variables of the Linen module: ``params`` and ``batch_stats``.
         run: calls the model on a batch, as in ``lambda model, batch: model(batch["image"], train=False,
             mask=batch["mask"])``. Training or evaluation mode affects dropout and the like, but not batch
-            norms. A mask passed to a batch norm excludes elements from its statistics.
+            norms with running statistics. A mask passed to a norm excludes elements from its statistics.
         method: ``"population"``: as above; in one pass, this is the estimate of fvcore's PreciseBN, and
             ``"precise_bn"`` is an alias. ``"update_bn"``: like PyTorch's function of that name, gives every
             batch the same weight regardless of its size; var is the average of varᵢ · nᵢ / (nᵢ - 1),
@@ -84,8 +85,9 @@ def recalibrate(
         The variables of a Linen module, or an NNX model. Statistics keep their dtype.
 
     Raises:
-        ValueError: If there is no batch, no batch norm, or none that ``where`` matches; if a statistic is
-            not finite or all elements are masked; or if ``layer_by_layer`` is True and ``batches`` can be
+        ValueError: If there is no batch, no norm with running statistics, or none that ``where`` matches; if
+            it matches a layer with other statistics, such as a whitening matrix; if a statistic is not
+            finite or all elements are masked; or if ``layer_by_layer`` is True and ``batches`` can be
             iterated only once.
 
     References:
@@ -126,7 +128,7 @@ def recalibrate(
             "batches must hold at least one batch; got none. An iterator that was used before is empty: pass "
             "a list, or create the iterator again."
         )
-    paths = select(where, list(find_batch_norms(subject, run, first)), "batch norm")
+    paths = list(norms_of_batches(subject, run, first, where, "recalibrate"))
     meant = set(paths).__contains__
     held = {path: subject.stats(path) for path in paths}
     length = len(batches) if isinstance(batches, Sized) else None

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from ._intercept import LINEN_BATCH_NORMS, NNX_BATCH_NORMS
+from ._intercept import BATCH_NORMS
 
 Constructor: TypeAlias = Callable[..., Any]
 
@@ -68,8 +68,7 @@ class Replacement:
     @property
     def is_batch_norm(self) -> bool:
         """Whether running statistics carry over."""
-        kinds = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
-        return isinstance(self.constructor, type) and issubclass(self.constructor, kinds)
+        return isinstance(self.constructor, type) and issubclass(self.constructor, BATCH_NORMS)
 
     def holds(self, variable: str) -> bool:
         """Whether the norm has this scale, bias, or running statistic."""

@@ -6,17 +6,25 @@ from typing import Any, TypeVar
 
 import flax.linen as nn
 
-from ._intercept import Answer, answered_first_by, new_number, rebuilt, traced_for, watching
+from ._intercept import (
+    Answer,
+    Watched,
+    answered_first_by,
+    new_number,
+    rebuilt,
+    traced_for,
+    watching,
+)
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def answering(module: _Module, kinds: tuple[type, ...], answer: Answer) -> _Module:
-    """Returns ``module`` with ``answer`` deciding what its layers of these ``kinds`` return.
+def answering(module: _Module, is_watched: Watched, answer: Answer) -> _Module:
+    """Returns ``module`` with ``answer`` deciding what the layers that ``is_watched`` accepts return.
 
     The result has a class of its own, with the same name, fields and methods. Equal answers share a class.
     """
-    return rebuilt(module, _answering_class(type(module), kinds, answer))
+    return rebuilt(module, _answering_class(type(module), is_watched, answer))
 
 
 def without_answers(module: nn.Module, answers: type) -> nn.Module:
@@ -30,15 +38,13 @@ def without_answers(module: nn.Module, answers: type) -> nn.Module:
 
 
 @functools.cache
-def _answering_class(
-    kind: type[nn.Module], kinds: tuple[type, ...], answer: Answer
-) -> type[nn.Module]:
+def _answering_class(kind: type[nn.Module], is_watched: Watched, answer: Answer) -> type[nn.Module]:
     number = new_number()
 
     def within(method: Any) -> Any:
         @functools.wraps(method, updated=())
         def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with watching(kinds), answered_first_by(answer), traced_for(number):
+            with watching(is_watched), answered_first_by(answer), traced_for(number):
                 return method(self, *args, **kwargs)
 
         return called
@@ -50,14 +56,14 @@ def _answering_class(
     methods = {name: within(f) for name, f in [*public, ("__call__", kind.__call__)]}
 
     def __reduce__(self: Any) -> Any:
-        return answering, (rebuilt(self, kind), kinds, answer)
+        return answering, (rebuilt(self, kind), is_watched, answer)
 
     about = {
         "__reduce__": __reduce__,
         "__module__": kind.__module__,
         "__doc__": kind.__doc__,
         "answering_for": kind,
-        "watches": kinds,
+        "watches": staticmethod(is_watched),
         "answer": staticmethod(answer),
     }
     return type(kind.__name__, (kind,), {**methods, **about})

@@ -12,8 +12,7 @@ from .. import linen as jnl, nnx as jnx
 from ..core._explained import explained
 from ..norms._choice import taken_by
 from ._intercept import (
-    LINEN_BATCH_NORMS,
-    NNX_BATCH_NORMS,
+    BATCH_NORMS,
     LayerCall,
     Where,
     matches,
@@ -21,6 +20,7 @@ from ._intercept import (
 )
 from ._model import split_path
 from ._models import model_of
+from ._norms import holds_running_stats, refused
 from ._replacement import Constructor, Replacement
 from ._substitute import answering
 
@@ -57,7 +57,8 @@ def swap(
 
     Raises:
         ValueError: If ``where`` matches no batch norm, there is no such norm, or it does not support what
-            the batch norm does: a feature axis other than the last (for group norm), an activation.
+            the batch norm does: a feature axis other than the last (for group norm), an activation. If
+            ``where`` matches another norm with running statistics; for a Linen module, at the first call.
         TypeError: If the norm has no such option.
 
     Example:
@@ -76,13 +77,15 @@ def swap(
     paths = select(where, subject.paths(), "batch norm")
     if isinstance(model, nn.Module):
         linen_norm = Replacement.of(jnl.get_norm, norm, options, nn.Module)
-        swapped = answering(model, LINEN_BATCH_NORMS, _Swapped(linen_norm, where))
+        swapped = answering(
+            model, _Replaceable(tuple(paths)), _Swapped(linen_norm, where, tuple(paths))
+        )
         return swapped, subject.as_given(_carried_variables(subject.state, paths, linen_norm))
     nnx_norm = Replacement.of(jnx.get_norm, norm, options, nnx.Module)
 
     def replaced(path: tuple[Any, ...], node: Any) -> Any:
         name = "/".join(map(str, path))
-        if not isinstance(node, NNX_BATCH_NORMS) or not matches(where, name):
+        if not _is_meant(node, name, where, keeps=holds_running_stats(node)):
             return node
         new = nnx_norm.like(node, name, node.num_features, rngs=nnx.Rngs(0))
         for variable in ("scale", "bias", "mean", "var", "count"):
@@ -95,15 +98,42 @@ def swap(
     return nnx.recursive_map(replaced, nnx.clone(model))
 
 
+def _is_meant(layer: Any, path: str, where: Where | None, *, keeps: bool) -> bool:
+    """Whether to replace a layer.
+
+    Raises:
+        ValueError: If it ``keeps`` running statistics and is not a batch norm.
+    """
+    if not matches(where, path):
+        return False
+    if keeps and not isinstance(layer, BATCH_NORMS):
+        reason = "it keeps running statistics and computes something else"
+        supported = "batch norms, Flax's and jaxnorm's"
+        raise ValueError(refused("swap", supported, {path: reason}, {path: type(layer).__name__}))
+    return isinstance(layer, BATCH_NORMS)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Replaceable:
+    """Accepts the batch norms of a Linen model, and all layers at the paths where it keeps statistics."""
+
+    paths: tuple[str, ...]
+
+    def __call__(self, layer: Any) -> bool:
+        bound = isinstance(layer, nn.Module) and layer.scope is not None
+        return isinstance(layer, BATCH_NORMS) or (bound and "/".join(layer.path) in self.paths)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Swapped:
     """An `Answer` that calls another norm instead of the batch norms of a Linen model."""
 
     norm: Replacement
     where: Where | None
+    paths: tuple[str, ...]  # of the layers whose variables are replaced
 
     def __call__(self, call: LayerCall) -> Any:
-        if not matches(self.where, call.path):
+        if not _is_meant(call.layer, call.path, self.where, keeps=call.path in self.paths):
             return call.proceed(*call.args, **call.kwargs)
         x, *flag = call.args
         given = {**call.kwargs, **({"use_running_average": flag[0]} if flag else {})}

@@ -18,7 +18,12 @@ from tests.calls import arguments, functions
 
 WITHOUT_STATISTICS = (
     *("act_norm", "act_norm_inverse", "batch_norm_inference", "batch_renorm_inference", "derf"),
-    *("dynamic_tanh", "iterative_whitening_inference", "mean_only_batch_norm_inference", "modulate"),
+    *(
+        "dynamic_tanh",
+        "iterative_whitening_inference",
+        "mean_only_batch_norm_inference",
+        "modulate",
+    ),
 )
 """Norms that take no sums over their input."""
 LAYERS: dict[str, Callable[[Any], nn.Module]] = {

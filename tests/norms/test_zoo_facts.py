@@ -86,7 +86,8 @@ def test_batch_renorm_within_limits_is_evaluation_and_without_is_batch_norm() ->
         return jax.value_and_grad(lambda x: (f(x) * images(2)).sum())(x)
 
     value, slope = loss(lambda x: jn.batch_renorm(x, stats, rmax=1e6, dmax=1e6, **at)[0])
-    expected, _ = loss(lambda x: jn.batch_norm_inference(x, stats, **at))
+    close(jn.batch_renorm_inference(x, stats), (np.float64(x) - 0.2) / np.sqrt(2.0 + 1e-3))
+    expected, _ = loss(lambda x: jn.batch_renorm_inference(x, stats))
     close(value, expected, 1e-4)
     r = np.sqrt((x.var((0, 1, 2)) + 1e-3) / (2.0 + 1e-3))
     _, of_batch_norm = loss(lambda x: jn.batch_norm(x, stats, **at)[0] * r)
@@ -164,6 +165,10 @@ def test_iterative_whitening_has_no_correlation() -> None:
 
     assert off(5) > off(10) > off(20)
     assert off(20) < 1e-3
+    y, stats = jn.iterative_whitening(x, jn.init_whitening(8), momentum=0.0)
+    close(jn.iterative_whitening_inference(x, stats), y)
+    mean, matrix = (np.asarray(a, np.float64) for a in stats)
+    close(y, (np.asarray(x, np.float64) - mean) @ matrix)
 
 
 @pytest.mark.parametrize("p", [1, 2, 3.5, np.inf])

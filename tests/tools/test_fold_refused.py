@@ -386,7 +386,7 @@ def test_models_without_batch_norm_or_statistics() -> None:
     """There must be something to fold, and its statistics."""
     x = data(3, 4)
     dense = Layers((nn.Dense(4),))
-    with pytest.raises(ValueError, match="at least one BatchNorm"):
+    with pytest.raises(ValueError, match="at least one norm"):
         tools.fold(dense, x, variables=linen(dense, x))
     model = Layers((nn.Dense(4), nn.BatchNorm(True)))
     variables = linen(model, x)

@@ -1,0 +1,311 @@
+"""Every norm with running statistics (ours, Flax's, a user's) in every tool: supported or refused by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxnorm as jn
+from jaxnorm import linen as jnl, nnx as jnx, tools
+from tests.oracle import assert_close
+
+X = np.random.default_rng(0).normal(2, 3, (8, 3, 2, 4)).astype(np.float32)
+BATCHES = [X[:6], 5 * X[6:] + 1]
+KEY = jax.random.key(0)
+
+
+# --- the norms ------------------------------------------------------------------------------------
+
+
+class SilentLinen(nn.Module):
+    """A user's norm that does not say how it keeps running statistics."""
+
+    use_running_average: bool | None = None
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: Any, use_running_average: bool | None = None) -> Any:
+        """Batch norm without options."""
+        mean = self.variable("batch_stats", "mean", jnp.zeros, 4)
+        var = self.variable("batch_stats", "var", jnp.ones, 4)
+        stats = jn.RunningStats(mean.value, var.value)
+        if nn.merge_param("flag", self.use_running_average, use_running_average):
+            return jn.batch_norm_inference(x, stats, epsilon=0.1)
+        y, updated = jn.batch_norm(x, stats, epsilon=0.1, momentum=self.momentum)
+        if not self.is_initializing():
+            mean.value, var.value = updated.mean, updated.var
+        return y
+
+
+class SilentNnx(nnx.Module):
+    """A user's NNX norm that does not say how it keeps running statistics."""
+
+    def __init__(self) -> None:
+        self.mean, self.var = nnx.BatchStat(jnp.zeros(4)), nnx.BatchStat(jnp.ones(4))
+        self.momentum, self.use_running_average = 0.9, False
+
+    def __call__(self, x: Any, use_running_average: bool | None = None) -> Any:
+        """Batch norm without options."""
+        stats = jn.RunningStats(self.mean[...], self.var[...])
+        if self.use_running_average if use_running_average is None else use_running_average:
+            return jn.batch_norm_inference(x, stats, epsilon=0.1)
+        y, updated = jn.batch_norm(x, stats, epsilon=0.1, momentum=self.momentum)
+        self.mean[...], self.var[...] = updated.mean, updated.var
+        return y
+
+
+def _says(self: Any) -> tools.RunningNorm:
+    return tools.RunningNorm(axis=-1, epsilon=0.1, momentum=self.momentum)
+
+
+class OwnLinen(SilentLinen):
+    """A user's norm that says it."""
+
+    running_norm = nn.nowrap(_says)
+
+
+class OwnNnx(SilentNnx):
+    """A user's NNX norm that says it."""
+
+    running_norm = _says
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ConditionalBatchNorm": {"num_classes": 3},
+    "DomainBatchNorm": {"num_domains": 2},
+    "GhostBatchNorm": {"virtual_batch_size": 2},
+    "InstanceNorm": {"track_running_stats": True},
+}
+AFTER: dict[str, Callable[[Any], Any]] = {
+    "ConditionalBatchNorm": lambda x: jnp.arange(len(x)) % 3,
+    "DomainBatchNorm": lambda x: 1,
+}
+"""What conditional norms take after x."""
+OURS = sorted(name for name, kind in vars(jnl).items() if hasattr(kind, "running_norm"))
+CLASSES: dict[str, Any] = {
+    **{f"linen {name}": getattr(jnl, name) for name in OURS},
+    **{f"nnx {name}": getattr(jnx, name) for name in OURS},
+    "linen Flax": nn.BatchNorm,
+    "nnx Flax": nnx.BatchNorm,
+    "linen own": OwnLinen,
+    "nnx own": OwnNnx,
+}
+NOT_OF_BATCH = {"DomainBatchNorm", "InstanceNorm", "IterativeWhitening"}
+NOT_AVERAGED = {"BatchRenorm"}
+UNCHANGED = {"FrozenBatchNorm"}
+SILENT: dict[str, Any] = {"linen silent": SilentLinen, "nnx silent": SilentNnx}
+over_classes = pytest.mark.parametrize("name", CLASSES)
+
+
+def kind(name: str) -> str:
+    """The name of the class."""
+    return (CLASSES | SILENT)[name].__name__
+
+
+# --- models with one of them ----------------------------------------------------------------------
+
+
+class LinenModel(nn.Module):
+    """The norm, then means over the image."""
+
+    norm: Any
+    after: Any = None
+    train: bool = True
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        """Returns four numbers for each example."""
+        more = () if self.after is None else (self.after(x),)
+        layer: Any = self.norm(name="norm")
+        return layer(x, *more, use_running_average=not self.train).mean((1, 2))
+
+
+class NnxModel(nnx.Module):
+    """The norm, then means over the image."""
+
+    def __init__(self, norm: Any, after: Any, train: bool = True) -> None:
+        self.norm, self.after, self.is_training = norm, after, train
+
+    def __call__(self, x: Any) -> Any:
+        """Returns four numbers for each example."""
+        more = () if self.after is None else (self.after(x),)
+        return self.norm(x, *more, use_running_average=not self.is_training).mean((1, 2))
+
+
+def model_of(name: str, train: bool = True) -> tuple[Any, dict[str, Any]]:
+    """A model with the norm, with statistics unlike those of the data, and arguments for the tools."""
+    constructor, options = (CLASSES | SILENT)[name], OPTIONS.get(kind(name), {})
+    after = AFTER.get(kind(name))
+    if issubclass(constructor, nn.Module):
+        model = LinenModel(lambda name: constructor(**options, name=name), after, train)
+        variables = dict(LinenModel(model.norm, after, True).init(KEY, X))
+        moved = jax.tree.map(_moved, variables.get("batch_stats", {}))
+        return model, {"variables": {**variables, "batch_stats": moved}}
+    if not issubclass(constructor, SilentNnx):
+        options = {"num_features": 4, "rngs": nnx.Rngs(0), **options}
+    model = NnxModel(constructor(**options), after, train)
+    nnx.update(model, jax.tree.map(_moved, nnx.state(model, nnx.BatchStat)))
+    return model, {}
+
+
+def _moved(leaf: Any) -> Any:
+    return leaf + jnp.asarray(0.5, leaf.dtype) if leaf.ndim else leaf
+
+
+def ran(model: Any, variables: Any = None) -> tuple[Any, Any]:
+    """The output and the state afterwards."""
+    if isinstance(model, nn.Module):
+        y, updated = model.apply(variables, X, mutable=["batch_stats"])
+        return y, {**variables, **updated}["batch_stats"]
+    model = nnx.clone(model)
+    return model(X), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def stats_of(model: Any, variables: Any = None) -> Any:
+    """The mean and the variance of the norm."""
+    if variables is not None:
+        return variables["batch_stats"]["norm"]
+    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))["norm"]
+
+
+# --- the tools ------------------------------------------------------------------------------------
+
+
+def test_all_are_here() -> None:
+    """Linen and NNX have the same norms with running statistics."""
+    assert [
+        name for name, kind in sorted(vars(jnx).items()) if hasattr(kind, "running_norm")
+    ] == OURS
+    assert set(OURS) > NOT_OF_BATCH | NOT_AVERAGED | UNCHANGED
+
+
+@over_classes
+def test_freeze(name: str) -> None:
+    """A frozen model gives the output of evaluation in training, and updates nothing."""
+    model, given = model_of(name)
+    y, stats = ran(tools.freeze(model, **given), **given)
+    evaluated, unchanged = ran(model_of(name, train=False)[0], **given)
+    np.testing.assert_array_equal(y, evaluated)
+    chex.assert_trees_all_equal(stats, unchanged)
+    if kind(name) not in UNCHANGED:
+        assert not np.allclose(ran(model, **given)[0], y, rtol=1e-3)
+
+
+def used(tool: str, model: Any, given: dict[str, Any], **options: Any) -> Any:
+    """Calls a tool on a model, and the model that `freeze` and `swap` return."""
+    if tool == "accumulate":
+        return tools.accumulate(lambda m, x: m(x).sum(), model, X, micro_batches=2, **given)
+    if tool == "freeze":
+        return ran(tools.freeze(model, **given, **options), **given)
+    if tool == "swap":
+        swapped = tools.swap(model, "layer", **given, **options)
+        return ran(*swapped) if given else ran(swapped)
+    batches = BATCHES if tool == "recalibrate" else X
+    return getattr(tools, tool)(model, batches, **given, **options)
+
+
+def refusal(name: str, tool: str) -> str:
+    """The message of a tool's refusal."""
+    model, given = model_of(name)
+    with pytest.raises(ValueError, match=kind(name)) as error:
+        used(tool, model, given)
+    return str(error.value)
+
+
+@over_classes
+def test_recalibrate(name: str) -> None:
+    """Mean and variance are those of all values, or the norm is refused."""
+    if kind(name) in NOT_OF_BATCH:
+        assert "tools.recalibrate supports" in refusal(name, "recalibrate")
+    elif kind(name) not in UNCHANGED:
+        model, given = model_of(name)
+        done = tools.recalibrate(model, BATCHES, **given)
+        found = stats_of(model, done) if given else stats_of(done)
+        rows = np.concatenate([np.float64(batch).reshape(-1, 4) for batch in BATCHES])
+        assert_close(found["mean"], rows.mean(0), 1e-6)
+        assert_close(found["var"], rows.var(0), 1e-6)
+
+
+@over_classes
+def test_examine(name: str) -> None:
+    """The moments are those of the batch, or the norm is refused."""
+    if kind(name) in NOT_OF_BATCH:
+        assert "tools.examine supports" in refusal(name, "examine")
+    elif kind(name) not in UNCHANGED:
+        model, given = model_of(name)
+        examination = tools.examine(model, X, **given)
+        rows = np.float64(X).reshape(-1, 4)
+        assert_close(examination.batch["norm"].mean, rows.mean(0), 1e-6)
+        assert_close(examination.batch["norm"].var, rows.var(0), 1e-6)
+        assert examination.layers["norm"].dead == 0
+
+
+@over_classes
+def test_accumulate(name: str) -> None:
+    """The statistics after micro-batches are those of a step on the whole batch, or the norm is refused."""
+    if kind(name) in NOT_OF_BATCH | NOT_AVERAGED:
+        assert "tools.accumulate supports" in refusal(name, "accumulate")
+    elif kind(name) not in UNCHANGED:
+        model, given = model_of(name)
+        step = tools.accumulate(lambda m, x: m(x).sum(), model, X, micro_batches=2, **given)
+        updated = step.updated["batch_stats"] if given else nnx.to_pure_dict(step.updated)
+        _, expected = ran(model, **given)
+        for statistic in ("mean", "var"):
+            assert_close(updated["norm"][statistic], expected["norm"][statistic], 1e-6)
+
+
+@over_classes
+def test_fold_and_swap(name: str) -> None:
+    """Other norms than batch norm are refused, and stay if they are excluded."""
+    if isinstance(CLASSES[name], type) and issubclass(
+        CLASSES[name], (nn.BatchNorm, nnx.BatchNorm, jnl.BatchNorm, jnx.BatchNorm)
+    ):
+        return
+    assert "tools.swap supports batch norms" in refusal(name, "swap")
+    if kind(name) not in UNCHANGED:
+        assert f"it is of class {kind(name)}, and only BatchNorm folds" in refusal(name, "fold")
+
+
+def test_norms_without_running_statistics_stay() -> None:
+    """Fold and swap change the batch norms of a model whose other norms keep nothing that moves."""
+    layers = nn.Conv(4, (1, 1)), jnl.BatchNorm(True), jnl.InstanceNorm(), jnl.LayerNorm()
+    model = nn.Sequential([*layers, jnl.FrozenBatchNorm()])
+    variables = model.init(KEY, X)
+    assert tools.fold(model, X, variables=variables).pairs == {"layers_1": "layers_0"}
+    swapped, its_variables = tools.swap(model, "layer", variables=variables, where="layers_1")
+    y, _ = swapped.apply(its_variables, X, mutable=["batch_stats"])
+    assert np.isfinite(y).all() and "layers_4" in its_variables["batch_stats"]
+
+
+@pytest.mark.parametrize("tool", ["freeze", "recalibrate", "examine", "accumulate", "swap"])
+@pytest.mark.parametrize("name", SILENT)
+def test_a_norm_that_says_nothing_is_refused(name: str, tool: str) -> None:
+    """Running statistics that no tool knows are an error that names the class, its place and what to do."""
+    message = refusal(name, tool)
+    assert f"tools.{tool} supports" in message and f"got {kind(name)} at 'norm', but it" in message
+    assert tool == "swap" or "running_norm (see tools.RunningNorm)" in message
+
+
+class Both(nn.Module):
+    """A batch norm, then a norm that the tools do not know."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        """Returns four numbers for each example."""
+        x = jnl.BatchNorm(use_running_average=False, name="known")(x)
+        return SilentLinen(use_running_average=False, name="silent")(x).mean((1, 2))
+
+
+@pytest.mark.parametrize("tool", ["freeze", "recalibrate", "examine", "swap"])
+def test_excluded_layers_run_as_the_model_says(tool: str) -> None:
+    """With where, a model may have layers that the tools do not know."""
+    given = {"variables": Both().init(KEY, X)}
+    with pytest.raises(ValueError, match="SilentLinen at 'silent'"):
+        used(tool, Both(), given)
+    used(tool, Both(), given, where="known")
