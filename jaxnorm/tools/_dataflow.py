@@ -85,7 +85,7 @@ def follow(model: Model, run: Run, batch: Any) -> Flow:
     flow = Flow(held={name: array for name, (_, array) in zip(names, leaves, strict=True)})
 
     def marked(call: LayerCall) -> Any:
-        if not call.args:
+        if not call.args:  # a layer without an input
             return call.proceed(**call.kwargs)
         x = checkpoint_name(call.x, f"{_MARK} in {call.path}")
         y = call.proceed(x, *call.args[1:], **call.kwargs)

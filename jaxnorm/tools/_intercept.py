@@ -16,7 +16,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from .. import linen as jnl, nnx as jnx
 from ..norms._running_norm import RunningNorm
-from ._norms import running_norm, without_flag
+from ._norms import running_norm, with_x_first, without_flag
 
 Where: TypeAlias = str | Callable[[str], bool]
 """Selects layers: a pattern of paths, like file names (``"stem/*"``), or a function of the path."""
@@ -127,7 +127,7 @@ def _call(layer: Any, path: str, call: Callable[..., Any], *args: Any, **kwargs:
     match _answers.get():
         case (*others, answer):
             with answered_by(*others):
-                return answer(LayerCall(layer, path, call, args, kwargs))
+                return answer(LayerCall(layer, path, call, *with_x_first(layer, args, kwargs)))
         case _:
             return call(*args, **kwargs)
 

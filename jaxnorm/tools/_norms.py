@@ -51,8 +51,7 @@ def without_flag(
     layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Arguments of a call of ``layer`` without ``use_running_average``, and its value, None if not given."""
-    names = list(inspect.signature(inspect.unwrap(class_of(layer).__call__)).parameters)[1:]
-    kept = dict(kwargs)
+    names, kept = _names(layer), dict(kwargs)
     flag = kept.pop(_FLAG, None)
     at = names.index(_FLAG) if _FLAG in names else len(args)
     if at < len(args):
@@ -60,6 +59,21 @@ def without_flag(
         # What follows the flag has a name, because its place moves.
         kept |= dict(zip(names[at + 1 :], args[at + 1 :], strict=False))
     return args[:at], kept, flag
+
+
+def with_x_first(
+    layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Arguments of a call of ``layer``, with the first one by position, also if it was given by name."""
+    first = _names(layer)[:1]
+    if args or not first or first[0] not in kwargs:
+        return args, kwargs
+    return (kwargs[first[0]],), {name: value for name, value in kwargs.items() if name != first[0]}
+
+
+def _names(layer: Any) -> list[str]:
+    """The names of the parameters of ``__call__``, without self."""
+    return list(inspect.signature(inspect.unwrap(class_of(layer).__call__)).parameters)[1:]
 
 
 def class_of(layer: Any) -> Any:

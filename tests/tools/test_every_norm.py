@@ -162,7 +162,7 @@ def ran(model: Any, variables: Any = None) -> tuple[Any, Any]:
     """The output and the state afterwards."""
     if isinstance(model, nn.Module):
         y, updated = model.apply(variables, X, mutable=["batch_stats"])
-        return y, {**variables, **updated}["batch_stats"]
+        return y, {**variables, **updated}.get("batch_stats")
     model = nnx.clone(model)
     return model(X), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
@@ -270,6 +270,32 @@ def test_fold_and_swap(name: str) -> None:
     assert "tools.swap supports batch norms" in refusal(name, "swap")
     if kind(name) not in UNCHANGED:
         assert f"it is of class {kind(name)}, and only BatchNorm folds" in refusal(name, "fold")
+
+
+class ByName(nn.Module):
+    """A convolution and a batch norm whose inputs are given by name or by position."""
+
+    norm: Any
+    named: bool = True
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        """Returns four numbers for each example."""
+        conv, norm = nn.Conv(4, (1, 1), name="conv"), self.norm(True, name="norm")
+        y = norm(x=conv(inputs=x)) if self.named else norm(conv(x))
+        return y.mean((1, 2))
+
+
+@pytest.mark.parametrize("tool", ["freeze", "recalibrate", "examine", "accumulate", "fold", "swap"])
+@pytest.mark.parametrize("norm", [nn.BatchNorm, jnl.BatchNorm])
+def test_x_may_be_given_by_name(norm: Any, tool: str) -> None:
+    """The result does not depend on how layers are called."""
+    given = {"variables": ByName(norm).init(KEY, X)}
+    by_name, by_position = (used(tool, ByName(norm, named), given) for named in (True, False))
+    if tool == "fold":
+        assert by_name.pairs == by_position.pairs == {"norm": "conv"}
+        by_name, by_position = by_name.variables, by_position.variables
+    chex.assert_trees_all_equal(by_name, by_position)
 
 
 def test_norms_without_running_statistics_stay() -> None:
