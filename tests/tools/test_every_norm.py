@@ -1,5 +1,6 @@
 """Every norm with running statistics (ours, Flax's, a user's) in every tool: supported or refused by name."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -183,6 +184,35 @@ def test_all_are_here() -> None:
         name for name, kind in sorted(vars(jnx).items()) if hasattr(kind, "running_norm")
     ] == OURS
     assert set(OURS) > NOT_OF_BATCH | NOT_AVERAGED | UNCHANGED
+
+
+@pytest.mark.parametrize("system", ["linen", "nnx"])
+@pytest.mark.parametrize("name", sorted(set(OURS) - UNCHANGED))
+def test_what_a_layer_says_are_its_fields(name: str, system: str) -> None:
+    """All options are told, at values other than their defaults."""
+    constructor, options = CLASSES[f"{system} {name}"], OPTIONS.get(name, {})
+    told = {"axis": 1, "feature_axes": 1, "epsilon": 0.3, "momentum": 0.25, "unbiased": True}
+    taken = inspect.signature(constructor.__init__).parameters
+    if system == "nnx":
+        options = {"num_features": 4, "rngs": nnx.Rngs(0), **options}
+    layer = constructor(**options, **{n: value for n, value in told.items() if n in taken})
+    assert layer.running_norm() == tools.RunningNorm(
+        axis=1,
+        epsilon=0.3 if "epsilon" in taken else 0.0,
+        momentum=0.25,
+        unbiased="unbiased" in taken,
+        of_batch=name not in NOT_OF_BATCH,
+        averaged=name not in NOT_AVERAGED,
+    )
+
+
+def test_layers_without_running_statistics_say_so() -> None:
+    """They keep nothing that the tools could change."""
+    for system in (jnl, jnx):
+        more: Any = {} if system is jnl else {"num_features": 4, "rngs": nnx.Rngs(0)}
+        for kind in (system.BatchNorm, system.InstanceNorm):
+            assert kind(**more, track_running_stats=False).running_norm() is None
+        assert system.FrozenBatchNorm(**more).running_norm() is None
 
 
 @over_classes
