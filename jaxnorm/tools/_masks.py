@@ -8,12 +8,14 @@ from ..core._explained import explained
 from ._intercept import Where, matches, select
 from ._replicas import key_names
 
-_OTHERS = {"kernel", "embedding"}  # a bias next to one of these is not a norm's
+_OTHERS = {"kernel", "embedding"}  # next to one of these, only a scale is a norm's
+_SCALES = {"scale", "log_scale", "query_scale", "key_scale", "gain"}
+_OF_NORMS = {*_SCALES, "bias", "threshold", "alpha", "shift", "v", "mean_weights", "var_weights"}
 
 
 @explained
 def norm_mask(params: Any, where: Where | None = None) -> Any:
-    """Returns True for the scale and bias of norms, and False for all other parameters.
+    """Returns True for the parameters of norms, such as scale and bias, and False for all others.
 
     As an optax mask, ``optax.masked(optax.set_to_zero(), tools.norm_mask)`` at the end of a chain keeps these
     parameters unchanged, whatever comes before. In a separate partition, they also take no memory for
@@ -21,7 +23,8 @@ def norm_mask(params: Any, where: Where | None = None) -> Any:
 
     Args:
         params: a tree of parameters: Linen's collection, or ``nnx.state(model, nnx.Param)``. Norms are
-            recognized by name: a ``scale``, or a ``bias`` with no ``kernel`` or ``embedding`` next to it.
+            recognized by name: a ``scale``, or a ``bias`` or another parameter of jaxnorm's norms (``alpha``,
+            ``shift``, ``threshold``, ``v`` ...) with no ``kernel`` or ``embedding`` next to it.
         where: selects layers by path: a pattern such as ``"stem/*"``, or a function. None selects all.
 
     Returns:
@@ -37,14 +40,10 @@ def norm_mask(params: Any, where: Where | None = None) -> Any:
         {'dense': {'bias': False, 'kernel': False}, 'norm': {'bias': True, 'scale': True}}
     """
     paths, structure = _paths(params)
-    layers_of_others = {path[:-1] for path in paths if path[-1] in _OTHERS}
-
-    def norm_of(path: tuple[str, ...]) -> str | None:
-        *layer, name = path
-        is_affine = name == "scale" or (name == "bias" and path[:-1] not in layers_of_others)
-        return "/".join(layer) if is_affine else None
-
-    norms = [norm_of(path) for path in paths]
+    of_norms = _are_of_norms(paths)
+    norms = [
+        "/".join(path[:-1]) if is_so else None for path, is_so in zip(paths, of_norms, strict=True)
+    ]
     if where is not None:
         select(where, list(dict.fromkeys(norm for norm in norms if norm is not None)), "norm")
     mask = [norm is not None and matches(where, norm) for norm in norms]
@@ -52,7 +51,7 @@ def norm_mask(params: Any, where: Where | None = None) -> Any:
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns True for the parameters that weight decay should apply to: all except scales and biases.
+    """Returns True for the parameters that weight decay should apply to: all but biases and those of norms.
 
     A norm after a layer undoes the scale of the layer's weights, so weight decay there acts on the learning
     rate. Decay of scale and bias pulls the output of the norm towards zero, which is not intended.
@@ -70,7 +69,18 @@ def decay_mask(params: Any) -> Any:
         {'dense': {'bias': False, 'kernel': True}, 'norm': {'bias': False, 'scale': False}}
     """
     paths, structure = _paths(params)
-    return jax.tree.unflatten(structure, [path[-1] not in ("scale", "bias") for path in paths])
+    of_norms = _are_of_norms(paths)
+    decays = [
+        not is_so and not path[-1].endswith("bias")
+        for path, is_so in zip(paths, of_norms, strict=True)
+    ]
+    return jax.tree.unflatten(structure, decays)
+
+
+def _are_of_norms(paths: list[tuple[str, ...]]) -> list[bool]:
+    """Whether each parameter is a norm's, by its name and the names next to it."""
+    others = {path[:-1] for path in paths if path[-1] in _OTHERS}
+    return [p[-1] in _SCALES or (p[-1] in _OF_NORMS and p[:-1] not in others) for p in paths]
 
 
 def _paths(params: Any) -> tuple[list[tuple[str, ...]], Any]:
