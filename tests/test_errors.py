@@ -593,6 +593,16 @@ OTHER_FEATURES = (
     "features of shape (3,) at 'bn'. Pass the variables of this model, and batches like those it is trained "
     "on."
 )
+
+
+class Asking(nn.Module):
+    """A model that takes more than a batch."""
+
+    @nn.compact
+    def __call__(self, x, train, labels):
+        """Never gets that far."""
+
+
 VARIABLES_OF_NNX = (
     "variables belong to a Linen module; got them with an NNX model, BatchNorm, which holds its own. "
     "Leave them out."
@@ -930,6 +940,12 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "data, not finite": (recalibrated([ROWS, ROWS * NAN]), NOT_FINITE),
     "data, nothing counts": (recalibrated([ROWS[:0]]), NOTHING_COUNTS),
+    "examine, more than a batch": (
+        lambda: tools.examine(Asking(), ROWS, variables=VARIABLES),
+        "run must be given for a model that takes more than a batch and a flag; got Asking.__call__(self, x, "
+        "train, labels). Say how to call it, as in run=lambda model, batch: model(batch, train=..., "
+        "labels=...).",
+    ),
     "examine, no norm": (
         lambda: tools.examine(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), ROWS),
         CALLS_NONE,

@@ -73,7 +73,7 @@ def fold(
         batch: input of ``run``: some examples, on which the two models are compared.
         variables: the variables of the Linen module: ``params`` and ``batch_stats``.
         run: calls the model on a batch for evaluation, as in ``lambda model, batch: model(batch["image"],
-            train=False)``.
+            train=False)``; the default is that of `recalibrate`.
         where: selects batch norms by path: a pattern such as ``"stem/*"``, or a function; the others stay.
         partial: whether batch norms that cannot be folded may stay; if False, they are an error.
         rngs: random keys for a Linen module whose ``run`` draws random numbers.

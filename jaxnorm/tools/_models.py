@@ -1,5 +1,6 @@
 """Wraps a model that is passed to a tool, in the form that the tools use."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,37 @@ from ._intercept import Watched
 from ._linen_model import LinenModel
 from ._model import Model
 from ._nnx_model import NnxModel
-from ._norms import is_norm
+from ._norms import class_of, is_norm
+
+# The values for evaluation of the flags that models usually take.
+_FLAGS: dict[str, bool] = {
+    "train": False,
+    "training": False,
+    "is_training": False,
+    "deterministic": True,
+    "use_running_average": True,
+}
 
 
 def call_model(model: Any, batch: Any) -> Any:
-    """Calls the model on a batch: the default for ``run``."""
-    return model(batch)
+    """Calls the model on a batch, in evaluation mode if it asks for a flag: the default for ``run``.
+
+    Raises:
+        ValueError: If the model asks for more than a batch and such a flag.
+    """
+    signature = inspect.signature(inspect.unwrap(class_of(model).__call__))
+    needed = [
+        p.name
+        for p in list(signature.parameters.values())[2:]
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if not _FLAGS.keys() >= set(needed):
+        raise ValueError(
+            f"run must be given for a model that takes more than a batch and a flag; got "
+            f"{class_of(model).__name__}.__call__{signature}. Say how to call it, as in "
+            f"run=lambda model, batch: model({', '.join(['batch', *(f'{n}=...' for n in needed)])})."
+        )
+    return model(batch, **{name: _FLAGS[name] for name in needed})
 
 
 def model_of(model: Any, variables: Any, rngs: Any = None, is_watched: Watched = is_norm) -> Model:

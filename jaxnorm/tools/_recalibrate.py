@@ -69,7 +69,9 @@ def recalibrate(
         variables: the variables of the Linen module: ``params`` and ``batch_stats``.
         run: calls the model on a batch, as in ``lambda model, batch: model(batch["image"], train=False,
             mask=batch["mask"])``. Training or evaluation mode affects dropout and the like, but not batch
-            norms with running statistics. A mask passed to a norm excludes elements from its statistics.
+            norms with running statistics. A mask passed to a norm excludes elements from its statistics. The
+            default is ``model(batch)``, with ``train=False``, ``deterministic=True`` and the like if the
+            model requires such an argument.
         method: ``"population"``: as above; in one pass, this is the estimate of fvcore's PreciseBN, and
             ``"precise_bn"`` is an alias. ``"update_bn"``: like PyTorch's function of that name, gives every
             batch the same weight regardless of its size; var is the average of varᵢ · nᵢ / (nᵢ - 1),
