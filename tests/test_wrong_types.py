@@ -69,6 +69,13 @@ def test_the_argument_is_named(name: str) -> None:
                 assert re.search(rf"\b{parameter}\b", str(raised.value)), (parameter, kind)
 
 
+def test_a_ragged_list_is_named() -> None:
+    """A list that is no array is an error like any other value."""
+    ragged: Any = [[1.0], [1.0, 2.0]]
+    with pytest.raises(ValueError, match=r"^x must be an array of numbers; got "):
+        jn.layer_norm(ragged)
+
+
 # Fields that are read as conditions, ignored, Flax's, or functions that are called as they are.
 NOT_CHECKED = {*FLAGS, "error_on_non_matrix", "track_running_stats", "update_stats"}
 NOT_CHECKED |= {

@@ -173,6 +173,17 @@ def test_exact_sums(dtype: str, mean: float, tolerance: float, elements: int) ->
         assert off > 10 * tolerance, "plain sums would do here"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_exact_sums_of_one_element(dtype: str) -> None:
+    """Where a mask leaves one element or none, that is the mean, or 0 is, and nothing is left to sum."""
+    x, mask = jnp.asarray([[3.1, 7.0], [5.3, 2.0]], dtype), jnp.asarray([[0, 1], [0, 0]], bool)
+    wide = x.astype(jnp.float32)
+    sums = _exact_sums.exact_sums(
+        wide, x.dtype, mask, mask.sum(1, keepdims=True).astype("float32"), (1,)
+    )
+    np.testing.assert_array_equal(jnp.squeeze(jnp.stack(sums)), [[7.0, 0], [0, 0], [0, 0]])
+
+
 def test_the_derivative_does_not_depend_on_the_platform() -> None:
     """Each platform has its own program, and the derivative uses the same shift as the value."""
 

@@ -201,6 +201,17 @@ def test_vmap(dims: tuple[Any, ...]) -> None:
                 np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5)
 
 
+def test_a_function_that_reads_nothing() -> None:
+    """It is still summed over the elements, whose number only its operands tell."""
+
+    def twos(x: jax.Array, y: jax.Array) -> tuple[jax.Array]:
+        return (jnp.full(x.shape, 2.0),)
+
+    x, y = jnp.ones((5, 3)), jnp.ones((1, 3))
+    assert _elementwise.read_by(twos, (x.dtype, y.dtype)) == (True, False)
+    np.testing.assert_array_equal(sum_elementwise(twos, x, y, axes=(0,))[0], jnp.full((1, 3), 10.0))
+
+
 def test_functions_are_derived_once() -> None:
     """Derivatives of a function are cached; otherwise programs would be compiled again."""
     a, b, c = *values((8, 3), 1), *values((1, 3), 1), *values((8, 1), 1)
