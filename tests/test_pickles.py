@@ -7,11 +7,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
 import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx
+from jaxnorm.norms._initial import half, lecun_normal
 from tests.calls import INPUTS
 from tests.modules import KEY, assert_equal, loose
 from tests.stands_for import CLASSES, ROWS, X, after_of, is_wrapper, made
@@ -75,3 +77,10 @@ def test_a_choice(norms: Any, how: str) -> None:
     chosen = norms.get_norm("batch", momentum=0.5)
     again = COPIES[how](chosen)
     assert (again.func, again.keywords) == (chosen.func, chosen.keywords)
+
+
+@pytest.mark.parametrize("init", [half, lecun_normal])
+def test_initializers_take_keywords(init: Any) -> None:
+    """As JAX's own do."""
+    assert init(jax.random.key(0), (3, 4), dtype=jnp.float16).dtype == jnp.float16
+    assert init(jax.random.key(0), shape=(3, 4), dtype=jnp.float32).shape == (3, 4)

@@ -1,12 +1,14 @@
 """What norms are lowered to on platforms that the tests do not run on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import export
+from jax.extend.core import jaxprs_in_params
 
 import jaxnorm as jn
 
@@ -75,3 +77,43 @@ def test_x_is_read_apart_on_a_cpu_where_it_is_differentiated() -> None:
     assert "optimization_barrier" not in lowered("batch", "cuda") + lowered("batch", "tpu")
     forward = jax.jit(lambda x: NORMS["batch"](x, jnp.ones(8), jnp.ones(8)))
     assert "optimization_barrier" not in forward.lower(jnp.ones(SHAPE)).as_text()
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a program, including nested programs."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from equations(inner)
+
+
+def gradient(norm: Callable[..., Any], *args: Any) -> list[Any]:
+    """The equations of the gradient of a norm's sum of squares."""
+    loss = jax.grad(lambda *a: (norm(*a).astype(jnp.float32) ** 2).sum(), tuple(range(len(args))))
+    return list(equations(jax.make_jaxpr(loss)(*args).jaxpr))
+
+
+@pytest.mark.parametrize(
+    ("norm", "dtype", "square"),
+    [
+        (jn.rms_norm, jnp.float32, "square_in_memory"),
+        (jn.rms_norm, jnp.bfloat16, "_square"),
+        (partial(jn.rms_norm, fraction=0.5), jnp.float32, "_square"),
+        (jn.l2_normalize, jnp.float32, "square_in_memory"),
+        (jn.l2_normalize, jnp.bfloat16, "_square"),
+        (jn.filter_response_norm, jnp.float32, "_square"),
+        (jn.global_response_norm, jnp.float32, "_square"),
+    ],
+)
+def test_what_is_squared_in_memory(norm: Any, dtype: Any, square: str) -> None:
+    """Only an x that is in memory as it is may be squared before its sum, in a program of its own."""
+    functions = [eqn.params.get("f") for eqn in gradient(norm, jnp.ones(SHAPE, dtype))]
+    names = [f.__name__ for f in functions if f is not None]
+    assert names[0] == square and not {"_square", "square_in_memory"} - {square} & set(names)
+
+
+def test_partial_sums_are_not_alive_at_once() -> None:
+    """In layer norm, whose gradients take two passes, small arrays are stored after the sums of the first."""
+    of_layer = gradient(jn.layer_norm, jnp.ones(SHAPE), jnp.ones(8), jnp.ones(8))
+    stored = [eqn for eqn in of_layer if str(eqn.primitive) == "norm_stored"]
+    assert {len(eqn.invars) for eqn in stored} == {1, 2}
