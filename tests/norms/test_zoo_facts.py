@@ -171,6 +171,16 @@ def test_iterative_whitening_has_no_correlation() -> None:
     close(y, (np.asarray(x, np.float64) - mean) @ matrix)
 
 
+def test_iterative_whitening_of_float32_among_float64() -> None:
+    """Where float64 is enabled, nothing of a float32 x is computed or kept in it."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(images(), jnp.float32)
+        stats = jn.init_whitening(8)._replace(mean=jnp.zeros(8, jnp.float32))
+        step = jax.make_jaxpr(lambda x: jn.iterative_whitening(x, stats))(x)
+        assert {a.dtype.name for a in step.out_avals} == {"float32"}
+        assert "f64[8,8]" not in str(step)
+
+
 @pytest.mark.parametrize("p", [1, 2, 3.5, np.inf])
 def test_lp_normalize_has_length_1_at_any_size(p: float) -> None:
     """Zeros stay zero with a finite gradient; lengths from 1e-11 to 1e30 are in range."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxnorm import linen as jnl, tools
+from jaxnorm.tools._formats import _layout
 from tests.tools.convert_models import IMAGES, assert_same, shapes_of
 
 pytestmark = pytest.mark.usefixtures("users_promotion")
@@ -31,17 +32,18 @@ class Small(nn.Module):
         return nn.Dense(5, name="fc")(x.mean((1, 2)))
 
 
-def test_haiku_by_hand() -> None:
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (1, 1, 1, 4)], ids=str)
+def test_haiku_by_hand(shape: tuple[int, ...]) -> None:
     """Without Haiku: averages become running statistics, and axes of size 1 are removed."""
     stats = {
         f"net/~/bn/~/{which}_ema": {
-            "average": np.full((1, 1, 1, 4), value, np.float32),
-            "hidden": np.full((1, 1, 1, 4), 9, np.float32),
+            "average": np.full(shape, value, np.float32),
+            "hidden": np.full(shape, 9, np.float32),
             "counter": np.asarray(3),
         }
         for which, value in (("mean", 0.5), ("var", 2.0))
     }
-    affine = np.ones((1, 1, 1, 4), np.float32)
+    affine = np.ones(shape, np.float32)
     like = {
         collection: {"bn": layer}
         for collection, layer in shapes_of(jnl.BatchNorm(True), np.ones((2, 4), np.float32)).items()
@@ -139,3 +141,12 @@ def test_grouped_transposed_convolution_of_equinox() -> None:
     x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
     y = theirs(torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(layer(x), y, atol=1e-6)
+
+
+def test_channels_move_where_inputs_are_not_flattened() -> None:
+    """A kernel with an axis for each of two input sizes keeps them; a flattened one stays flat."""
+    kernel = np.arange(24.0).reshape(2, 3, 4)
+    apart = _layout._with_channels(kernel, (2, 3), last=True, keep=1)
+    np.testing.assert_array_equal(apart, kernel.swapaxes(0, 1))
+    flat = _layout._with_channels(kernel.reshape(6, 4), (2, 3), last=True, keep=1)
+    np.testing.assert_array_equal(flat, apart.reshape(6, 4))
