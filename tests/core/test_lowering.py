@@ -116,4 +116,5 @@ def test_partial_sums_are_not_alive_at_once() -> None:
     """In layer norm, whose gradients take two passes, small arrays are stored after the sums of the first."""
     of_layer = gradient(jn.layer_norm, jnp.ones(SHAPE), jnp.ones(8), jnp.ones(8))
     stored = [eqn for eqn in of_layer if str(eqn.primitive) == "norm_stored"]
-    assert {len(eqn.invars) for eqn in stored} == {1, 2}
+    after = [eqn.invars[0].aval.shape for eqn in stored if len(eqn.invars) == 2]
+    assert after and SHAPE not in after
