@@ -131,6 +131,16 @@ def test_sample() -> None:
     assert len(sample(sources, 100, seed=1)) == 40
 
 
+def test_the_sample_stays_when_lines_move() -> None:
+    """Lines that are added before others, or to another file, do not change what is drawn of these."""
+    source = "".join(f"a{i} = b{i} + {i}\n" for i in range(40))
+    shown = [m.shown(source) for m in sample({"x.py": source}, 10, seed=1)]
+    later = "import os\n\n" + source
+    assert [m.shown(later) for m in sample({"x.py": later}, 10, seed=1)] == shown
+    both = {"x.py": later, "y.py": "z = 1 + 1\n"}
+    assert len(set(shown) & {m.shown(both[m.path]) for m in sample(both, 10, seed=1)}) >= 9
+
+
 def test_a_file_of_the_package() -> None:
     """Every change of a real file compiles."""
     path = max((PACKAGE / "core").rglob("*.py"), key=lambda path: path.stat().st_size)

@@ -7,10 +7,11 @@ the file stays the same, line numbers included.
 import ast
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 Lines = tuple[int, int]
 """The first and the last line."""
@@ -109,18 +110,22 @@ def mutations_of(path: str, source: str) -> list[Mutation]:
 
 
 def sample(sources: Mapping[str, str], count: int, seed: int) -> list[Mutation]:
-    """Draws ``count`` changes of the files on different lines, so that dense lines do not dominate."""
-    rng = random.Random(seed)
-    lines: list[list[Mutation]] = []
-    for path in sorted(sources):
-        found = mutations_of(path, sources[path])
-        lines += [list(group) for _, group in groupby(found, attrgetter("line"))]
-    rng.shuffle(lines)
+    """Draws ``count`` changes of the files on different lines, so that dense lines do not dominate.
+
+    Each line is drawn by its own text: lines that are added, removed or moved leave the others in the sample.
+    """
+    lines: list[tuple[float, list[Mutation]]] = []
+    for path, source in sources.items():
+        texts, same = source.splitlines(), Counter()
+        for line, group in groupby(mutations_of(path, source), attrgetter("line")):
+            text = texts[line - 1].strip()
+            same[text] += 1
+            rng, changes = random.Random(f"{seed} {path} {text} {same[text]}"), list(group)
+            lines.append((rng.random(), rng.sample(changes, len(changes))))
     drawn: list[Mutation] = []
-    for group in lines:
-        rng.shuffle(group)
+    for _, changes in sorted(lines, key=itemgetter(0)):
         if len(drawn) < count:
-            drawn += [m for m in group if m.is_valid(sources[m.path])][:1]
+            drawn += [m for m in changes if m.is_valid(sources[m.path])][:1]
     return sorted(drawn, key=lambda mutation: (mutation.path, mutation.line))
 
 
