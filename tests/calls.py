@@ -70,20 +70,21 @@ INPUTS: dict[str, Any] = {
     **{name: _normal(FEATURES) for name in ("bias", "log_scale", "threshold")},
     **{name: _normal(3) for name in ("mean_weights", "var_weights")},
 }
-_WHITENING = jn.WhiteningStats(
-    jnp.asarray(_normal(FEATURES)), jnp.asarray(_normal(FEATURES, FEATURES))
-)
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "ada_layer_norm": {"scale": _normal(4, FEATURES), "shift": _normal(4, FEATURES)},
     "conv_spectral_norm": {"kernel": _normal(3, 3, 2, 3)},
     "evo_norm_s0": {"num_groups": 2},
     "group_norm": {"num_groups": 2},
-    "iterative_whitening": {"stats": _WHITENING},
-    "iterative_whitening_inference": {"stats": _WHITENING},
+    "iterative_whitening": {
+        "stats": jn.WhiteningStats(
+            jnp.asarray(_normal(FEATURES)), jnp.asarray(_normal(FEATURES, FEATURES))
+        )
+    },
     "magnitude_preserving": {"gain": np.float32(3.0)},
     "modulate": {"scale": _normal(4, FEATURES), "bias": _normal(4, FEATURES)},
     "scale_norm": {"scale": np.float32(3.0)},
 }
+ARGUMENTS["iterative_whitening_inference"] = ARGUMENTS["iterative_whitening"]
 """Arguments for functions that need other inputs."""
 # In these functions the parameter is an option, like epsilon, not an input.
 _OPTIONS_THERE = {

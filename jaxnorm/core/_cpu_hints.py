@@ -49,8 +49,8 @@ def rounded(product: jax.Array) -> jax.Array:
     """Returns ``product``, to be rounded before anything is added to it: XLA:CPU never contracts the two.
 
     If it contracts them in one loop and not in another, the last bit of y depends on the loop; `materialize`
-    says what goes wrong then. LLVM 22, in jax 0.12, forgets to contract where it interleaves 8 channels or
-    fewer.
+    says what goes wrong then. The LLVM of jax 0.12 does not contract in loops that it interleaves over few
+    channels, as `tests.norms.maxima` shows with 8.
     """
     return product if is_portable() else _rounded.bind(product)
 

@@ -16,7 +16,7 @@ from ..core._moments import reduce_moments
 from ..core._normalize import normalize
 from ..core._precision import check_real
 from ..core._public import public
-from ..core._residuals import rematerialized, rematerialized_if_differentiated
+from ..core._residuals import rematerialized
 from ..core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ._batch_norm import batch_norm_inference
 from ._operands import operands
@@ -116,7 +116,6 @@ def batch_renorm(
 
 
 @public
-@rematerialized_if_differentiated
 def batch_renorm_inference(
     x: jax.Array,
     stats: RunningStats,

@@ -9,16 +9,15 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._axes import Axes, axes_of_instances, complement
+from ..core._axes import Axes
 from ..core._cpu_hints import rounded
-from ..core._moments import reduce_moments
-from ..core._pool import Moments, pool
+from ..core._pool import pool
 from ..core._precision import check_real
 from ..core._public import public
 from ..core._residuals import rematerialized
 from ..core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ..core._sync import pool_over_devices
-from ._operands import Operands, affine, operands, root
+from ._operands import Operands, affine, moments_of_instances, operands, root
 from ._recipe import (
     Affine,
     Call,
@@ -94,7 +93,7 @@ def evo_norm_b0(
     given = {"v": v, "scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     broadcast_running_stats(stats, o.x, o.features)
-    instances = _moments_of_instances(o)
+    instances = moments_of_instances(o)
     m = pool_over_devices(pool(instances, 0), axis_name, axis_index_groups)
     y = _divided(o, m.var, instances.var, epsilon)
     return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
@@ -149,22 +148,16 @@ def evo_norm_b0_inference(
     given = {"v": v, "scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     _, var = broadcast_running_stats(stats, o.x, o.features)
-    return _divided(o, var.astype(o.x.dtype), _moments_of_instances(o).var, epsilon)
+    return _divided(o, var.astype(o.x.dtype), moments_of_instances(o).var, epsilon)
 
 
 def _divided(o: Operands, var: jax.Array, var_of_instances: jax.Array, epsilon: float) -> jax.Array:
     """Returns y in the dtype of the result."""
     slope, *of_features = o.parameters
-    line = rounded(slope * o.x) + root(var_of_instances + epsilon)
+    line = slope * o.x + root(var_of_instances + epsilon)
     divisor = jnp.maximum(root(var + epsilon), line)
     y = o.x / jnp.where(divisor == 0, 1, divisor)
     return affine(y, *of_features).astype(o.dtype)
-
-
-def _moments_of_instances(o: Operands) -> Moments:
-    """Returns the moments of each channel of each example over its unmasked positions."""
-    positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)
-    return reduce_moments(o.x, positions, o.mask, None, None, narrow=o.narrow)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -8,9 +8,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._arguments import check_scalar
-from ..core._axes import Axes, broadcast_parameter, canonical_axes
+from ..core._axes import (
+    Axes,
+    axes_of_instances,
+    broadcast_parameter,
+    canonical_axes,
+    complement,
+)
 from ..core._cpu_hints import materialize_as, rounded
-from ..core._moments import broadcast_mask
+from ..core._moments import broadcast_mask, reduce_moments
+from ..core._pool import Moments
 from ..core._precision import arithmetic_dtype, result_dtype
 
 
@@ -67,6 +74,12 @@ def operands(
 def readable(x: jax.Array, mask: jax.Array | None, instead: jax.Array | int) -> jax.Array:
     """Returns ``x`` with masked NaN and infinity replaced by ``instead``."""
     return x if mask is None else jnp.where(mask | jnp.isfinite(x), x, instead)
+
+
+def moments_of_instances(o: Operands) -> Moments:
+    """Returns the moments of each channel of each example over its unmasked positions."""
+    positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)
+    return reduce_moments(o.x, positions, o.mask, None, None, narrow=o.narrow)
 
 
 def affine(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:

@@ -8,15 +8,14 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._axes import Axes, axes_of_instances, complement
-from ..core._moments import reduce_moments
+from ..core._axes import Axes
 from ..core._normalize import normalize
 from ..core._pool import Moments, pool
 from ..core._public import public
 from ..core._residuals import rematerialized
 from ..core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ..core._sync import pool_over_devices
-from ._operands import Operands, operands
+from ._operands import Operands, moments_of_instances, operands
 from ._recipe import (
     Affine,
     Call,
@@ -92,7 +91,7 @@ def switchable_norm(
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     broadcast_running_stats(stats, o.x, o.features)
-    of_instances = _moments_of_instances(o)
+    of_instances = moments_of_instances(o)
     of_batch = pool_over_devices(pool(of_instances, 0), axis_name, axis_index_groups)
     batch = of_batch.mean, of_batch.var
     y = _normalized_by_mixture(o, of_instances, batch, mean_weights, var_weights, epsilon)
@@ -150,14 +149,8 @@ def switchable_norm_inference(
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     mean, var = (a.astype(o.x.dtype) for a in broadcast_running_stats(stats, o.x, o.features))
-    of_instances = _moments_of_instances(o)
+    of_instances = moments_of_instances(o)
     return _normalized_by_mixture(o, of_instances, (mean, var), mean_weights, var_weights, epsilon)
-
-
-def _moments_of_instances(o: Operands) -> Moments:
-    """Returns the moments of each channel of each example over its unmasked positions."""
-    positions = complement(axes_of_instances(o.x, o.features), o.x.ndim)
-    return reduce_moments(o.x, positions, o.mask, None, None, narrow=o.narrow)
 
 
 def _normalized_by_mixture(

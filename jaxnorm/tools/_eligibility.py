@@ -23,7 +23,7 @@ LAYERS = (*CONVS, *TRANSPOSED, *DENSE, *EMBEDS)
 
 
 def is_norm_or_layer(layer: Any) -> bool:
-    """Whether a layer folds, or a norm folds into it, or it keeps running statistics."""
+    """Whether norms may fold into ``layer``, or it keeps running statistics."""
     return isinstance(layer, LAYERS) or is_norm(layer)
 
 

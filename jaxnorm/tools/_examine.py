@@ -104,9 +104,9 @@ def _health(
     shift = np.abs(batch.mean - running.mean)
     ratio = (batch.var + norm.epsilon) / var
     kl = (ratio - 1 - np.log(ratio) + shift**2 / var) / 2
-    constant = np.asarray(batch.var) == 0
-    scale = params.get("scale", np.ones(()))  # conditional norms have one for each class
-    unscaled = (scale == 0).reshape(-1, *var.shape).all(0) if scale.ndim else False
+    dead = np.asarray(batch.var) == 0
+    if "scale" in params:  # a conditional norm has one for each class
+        dead |= (params["scale"] == 0).reshape(-1, *var.shape).all(0)
     finite = all(np.isfinite(a).all() for a in (running.mean, running.var, *params.values()))
     return LayerHealth(
         channels=int(np.size(var)),
@@ -115,7 +115,7 @@ def _health(
         kl=float(np.mean(kl)),
         var_ratio=float(np.median(ratio)),
         tiny=int(np.sum(np.asarray(running.var) < norm.epsilon)),
-        dead=int(np.sum(constant | unscaled)),
+        dead=int(np.sum(dead)),
         updated=bool(np.any(np.asarray(running.mean) != 0) or np.any(np.asarray(running.var) != 1)),
         finite=bool(finite),
         batch_finite=bool(np.isfinite(batch.mean).all() and np.isfinite(batch.var).all()),

@@ -27,7 +27,7 @@ class Folded(NamedTuple):
         variables: the variables of the Linen module; None for an NNX model, which holds its own.
         difference: the largest absolute difference between the outputs of the two models on the batch.
         pairs: the path of each folded batch norm, with the path of the layer it is folded into.
-        refused: the path of each batch norm that is not folded, with the reason.
+        refused: the path of each norm with running statistics that is not folded, with the reason.
 
     Example:
         >>> from jaxnorm import tools

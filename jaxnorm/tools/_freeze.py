@@ -36,9 +36,9 @@ def freeze(
     `recalibrate` estimates them on the new data.
 
     All norms with running statistics can be frozen, Flax's ``BatchNorm`` and your own (`RunningNorm`)
-    included. Scale and bias are still trained, unless ``affine`` is True:
-    then they have no gradient. An optimizer may change them even without a gradient (weight decay, momentum
-    from earlier steps): mask them with `norm_mask`, as shown below.
+    included. Scale and bias are still trained, unless ``affine`` is True: then they have no gradient. An
+    optimizer may change them even without a gradient (weight decay, momentum from earlier steps): mask them
+    with `norm_mask`, as shown below.
 
     Args:
         model: a Linen module or an NNX model; it is not modified.

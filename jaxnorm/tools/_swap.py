@@ -20,7 +20,7 @@ from ._intercept import (
 )
 from ._model import split_path
 from ._models import model_of
-from ._norms import holds_running_stats, refused
+from ._norms import holds_running_stats, refused, without_flag
 from ._replacement import Constructor, Replacement
 from ._substitute import answering
 
@@ -135,13 +135,14 @@ class _Swapped:
     def __call__(self, call: LayerCall) -> Any:
         if not _is_meant(call.layer, call.path, self.where, keeps=call.path in self.paths):
             return call.proceed(*call.args, **call.kwargs)
-        x, *flag = call.args
-        given = {**call.kwargs, **({"use_running_average": flag[0]} if flag else {})}
+        args, given, flag = without_flag(call.layer, call.args, call.kwargs)
+        if flag is not None:
+            given["use_running_average"] = flag
         if call.layer.use_running_average is not None and not self.norm.is_batch_norm:
             given["use_running_average"] = call.layer.use_running_average
         norm: Any = self.norm.like(call.layer, call.path, parent=call.layer.scope)
         takes = taken_by(norm)
-        return norm(x, **{name: value for name, value in given.items() if name in takes})
+        return norm(*args, **{name: value for name, value in given.items() if name in takes})
 
 
 def _carried_variables(variables: Any, paths: list[str], norm: Replacement) -> Any:

@@ -75,7 +75,7 @@ def check_iteration(got: Any, held: Any, through: Any, kernel: Any) -> None:
     (want,) = gradient(held, [kernel])
     (of_all,) = gradient(lambda w: (cotangent(w.shape) * through(w)[0]).sum(), [kernel])
     assert_close(got, want, 1e-4)
-    assert np.abs(of_all - want).max() > 1e-3 * np.abs(want).max()  # the two differ
+    assert np.abs(of_all - want).max() > 1e-2 * np.abs(want).max()  # the two differ
 
 
 # --- batch renorm --------------------------------------------------------------------------------
