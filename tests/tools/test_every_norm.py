@@ -364,4 +364,16 @@ def test_excluded_layers_run_as_the_model_says(tool: str) -> None:
     given = {"variables": Both().init(KEY, X)}
     with pytest.raises(ValueError, match="SilentLinen at 'silent'"):
         used(tool, Both(), given)
-    used(tool, Both(), given, where="known")
+    done = used(tool, Both(), given, where="known")
+    before = given["variables"]["batch_stats"]
+    if tool == "examine":
+        assert list(done.layers) == ["known"]
+        return
+    after = done["batch_stats"] if tool == "recalibrate" else done[1]
+    trains = tool != "recalibrate"  # that one leaves the state of all other layers as it is
+    assert np.allclose(after["silent"]["mean"], before["silent"]["mean"]) != trains
+    if tool == "swap":
+        assert "known" not in after
+    else:
+        moved = not np.allclose(after["known"]["mean"], before["known"]["mean"])
+        assert moved == (tool == "recalibrate")
