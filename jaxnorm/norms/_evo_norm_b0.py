@@ -154,7 +154,7 @@ def evo_norm_b0_inference(
 def _divided(o: Operands, var: jax.Array, var_of_instances: jax.Array, epsilon: float) -> jax.Array:
     """Returns y in the dtype of the result."""
     slope, *of_features = o.parameters
-    line = slope * o.x + root(var_of_instances + epsilon)
+    line = rounded(slope * o.x) + root(var_of_instances + epsilon)
     divisor = jnp.maximum(root(var + epsilon), line)
     y = o.x / jnp.where(divisor == 0, 1, divisor)
     return affine(y, *of_features).astype(o.dtype)
