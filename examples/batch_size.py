@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxnorm import tools
+from jaxnorm import linen as jnl, tools
 
 from . import cifar10, data, measure, report
 from .experiment import OnImages, Rows, main, mean_and_range
@@ -37,7 +37,7 @@ class BatchSize(OnImages):
 
     sizes: tuple[int, ...] = (2, 8, 32, 256)
     """Batch sizes to compare."""
-    norms: tuple[cifar10.NormName, ...] = ("batch", "group", "layer", "instance")
+    norms: tuple[jnl.NormName, ...] = ("batch", "group", "layer", "instance")
     """Norms to compare."""
     images: int = 7_680
     """Training images, each seen once."""

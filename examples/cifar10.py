@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -38,37 +38,8 @@ from .runs import Run, RunError, free_name, interruptible
 
 console = Console()
 BATCH_SIZES = (512, 32, 8, 2)
-NormName: TypeAlias = Literal[
-    "batch",
-    "layer",
-    "rms",
-    "group",
-    "instance",
-    "local_response",
-    "none",
-    "act",
-    "batch_renorm",
-    "derf",
-    "dynamic_tanh",
-    "evo_b0",
-    "evo_s0",
-    "filter_response",
-    "frozen_batch",
-    "ghost_batch",
-    "global_response",
-    "iterative_whitening",
-    "mean_only_batch",
-    "pixel",
-    "scale",
-    "switchable",
-    "magnitude_preserving",
-    "scaled_weight_standardization",
-    "spectral",
-    "weight",
-    "weight_standardization",
-]
-WEIGHT_NORMS = get_args(NormName)[-5:]
-PARTNERS = {"weight_standardization": "group"}  # the norm of activations to combine it with
+# The norm of activations to combine a norm of weights with.
+PARTNERS = {"weight_standardization": "group"}
 WITH_ACTIVATION = ("evo_b0", "evo_s0", "filter_response")
 
 
@@ -93,7 +64,7 @@ class Settings:
     """Channels of the first convolution (cnn only)."""
     stem_stride: int = 2
     """Stride of the first convolution: 2 computes on 16x16 pixels, 1 on 32x32 (cnn only)."""
-    norm: NormName = "batch"
+    norm: jnl.NormName = "batch"
     """Norm after each convolution, or of its weights (weight standardization is followed by group norm).
     With none, use a smaller --lr."""
     place: Place = "before"
@@ -275,14 +246,20 @@ def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
     )
 
 
+def fields_of(name: str) -> set[str]:
+    """The fields of a norm's class."""
+    norm: Any = jnl.get_norm(name)
+    return {field.name for field in dataclasses.fields(norm.func)}
+
+
 def build_model(settings: Settings, classes: int) -> nn.Module:
     """Builds the network that `settings` describe."""
     if settings.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     dtype = jnp.dtype(settings.dtype)
-    of_weights = settings.norm in WEIGHT_NORMS
+    of_weights = "layer_instance" in fields_of(settings.norm)
     name = settings.norm if not of_weights else PARTNERS.get(settings.norm, "none")
-    fields = {field.name for field in dataclasses.fields(jnl.get_norm(name).func)}  # type: ignore[attr-defined]
+    fields = fields_of(name)
     given = {"dtype": dtype, "momentum": settings.momentum, "num_groups": 8}
     options = {option: value for option, value in given.items() if option in fields}
     shared: dict[str, Any] = {

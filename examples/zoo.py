@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from rich.progress import track
 
+from jaxnorm import linen as jnl
+
 from . import cifar10, data, report
 from .experiment import OnImages, Rows, main, mean_and_range
 from .training import accuracy, begun, compiled, network_of, shuffled, step_count
@@ -29,7 +31,7 @@ class Zoo(OnImages):
 
     name: ClassVar = "zoo"
 
-    norms: tuple[cifar10.NormName, ...] = get_args(cifar10.NormName)
+    norms: tuple[jnl.NormName, ...] = get_args(jnl.NormName)
     """Norms to compare."""
     images: int = 9_600
     """Training images, each seen once."""
@@ -73,7 +75,7 @@ class Zoo(OnImages):
         draw(found, title, folder / "zoo.png")
 
 
-def trained(norm: cifar10.NormName, options: Zoo, dataset: data.Dataset) -> dict[str, Any]:
+def trained(norm: jnl.NormName, options: Zoo, dataset: data.Dataset) -> dict[str, Any]:
     """Returns the accuracies, the median time of a step, and its temporary memory."""
     settings = cifar10.Settings(
         norm=norm,

@@ -1,8 +1,8 @@
 """The function or formula that each module class corresponds to, and values for its fields.
 
-For each class, in Linen and NNX alike, `ROWS` names the public function that it calls with its variables
-and fields. If a module has arithmetic of its own (a projection, a table, a convolution), it is written
-here in plain JAX.
+A class, in Linen and NNX alike, calls the public function that the registry names with its variables and
+fields. `ROWS` says what is different: other values of fields, arguments after x, or arithmetic of its own (a
+projection, a table, a convolution), which is written here in plain JAX.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from flax import nnx
 
 import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx
+from jaxnorm.norms._registry import REGISTRY, Norm
 from tests.modules import Fields, _words, features_of, normal
 
 SYSTEMS: dict[str, Any] = {"linen": jnl, "nnx": jnx}
@@ -49,11 +50,12 @@ class Asked(NamedTuple):
     mask: Any = None
 
     def options(self, function: Callable[..., Any]) -> Fields:
-        """The keyword arguments of ``function`` that are fields of the module or arguments of the call."""
-        known = {**self.fields, "mask": self.mask}
+        """The arguments of ``function`` after x that are fields, variables, or arguments of the call."""
+        known = {**self.fields, **self.variables, "mask": self.mask}
         if "axis" in known:
             known["feature_axes"] = known["axis"]
-        return {n: known[n] for n in inspect.signature(function).parameters if n in known}
+        after = list(inspect.signature(function).parameters)[1:]
+        return {name: known[name] for name in after if name in known}
 
     def named(self, *names: str) -> list[Any]:
         """The variables with these names, None for those that the module does not have."""
@@ -78,43 +80,40 @@ def kept(stats: Any) -> Variables:
     return {name: value for name, value in stats._asdict().items() if value is not None}
 
 
-def plain(function: Callable[..., Any], *names: str) -> Reference:
-    """A stateless function of x, the further arguments and these variables."""
-    return lambda a: (
-        function(a.x, *a.after, *a.named(*names), **a.options(function)),
-        {},
-    )
+def plain(function: Callable[..., Any]) -> Reference:
+    """A stateless function of x, the further arguments, and variables with the names of its parameters."""
+    return lambda a: (function(a.x, *a.after, **a.options(function)), {})
 
 
-def modes(train: Callable[..., Any], evaluate: Callable[..., Any], *names: str) -> Reference:
+def modes(train: Callable[..., Any], evaluate: Callable[..., Any]) -> Reference:
     """A function for training, which updates the running statistics, and another for evaluation."""
 
     def answer(a: Asked) -> Answer:
         if a.training:
-            y, stats = train(a.x, a.stats, *a.named(*names), **a.options(train))
+            y, stats = train(a.x, a.stats, **a.options(train))
             return y, kept(stats)
-        return evaluate(a.x, a.stats, *a.named(*names), **a.options(evaluate)), {}
+        return evaluate(a.x, a.stats, **a.options(evaluate)), {}
 
     return answer
 
 
-batch_norm = modes(jn.batch_norm, jn.batch_norm_inference, "scale", "bias")
+batch_norm = modes(jn.batch_norm, jn.batch_norm_inference)
 
 
 def maybe_untracked(a: Asked) -> Answer:
     """Batch norm; without running statistics it always uses those of the batch."""
     if a.fields["track_running_stats"]:
         return batch_norm(a)
-    options = a.options(jn.batch_norm) | {"momentum": 0.99}
+    options: Fields = a.options(jn.batch_norm) | {"momentum": 0.99}
     fresh = jn.init_running_stats(X.shape[-1])
-    return jn.batch_norm(a.x, fresh, *a.named("scale", "bias"), **options)[0], {}
+    return jn.batch_norm(a.x, fresh, **options)[0], {}
 
 
 def instance_norm(a: Asked) -> Answer:
     """Instance norm with or without running statistics."""
     if not a.fields["track_running_stats"]:
-        return plain(jn.instance_norm, "scale", "bias")(a)
-    return modes(jn.tracked_instance_norm, jn.batch_norm_inference, "scale", "bias")(a)
+        return plain(jn.instance_norm)(a)
+    return modes(jn.tracked_instance_norm, jn.batch_norm_inference)(a)
 
 
 def batch_renorm(a: Asked) -> Answer:
@@ -123,19 +122,27 @@ def batch_renorm(a: Asked) -> Answer:
     limits = {n: a.fields[n] for n in ("rmax", "dmax")}
     limits = {n: limit(steps) if callable(limit) else limit for n, limit in limits.items()}
     a = a._replace(fields=a.fields | limits)
-    y, updated = modes(jn.batch_renorm, jn.batch_renorm_inference, "scale", "bias")(a)
+    y, updated = modes(jn.batch_renorm, jn.batch_renorm_inference)(a)
     return y, {**updated, "steps": steps + 1} if a.training else {}
 
 
 def act_norm(a: Asked) -> Answer:
     """Activation norm without the log-determinant."""
-    return jn.act_norm(a.x, *a.named("log_scale", "bias"), **a.options(jn.act_norm))[0], {}
+    return jn.act_norm(a.x, **a.options(jn.act_norm))[0], {}
 
 
 def scale_norm(a: Asked) -> Answer:
     """Scale norm, which reduces over the feature axes."""
     options = a.options(jn.scale_norm) | {"reduction_axes": a.fields["feature_axes"]}
-    return jn.scale_norm(a.x, a.variables["scale"], **options), {}
+    return jn.scale_norm(a.x, **options), {}
+
+
+def usual(norm: Norm) -> Reference:
+    """The function of a norm, or its functions for training and evaluation."""
+    train, *others = (getattr(jn, name) for name in norm.functions)
+    if others and others[0].__name__.endswith("_inference"):
+        return modes(train, others[0])
+    return plain(train)
 
 
 # --- modules with arithmetic of their own, in plain JAX ------------------------------------------
@@ -363,6 +370,7 @@ OF_WEIGHTS: dict[str, tuple[Any, ...]] = {
     "variable_filter": ({"bias"}, {"kernel", "bias"}),
 }
 ROWS: dict[str, Row] = {
+    **{norm.layer: Row(usual(norm)) for norm in REGISTRY if norm.layer and norm.functions},
     "ActNorm": Row(act_norm),
     "AdaIN": Row(
         plain(jn.adain), values=ONE_AXIS, after=lambda _, n: (normal((n, 4, 5, 8), seed=5),)
@@ -396,34 +404,26 @@ ROWS: dict[str, Row] = {
         lambda fields, n: (jnp.arange(n) * 2 % fields["num_classes"],),
         tolerance=1e-5,
     ),
-    "Derf": Row(plain(jn.derf, "alpha", "shift", "scale", "bias")),
     "DomainBatchNorm": Row(
         domain_batch_norm,
         {"num_domains": 2},
         {"num_domains": (3,)},
         lambda fields, n: (jnp.int32(fields["num_domains"] - 1),),
     ),
-    "DynamicTanh": Row(plain(jn.dynamic_tanh, "alpha", "scale", "bias")),
-    "EvoNormB0": Row(modes(jn.evo_norm_b0, jn.evo_norm_b0_inference, "v", "scale", "bias")),
-    "EvoNormS0": Row(
-        plain(jn.evo_norm_s0, "v", "scale", "bias"), {"num_groups": 2}, ONE_AXIS, split=1
-    ),
-    "FilterResponseNorm": Row(
-        plain(jn.filter_response_norm, "scale", "bias", "threshold"), split=1
-    ),
+    "EvoNormS0": Row(plain(jn.evo_norm_s0), {"num_groups": 2}, ONE_AXIS, split=1),
+    "FilterResponseNorm": Row(plain(jn.filter_response_norm), split=1),
     "FrozenBatchNorm": Row(frozen_batch_norm, tolerance=1e-5),
     "GhostBatchNorm": Row(
         maybe_untracked, {"virtual_batch_size": 2}, {"virtual_batch_size": (1, None)}
     ),
-    "GlobalResponseNorm": Row(plain(jn.global_response_norm, "scale", "bias")),
-    "GroupNorm": Row(plain(jn.group_norm, "scale", "bias"), {"num_groups": 2}, ONE_AXIS, split=1),
+    "GroupNorm": Row(plain(jn.group_norm), {"num_groups": 2}, ONE_AXIS, split=1),
     "InstanceNorm": Row(instance_norm, {"track_running_stats": True}, split=1),
     "IterativeWhitening": Row(
-        modes(jn.iterative_whitening, jn.iterative_whitening_inference, "scale", "bias"),
+        modes(jn.iterative_whitening, jn.iterative_whitening_inference),
         values={**ONE_AXIS, "momentum": (0.5,), "steps": (3,)},
         mask=POSITIONS,
     ),
-    "LayerNorm": Row(plain(jn.layer_norm, "scale", "bias"), split=-1),
+    "LayerNorm": Row(plain(jn.layer_norm), split=-1),
     "LocalResponseNorm": Row(
         plain(jn.local_response_norm),
         values={**ONE_AXIS, "size": (3,), "alpha": (0.5,), "beta": (2.0,), "k": (1.5,)},
@@ -433,13 +433,10 @@ ROWS: dict[str, Row] = {
         values={**OF_WEIGHTS, "function": (jn.weight_norm,)},
         tolerance=1e-5,
     ),
-    "MeanOnlyBatchNorm": Row(
-        modes(jn.mean_only_batch_norm, jn.mean_only_batch_norm_inference, "bias")
-    ),
     "PixelNorm": Row(plain(jn.pixel_norm), split=-1),
     "QKNorm": Row(qk_norm, after=lambda _, n: (normal((n, 3, 5, 8), seed=5),), tolerance=1e-5),
     "RMSNorm": Row(
-        plain(jn.rms_norm, "scale"),
+        plain(jn.rms_norm),
         values={"scale_offset": (1.0,), "fraction": (0.5,)},
         split=-1,
     ),
@@ -463,13 +460,6 @@ ROWS: dict[str, Row] = {
     ),
     "SpectralNorm": Row(
         dense(spectral_norm), values={"n_steps": (3, None, 0), "update_stats": (False,)}
-    ),
-    "SwitchableNorm": Row(
-        modes(
-            jn.switchable_norm,
-            jn.switchable_norm_inference,
-            *("mean_weights", "var_weights", "scale", "bias"),
-        )
     ),
     "WeightNorm": Row(
         of_weight(jn.weight_norm, "scale"), values={**OF_WEIGHTS, "feature_axes": (0, None)}

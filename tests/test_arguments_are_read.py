@@ -9,8 +9,8 @@ import jaxnorm
 ROOT = Path(jaxnorm.__file__).parent
 # Arguments that only make norms interchangeable, without an effect on results.
 STANDING_IN = {"num_features", "rngs", "use_running_average"}
-# Hooks of recipes that only some use, and `NoNorm`, which does nothing, as `get_norm` documents.
-EXCUSED = {"parameters", "state", "normalized", "NoNorm"}
+# `NoNorm` does nothing, as `get_norm` documents.
+EXCUSED = {"NoNorm"}
 
 
 def unread(node: ast.FunctionDef) -> list[str]:

@@ -7,13 +7,13 @@ import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import pytest
 
 import jaxnorm as jn
-from jaxnorm.linen._get_norm import _NORMS as LINEN
-from jaxnorm.nnx._get_norm import _NORMS as NNX
+from docs._reference import on_page_markdown
+from jaxnorm.norms._registry import REGISTRY, NormName
 from tests import family
 from tests.modules import OPTIONS
 from tests.norms.test_zoo_state import STEPS
@@ -25,23 +25,8 @@ from tests.zoo import ZOO
 
 ROOT = Path(jn.__file__).parents[1]
 PAGES = ("README.md", "docs/norms.md", "docs/zoo.md")
-REGISTERED: tuple[dict[str, Any], ...] = (LINEN, NNX)  # pyright: ignore[reportAssignmentType]
 FUNCTIONS = {name for name, thing in vars(jn).items() if inspect.isfunction(thing)}
-# Public functions that are not norms.
-HELPERS = {
-    "combine": "of moments",
-    "init_act_norm": "of parameters",
-    "init_running_stats": "of state",
-    "init_spectral_norm": "of state",
-    "init_whitening": "of state",
-    "moments": "of statistics",
-    "pool": "of moments",
-    "portable": "of programs",
-    "stats_of_domain": "of state",
-    "update_running_stats": "of state",
-    "with_stats_of_domain": "of state",
-}
-NORMS = FUNCTIONS - HELPERS.keys()
+NORMS = {name for norm in REGISTRY for name in norm.functions}
 # Norms with an oracle outside tests.zoo and tests.family, and the file that compares them with NumPy.
 ORACLES = {
     "act_norm_inverse": "tests/norms/test_zoo_facts.py",
@@ -77,17 +62,6 @@ IN_THE_REFERENCE = {
     "mean_only_batch_norm_inference": "mean_only_batch_norm",
     "switchable_norm_inference": "switchable_norm",
 }
-# Classes that get_norm does not name, and what a model would have to pass to them.
-UNNAMED = {
-    "AdaIN": "a style",
-    "AdaLayerNorm": "a condition",
-    "AdaLayerNormZero": "a condition, and returns a gate",
-    "ConditionalBatchNorm": "labels",
-    "DomainBatchNorm": "a domain",
-    "QKNorm": "queries and keys",
-    "Reparameterized": "a function",
-    "Spade": "a map",
-}
 
 
 def function_of(norm: family.Norm) -> str:
@@ -122,31 +96,31 @@ def test_running_statistics_are_followed() -> None:
 
 def test_every_class_has_cases() -> None:
     """Every class is compared with its function, and Linen with NNX."""
-    assert left_out(CLASSES, ROWS) == [] and left_out(ROWS, CLASSES) == []
+    assert left_out(ROWS, CLASSES) == [] == left_out(CLASSES, ROWS)
     options = {*OPTIONS, *(name for name, _ in MORE.values())}
     wrappers = {name for name, _, _ in WRAPPED.values()}
     assert left_out(CLASSES, options | wrappers | CASES.keys(), BY_THEMSELVES) == []
     assert left_out(wrappers | BY_THEMSELVES, filter(is_wrapper, CLASSES)) == []
 
 
-def test_every_class_has_a_name() -> None:
-    """Both systems have the same names, each with a case in test_get_norm.py."""
-    linen, nnx = ({n: c.__name__ for n, c in norms.items()} for norms in REGISTERED)
-    assert linen == nnx and linen.keys() == NAMES.keys()
-    assert left_out(CLASSES, linen.values(), UNNAMED) == []
-    assert left_out(linen.values(), CLASSES, {"NoNorm"}) == []
+def test_every_name_is_registered() -> None:
+    """`NormName` has the names of the registry, each for one class and with a case in test_get_norm.py."""
+    names = [norm.name for norm in REGISTRY if norm.name]
+    assert sorted(names) == sorted(get_args(NormName)) == sorted(NAMES)
+    layers = [norm.layer for norm in REGISTRY if norm.layer]
+    assert len({*layers}) == len(layers) and {*layers} == {*CLASSES, "NoNorm"}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_everything_is_documented(system: str) -> None:
     """Everything is in the reference and in a table of the pages, and names are in `get_norm`'s docstring."""
-    reference = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference.md").read_text(), re.M)
+    page = on_page_markdown((ROOT / "docs/reference.md").read_text())
+    reference = re.findall(r"^::: (\S+)$", page, re.M)
+    assert len({*reference}) == len(reference)
     assert left_out({f"jaxnorm.{n}" for n in FUNCTIONS}, reference) == []
     assert left_out({f"jaxnorm.{system}.{n}" for n in CLASSES}, reference) == []
     pages = "".join((ROOT / page).read_text() for page in PAGES)
     words = re.findall(r"`([\w.]+)", pages)
     assert left_out(NORMS, words, IN_THE_REFERENCE) == [] and left_out(CLASSES, words) == []
-    names = re.findall(r"``(\w+)``", inspect.getdoc(SYSTEMS[system].get_norm) or "")
-    assert left_out(NAMES, names) == []
     measured = re.findall(r"^\| (\w+) \| [\d.]+%", (ROOT / "docs/zoo.md").read_text(), re.M)
     assert left_out(NAMES, measured) == [] and left_out(measured, NAMES) == []

@@ -15,6 +15,11 @@ from ._variables import Checked, devices_of, is_evaluating
 class FromRecipe(Checked):
     """Turns a recipe, the other base class, into a module."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        recipe = next((base for base in cls.__bases__ if issubclass(base, Recipe)), cls)
+        cls.__doc__ = cls.__doc__ or recipe.__doc__
+        super().__init_subclass__(**options)
+
     def __call__(
         self,
         x: jax.Array,
@@ -49,11 +54,11 @@ class FromRecipe(Checked):
         shape = feature_shape(x, self.feature_axes)
         parameters = {
             name: self.param(name, parameter.init, parameter.shape, self.param_dtype)
-            for name, parameter in self.parameters(shape).items()
+            for name, parameter in self._parameters(shape).items()
         }
         kept = {
             name: self.variable("batch_stats", name, lambda value: value, value)
-            for name, value in self.state(shape, x.dtype).items()
+            for name, value in self._initial_state(shape, x.dtype).items()
         }
         call = Call(
             condition,
@@ -62,7 +67,7 @@ class FromRecipe(Checked):
             devices=devices_of(self) if isinstance(self, Shared) else {},
         )
         state = {name: variable.value for name, variable in kept.items()}
-        y, updated = self.normalized(x, {**parameters, **state}, call)
+        y, updated = self._normalized(x, {**parameters, **state}, call)
         if not self.is_initializing():  # init is not a training step
             for name, value in updated.items():
                 kept[name].value = value

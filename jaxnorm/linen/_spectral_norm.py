@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..core._explained import explaining_fields
-from ..norms._choice import is_updating
+from ..norms._flags import is_updating
 from ..norms._spectral_norm import (
     SpectralState,
     has_spectral_norm,

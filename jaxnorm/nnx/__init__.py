@@ -1,22 +1,29 @@
 """Flax NNX modules for the norms of `jaxnorm`, with the names, arguments and variables of Flax."""
 
-from ._batch_family import (
-    BatchRenorm as BatchRenorm,
-    EvoNormB0 as EvoNormB0,
-    FrozenBatchNorm as FrozenBatchNorm,
-    IterativeWhitening as IterativeWhitening,
-    MeanOnlyBatchNorm as MeanOnlyBatchNorm,
-    SwitchableNorm as SwitchableNorm,
-)
+from ..norms._registry import NormName as NormName
 from ._batch_norm import BatchNorm as BatchNorm, GhostBatchNorm as GhostBatchNorm
-from ._conditioned_family import (
+from ._derived import (
+    ActNorm as ActNorm,
     AdaIN as AdaIN,
     AdaLayerNorm as AdaLayerNorm,
     AdaLayerNormZero as AdaLayerNormZero,
+    BatchRenorm as BatchRenorm,
     ConditionalBatchNorm as ConditionalBatchNorm,
+    Derf as Derf,
     DomainBatchNorm as DomainBatchNorm,
+    DynamicTanh as DynamicTanh,
+    EvoNormB0 as EvoNormB0,
+    EvoNormS0 as EvoNormS0,
+    FilterResponseNorm as FilterResponseNorm,
+    FrozenBatchNorm as FrozenBatchNorm,
+    GlobalResponseNorm as GlobalResponseNorm,
+    IterativeWhitening as IterativeWhitening,
+    MeanOnlyBatchNorm as MeanOnlyBatchNorm,
+    PixelNorm as PixelNorm,
     QKNorm as QKNorm,
+    ScaleNorm as ScaleNorm,
     Spade as Spade,
+    SwitchableNorm as SwitchableNorm,
 )
 from ._get_norm import get_norm as get_norm
 from ._group_norm import GroupNorm as GroupNorm
@@ -29,16 +36,6 @@ from ._reparameterized import (
     ScaledWeightStandardization as ScaledWeightStandardization,
 )
 from ._rms_norm import RMSNorm as RMSNorm
-from ._sample_family import (
-    ActNorm as ActNorm,
-    Derf as Derf,
-    DynamicTanh as DynamicTanh,
-    EvoNormS0 as EvoNormS0,
-    FilterResponseNorm as FilterResponseNorm,
-    GlobalResponseNorm as GlobalResponseNorm,
-    PixelNorm as PixelNorm,
-    ScaleNorm as ScaleNorm,
-)
 from ._spectral_norm import SpectralNorm as SpectralNorm
 from ._weight_norm import WeightNorm as WeightNorm
 from ._weight_standardization import WeightStandardization as WeightStandardization

@@ -1,7 +1,7 @@
 """Base classes of the NNX modules for norms that Flax does not have."""
 
 from dataclasses import KW_ONLY, InitVar, dataclass, fields
-from typing import Any
+from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from ._transformable import transformable
 from ._variables import Features, is_evaluating, parameter, shape_of, store, value_of
 
 
+@dataclass_transform(eq_default=False)
 @dataclass(eq=False)
 class FromRecipe(nnx.Module):
     """Turns a recipe, the other base class, into a module."""
@@ -23,16 +24,25 @@ class FromRecipe(nnx.Module):
     _: KW_ONLY
     rngs: InitVar[nnx.Rngs]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        recipe = next((base for base in cls.__bases__ if issubclass(base, Recipe)), None)
+        if recipe is not None and not issubclass(
+            recipe, FromRecipe
+        ):  # subclasses are ordinary classes
+            cls.__doc__ = cls.__doc__ or recipe.__doc__
+            dataclass(eq=False)(cls)
+
     @explaining_fields
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         assert isinstance(self, Recipe)
         check_fields({field.name: getattr(self, field.name) for field in fields(self)})
         shape = shape_of(self.num_features)
-        for name, made in self.parameters(shape).items():
+        for name, made in self._parameters(shape).items():
             setattr(
                 self, name, parameter(True, made.init, made.shape, self.param_dtype, rngs, None)
             )
-        for name, value in self.state(shape, self.param_dtype).items():
+        for name, value in self._initial_state(shape, self.param_dtype).items():
             setattr(self, name, nnx.BatchStat(value))
 
     @transformable
@@ -66,7 +76,7 @@ class FromRecipe(nnx.Module):
     ) -> Any:
         assert isinstance(self, Recipe)
         shape = shape_of(self.num_features)
-        names = [*self.parameters(shape), *self.state(shape, self.param_dtype)]
+        names = [*self._parameters(shape), *self._initial_state(shape, self.param_dtype)]
         variables = {name: value_of(getattr(self, name)) for name in names}
         if isinstance(self, Tracked):
             evaluating = is_evaluating(self, use_running_average)
@@ -76,7 +86,7 @@ class FromRecipe(nnx.Module):
         if isinstance(self, Shared):
             devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
         call = Call(condition, mask, evaluating, devices)
-        y, updated = self.normalized(jnp.asarray(x), variables, call)
+        y, updated = self._normalized(jnp.asarray(x), variables, call)
         for name, value in updated.items():
             store(getattr(self, name), value)
         return y
@@ -99,7 +109,6 @@ class Training:
     """True for evaluation, False for training; the call can override it."""
 
 
-@dataclass(eq=False)
 class FromConditionedRecipe(FromRecipe):
     """`FromRecipe` for recipes that take a second input after x."""
 

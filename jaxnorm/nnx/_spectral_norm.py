@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from ..core._arguments import check_fields
 from ..core._explained import explained
-from ..norms._choice import is_updating
+from ..norms._flags import is_updating
 from ..norms._spectral_norm import (
     SpectralState,
     has_spectral_norm,

@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 from flax import nnx
-from flax.errors import TraceContextError
 
-from ..norms._choice import flags_for
+from ..norms._flags import flags_for
 
 Path = tuple[Any, ...]
 KERNELS = nnx.PathContains("kernel")
@@ -38,12 +37,9 @@ def call_with(
 
 def _set(values: list[tuple[Any, Any]]) -> None:
     for variable, value in values:
-        # If a transform captured the layer, Flax raises even with the check bypassed, because values must not
-        # leak from one trace into another. They do not: call_with restores the original values.
-        try:
-            variable.set_raw_value(value, _unsafe_bypass_check=True)
-        except TraceContextError:
-            object.__setattr__(variable, "_raw_value", value)
+        # If a transform captured the layer, `set_raw_value` raises, because values must not leak from one
+        # trace into another. They do not: call_with restores the original values.
+        object.__setattr__(variable, "_raw_value", value)
 
 
 def one_for_each(

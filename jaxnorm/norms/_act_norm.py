@@ -139,17 +139,31 @@ def init_act_norm(
 
 @dataclass(kw_only=True, eq=False)
 class ActNormRecipe(Recipe):
-    """Recipe for an `act_norm` layer. It returns only y; compute the log-determinant from ``log_scale``.
+    """ActNorm (`jaxnorm.act_norm`): a learned affine map per channel. Returns only y.
 
     The layer starts as the identity. Set ``log_scale`` and ``bias`` to the values that `init_act_norm`
     returns for the first batch.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 8, 8, 4))
+        >>> layer = jnl.ActNorm()
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'params': {'bias': (4,), 'log_scale': (4,)}}
+        >>> layer = jnx.ActNorm(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x)
+        >>> print(*nnx.state(layer), y.shape)
+        bias log_scale (2, 8, 8, 4)
     """
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``log_scale`` and ``bias``."""
         return {name: Parameter(initializers.zeros, shape) for name in ("log_scale", "bias")}
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
         given = variables["log_scale"], variables["bias"]
         options = {"feature_axes": self.feature_axes, "mask": call.mask, "dtype": self.dtype}

@@ -72,10 +72,24 @@ def ada_layer_norm(
 
 @dataclass(kw_only=True, eq=False)
 class AdaLayerNormRecipe(Recipe):
-    """Recipe for an `ada_layer_norm` layer, called with the condition after x.
+    """AdaLN (`jaxnorm.ada_layer_norm`): layer norm with scale and shift from a condition, passed after x.
 
     The condition has shape (examples, ..., condition_features). Scale and shift, in this order, are a linear
     map of silu(condition), initialized to 0. (DiT puts the shift first.)
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 10, 4))
+        >>> layer = jnl.AdaLayerNorm(condition_features=3)
+        >>> variables = layer.init(jax.random.key(0), x, jnp.ones((2, 3)))
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'params': {'bias': (2, 4), 'kernel': (3, 2, 4)}}
+        >>> layer = jnx.AdaLayerNorm(4, condition_features=3, rngs=nnx.Rngs(0))
+        >>> y = layer(x, jnp.ones((2, 3)))
+        >>> print(*nnx.state(layer), y.shape)
+        bias kernel (2, 10, 4)
     """
 
     condition_features: int
@@ -84,20 +98,20 @@ class AdaLayerNormRecipe(Recipe):
     """Added to the variance."""
     kernel_init: Initializer = initializers.zeros
     """Initializer of the linear map."""
-    chunks = 2  # scale and shift
+    _chunks = 2  # scale and shift
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``kernel`` (condition features, chunks, *features) and ``bias`` of the linear map."""
         return {
-            "kernel": Parameter(self.kernel_init, (self.condition_features, self.chunks, *shape)),
-            "bias": Parameter(initializers.zeros, (self.chunks, *shape)),
+            "kernel": Parameter(self.kernel_init, (self.condition_features, self._chunks, *shape)),
+            "bias": Parameter(initializers.zeros, (self._chunks, *shape)),
         }
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
         """Applies the norm; there is no state to update."""
-        return self.adapted(x, variables, call)[0], {}
+        return self._adapted(x, variables, call)[0], {}
 
-    def adapted(
+    def _adapted(
         self, x: jax.Array, variables: State, call: Call
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Returns the output and the remaining chunks of the linear map."""
@@ -128,12 +142,27 @@ class AdaLayerNormRecipe(Recipe):
 
 @dataclass(kw_only=True, eq=False)
 class AdaLayerNormZeroRecipe(AdaLayerNormRecipe):
-    """AdaLN-Zero: returns (y, gate). A block x + gate · f(y) starts as the identity."""
+    """AdaLN-Zero: like `AdaLayerNorm`, but returns (y, gate); x + gate · f(y) starts out as x.
 
-    chunks = 3  # scale, shift and gate
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 10, 4))
+        >>> layer = jnl.AdaLayerNormZero(condition_features=3)
+        >>> variables = layer.init(jax.random.key(0), x, jnp.ones((2, 3)))
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'params': {'bias': (3, 4), 'kernel': (3, 3, 4)}}
+        >>> layer = jnx.AdaLayerNormZero(4, condition_features=3, rngs=nnx.Rngs(0))
+        >>> y, gate = layer(x, jnp.ones((2, 3)))
+        >>> print(*nnx.state(layer), y.shape)
+        bias kernel (2, 10, 4)
+    """
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
+    _chunks = 3  # scale, shift and gate
+
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
         """Returns (y, gate), with the gate broadcastable to x; there is no state to update."""
-        y, (gate,) = self.adapted(x, variables, call)
+        y, (gate,) = self._adapted(x, variables, call)
         gate = modulate(jnp.ones_like(y), gate, feature_axes=self.feature_axes, dtype=y.dtype)
         return (y, gate), {}

@@ -84,12 +84,27 @@ def adain(
 
 @dataclass(kw_only=True, eq=False)
 class AdaINRecipe(Recipe):
-    """Recipe for an `adain` layer, called with the style after x."""
+    """AdaIN (`jaxnorm.adain`): gives x the mean and standard deviation of a style that is passed after x.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 8, 8, 4))
+        >>> layer = jnl.AdaIN()
+        >>> variables = layer.init(jax.random.key(0), x, x)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {}
+        >>> layer = jnx.AdaIN(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x, x)
+        >>> print(*nnx.state(layer), y.shape)
+        (2, 8, 8, 4)
+    """
 
     epsilon: float = 1e-5
     """Added to both variances."""
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
         y = adain(
             x,

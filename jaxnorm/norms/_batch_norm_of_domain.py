@@ -91,22 +91,39 @@ def _index(domain: jax.Array | int, domains: int) -> jax.Array:
 
 @dataclass(kw_only=True, eq=False)
 class DomainBatchNormRecipe(Affine, Tracked):
-    """Recipe for a `batch_norm` layer, called with the domain after x; scale and bias are shared."""
+    """Batch norm with running statistics for each domain; the domain is passed after x.
+
+    All domains share scale and bias.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((8, 4))
+        >>> layer = jnl.DomainBatchNorm(num_domains=2)
+        >>> variables = layer.init(jax.random.key(0), x, 1, use_running_average=False)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'batch_stats': {'mean': (2, 4), 'var': (2, 4)}, 'params': {'bias': (4,), 'scale': (4,)}}
+        >>> layer = jnx.DomainBatchNorm(4, num_domains=2, rngs=nnx.Rngs(0))
+        >>> y = layer(x, 1, use_running_average=False)
+        >>> print(*nnx.state(layer), y.shape)
+        bias mean scale var (8, 4)
+    """
 
     num_domains: int
     """Number of domains, each with its own statistics."""
     epsilon: float = 1e-5
     """Added to the variance."""
 
-    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
+    def _initial_state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """The running statistics, stacked along a first axis of domains."""
-        return super().state((self.num_domains, *shape), dtype)
+        return super()._initial_state((self.num_domains, *shape), dtype)
 
     def running_norm(self) -> RunningNorm | None:
         """Tells the tools how the layer keeps running statistics."""
         return RunningNorm(self.feature_axes, self.epsilon, self.momentum, of_batch=False)
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics of the domain."""
         domain = call.condition
         stats, affine = stats_of(variables), scale_and_bias(variables)

@@ -165,7 +165,22 @@ PAPERS_DMAX = Ramp(5_000, 25_000, 0.0, 5.0)
 
 @dataclass(kw_only=True, eq=False)
 class BatchRenormRecipe(Affine, Tracked):
-    """Recipe for a `batch_renorm` layer; in evaluation it applies `batch_renorm_inference`."""
+    """Batch renorm (`jaxnorm.batch_renorm`): batch norm whose training output agrees with evaluation.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((8, 4))
+        >>> layer = jnl.BatchRenorm()
+        >>> variables = layer.init(jax.random.key(0), x, use_running_average=False)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'batch_stats': {'mean': (4,), 'steps': (), 'var': (4,)}, 'params': {'bias': (4,), 'scale': (4,)}}
+        >>> layer = jnx.BatchRenorm(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x, use_running_average=False)
+        >>> print(*nnx.state(layer), y.shape)
+        bias mean scale steps var (8, 4)
+    """
 
     epsilon: float = 1e-3
     """Added to the variance."""
@@ -174,16 +189,16 @@ class BatchRenormRecipe(Affine, Tracked):
     dmax: Limit = PAPERS_DMAX
     """Limit of d: a number or a schedule; defaults to the schedule of the paper."""
 
-    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
+    def _initial_state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """The running statistics, and ``steps`` for the schedules."""
-        return {**super().state(shape, dtype), "steps": jnp.zeros((), jnp.int32)}
+        return {**super()._initial_state(shape, dtype), "steps": jnp.zeros((), jnp.int32)}
 
     def running_norm(self) -> RunningNorm | None:
         """Tells the tools how the layer keeps running statistics."""
         # It averages the standard deviation.
         return RunningNorm(self.feature_axes, self.epsilon, self.momentum, averaged=False)
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics and ``steps``."""
         options = {
             "feature_axes": self.feature_axes,

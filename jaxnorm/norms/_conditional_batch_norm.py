@@ -25,9 +25,23 @@ from ._running_norm import RunningNorm
 
 @dataclass(kw_only=True, eq=False)
 class ConditionalBatchNormRecipe(Affine, Tracked):
-    """Recipe for a layer of `batch_norm` and `modulate`, called with labels (examples,) after x.
+    """Batch norm with a scale and a bias for each class; labels (examples,) are passed after x.
 
     Each class has one row of scales and one row of biases. A label that is out of range gives NaN.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((8, 4))
+        >>> layer = jnl.ConditionalBatchNorm(num_classes=10)
+        >>> variables = layer.init(jax.random.key(0), x, jnp.zeros(8, int), use_running_average=False)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'batch_stats': {'mean': (4,), 'var': (4,)}, 'params': {'bias': (10, 4), 'scale': (10, 4)}}
+        >>> layer = jnx.ConditionalBatchNorm(4, num_classes=10, rngs=nnx.Rngs(0))
+        >>> y = layer(x, jnp.zeros(8, int), use_running_average=False)
+        >>> print(*nnx.state(layer), y.shape)
+        bias mean scale var (8, 4)
     """
 
     num_classes: int
@@ -35,15 +49,15 @@ class ConditionalBatchNormRecipe(Affine, Tracked):
     epsilon: float = 1e-5
     """Added to the variance."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``scale`` and ``bias``, with one row per class."""
-        return super().parameters((self.num_classes, *shape))
+        return super()._parameters((self.num_classes, *shape))
 
     def running_norm(self) -> RunningNorm | None:
         """Tells the tools how the layer keeps running statistics."""
         return RunningNorm(self.feature_axes, self.epsilon, self.momentum)
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
         labels = jnp.asarray(call.condition)
         stats = stats_of(variables)

@@ -66,19 +66,34 @@ def derf(
 
 @dataclass(kw_only=True, eq=False)
 class DerfRecipe(Affine):
-    """Recipe for a `derf` layer."""
+    """Dynamic erf (`jaxnorm.derf`): applies erf instead of layer norm.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 10, 4))
+        >>> layer = jnl.Derf()
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'params': {'alpha': (), 'bias': (4,), 'scale': (4,), 'shift': ()}}
+        >>> layer = jnx.Derf(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x)
+        >>> print(*nnx.state(layer), y.shape)
+        alpha bias scale shift (2, 10, 4)
+    """
 
     alpha_init: Initializer = half
     """Initializer of the scalar α."""
     shift_init: Initializer = initializers.zeros
     """Initializer of the scalar s."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``alpha`` and ``shift``, then scale and bias."""
         numbers = {"alpha": Parameter(self.alpha_init, ()), "shift": Parameter(self.shift_init, ())}
-        return {**numbers, **super().parameters(shape)}
+        return {**numbers, **super()._parameters(shape)}
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
         numbers = variables["alpha"], variables["shift"]
         y = derf(

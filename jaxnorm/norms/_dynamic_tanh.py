@@ -59,16 +59,31 @@ def dynamic_tanh(
 
 @dataclass(kw_only=True, eq=False)
 class DynamicTanhRecipe(Affine):
-    """Recipe for a `dynamic_tanh` layer."""
+    """Dynamic tanh (`jaxnorm.dynamic_tanh`): applies tanh instead of layer norm.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 10, 4))
+        >>> layer = jnl.DynamicTanh()
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'params': {'alpha': (), 'bias': (4,), 'scale': (4,)}}
+        >>> layer = jnx.DynamicTanh(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x)
+        >>> print(*nnx.state(layer), y.shape)
+        alpha bias scale (2, 10, 4)
+    """
 
     alpha_init: Initializer = half
     """Initializer of the scalar α."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``alpha``, then scale and bias."""
-        return {"alpha": Parameter(self.alpha_init, ()), **super().parameters(shape)}
+        return {"alpha": Parameter(self.alpha_init, ()), **super()._parameters(shape)}
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
         y = dynamic_tanh(
             x,

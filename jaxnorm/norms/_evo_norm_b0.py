@@ -162,7 +162,22 @@ def _divided(o: Operands, var: jax.Array, var_of_instances: jax.Array, epsilon: 
 
 @dataclass(kw_only=True, eq=False)
 class EvoNormB0Recipe(Affine, Tracked):
-    """Recipe for an `evo_norm_b0` layer."""
+    """EvoNorm-B0 (`jaxnorm.evo_norm_b0`): batch norm and activation in one layer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((8, 6, 6, 4))
+        >>> layer = jnl.EvoNormB0()
+        >>> variables = layer.init(jax.random.key(0), x, use_running_average=False)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'batch_stats': {'mean': (4,), 'var': (4,)}, 'params': {'bias': (4,), 'scale': (4,), 'v': (4,)}}
+        >>> layer = jnx.EvoNormB0(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x, use_running_average=False)
+        >>> print(*nnx.state(layer), y.shape)
+        bias mean scale v var (8, 6, 6, 4)
+    """
 
     momentum: float | jax.Array | None = 0.9
     """Weight of the *old* running value (PyTorch: the new one); None weights all batches equally."""
@@ -173,15 +188,15 @@ class EvoNormB0Recipe(Affine, Tracked):
     v_init: Initializer = initializers.ones
     """Initializer of v."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``v``, then scale and bias."""
-        return {"v": Parameter(self.v_init, shape), **super().parameters(shape)}
+        return {"v": Parameter(self.v_init, shape), **super()._parameters(shape)}
 
     def running_norm(self) -> RunningNorm | None:
         """Tells the tools how the layer keeps running statistics."""
         return RunningNorm(self.feature_axes, self.epsilon, self.momentum, self.unbiased)
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
         given = (x, stats_of(variables), variables["v"], *scale_and_bias(variables))
         options = {

@@ -85,7 +85,22 @@ def evo_norm_s0(
 
 @dataclass(kw_only=True, eq=False)
 class EvoNormS0Recipe(Affine, Shared):
-    """Recipe for an `evo_norm_s0` layer."""
+    """EvoNorm-S0 (`jaxnorm.evo_norm_s0`): group norm and activation in one layer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 8, 8, 4))
+        >>> layer = jnl.EvoNormS0(num_groups=2)
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'params': {'bias': (4,), 'scale': (4,), 'v': (4,)}}
+        >>> layer = jnx.EvoNormS0(4, num_groups=2, rngs=nnx.Rngs(0))
+        >>> y = layer(x)
+        >>> print(*nnx.state(layer), y.shape)
+        bias scale v (2, 8, 8, 4)
+    """
 
     num_groups: int | None = 32
     """Number of groups; must divide the number of channels."""
@@ -96,11 +111,11 @@ class EvoNormS0Recipe(Affine, Shared):
     v_init: Initializer = initializers.ones
     """Initializer of v."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``v``, then scale and bias."""
-        return {"v": Parameter(self.v_init, shape), **super().parameters(shape)}
+        return {"v": Parameter(self.v_init, shape), **super()._parameters(shape)}
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
         y = evo_norm_s0(
             x,

@@ -81,7 +81,22 @@ def filter_response_norm(
 
 @dataclass(kw_only=True, eq=False)
 class FilterResponseNormRecipe(Affine, Shared):
-    """Recipe for a `filter_response_norm` layer."""
+    """Filter response norm (`jaxnorm.filter_response_norm`) with its thresholded linear unit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 8, 8, 4))
+        >>> layer = jnl.FilterResponseNorm()
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'params': {'bias': (4,), 'scale': (4,), 'threshold': (4,)}}
+        >>> layer = jnx.FilterResponseNorm(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x)
+        >>> print(*nnx.state(layer), y.shape)
+        bias scale threshold (2, 8, 8, 4)
+    """
 
     epsilon: float = 1e-6
     """Added to the mean square."""
@@ -90,14 +105,14 @@ class FilterResponseNormRecipe(Affine, Shared):
     threshold_init: Initializer = initializers.zeros
     """Initializer of τ."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """Scale and bias, then ``threshold``."""
-        found = super().parameters(shape)
+        found = super()._parameters(shape)
         if self.use_threshold:
             found["threshold"] = Parameter(self.threshold_init, shape)
         return found
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
         y = filter_response_norm(
             x,

@@ -16,16 +16,30 @@ from ._running_norm import RunningNorm
 
 @dataclass(kw_only=True, eq=False)
 class FrozenBatchNormRecipe(Recipe):
-    """Recipe for a `batch_norm_inference` layer with nothing to train or update.
+    """Frozen batch norm (`jaxnorm.batch_norm_inference`): nothing is trained or updated.
 
     Scale and bias are state, like the running statistics, so optimizers do not see them. Their dtype is
     ``param_dtype``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((8, 4))
+        >>> layer = jnl.FrozenBatchNorm()
+        >>> variables = layer.init(jax.random.key(0), x, use_running_average=False)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'batch_stats': {'bias': (4,), 'mean': (4,), 'scale': (4,), 'var': (4,)}}
+        >>> layer = jnx.FrozenBatchNorm(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x, use_running_average=False)
+        >>> print(*nnx.state(layer), y.shape)
+        bias mean scale var (8, 4)
     """
 
     epsilon: float = 1e-5
     """Added to the variance."""
 
-    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
+    def _initial_state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """``mean``, ``var``, ``scale`` and ``bias``."""
         ones, zeros = (fill(shape, self.param_dtype) for fill in (jnp.ones, jnp.zeros))
         stats = init_running_stats(shape, dtype_of_mean(dtype))
@@ -35,7 +49,7 @@ class FrozenBatchNormRecipe(Recipe):
         """Tells the tools how the layer keeps running statistics."""
         return None
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm, in the same way in training and evaluation."""
         fixed = lax.stop_gradient(dict(variables))
         y = batch_norm_inference(

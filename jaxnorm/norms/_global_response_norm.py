@@ -72,14 +72,29 @@ def global_response_norm(
 
 @dataclass(kw_only=True, eq=False)
 class GlobalResponseNormRecipe(Affine):
-    """Recipe for a `global_response_norm` layer."""
+    """Global response norm (`jaxnorm.global_response_norm`): makes channels compete.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 8, 8, 4))
+        >>> layer = jnl.GlobalResponseNorm()
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'params': {'bias': (4,), 'scale': (4,)}}
+        >>> layer = jnx.GlobalResponseNorm(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x)
+        >>> print(*nnx.state(layer), y.shape)
+        bias scale (2, 8, 8, 4)
+    """
 
     epsilon: float = 1e-6
     """Added to the mean norm."""
     scale_init: Initializer = initializers.zeros
     """Initializer of the scale; with zeros, the layer starts as the identity."""
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
         y = global_response_norm(
             x,

@@ -182,7 +182,22 @@ def _whitened(r: _Rows, mean: jax.Array, matrix: jax.Array) -> jax.Array:
 
 @dataclass(kw_only=True, eq=False)
 class IterativeWhiteningRecipe(Affine, Tracked):
-    """Recipe for an `iterative_whitening` layer."""
+    """Iterative whitening (`jaxnorm.iterative_whitening`): batch norm that also decorrelates the features.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((8, 4))
+        >>> layer = jnl.IterativeWhitening()
+        >>> variables = layer.init(jax.random.key(0), x, use_running_average=False)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'batch_stats': {'matrix': (4, 4), 'mean': (4,)}, 'params': {'bias': (4,), 'scale': (4,)}}
+        >>> layer = jnx.IterativeWhitening(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x, use_running_average=False)
+        >>> print(*nnx.state(layer), y.shape)
+        bias matrix mean scale (8, 4)
+    """
 
     momentum: float | jax.Array | None = 0.9
     """Weight of the *old* running value (PyTorch: the new one)."""
@@ -191,7 +206,7 @@ class IterativeWhiteningRecipe(Affine, Tracked):
     steps: int = 5
     """Number of Newton iterations."""
 
-    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
+    def _initial_state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """``mean`` and ``matrix``."""
         if len(shape) != 1 or self.axis_index_groups is not None:
             raise ValueError(
@@ -205,7 +220,7 @@ class IterativeWhiteningRecipe(Affine, Tracked):
         """Tells the tools how the layer keeps running statistics."""
         return RunningNorm(self.feature_axes, self.epsilon, self.momentum, of_batch=False)
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
         stats = WhiteningStats(variables["mean"], variables["matrix"])
         given = (x, stats, *scale_and_bias(variables))

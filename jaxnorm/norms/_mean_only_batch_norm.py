@@ -134,14 +134,29 @@ def _centered(o: Operands, mean: jax.Array) -> jax.Array:
 
 @dataclass(kw_only=True, eq=False)
 class MeanOnlyBatchNormRecipe(Tracked):
-    """Recipe for a `mean_only_batch_norm` layer."""
+    """Mean-only batch norm (`jaxnorm.mean_only_batch_norm`): subtracts the batch mean; used with weight norm.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((8, 4))
+        >>> layer = jnl.MeanOnlyBatchNorm()
+        >>> variables = layer.init(jax.random.key(0), x, use_running_average=False)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'batch_stats': {'mean': (4,), 'var': (4,)}, 'params': {'bias': (4,)}}
+        >>> layer = jnx.MeanOnlyBatchNorm(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x, use_running_average=False)
+        >>> print(*nnx.state(layer), y.shape)
+        bias mean var (8, 4)
+    """
 
     use_bias: bool = True
     """Whether to add a learned bias."""
     bias_init: Initializer = initializers.zeros
     """Initializer of the bias."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """The bias, if ``use_bias`` is set."""
         return {"bias": Parameter(self.bias_init, shape)} if self.use_bias else {}
 
@@ -149,7 +164,7 @@ class MeanOnlyBatchNormRecipe(Tracked):
         """Tells the tools how the layer keeps running statistics."""
         return RunningNorm(self.feature_axes, 0.0, self.momentum)
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
         stats, bias = stats_of(variables), variables.get("bias")
         options = {"feature_axes": self.feature_axes, "mask": call.mask, "dtype": self.dtype}

@@ -64,12 +64,27 @@ def pixel_norm(
 
 @dataclass(kw_only=True, eq=False)
 class PixelNormRecipe(Shared):
-    """Recipe for a `pixel_norm` layer."""
+    """Pixel norm (`jaxnorm.pixel_norm`): RMS norm without a scale.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 8, 8, 4))
+        >>> layer = jnl.PixelNorm()
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {}
+        >>> layer = jnx.PixelNorm(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x)
+        >>> print(*nnx.state(layer), y.shape)
+        (2, 8, 8, 4)
+    """
 
     epsilon: float = 1e-8
     """Added to the mean square."""
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
         y = pixel_norm(
             x,

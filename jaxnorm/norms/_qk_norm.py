@@ -58,7 +58,22 @@ def qk_norm(
 
 @dataclass(kw_only=True, eq=False)
 class QKNormRecipe(Recipe):
-    """Recipe for a `qk_norm` layer, called with queries and keys; it returns both."""
+    """QK norm (`jaxnorm.qk_norm`): takes queries and keys (..., heads, d) and returns both normalized.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 10, 3, 4))
+        >>> layer = jnl.QKNorm()
+        >>> variables = layer.init(jax.random.key(0), x, x)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'params': {'key_scale': (4,), 'query_scale': (4,)}}
+        >>> layer = jnx.QKNorm(4, rngs=nnx.Rngs(0))
+        >>> y, key = layer(x, x)
+        >>> print(*nnx.state(layer), y.shape)
+        key_scale query_scale (2, 10, 3, 4)
+    """
 
     epsilon: float = 1e-6
     """Added to the mean square."""
@@ -67,12 +82,12 @@ class QKNormRecipe(Recipe):
     scale_init: Initializer = initializers.ones
     """Initializer of both scales."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``query_scale`` and ``key_scale``, if ``use_scale`` is set."""
         names = ("query_scale", "key_scale") if self.use_scale else ()
         return {name: Parameter(self.scale_init, shape) for name in names}
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
         """Applies the norm; there is no state to update."""
         check_last_axis(self, x)
         if call.mask is not None:

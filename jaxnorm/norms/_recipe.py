@@ -53,18 +53,18 @@ class Recipe:
     param_dtype: DTypeLike = jnp.float32
     """Dtype of the parameters."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """Returns the parameters by name."""
         return {}
 
-    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
+    def _initial_state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """Returns the initial state, kept between steps but not trained, by name.
 
         ``dtype`` is the dtype of the input: for complex inputs, running means are complex.
         """
         return {}
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
         """Returns the output and the updated state variables, by name."""
         raise NotImplementedError
 
@@ -95,7 +95,7 @@ class Affine(Recipe):
     bias_init: Initializer = initializers.zeros
     """Initializer of the bias."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``scale`` and ``bias``, if ``use_scale`` and ``use_bias`` are set."""
         found = {}
         if self.use_scale:
@@ -129,7 +129,7 @@ class Tracked(Shared):
     momentum: float | jax.Array | None = 0.99
     """Weight of the *old* running value (PyTorch: the new one); None weights all batches equally."""
 
-    def state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
+    def _initial_state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """``mean``, ``var`` and, if ``momentum`` is None, ``count``."""
         fresh = init_running_stats(shape, dtype_of_mean(dtype), cumulative=self.momentum is None)
         return present(fresh)

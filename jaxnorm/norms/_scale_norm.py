@@ -75,19 +75,34 @@ def scale_norm(
 
 @dataclass(kw_only=True, eq=False)
 class ScaleNormRecipe(Shared):
-    """Recipe for a `scale_norm` layer."""
+    """Scale norm (`jaxnorm.scale_norm`): scales every vector to the same learned length.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 10, 4))
+        >>> layer = jnl.ScaleNorm()
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'params': {'scale': ()}}
+        >>> layer = jnx.ScaleNorm(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x)
+        >>> print(*nnx.state(layer), y.shape)
+        scale (2, 10, 4)
+    """
 
     epsilon: float = 1e-10
     """Added to the squared length."""
     scale_init: Initializer | None = None
     """Initializer of g; None means the square root of the number of features."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``scale``, a scalar."""
         start = initializers.constant(math.sqrt(math.prod(shape)))
         return {"scale": Parameter(self.scale_init or start, ())}
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
         y = scale_norm(
             x,

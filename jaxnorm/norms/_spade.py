@@ -19,12 +19,26 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 @dataclass(kw_only=True, eq=False)
 class SpadeRecipe(Recipe):
-    """Recipe for an `instance_norm` layer whose scale and bias are computed per pixel from a map.
+    """SPADE: instance norm with a scale and bias per pixel, computed from a map that is passed after x.
 
     Called with a map (N, height, width, map_channels) after x (N, H, W, C). The map is resized to x by
     nearest-neighbor interpolation, as in PyTorch's ``nearest``: relative pixel positions are rounded down.
 
         h = relu(conv(map))        y = instance_norm(x) · (1 + conv_γ(h)) + conv_β(h)
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 8, 8, 4))
+        >>> layer = jnl.Spade(map_channels=3)
+        >>> variables = layer.init(jax.random.key(0), x, jnp.ones((2, 4, 4, 3)))
+        >>> print(*variables["params"])
+        kernel bias affine_kernel affine_bias
+        >>> layer = jnx.Spade(4, map_channels=3, rngs=nnx.Rngs(0))
+        >>> y = layer(x, jnp.ones((2, 4, 4, 3)))
+        >>> print(*nnx.state(layer), y.shape)
+        affine_bias affine_kernel bias kernel (2, 8, 8, 4)
     """
 
     map_channels: int
@@ -38,7 +52,7 @@ class SpadeRecipe(Recipe):
     kernel_init: Initializer = lecun_normal
     """Initializer of the first kernel. The other two start at 0, so the layer starts as instance norm."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """Kernels and biases of the convolution of the map and of those that compute scale and bias."""
         window, (features,) = (self.kernel_size, self.kernel_size), shape
         zeros = initializers.zeros
@@ -49,7 +63,7 @@ class SpadeRecipe(Recipe):
             "affine_bias": Parameter(zeros, (2 * features,)),
         }
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
         check_last_axis(self, x)
         drawn = jnp.asarray(call.condition)

@@ -187,23 +187,38 @@ def _shares(weights: jax.Array, name: str, dtype: jnp.dtype) -> jax.Array:
 
 @dataclass(kw_only=True, eq=False)
 class SwitchableNormRecipe(Affine, Tracked):
-    """Recipe for a `switchable_norm` layer."""
+    """Switchable norm (`jaxnorm.switchable_norm`): a learned mixture of instance, layer and batch norm.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((8, 6, 6, 4))
+        >>> layer = jnl.SwitchableNorm()
+        >>> variables = layer.init(jax.random.key(0), x, use_running_average=False)
+        >>> print(*variables["batch_stats"], *variables["params"])
+        mean var mean_weights var_weights scale bias
+        >>> layer = jnx.SwitchableNorm(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x, use_running_average=False)
+        >>> print(*nnx.state(layer), y.shape)
+        bias mean mean_weights scale var var_weights (8, 6, 6, 4)
+    """
 
     momentum: float | jax.Array | None = 0.9
     """Weight of the *old* running value (PyTorch: the new one); None weights all batches equally."""
     epsilon: float = 1e-5
     """Added to the variance."""
 
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``mean_weights`` and ``var_weights``, then scale and bias."""
         weights = Parameter(initializers.ones, (3,))
-        return {"mean_weights": weights, "var_weights": weights, **super().parameters(shape)}
+        return {"mean_weights": weights, "var_weights": weights, **super()._parameters(shape)}
 
     def running_norm(self) -> RunningNorm | None:
         """Tells the tools how the layer keeps running statistics."""
         return RunningNorm(self.feature_axes, self.epsilon, self.momentum)
 
-    def normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
         weights = variables["mean_weights"], variables["var_weights"]
         given = (x, stats_of(variables), *weights, *scale_and_bias(variables))

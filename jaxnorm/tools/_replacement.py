@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from ..norms._registry import NormName
 from ._intercept import BATCH_NORMS
 
 Constructor: TypeAlias = Callable[..., Any]
@@ -29,7 +30,7 @@ class Replacement:
     def of(
         cls,
         get_norm: Constructor,
-        name: str | Constructor,
+        name: NormName | str | Constructor,
         options: Mapping[str, Any],
         system: type,
     ) -> "Replacement":

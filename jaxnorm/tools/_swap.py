@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from .. import linen as jnl, nnx as jnx
 from ..core._explained import explained
-from ..norms._choice import taken_by
+from ..norms._flags import taken_by
+from ..norms._registry import NormName
 from ._intercept import (
     BATCH_NORMS,
     LayerCall,
@@ -28,7 +29,7 @@ from ._substitute import answering
 @explained
 def swap(
     model: Any,
-    norm: str | Constructor,
+    norm: NormName | str | Constructor,
     *,
     variables: Any = None,
     where: Where | None = None,

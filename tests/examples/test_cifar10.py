@@ -236,9 +236,9 @@ def test_the_gap_is_nothing_when_running_statistics_are_those_of_the_batch() -> 
 
 @pytest.mark.usefixtures("users_promotion")
 @pytest.mark.parametrize(
-    "norm", thorough_but(get_args(cifar10.NormName), "batch", "spectral", "evo_s0")
+    "norm", thorough_but(get_args(jnl.NormName), "batch", "spectral", "evo_s0")
 )
-def test_every_norm_trains(norm: cifar10.NormName) -> None:
+def test_every_norm_trains(norm: jnl.NormName) -> None:
     """With each --norm the network learns one batch, and evaluation gives finite logits."""
     settings = cifar10.Settings(norm=norm, widths=(8,), stem_width=8, lr=0.05, crop=0, flip=False)
     dataset = load("digits")

@@ -1,30 +1,8 @@
-"""Selects norms by name and handles the training flags of their layers."""
+"""The arguments by which a layer is told whether it trains."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, TypeVar
 
 from ..core._arguments import check_flag
-
-_T = TypeVar("_T")
-
-
-def choose(
-    constructors: Mapping[str, Callable[..., _T]], name: str, **options: Any
-) -> Callable[..., _T]:
-    """Returns the constructor called ``name`` with ``options`` bound to it.
-
-    Raises:
-        ValueError: If no constructor has that name.
-        TypeError: If the constructor does not accept one of ``options``.
-    """
-    if name not in constructors:
-        raise ValueError(f"norm must be one of {', '.join(constructors)}; got {name!r}.")
-    constructor = constructors[name]
-    # Report a misspelled option here, not when the model is built.
-    inspect.signature(constructor.__init__).bind_partial(None, **options)
-    return partial(constructor, **options)
 
 
 def taken_by(layer: object) -> set[str]:

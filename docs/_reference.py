@@ -1,0 +1,39 @@
+"""Fills the reference page with the entries of the registry, and gives derived classes their docstrings."""
+
+import re
+from typing import Any
+
+import griffe
+
+from jaxnorm.norms._registry import REGISTRY
+
+
+def names(package: str, kind: str | None = None) -> list[str]:
+    """The norms of one kind in ``jaxnorm``, or the classes in ``jaxnorm.linen`` or ``jaxnorm.nnx``."""
+    if package == "jaxnorm":
+        found = [n for norm in REGISTRY if norm.kind == kind for n in norm.functions + norm.helpers]
+    else:
+        found = [norm.layer for norm in REGISTRY if norm.layer not in (None, "NoNorm")]
+    return [f"{package}.{name}" for name in dict.fromkeys(found)]
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replaces ``<!-- norms: package kind -->`` by directives for these norms; called by MkDocs."""
+    return re.sub(
+        r"<!-- norms: ([\w.]+) ?(\w*) -->",
+        lambda wanted: "\n\n".join(f"::: {name}" for name in names(wanted[1], wanted[2])),
+        markdown,
+    )
+
+
+class DerivedDocstrings(griffe.Extension):
+    """Gives a class without a docstring that of its recipe, as it has at runtime."""
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Called by mkdocstrings once the package is read."""
+        for system in ("linen", "nnx"):
+            members = pkg[f"{system}._derived"].members
+            for cls in (member for member in members.values() if not member.is_alias):
+                paths = [members[str(base)].target_path for base in cls.bases]
+                recipe = next(path for path in paths if path.startswith("jaxnorm.norms."))
+                cls.docstring = pkg[recipe.removeprefix("jaxnorm.")].docstring
