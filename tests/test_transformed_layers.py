@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from jaxnorm import linen as jnl
+from jaxnorm import linen as jnl, nnx as jnx
 from tests.modules import KEY, assert_close, assert_equal, compiled, loose
 from tests.stands_for import CLASSES, ROWS, X, after_of, has_modes, is_wrapper, made
 
@@ -101,6 +101,51 @@ def test_linen_transforms_take_a_class(name: str) -> None:
         assert_close(other, y, 1e-6)
     for i in range(2):
         assert_close(jax.tree.map(lambda a, i=i: a[i], mapped), y, 1e-5)
+
+
+# --- layers inside a wrapper -----------------------------------------------------------------------
+
+
+class Shifted(nn.Module):
+    """A layer whose call has a second argument and two options."""
+
+    @nn.compact
+    def __call__(self, x: Any, shift: Any, *, factor: Any, use_running_average: bool) -> Any:
+        """Returns a value that depends on each argument."""
+        return factor * nn.Dense(3)(x) + shift + 1.0 * use_running_average
+
+
+class NnxShifted(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self) -> None:
+        """Creates the layer."""
+        self.dense = nnx.Linear(8, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any, shift: Any, *, factor: Any, use_running_average: bool) -> Any:
+        """Returns a value that depends on each argument."""
+        return factor * self.dense(x) + shift + 1.0 * use_running_average
+
+
+@pytest.mark.parametrize("name", [n for n in CLASSES if is_wrapper(n)])
+def test_wrappers_pass_on_all_arguments(name: str) -> None:
+    """The wrapped layer gets the arguments of the call, positional or by keyword, and the flag."""
+    function = {"function": jnp.tanh} if name == "Reparameterized" else {}
+    wrapper: Any = getattr(jnl, name)(Shifted(), **function)
+    module: Any = getattr(jnx, name)(NnxShifted(), **function, rngs=nnx.Rngs(0))
+
+    def outcomes(x: Any) -> Any:
+        flag: dict[str, Any] = {"use_running_average": True}
+        variables = wrapper.init(KEY, x, 0.0, factor=1, **flag)
+        for call in (lambda *a, **o: wrapper.apply(variables, *a, **o), module):
+            plain = call(x, shift=0.0, factor=1, **flag)
+            yield call(x, shift=5.0, factor=2, **flag), 2 * plain - 1 + 5
+            # As in Flax, the second argument of nnx.SpectralNorm is ``update_stats``.
+            if call is not module or name != "SpectralNorm":
+                yield call(x, 5.0, factor=1, **flag), plain + 5
+
+    for got, want in compiled(lambda x: list(outcomes(x)), X):
+        assert_close(got, want, 1e-5)
 
 
 # --- meshes with explicit axes -------------------------------------------------------------------

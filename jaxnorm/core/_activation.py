@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ._cpu_hints import rounded
 from ._elementwise import Elementwise
@@ -40,8 +39,8 @@ def map_activated(
         return map_elementwise(_then(f, activation, adds=True), *operands, residual)[0]
     (y,) = map_elementwise(_then(f, None, adds=True), *operands, residual)
     if activation == "relu":
-        return jnp.where(saveable(lax.stop_gradient(y) > 0), y, 0)
-    return jnp.where(saveable(lax.stop_gradient(y) >= 0), y, NEGATIVE_SLOPE * y)
+        return jnp.where(saveable(y > 0), y, 0)
+    return jnp.where(saveable(y >= 0), y, NEGATIVE_SLOPE * y)
 
 
 @functools.cache

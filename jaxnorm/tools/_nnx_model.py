@@ -76,7 +76,7 @@ class NnxModel:
         return collections
 
     def with_stats(self, state: Any, stats: Stats) -> Any:
-        model = nnx.merge(self._graph, state, copy=True)
+        model = nnx.merge(self._graph, state)
         _write(_layers(model), stats)
         return nnx.state(model)
 

@@ -162,3 +162,20 @@ def test_rows_are_read_in_order() -> None:
     first = next(e for e in jax.make_jaxpr(sums)(x).eqns if e.primitive.name == "reduce")
     assert first.invars[0].aval.shape == (64, 4, 20, 8)
     assert first.params["dimensions"] == (2,)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((1024, 2), (0, 1)),
+        ((2, 1024, 3), (0, 1, 2)),
+        ((16, 36, 4), (0, 2)),
+        ((3, 4, 64, 5), (0, 2, 3)),
+    ],
+)
+def test_partial_sums_are_small(shape: Shape, axes: tuple[int, ...]) -> None:
+    """The first fold is over an axis that leaves at most a ninth of x, whichever place it has."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    sums = partial(sums_on_cpu, f=lambda x: (x, x * x), axes=axes, shape=shape)
+    first = next(e for e in jax.make_jaxpr(sums)(x).eqns if e.primitive.name == "reduce")
+    assert 9 * first.outvars[0].aval.size <= math.prod(shape)

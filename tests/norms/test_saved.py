@@ -169,6 +169,20 @@ def test_near_the_kink(save_as: str, scale: float, bias: float, activation: str)
     assert_near((got[0],), (np.float32(want.x),), TOLERANCES[save_as])
 
 
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_values_that_the_dtype_cannot_hold(activation: str) -> None:
+    """A normalized value that would be rounded to 0 stays on its side of it."""
+    x = jnp.array([[-1.0], [1.0], [-1e-9], [1e-9]])
+    for only in (2, 3):
+        dy = jnp.zeros_like(x).at[only].set(1.0)
+
+        def pull(save_as: Any, dy: Any = dy) -> Any:
+            options: dict[str, Any] = {"save_as": save_as, "activation": activation}
+            return jax.vjp(lambda x: norm(x, None, None, **options)[0], x)[1](dy)
+
+        assert_near(jax.jit(pull, static_argnums=0)("float16"), pull(None), TOLERANCES["float16"])
+
+
 @a_few_ways
 def test_with_a_name(save_as: str, activation: str | None) -> None:
     """With an axis name, gradients over devices match those of the whole batch on one."""

@@ -154,6 +154,24 @@ def test_float64(case: str) -> None:
         assert_same(folded, model, x, variables)
 
 
+def test_folding_rounds_once() -> None:
+    """Folded arrays are the float64 results, rounded to the dtype of the layer at the end."""
+    x = data(5, 7)
+    model = Layers((nn.Dense(64), jnl.BatchNorm(True)))
+    variables = linen(model, x)
+    folded: Any = tools.fold(model, x, variables=variables).variables
+    layer, scale_and_bias, stats = jax.tree.map(
+        np.float64,
+        (*variables["params"].values(), variables["batch_stats"]["layers_1"]),
+    )
+    factor = scale_and_bias["scale"] / np.sqrt(stats["var"] + 1e-5)
+    kernel = layer["kernel"] * factor
+    bias = (layer["bias"] - stats["mean"]) * factor + scale_and_bias["bias"]
+    got = folded["params"]["layers_0"]
+    np.testing.assert_array_equal(got["kernel"], np.float32(kernel))
+    np.testing.assert_allclose(got["bias"], np.float32(bias), rtol=1.2e-7, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_bfloat16_kernels(dtype: Any) -> None:
     """The kernel keeps its dtype, and so does the result, which a float32 norm promotes."""

@@ -108,6 +108,54 @@ def test_gradients_with_frozen_statistics(make: Callable[[], Subject]) -> None:
     assert want == both
 
 
+class Joined(nn.Module):
+    """A model whose norm gets more than x."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Adds x to its norm."""
+        norm = jnl.BatchNorm(activation="relu")
+        return norm(x, not train, mask=jnp.isfinite(x), residual=jnp.nan_to_num(x))
+
+
+class NnxJoined(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self) -> None:
+        """Creates the norm."""
+        self.norm = jnx.BatchNorm(4, activation="relu", rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Adds x to its norm."""
+        return self.norm(x, not train, mask=jnp.isfinite(x), residual=jnp.nan_to_num(x))
+
+
+@pytest.mark.parametrize("system", ["linen", "nnx"])
+def test_a_frozen_norm_gets_all_arguments(system: str) -> None:
+    """The mask and the residual reach the frozen norm, by position or by name."""
+    x = (
+        jnp.asarray(np.random.default_rng(0).normal(2, 3, (6, 4)), jnp.float32)
+        .at[2, 1]
+        .set(jnp.nan)
+    )
+    if system == "linen":
+        model = Joined()
+        variables = model.init(KEY, x, True)
+        frozen = tools.freeze(model, variables=variables)
+        call, frozen_call = partial(model.apply, variables), partial(frozen.apply, variables)
+    else:
+        call = NnxJoined()
+        frozen_call = tools.freeze(call)
+    np.testing.assert_array_equal(frozen_call(x, True), call(x, False))
+
+    def loss(x: jax.Array, call: Any, train: bool) -> Any:
+        return call(x, train).sum()
+
+    gradients = jax.grad(loss)(x, frozen_call, True), jax.grad(loss)(x, call, False)
+    assert jnp.isfinite(gradients[0]).all()
+    np.testing.assert_array_equal(*gradients)
+
+
 @OUR_TWO
 def test_freezing_again(make: Callable[[], Subject]) -> None:
     """Freezing again adds layers and removes none; unfreezing removes all at once."""

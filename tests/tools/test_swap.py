@@ -144,6 +144,36 @@ def test_ours_for_flaxs() -> None:
         np.testing.assert_allclose(b.stats[path], array, rtol=1e-4, atol=1e-5)
 
 
+class Mixed(nn.Module):
+    """A layer with spectral norm and two norms, all told their mode by keyword."""
+
+    norms: tuple[Any, Any] = (nn.BatchNorm, nn.BatchNorm)
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        """Applies all three."""
+        first, second = self.norms
+        flag: dict[str, Any] = {"use_running_average": not train}
+        x = jnl.SpectralNorm(nn.Dense(4))(x, **flag)
+        return second(name="second")(first(name="first")(x, **flag), **flag)
+
+
+@pytest.mark.parametrize("where", [None, "second"])
+def test_other_layers_stay(where: str | None) -> None:
+    """Norms that ``where`` does not match, and norms of weights, keep their variables and arguments."""
+    subject = linen(Mixed(), ROWS)
+    new = swapped(subject, "layer", where=where, epsilon=1e-5)
+    layer = jnl.get_norm("layer", epsilon=1e-5)
+    written = new._replace(model=Mixed((nn.BatchNorm if where else layer, layer)))
+    for path, array in subject.arrays.items():
+        if "SpectralNorm" in path or (where and where not in path):
+            np.testing.assert_array_equal(new.arrays[path], array)
+    for train in (True, False):
+        (got, after), (want, expected) = new.step(train=train), written.step(train=train)
+        np.testing.assert_array_equal(got, want)
+        assert_same(after, expected)
+
+
 def test_where() -> None:
     """The other layers stay batch norms with their own statistics."""
     subject = linen(MLP(), ROWS)
