@@ -23,7 +23,8 @@ from benchmarks.contestants import ours
 from benchmarks.environment import run_under
 from benchmarks.tables import markdown
 from examples.environment import machine_used, versions_used
-from jaxnorm.core import _cpu_sums, _normalize, _reduce
+from jaxnorm.core import _normalize, _reduce
+from jaxnorm.core.lowering import _cpu_sums
 
 ROUNDS = 7
 AS_IT_IS = "as it is"

@@ -10,11 +10,13 @@ from jaxnorm.norms._registry import REGISTRY
 
 def names(package: str, kind: str | None = None) -> list[str]:
     """The norms of one kind in ``jaxnorm``, or the classes in ``jaxnorm.linen`` or ``jaxnorm.nnx``."""
-    if package == "jaxnorm":
-        found = [n for norm in REGISTRY if norm.kind == kind for n in norm.functions + norm.helpers]
-    else:
-        found = [norm.layer for norm in REGISTRY if norm.layer not in (None, "NoNorm")]
-    return [f"{package}.{name}" for name in dict.fromkeys(found)]
+    if package != "jaxnorm":
+        return [f"{package}.{n.layer}" for n in REGISTRY if n.layer not in (None, "NoNorm")]
+    kinds: dict[str, str] = {}
+    for norm in REGISTRY:
+        for name in norm.functions + norm.helpers:
+            kinds.setdefault(name, norm.kind)
+    return [f"{package}.{name}" for name, its_kind in kinds.items() if its_kind == kind]
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

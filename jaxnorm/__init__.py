@@ -12,79 +12,79 @@ from .core._running import (
     init_running_stats as init_running_stats,
     update_running_stats as update_running_stats,
 )
-from .norms._act_norm import (
+from .norms.batch._batch_norm import (
+    batch_norm as batch_norm,
+    batch_norm_inference as batch_norm_inference,
+)
+from .norms.batch._batch_norm_adapted import batch_norm_adapted as batch_norm_adapted
+from .norms.batch._batch_renorm import (
+    batch_renorm as batch_renorm,
+    batch_renorm_inference as batch_renorm_inference,
+)
+from .norms.batch._evo_norm_b0 import (
+    evo_norm_b0 as evo_norm_b0,
+    evo_norm_b0_inference as evo_norm_b0_inference,
+)
+from .norms.batch._iterative_whitening import (
+    iterative_whitening as iterative_whitening,
+    iterative_whitening_inference as iterative_whitening_inference,
+)
+from .norms.batch._mean_only_batch_norm import (
+    mean_only_batch_norm as mean_only_batch_norm,
+    mean_only_batch_norm_inference as mean_only_batch_norm_inference,
+)
+from .norms.batch._switchable_norm import (
+    switchable_norm as switchable_norm,
+    switchable_norm_inference as switchable_norm_inference,
+)
+from .norms.batch._whitening_stats import (
+    WhiteningStats as WhiteningStats,
+    init_whitening as init_whitening,
+)
+from .norms.conditioned._ada_layer_norm import ada_layer_norm as ada_layer_norm
+from .norms.conditioned._adain import adain as adain
+from .norms.conditioned._batch_norm_of_domain import (
+    stats_of_domain as stats_of_domain,
+    with_stats_of_domain as with_stats_of_domain,
+)
+from .norms.conditioned._modulate import modulate as modulate
+from .norms.conditioned._qk_norm import qk_norm as qk_norm
+from .norms.sample._act_norm import (
     act_norm as act_norm,
     act_norm_inverse as act_norm_inverse,
     init_act_norm as init_act_norm,
 )
-from .norms._ada_layer_norm import ada_layer_norm as ada_layer_norm
-from .norms._adain import adain as adain
-from .norms._batch_norm import (
-    batch_norm as batch_norm,
-    batch_norm_inference as batch_norm_inference,
-)
-from .norms._batch_norm_adapted import batch_norm_adapted as batch_norm_adapted
-from .norms._batch_norm_of_domain import (
-    stats_of_domain as stats_of_domain,
-    with_stats_of_domain as with_stats_of_domain,
-)
-from .norms._batch_renorm import (
-    batch_renorm as batch_renorm,
-    batch_renorm_inference as batch_renorm_inference,
-)
-from .norms._conv_spectral_norm import conv_spectral_norm as conv_spectral_norm
-from .norms._derf import derf as derf
-from .norms._dynamic_tanh import dynamic_tanh as dynamic_tanh
-from .norms._evo_norm_b0 import (
-    evo_norm_b0 as evo_norm_b0,
-    evo_norm_b0_inference as evo_norm_b0_inference,
-)
-from .norms._evo_norm_s0 import evo_norm_s0 as evo_norm_s0
-from .norms._filter_response_norm import filter_response_norm as filter_response_norm
-from .norms._global_response_norm import global_response_norm as global_response_norm
-from .norms._group_norm import group_norm as group_norm
-from .norms._instance_norm import (
+from .norms.sample._derf import derf as derf
+from .norms.sample._dynamic_tanh import dynamic_tanh as dynamic_tanh
+from .norms.sample._evo_norm_s0 import evo_norm_s0 as evo_norm_s0
+from .norms.sample._filter_response_norm import filter_response_norm as filter_response_norm
+from .norms.sample._global_response_norm import global_response_norm as global_response_norm
+from .norms.sample._group_norm import group_norm as group_norm
+from .norms.sample._instance_norm import (
     instance_norm as instance_norm,
     tracked_instance_norm as tracked_instance_norm,
 )
-from .norms._iterative_whitening import (
-    iterative_whitening as iterative_whitening,
-    iterative_whitening_inference as iterative_whitening_inference,
-)
-from .norms._l2_normalize import l2_normalize as l2_normalize
-from .norms._layer_norm import layer_norm as layer_norm
-from .norms._local_response_norm import local_response_norm as local_response_norm
-from .norms._lp_normalize import lp_normalize as lp_normalize
-from .norms._magnitude_preserving import (
+from .norms.sample._l2_normalize import l2_normalize as l2_normalize
+from .norms.sample._layer_norm import layer_norm as layer_norm
+from .norms.sample._local_response_norm import local_response_norm as local_response_norm
+from .norms.sample._lp_normalize import lp_normalize as lp_normalize
+from .norms.sample._pixel_norm import pixel_norm as pixel_norm
+from .norms.sample._rms_norm import rms_norm as rms_norm
+from .norms.sample._scale_norm import scale_norm as scale_norm
+from .norms.weight._conv_spectral_norm import conv_spectral_norm as conv_spectral_norm
+from .norms.weight._magnitude_preserving import (
     forced_magnitude as forced_magnitude,
     magnitude_preserving as magnitude_preserving,
 )
-from .norms._mean_only_batch_norm import (
-    mean_only_batch_norm as mean_only_batch_norm,
-    mean_only_batch_norm_inference as mean_only_batch_norm_inference,
-)
-from .norms._modulate import modulate as modulate
-from .norms._pixel_norm import pixel_norm as pixel_norm
-from .norms._qk_norm import qk_norm as qk_norm
-from .norms._rms_norm import rms_norm as rms_norm
-from .norms._scale_norm import scale_norm as scale_norm
-from .norms._scaled_weight_standardization import (
+from .norms.weight._scaled_weight_standardization import (
     scaled_weight_standardization as scaled_weight_standardization,
 )
-from .norms._spectral_norm import (
+from .norms.weight._spectral_norm import (
     SpectralState as SpectralState,
     init_spectral_norm as init_spectral_norm,
     spectral_norm as spectral_norm,
 )
-from .norms._switchable_norm import (
-    switchable_norm as switchable_norm,
-    switchable_norm_inference as switchable_norm_inference,
-)
-from .norms._weight_norm import weight_norm as weight_norm
-from .norms._weight_standardization import weight_standardization as weight_standardization
-from .norms._whitening_stats import (
-    WhiteningStats as WhiteningStats,
-    init_whitening as init_whitening,
-)
+from .norms.weight._weight_norm import weight_norm as weight_norm
+from .norms.weight._weight_standardization import weight_standardization as weight_standardization
 
 __version__ = "0.1.0"

@@ -31,11 +31,11 @@ def test_arguments_are_read() -> None:
     """Public functions and the methods of modules read all their arguments."""
     ignored = []
     for path in (
-        p for folder in ("norms", "linen", "nnx", "tools") for p in (ROOT / folder).glob("*.py")
+        p for folder in ("norms", "linen", "nnx", "tools") for p in (ROOT / folder).rglob("*.py")
     ):
         tree = ast.parse(path.read_text())
         modules = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name not in EXCUSED]
-        for owner in (tree, *(modules if path.parent.name != "tools" else ())):
+        for owner in (tree, *(modules if "tools" not in path.parts else ())):
             for node in owner.body:
                 if not isinstance(node, ast.FunctionDef) or not is_public(node):
                     continue

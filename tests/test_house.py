@@ -22,8 +22,8 @@ import pytest
 import jaxnorm
 import jaxnorm.linen
 import jaxnorm.nnx
-from jaxnorm.norms._recipe import Recipe
 from jaxnorm.norms._registry import REGISTRY
+from jaxnorm.norms._shared._recipe import Recipe
 
 ROOT = Path(jaxnorm.__file__).parents[1]
 PACKAGE = ROOT / "jaxnorm"
@@ -81,16 +81,13 @@ OBJECTS = [
 NEVER_RAISE = {"decay_mask", "portable"}
 FUNCTIONS = [o for o in OBJECTS if inspect.isfunction(o)]
 
-# The layers of the package that each layer may import. "" is the package itself.
-MAY_IMPORT = {
-    "": {"core", "norms"},
-    "core": {"core"},
-    "kernels": {"core", "kernels"},
-    "norms": {"core", "kernels", "norms"},
-    "linen": {"core", "norms", "linen"},
-    "nnx": {"core", "norms", "nnx"},
-    "tools": {"", "core", "kernels", "norms", "linen", "nnx", "tools"},
-}
+# The drawing of the package: each row imports only from rows below it.
+DRAWING = [
+    ["." if room == "jaxnorm" else room for room in row.split()]
+    for row in re.findall("```\n(.*?)```", (PACKAGE / "README.md").read_text(), re.S)[
+        0
+    ].splitlines()
+]
 MAY_IMPORT_FLAX = {"linen", "nnx", "tools"}
 # All that a layer that only stores variables needs from jax.numpy: dtypes and conversions to arrays.
 OF_JNP = {"asarray", "complex64", "complexfloating", "dtype", "float32", "issubdtype"}
@@ -100,6 +97,13 @@ ARITHMETIC = {"cumsum", "dot", "max", "mean", "min", "prod", "std", "sum", "var"
 def name_of(path: Path) -> str:
     """A file's path in the repository, as the id of its test."""
     return path.relative_to(ROOT).as_posix()
+
+
+def room_of(path: Path) -> str:
+    """The folder of a file, as the drawing names it."""
+    names = {room for row in DRAWING for room in row}
+    folders = path.relative_to(PACKAGE).parents
+    return next(f.as_posix() for f in folders if f.as_posix() in names)
 
 
 def layer_of(path: Path) -> str:
@@ -131,8 +135,8 @@ def test_public_names(module: str) -> None:
 def test_modules_are_private() -> None:
     """Every module except the public ones and their layers has an underscore, so none is shadowed."""
     public = {m for m in MODULES if not any(p.startswith("_") for p in m.split("."))}
-    layers = {f"jaxnorm.{layer}" for layer in MAY_IMPORT if layer}
-    assert public - {"jaxnorm"} <= layers
+    rooms = {f"jaxnorm.{room}".replace("/", ".") for row in DRAWING for room in row}
+    assert public - {"jaxnorm"} <= rooms
 
 
 def test_import_is_light() -> None:
@@ -159,7 +163,7 @@ def test_what_few_need_is_imported_late(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_internals_of_jax_are_taken_in_one_file(path: Path) -> None:
     """Only two files use internals of JAX: one explains each, the other reads jaxprs for a tool."""
-    if name_of(path) in ("jaxnorm/core/_jax.py", "jaxnorm/tools/_dataflow.py"):
+    if name_of(path) in ("jaxnorm/core/_jax.py", "jaxnorm/tools/_fold/_dataflow.py"):
         return
     internals = {"_src", "ad_checkpoint", "custom_derivatives", "extend", "interpreters"}
     assert not [m for m in imports(path) if m[0] == "jax" and m[1:2] and m[1] in internals]
@@ -167,20 +171,44 @@ def test_internals_of_jax_are_taken_in_one_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_layers(path: Path) -> None:
-    """A layer imports only layers below it, and Flax only where modules are made."""
-    layer = layer_of(path)
+def test_rooms(path: Path) -> None:
+    """A file imports from its room and from rooms drawn below it, and Flax only where modules are made."""
+    rows = {room: row for row, rooms in enumerate(DRAWING) for room in rooms}
+    room = room_of(path)
     for module in imports(path):
-        if module[:1] == ("jaxnorm",):
-            inner = module[1] if len(module) > 1 and module[1] in MAY_IMPORT else ""
-            assert inner in MAY_IMPORT[layer], f"{layer or 'jaxnorm'} imports {'.'.join(module)}"
-        assert module[:1] != ("flax",) or layer in MAY_IMPORT_FLAX, f"imports {'.'.join(module)}"
+        assert module[:1] != ("flax",) or layer_of(path) in MAY_IMPORT_FLAX, f"imports {module}"
+        if module[:1] != ("jaxnorm",):
+            continue
+        target = ROOT.joinpath(*module)
+        is_module = target.is_dir() or target.with_suffix(".py").exists()
+        other = room_of((target if is_module else target.parent) / "_")
+        inside = other == room or (room[:4] == other[:4] == "core")
+        assert inside or rows[other] > rows[room], f"{room} imports {other}"
+
+
+def test_the_drawing_has_every_room() -> None:
+    """Every drawn room is a folder, and every folder but one within a room is drawn."""
+    drawn = [room for row in DRAWING for room in row]
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in FILES}
+    assert len(drawn) == len({*drawn})
+    assert folders - {*drawn} == {"tools/_convert/_formats"} and {*drawn} <= folders
+    kinds = {norm.kind for norm in REGISTRY}
+    assert {f"norms/{kind}" for kind in kinds} <= {*drawn}
+
+
+@pytest.mark.parametrize("norm", REGISTRY, ids=lambda norm: norm.layer or norm.functions[0])
+def test_a_norm_is_in_the_room_of_its_kind(norm: Any) -> None:
+    """The recipe of a norm, or its functions if it has none, are in ``norms/<kind>``."""
+    layer = getattr(jaxnorm.linen, norm.layer or "", object)
+    found: list[Any] = [base for base in layer.__bases__ if issubclass(base, Recipe)]
+    found = found or [getattr(jaxnorm, name) for name in norm.functions]
+    assert all(f"jaxnorm.norms.{norm.kind}." in o.__module__ for o in found)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_file_size(path: Path) -> None:
     """Files are short enough to be read in one sitting."""
-    assert len(path.read_text().splitlines()) <= 300
+    assert len(path.read_text().splitlines()) <= 250
 
 
 def sums_in(source: str) -> list[str]:

@@ -13,7 +13,7 @@ from flax import nnx
 
 import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx
-from jaxnorm.norms._initial import half, lecun_normal
+from jaxnorm.norms._shared._initial import half, lecun_normal
 from tests.calls import INPUTS
 from tests.modules import KEY, assert_equal, loose
 from tests.stands_for import CLASSES, ROWS, X, after_of, is_wrapper, made

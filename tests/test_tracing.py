@@ -10,7 +10,7 @@ from jax import export
 
 from benchmarks import tracing
 from jaxnorm import linen as jnl
-from jaxnorm.norms import _layer_norm
+from jaxnorm.norms.sample import _layer_norm
 
 STEPS = {name: (step, arguments) for name, step, arguments in tracing.steps("jaxnorm")}
 FLAX = {name: (step, arguments) for name, step, arguments in tracing.steps("Flax")}

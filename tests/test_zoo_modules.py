@@ -12,7 +12,7 @@ from flax import nnx
 
 import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx
-from jaxnorm.norms._recipe import Recipe
+from jaxnorm.norms._shared._recipe import Recipe
 from tests.modules import KEY, X, assert_equal, called, compiled, flat, load, moved, normal
 from tests.selecting import thorough_but
 from tests.stands_for import CLASSES

@@ -5,11 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ._cpu_hints import rounded
 from ._elementwise import Elementwise
 from ._precision import promoted_dtype
 from ._reduce import map_elementwise
 from ._residuals import saveable
+from .lowering._cpu_hints import rounded
 
 NEGATIVE_SLOPE = 0.01  # the default of jax.nn.leaky_relu
 

@@ -21,7 +21,6 @@ from ._axes import is_static, size_of
 from ._elementwise import Which, merge, partition, some_of, tangent_of
 from ._exact_sums import exact_sums, most_elements
 from ._jax import Primitive, ad, batching, mlir
-from ._lowering import lowered_by, runs_as
 from ._placement import match_varying, partitions
 from ._pool import Blocks, abs_square, partition_of_blocks, repeat_blocks, sum_blocks
 from ._portable import is_portable
@@ -29,6 +28,7 @@ from ._precision import real_dtype
 from ._reduce import sum_elementwise
 from ._residuals import saveable
 from ._shift import about, about_a_few, count, mean_of, powers_about
+from .lowering._lowering import lowered_by, runs_as
 
 
 def central_sums(

@@ -10,7 +10,7 @@
 - `manual_axis_type.varying`: over which axes of shard_map an operand varies. It was called ``vma``.
 - `get_axis_env`: the mapped axes that an error message lists. Without it, the message lists none.
 
-The tools also read jaxprs (`jax.extend.core` in `tools/_dataflow.py`).
+The tools also read jaxprs (`jax.extend.core` in `tools/_fold/_dataflow.py`).
 """
 
 from typing import TYPE_CHECKING

@@ -11,11 +11,11 @@ from ._derivative_of import with_derivative_of
 from ._elementwise import square_in_memory
 from ._pool import Blocks, Moments, abs_square, divide_by_count, moments_from_sums, where_counted
 from ._precision import upcast
-from ._public import public
 from ._reduce import sum_elementwise
 from ._residuals import rematerialized, saveable
 from ._shift import about, count
 from ._sync import pool_over_devices
+from .calling._public import public
 
 
 @public

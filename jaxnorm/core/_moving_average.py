@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._arguments import is_number
 from ._precision import arithmetic_dtype
+from .calling._arguments import is_number
 
 
 def moving_average(old: jax.Array, new: jax.Array, weight: float | jax.Array) -> jax.Array:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._activation import map_activated
-from ._cpu_hints import materialize, materialize_as, rounded
 from ._derivative_of import with_derivative_of
 from ._elementwise import Elementwise
 from ._precision import upcast
+from .lowering._cpu_hints import materialize, materialize_as, rounded
 
 
 def normalize(

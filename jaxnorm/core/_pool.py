@@ -21,10 +21,10 @@ from jax import lax
 from ._axes import Axes, canonical_axes
 from ._derivative_of import with_derivative_of
 from ._elementwise import identity
-from ._explained import explained
 from ._placement import resharded
 from ._reduce import sum_elementwise
-from ._serialized import serialized
+from .calling._explained import explained
+from .calling._serialized import serialized
 
 _Arrays = TypeVar("_Arrays")
 

@@ -24,8 +24,6 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ._axes import is_static
-from ._cpu_hints import materialize
-from ._cpu_sums import Shape, sums_on_cpu
 from ._elementwise import (
     Elementwise,
     cotangent_of,
@@ -38,9 +36,11 @@ from ._elementwise import (
     without_unread,
 )
 from ._jax import Primitive, ad, batching, mlir
-from ._lowering import is_partitioned, lowered_by, runs_as
 from ._placement import match_sharding, match_varying
 from ._portable import is_portable
+from .lowering._cpu_hints import materialize
+from .lowering._cpu_sums import Shape, sums_on_cpu
+from .lowering._lowering import is_partitioned, lowered_by, runs_as
 
 
 def sum_elementwise(f: Elementwise, *operands: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._calls import split_call
-from ._cpu_hints import read_separately
 from ._elementwise import merge, partition
 from ._jax import SymbolicZero, checkpoint_name
 from ._portable import is_portable, portable
+from .calling._calls import split_call
+from .lowering._cpu_hints import read_separately
 
 _F = TypeVar("_F", bound=Callable)
 _SUMS = "jaxnorm_sums"

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from ._arguments import checked
 from ._axes import broadcast_parameter
-from ._explained import explained
 from ._moving_average import moving_average
 from ._placement import resharded
 from ._pool import Moments, unbiased_variance
 from ._precision import arithmetic_dtype, real_dtype
-from ._serialized import serialized
+from .calling._arguments import checked
+from .calling._explained import explained
+from .calling._serialized import serialized
 
 
 @serialized

@@ -10,10 +10,10 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import canonical_axes, feature_shape
-from ..core._explained import explaining_fields
 from ..core._running import untracked_stats
-from ..norms._batch_norm import batch_norm, batch_norm_inference
-from ..norms._running_norm import RunningNorm
+from ..core.calling._explained import explaining_fields
+from ..norms._shared._running_norm import RunningNorm
+from ..norms.batch._batch_norm import batch_norm, batch_norm_inference
 from ._variables import Checked, RunningVariables, bias_of, devices_of, is_evaluating, scale_of
 
 

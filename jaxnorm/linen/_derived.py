@@ -1,25 +1,25 @@
 """Linen modules for the norms that Flax does not have, with the fields and docstrings of their recipes."""
 
-from ..norms._act_norm import ActNormRecipe
-from ..norms._ada_layer_norm import AdaLayerNormRecipe, AdaLayerNormZeroRecipe
-from ..norms._adain import AdaINRecipe
-from ..norms._batch_norm_of_domain import DomainBatchNormRecipe
-from ..norms._batch_renorm import BatchRenormRecipe
-from ..norms._conditional_batch_norm import ConditionalBatchNormRecipe
-from ..norms._derf import DerfRecipe
-from ..norms._dynamic_tanh import DynamicTanhRecipe
-from ..norms._evo_norm_b0 import EvoNormB0Recipe
-from ..norms._evo_norm_s0 import EvoNormS0Recipe
-from ..norms._filter_response_norm import FilterResponseNormRecipe
-from ..norms._frozen_batch_norm import FrozenBatchNormRecipe
-from ..norms._global_response_norm import GlobalResponseNormRecipe
-from ..norms._iterative_whitening import IterativeWhiteningRecipe
-from ..norms._mean_only_batch_norm import MeanOnlyBatchNormRecipe
-from ..norms._pixel_norm import PixelNormRecipe
-from ..norms._qk_norm import QKNormRecipe
-from ..norms._scale_norm import ScaleNormRecipe
-from ..norms._spade import SpadeRecipe
-from ..norms._switchable_norm import SwitchableNormRecipe
+from ..norms.batch._batch_renorm import BatchRenormRecipe
+from ..norms.batch._evo_norm_b0 import EvoNormB0Recipe
+from ..norms.batch._frozen_batch_norm import FrozenBatchNormRecipe
+from ..norms.batch._iterative_whitening import IterativeWhiteningRecipe
+from ..norms.batch._mean_only_batch_norm import MeanOnlyBatchNormRecipe
+from ..norms.batch._switchable_norm import SwitchableNormRecipe
+from ..norms.conditioned._ada_layer_norm import AdaLayerNormRecipe, AdaLayerNormZeroRecipe
+from ..norms.conditioned._adain import AdaINRecipe
+from ..norms.conditioned._batch_norm_of_domain import DomainBatchNormRecipe
+from ..norms.conditioned._conditional_batch_norm import ConditionalBatchNormRecipe
+from ..norms.conditioned._qk_norm import QKNormRecipe
+from ..norms.conditioned._spade import SpadeRecipe
+from ..norms.sample._act_norm import ActNormRecipe
+from ..norms.sample._derf import DerfRecipe
+from ..norms.sample._dynamic_tanh import DynamicTanhRecipe
+from ..norms.sample._evo_norm_s0 import EvoNormS0Recipe
+from ..norms.sample._filter_response_norm import FilterResponseNormRecipe
+from ..norms.sample._global_response_norm import GlobalResponseNormRecipe
+from ..norms.sample._pixel_norm import PixelNormRecipe
+from ..norms.sample._scale_norm import ScaleNormRecipe
 from ._from_recipe import FromConditionedRecipe, FromRecipe
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ..core._axes import feature_shape
-from ..core._explained import explaining_fields
-from ..norms._recipe import Call, Recipe, Shared, Tracked
+from ..core.calling._explained import explaining_fields
+from ..norms._shared._recipe import Call, Recipe, Shared, Tracked
 from ._variables import Checked, devices_of, is_evaluating
 
 

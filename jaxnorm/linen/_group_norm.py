@@ -10,8 +10,8 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
-from ..core._explained import explaining_fields
-from ..norms._group_norm import group_norm
+from ..core.calling._explained import explaining_fields
+from ..norms.sample._group_norm import group_norm
 from ._variables import Checked, bias_of, devices_of, scale_of
 
 

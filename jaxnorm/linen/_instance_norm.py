@@ -10,10 +10,10 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
-from ..core._explained import explaining_fields
-from ..norms._batch_norm import batch_norm_inference
-from ..norms._instance_norm import instance_norm, tracked_instance_norm
-from ..norms._running_norm import RunningNorm
+from ..core.calling._explained import explaining_fields
+from ..norms._shared._running_norm import RunningNorm
+from ..norms.batch._batch_norm import batch_norm_inference
+from ..norms.sample._instance_norm import instance_norm, tracked_instance_norm
 from ._variables import Checked, RunningVariables, bias_of, devices_of, is_evaluating, scale_of
 
 

@@ -5,8 +5,8 @@ import jax
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes
-from ..core._explained import explaining_fields
-from ..norms._local_response_norm import local_response_norm
+from ..core.calling._explained import explaining_fields
+from ..norms.sample._local_response_norm import local_response_norm
 from ._variables import Checked
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from ..core._explained import explaining_fields
-from ..norms._magnitude_preserving import magnitude_preserving
-from ..norms._scaled_weight_standardization import scaled_weight_standardization
+from ..core.calling._explained import explaining_fields
+from ..norms.weight._magnitude_preserving import magnitude_preserving
+from ..norms.weight._scaled_weight_standardization import scaled_weight_standardization
 from ._wrapped import call_with, is_chosen
 
 

@@ -10,8 +10,8 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
-from ..core._explained import explaining_fields
-from ..norms._rms_norm import rms_norm
+from ..core.calling._explained import explaining_fields
+from ..norms.sample._rms_norm import rms_norm
 from ._variables import Checked, devices_of, scale_of
 
 

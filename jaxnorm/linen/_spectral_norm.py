@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..core._explained import explaining_fields
-from ..norms._flags import is_updating
-from ..norms._spectral_norm import (
+from ..core.calling._explained import explaining_fields
+from ..norms._shared._flags import is_updating
+from ..norms.weight._spectral_norm import (
     SpectralState,
     has_spectral_norm,
     init_spectral_norm,

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..core._arguments import check_fields, check_flag
 from ..core._precision import dtype_of_mean
 from ..core._running import RunningStats, init_running_stats
+from ..core.calling._arguments import check_fields, check_flag
 
 
 def scale_of(module: Any, shape: tuple[int, ...]) -> jax.Array | None:

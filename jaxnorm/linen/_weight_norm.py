@@ -11,8 +11,8 @@ from flax.linen import initializers
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
-from ..core._explained import explaining_fields
-from ..norms._weight_norm import kernel_lengths, weight_norm
+from ..core.calling._explained import explaining_fields
+from ..norms.weight._weight_norm import kernel_lengths, weight_norm
 from ._variables import Checked
 from ._wrapped import call_with, is_chosen, name_in
 

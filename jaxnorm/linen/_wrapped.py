@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..norms._flags import flags_for
+from ..norms._shared._flags import flags_for
 
 ChangeWeight = Callable[[str, jax.Array], jax.Array]
 

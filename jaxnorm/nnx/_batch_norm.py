@@ -12,12 +12,12 @@ from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import check_fields
 from ..core._axes import Axes, canonical_axes, feature_shape
-from ..core._explained import explained
 from ..core._running import untracked_stats
-from ..norms._batch_norm import batch_norm, batch_norm_inference
-from ..norms._running_norm import RunningNorm
+from ..core.calling._arguments import check_fields
+from ..core.calling._explained import explained
+from ..norms._shared._running_norm import RunningNorm
+from ..norms.batch._batch_norm import batch_norm, batch_norm_inference
 from ._transformable import transformable
 from ._variables import (
     Features,

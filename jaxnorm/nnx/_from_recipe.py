@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..core._arguments import check_fields
-from ..core._explained import explaining_fields
-from ..norms._recipe import Call, Recipe, Shared, Tracked
+from ..core.calling._arguments import check_fields
+from ..core.calling._explained import explaining_fields
+from ..norms._shared._recipe import Call, Recipe, Shared, Tracked
 from ._transformable import transformable
 from ._variables import Features, is_evaluating, parameter, shape_of, store, value_of
 

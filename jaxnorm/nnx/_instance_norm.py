@@ -11,12 +11,12 @@ from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import check_fields
 from ..core._axes import Axes
-from ..core._explained import explained
-from ..norms._batch_norm import batch_norm_inference
-from ..norms._instance_norm import instance_norm, tracked_instance_norm
-from ..norms._running_norm import RunningNorm
+from ..core.calling._arguments import check_fields
+from ..core.calling._explained import explained
+from ..norms._shared._running_norm import RunningNorm
+from ..norms.batch._batch_norm import batch_norm_inference
+from ..norms.sample._instance_norm import instance_norm, tracked_instance_norm
 from ._transformable import transformable
 from ._variables import (
     Features,

@@ -11,10 +11,10 @@ from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
-from ..core._arguments import check_fields
 from ..core._axes import Axes
-from ..core._explained import explained
-from ..norms._layer_norm import layer_norm
+from ..core.calling._arguments import check_fields
+from ..core.calling._explained import explained
+from ..norms.sample._layer_norm import layer_norm
 from ._transformable import transformable
 from ._variables import Features, parameter, promote_dtype, promoted, shape_of
 

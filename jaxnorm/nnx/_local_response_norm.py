@@ -7,8 +7,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes
-from ..core._explained import explained
-from ..norms._local_response_norm import local_response_norm
+from ..core.calling._explained import explained
+from ..norms.sample._local_response_norm import local_response_norm
 from ._transformable import transformable
 
 

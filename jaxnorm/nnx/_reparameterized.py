@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ..core._explained import explained
-from ..norms._magnitude_preserving import magnitude_preserving
-from ..norms._scaled_weight_standardization import scaled_weight_standardization
+from ..core.calling._explained import explained
+from ..norms.weight._magnitude_preserving import magnitude_preserving
+from ..norms.weight._scaled_weight_standardization import scaled_weight_standardization
 from ._transformable import transformable
 from ._wrapped import KERNELS, Path, call_with
 

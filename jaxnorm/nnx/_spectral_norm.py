@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ..core._arguments import check_fields
-from ..core._explained import explained
-from ..norms._flags import is_updating
-from ..norms._spectral_norm import (
+from ..core.calling._arguments import check_fields
+from ..core.calling._explained import explained
+from ..norms._shared._flags import is_updating
+from ..norms.weight._spectral_norm import (
     SpectralState,
     has_spectral_norm,
     init_spectral_norm,

@@ -13,9 +13,9 @@ from flax.typing import PromoteDtypeFn
 from jax.lax import stop_gradient
 from jax.typing import DTypeLike
 
-from ..core._arguments import check_flag
 from ..core._precision import promoted_dtype
 from ..core._running import RunningStats, init_running_stats
+from ..core.calling._arguments import check_flag
 
 Features = int | Sequence[int]
 

@@ -9,10 +9,10 @@ from flax.nnx.nn import initializers
 from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
-from ..core._arguments import check_fields
 from ..core._axes import Axes, feature_shape
-from ..core._explained import explained
-from ..norms._weight_norm import kernel_lengths, weight_norm
+from ..core.calling._arguments import check_fields
+from ..core.calling._explained import explained
+from ..norms.weight._weight_norm import kernel_lengths, weight_norm
 from ._transformable import transformable
 from ._variables import promote_dtype
 from ._wrapped import KERNELS, Path, call_with, one_for_each

@@ -8,10 +8,10 @@ from flax import nnx
 from flax.nnx.nn import initializers
 from jax.typing import DTypeLike
 
-from ..core._arguments import check_fields
 from ..core._axes import Axes, feature_shape
-from ..core._explained import explained
-from ..norms._weight_standardization import weight_standardization
+from ..core.calling._arguments import check_fields
+from ..core.calling._explained import explained
+from ..norms.weight._weight_standardization import weight_standardization
 from ._transformable import transformable
 from ._wrapped import KERNELS, Path, call_with, one_for_each
 

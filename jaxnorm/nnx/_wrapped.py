@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ..norms._flags import flags_for
+from ..norms._shared._flags import flags_for
 
 Path = tuple[Any, ...]
 KERNELS = nnx.PathContains("kernel")

@@ -40,8 +40,8 @@ NormName: TypeAlias = Literal[
 ]
 """The names that `get_norm` accepts."""
 
-Kind: TypeAlias = Literal["batch", "sample", "weight"]
-"""What a norm takes its statistics from: the batch, each example, or a weight."""
+Kind: TypeAlias = Literal["batch", "sample", "conditioned", "weight"]
+"""What statistics are taken from: the batch, each example, or a weight. The third kind has a second input."""
 
 
 class Norm(NamedTuple):
@@ -67,13 +67,6 @@ REGISTRY = (
     ),
     Norm("batch", ("batch_norm", "batch_norm_inference"), "GhostBatchNorm", "ghost_batch"),
     Norm("batch", ("batch_norm_inference",), "FrozenBatchNorm", "frozen_batch"),
-    Norm("batch", ("batch_norm", "batch_norm_inference"), "ConditionalBatchNorm"),
-    Norm(
-        "batch",
-        ("batch_norm", "batch_norm_inference"),
-        "DomainBatchNorm",
-        helpers=("stats_of_domain", "with_stats_of_domain"),
-    ),
     Norm("batch", ("batch_renorm", "batch_renorm_inference"), "BatchRenorm", "batch_renorm"),
     Norm(
         "batch",
@@ -100,18 +93,25 @@ REGISTRY = (
     Norm("sample", ("evo_norm_s0",), "EvoNormS0", "evo_s0"),
     Norm("sample", ("filter_response_norm",), "FilterResponseNorm", "filter_response"),
     Norm("sample", ("global_response_norm",), "GlobalResponseNorm", "global_response"),
-    Norm("sample", ("ada_layer_norm",), "AdaLayerNorm"),
-    Norm("sample", ("ada_layer_norm",), "AdaLayerNormZero"),
-    Norm("sample", ("adain",), "AdaIN"),
-    Norm("sample", ("instance_norm",), "Spade"),
-    Norm("sample", ("modulate",)),
-    Norm("sample", ("qk_norm",), "QKNorm"),
     Norm("sample", ("scale_norm",), "ScaleNorm", "scale"),
     Norm("sample", ("pixel_norm",), "PixelNorm", "pixel"),
     Norm("sample", ("act_norm", "act_norm_inverse"), "ActNorm", "act", helpers=("init_act_norm",)),
     Norm("sample", ("dynamic_tanh",), "DynamicTanh", "dynamic_tanh"),
     Norm("sample", ("derf",), "Derf", "derf"),
     Norm("sample", (), "NoNorm", "none"),
+    Norm("conditioned", ("batch_norm", "batch_norm_inference"), "ConditionalBatchNorm"),
+    Norm(
+        "conditioned",
+        ("batch_norm", "batch_norm_inference"),
+        "DomainBatchNorm",
+        helpers=("stats_of_domain", "with_stats_of_domain"),
+    ),
+    Norm("conditioned", ("ada_layer_norm",), "AdaLayerNorm"),
+    Norm("conditioned", ("ada_layer_norm",), "AdaLayerNormZero"),
+    Norm("conditioned", ("adain",), "AdaIN"),
+    Norm("conditioned", ("instance_norm",), "Spade"),
+    Norm("conditioned", ("modulate",)),
+    Norm("conditioned", ("qk_norm",), "QKNorm"),
     Norm("weight", ("weight_norm",), "WeightNorm", "weight"),
     Norm("weight", ("weight_standardization",), "WeightStandardization", "weight_standardization"),
     Norm(

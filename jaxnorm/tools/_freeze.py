@@ -8,9 +8,9 @@ import flax.linen as nn
 from flax import nnx
 from jax import lax
 
-from ..core._arguments import checked
-from ..core._explained import explained
-from ._intercept import (
+from ..core.calling._arguments import checked
+from ..core.calling._explained import explained
+from ._model._intercept import (
     LayerCall,
     Where,
     called_class,
@@ -19,9 +19,9 @@ from ._intercept import (
     select,
     unfrozen_class,
 )
-from ._models import check_model, model_of
-from ._norms import against, is_norm, refused, running_norm, without_flag
-from ._substitute import answering, without_answers
+from ._model._model_of import check_model, model_of
+from ._model._norms import against, is_norm, refused, running_norm, without_flag
+from ._model._substitute import answering, without_answers
 
 
 @explained

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ..core._arguments import checked
+from ..core.calling._arguments import checked
 
 Tree: TypeAlias = Any
 ModelFunction: TypeAlias = Callable[[Tree, Tree, str | None], tuple[Tree, Tree]]

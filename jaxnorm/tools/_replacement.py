@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from ..norms._registry import NormName
-from ._intercept import BATCH_NORMS
+from ._model._intercept import BATCH_NORMS
 
 Constructor: TypeAlias = Callable[..., Any]
 

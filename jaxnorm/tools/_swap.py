@@ -9,21 +9,21 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from .. import linen as jnl, nnx as jnx
-from ..core._explained import explained
-from ..norms._flags import taken_by
+from ..core.calling._explained import explained
 from ..norms._registry import NormName
-from ._intercept import (
+from ..norms._shared._flags import taken_by
+from ._model._intercept import (
     BATCH_NORMS,
     LayerCall,
     Where,
     matches,
     select,
 )
-from ._model import split_path
-from ._models import model_of
-from ._norms import holds_running_stats, refused, without_flag
+from ._model._interface import split_path
+from ._model._model_of import model_of
+from ._model._norms import holds_running_stats, refused, without_flag
+from ._model._substitute import answering
 from ._replacement import Constructor, Replacement
-from ._substitute import answering
 
 
 @explained

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax.training import train_state
 
-from ..core._arguments import NUMBERS
-from ..core._explained import explained
 from ..core._moving_average import moving_average
-from ._models import model_of
+from ..core.calling._arguments import NUMBERS
+from ..core.calling._explained import explained
+from ._model._model_of import model_of
 
 if TYPE_CHECKING:
     import optax

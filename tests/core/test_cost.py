@@ -16,7 +16,7 @@ import pytest
 
 import jaxnorm as jn
 from benchmarks.programs import parts
-from jaxnorm.core._cpu_sums import sums_on_cpu
+from jaxnorm.core.lowering._cpu_sums import sums_on_cpu
 from tests.modules import loose
 
 Shape = tuple[int, ...]

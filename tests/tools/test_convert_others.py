@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxnorm import linen as jnl, tools
-from jaxnorm.tools._formats import _layout
+from jaxnorm.tools._convert._formats import _layout
 from tests.tools.convert_models import IMAGES, assert_same, shapes_of
 
 pytestmark = pytest.mark.usefixtures("users_promotion")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxnorm.tools._formats._files import read_file
+from jaxnorm.tools._convert._formats._files import read_file
 from tests.tools.test_convert import write_safetensors
 
 

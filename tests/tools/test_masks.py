@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from jaxnorm import linen as jnl, tools
-from jaxnorm.norms._recipe import Recipe
+from jaxnorm.norms._shared._recipe import Recipe
 from tests.stands_for import ROWS
 
 OTHERS = {"AdaLayerNorm", "AdaLayerNormZero", "Spade"}
 """Layers with a kernel: their biases are those of a dense layer or a convolution."""
 NAMES = {
-    name: set(getattr(jnl, name)(**row.base).parameters((8,)))
+    name: set(getattr(jnl, name)(**row.base)._parameters((8,)))
     for name, row in ROWS.items()
     if issubclass(getattr(jnl, name), Recipe)
 }

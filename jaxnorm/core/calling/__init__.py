@@ -1,0 +1,1 @@
+"""What surrounds the call of a public function: checks of its arguments, errors, and tracing only once."""

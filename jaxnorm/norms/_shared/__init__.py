@@ -1,0 +1,1 @@
+"""What norms share: their path from x to y, arguments, and the recipes of layers."""

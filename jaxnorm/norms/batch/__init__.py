@@ -1,0 +1,1 @@
+"""Norms with statistics over a batch."""

@@ -1,0 +1,213 @@
+"""EvoNorm-B0, a combined norm and activation (Liu et al., 2020, https://arxiv.org/abs/2004.02967)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+from ...core._all_reduce import AxisIndexGroups, AxisName
+from ...core._axes import Axes
+from ...core._pool import pool
+from ...core._precision import check_real
+from ...core._residuals import rematerialized
+from ...core._running import RunningStats, broadcast_running_stats, update_running_stats
+from ...core._sync import pool_over_devices
+from ...core.calling._public import public
+from ...core.lowering._cpu_hints import rounded
+from .._shared._operands import Operands, affine, moments_of_instances, operands, root
+from .._shared._recipe import (
+    Affine,
+    Call,
+    Parameter,
+    Shape,
+    State,
+    Tracked,
+    present,
+    scale_and_bias,
+    stats_of,
+)
+from .._shared._running_norm import RunningNorm
+
+
+@public
+@rematerialized
+def evo_norm_b0(
+    x: jax.Array,
+    stats: RunningStats,
+    v: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    momentum: float | jax.Array | None = 0.9,
+    epsilon: float = 1e-3,
+    unbiased: bool = False,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[jax.Array, RunningStats]:
+    """EvoNorm-B0 in training: divides by the larger of the batch deviation and a linear function of x.
+
+        y = x / max(sqrt(σ² + ε), v x + sqrt(σ_i² + ε)) · scale + bias
+
+    σ² is the batch variance; σ_i² is the variance of each channel of each example. The norm includes the
+    nonlinearity, so no activation follows it.
+
+    Args:
+        x: activations of rank 2 or more and any integer or floating dtype, batch axis first.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        stats: running statistics with the shape of the feature axes. The mean is updated as in `batch_norm`
+            but not used.
+        v: learned coefficient of ``x``, with the shape of the feature axes.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
+        momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally.
+        epsilon: ε, added to the variances; zero or positive.
+        unbiased: update the running variance with the batch variance times n / (n - 1), as timm does.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
+        axis_name: mapped axis or axes (vmap, pmap or shard_map) whose devices share σ².
+        axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        dtype: dtype of ``y``; None means the dtype that ``x`` and the parameters promote to.
+
+    Returns:
+        ``y``, with the shape of ``x``, and updated RunningStats, with the shapes and dtypes of ``stats``. For
+        evaluation, use `evo_norm_b0_inference`.
+
+    Raises:
+        ValueError: If a shape, axis, mask, dtype, epsilon or momentum is invalid.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> x = jax.random.normal(jax.random.key(0), (8, 16, 16, 4))
+        >>> stats = jn.init_running_stats(4)
+        >>> y, stats = jn.evo_norm_b0(x, stats, jnp.ones(4), momentum=0.0)
+        >>> print(jnp.allclose(y, jn.evo_norm_b0_inference(x, stats, jnp.ones(4)), atol=1e-5))
+        True
+    """
+    check_real("evo_norm_b0", "batch_norm", x, v, scale, bias)
+    given = {"v": v, "scale": scale, "bias": bias}
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
+    broadcast_running_stats(stats, o.x, o.features)
+    instances = moments_of_instances(o)
+    m = pool_over_devices(pool(instances, 0), axis_name, axis_index_groups)
+    y = _divided(o, m.var, instances.var, epsilon)
+    return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
+
+
+@public
+@rematerialized
+def evo_norm_b0_inference(
+    x: jax.Array,
+    stats: RunningStats,
+    v: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    epsilon: float = 1e-3,
+    mask: jax.Array | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """EvoNorm-B0 in evaluation: the running variance replaces that of the batch.
+
+        y = x / max(sqrt(var + ε), v x + sqrt(σ_i² + ε)) · scale + bias
+
+    σ_i² is the variance of each channel of each example.
+
+    Args:
+        x: activations of rank 2 or more and any integer or floating dtype, batch axis first.
+            Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
+        stats: running statistics with the shape of the feature axes. The mean is not used.
+        v: learned coefficient of ``x``, with the shape of the feature axes.
+        scale: γ, with the shape of the feature axes; None means 1.
+        bias: β, with the shape of the feature axes; None means 0.
+        feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
+        epsilon: ε, added to the variances; zero or positive.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in σ_i².
+        dtype: dtype of ``y``; None means the dtype that ``x`` and the parameters promote to.
+
+    Returns:
+        ``y``, with the shape of ``x``.
+
+    Raises:
+        ValueError: If a shape, axis, mask, dtype or epsilon is invalid.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = jn.RunningStats(mean=jnp.zeros(1), var=jnp.array([4.0]))
+        >>> x = jnp.array([[[1.0], [1.0]]])  # one constant example
+        >>> print(jn.evo_norm_b0_inference(x, stats, jnp.ones(1), epsilon=0.0).squeeze())
+        [0.5 0.5]
+    """
+    check_real("evo_norm_b0_inference", "batch_norm_inference", x, v, scale, bias)
+    given = {"v": v, "scale": scale, "bias": bias}
+    o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
+    _, var = broadcast_running_stats(stats, o.x, o.features)
+    return _divided(o, var.astype(o.x.dtype), moments_of_instances(o).var, epsilon)
+
+
+def _divided(o: Operands, var: jax.Array, var_of_instances: jax.Array, epsilon: float) -> jax.Array:
+    """Returns y in the dtype of the result."""
+    slope, *of_features = o.parameters
+    line = rounded(slope * o.x) + root(var_of_instances + epsilon)
+    divisor = jnp.maximum(root(var + epsilon), line)
+    y = o.x / jnp.where(divisor == 0, 1, divisor)
+    return affine(y, *of_features).astype(o.dtype)
+
+
+@dataclass(kw_only=True, eq=False)
+class EvoNormB0Recipe(Affine, Tracked):
+    """EvoNorm-B0 (`jaxnorm.evo_norm_b0`): batch norm and activation in one layer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((8, 6, 6, 4))
+        >>> layer = jnl.EvoNormB0()
+        >>> variables = layer.init(jax.random.key(0), x, use_running_average=False)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'batch_stats': {'mean': (4,), 'var': (4,)}, 'params': {'bias': (4,), 'scale': (4,), 'v': (4,)}}
+        >>> layer = jnx.EvoNormB0(4, rngs=nnx.Rngs(0))
+        >>> y = layer(x, use_running_average=False)
+        >>> print(*nnx.state(layer), y.shape)
+        bias mean scale v var (8, 6, 6, 4)
+    """
+
+    momentum: float | jax.Array | None = 0.9
+    """Weight of the *old* running value (PyTorch: the new one); None weights all batches equally."""
+    epsilon: float = 1e-3
+    """Added to the variances."""
+    unbiased: bool = False
+    """Update the running variance with the batch variance times n / (n - 1), as timm does."""
+    v_init: Initializer = initializers.ones
+    """Initializer of v."""
+
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """``v``, then scale and bias."""
+        return {"v": Parameter(self.v_init, shape), **super()._parameters(shape)}
+
+    def running_norm(self) -> RunningNorm | None:
+        """Tells the tools how the layer keeps running statistics."""
+        return RunningNorm(self.feature_axes, self.epsilon, self.momentum, self.unbiased)
+
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Normalizes ``x``; in training, also updates the running statistics."""
+        given = (x, stats_of(variables), variables["v"], *scale_and_bias(variables))
+        options = {
+            "feature_axes": self.feature_axes,
+            "epsilon": self.epsilon,
+            "mask": call.mask,
+            "dtype": self.dtype,
+        }
+        if call.evaluating:
+            return evo_norm_b0_inference(*given, **options), {}
+        y, updated = evo_norm_b0(
+            *given, momentum=self.momentum, unbiased=self.unbiased, **options, **call.devices
+        )
+        return y, present(updated)

@@ -1,0 +1,1 @@
+"""Norms with a second input after x."""

@@ -1,0 +1,1 @@
+"""Folding batch norms into adjacent layers."""

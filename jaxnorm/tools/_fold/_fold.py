@@ -1,0 +1,188 @@
+"""Folds batch norms into adjacent layers."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ...core.calling._arguments import checked
+from ...core.calling._explained import explained
+from .._model._intercept import BATCH_NORMS, LayerCall, Where, select
+from .._model._interface import Run
+from .._model._model_of import call_model, model_of
+from .._stats._collect_moments import find_norms
+from ._affine import factor_and_offset, into_layer_after, into_layer_before
+from ._dataflow import Flow, follow, n_features
+from ._eligibility import CONVS, Pair, axes_from_the_end, is_norm_or_layer, pair_of
+from ._folded import Dtypes, without_norms
+
+
+class Folded(NamedTuple):
+    """The result of `fold`.
+
+    Attributes:
+        model: the Linen module or NNX model without the folded batch norms.
+        variables: the variables of the Linen module; None for an NNX model, which holds its own.
+        difference: the largest absolute difference between the outputs of the two models on the batch.
+        pairs: the path of each folded batch norm, with the path of the layer it is folded into.
+        refused: the path of each norm with running statistics that is not folded, with the reason.
+
+    Example:
+        >>> from jaxnorm import tools
+        >>> tools.Folded(None, None, difference=0.0, pairs={"norm": "conv"}, refused={}).pairs
+        {'norm': 'conv'}
+    """
+
+    model: Any
+    variables: Any
+    difference: float
+    pairs: dict[str, str]
+    refused: dict[str, str]
+
+
+@explained
+@checked
+def fold(
+    model: Any,
+    batch: Any,
+    *,
+    variables: Any = None,
+    run: Run = call_model,
+    where: Where | None = None,
+    partial: bool = False,
+    rngs: Any = None,
+) -> Folded:
+    """Folds the batch norms of a model into adjacent layers, for evaluation.
+
+        kernel' = a · kernel        bias' = a · bias + b        a = scale / √(var + ε),  b = β - a · mean
+
+    with the norm's scale and bias β. A norm folds into a convolution (transposed, grouped, dilated), dense
+    layer or embedding before it or, if that is not possible, into a dense layer or a convolution without
+    zero padding after it. Adjacent layers are found by following the computation of ``run``. Layers must be
+    Flax's own; batch norms may be Flax's or jaxnorm's. The activation or residual of a norm is kept.
+
+    A norm is folded only if the result is exact up to rounding: the layer is used once, by the norm alone,
+    and nothing else reads its kernel. Operations between the two may only move values within their channel
+    (slices, casts, merged axes), or take a maximum, as in max pooling, if no scale is negative. The
+    arithmetic is in float64, and the kernel keeps its dtype.
+
+    Args:
+        model: a Linen module or an NNX model; it is not modified.
+        batch: input of ``run``: some examples, on which the two models are compared.
+        variables: the variables of the Linen module: ``params`` and ``batch_stats``.
+        run: calls the model on a batch for evaluation, as in ``lambda model, batch: model(batch["image"],
+            train=False)``; the default is that of `recalibrate`.
+        where: selects batch norms by path: a pattern such as ``"stem/*"``, or a function; the others stay.
+        partial: whether batch norms that cannot be folded may stay; if False, they are an error.
+        rngs: random keys for a Linen module whose ``run`` draws random numbers.
+
+    Returns:
+        The smaller model, its variables, and a report. Folded batch norms always evaluate, whatever flag or
+        mask is given.
+
+    Raises:
+        ValueError: If the model calls no batch norm with running statistics, ``where`` matches none of
+            them, or one of them cannot be folded and ``partial`` is False.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from jaxnorm import tools
+        >>> model = nn.Sequential(
+        ...     [nn.Conv(8, (3, 3)), nn.BatchNorm(use_running_average=True), nn.relu]
+        ... )
+        >>> x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+        >>> folded = tools.fold(model, x, variables=model.init(jax.random.key(1), x))
+        >>> print(folded.pairs, folded.difference < 1e-5)
+        {'layers_1': 'layers_0'} True
+        >>> print(jax.tree.map(jnp.shape, folded.variables))
+        {'params': {'layers_0': {'bias': (8,), 'kernel': (3, 3, 3, 8)}}}
+        >>> y = folded.model.apply(folded.variables, x)
+    """
+    found = find_norms(model_of(model, variables, rngs), run, batch)
+    flow = follow(model_of(model, variables, rngs, is_norm_or_layer), run, batch)
+    norms = [
+        path
+        for path, seen in flow.seen.items()
+        if path in found or isinstance(seen.call.layer, BATCH_NORMS)
+    ]
+    outcomes = {path: pair_of(flow, path) for path in select(where, norms, "batch norm")}
+    pairs = [outcome for outcome in outcomes.values() if isinstance(outcome, Pair)]
+    refused = {path: reason for path, reason in outcomes.items() if isinstance(reason, str)}
+    if refused and not partial:
+        reasons = "; ".join(f"{path!r} because {reason}" for path, reason in refused.items())
+        raise ValueError(
+            f"every batch norm must fold exactly into an adjacent layer; got {len(refused)} of "
+            f"{len(outcomes)} that cannot: {reasons}. Change the model there, or keep these batch norms "
+            f"with partial=True or a where that excludes them."
+        )
+    changed: dict[str, dict[str, np.ndarray]] = {}
+    for pair in pairs:
+        layer = {**flow.arrays(pair.layer), **changed.get(pair.layer, {})}
+        changed[pair.layer] = _with_norm(flow, pair, layer)
+    dtypes = {pair.norm: _promoting(flow, pair.norm) for pair in pairs}
+    smaller, its_variables = without_norms(model, variables, changed, dtypes)
+    outputs = [
+        _outputs(m, v, rngs, run, batch) for m, v in ((model, variables), (smaller, its_variables))
+    ]
+    return Folded(
+        smaller,
+        its_variables,
+        _difference(*outputs),
+        {pair.norm: pair.layer for pair in pairs},
+        refused,
+    )
+
+
+def _with_norm(flow: Flow, pair: Pair, layer: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a pair's layer with the norm folded in, given its arrays ``layer`` without it."""
+    seen, into = flow.seen[pair.norm], flow.seen[pair.layer]
+    factor, offset = factor_and_offset(seen.call.layer.epsilon, flow.arrays(pair.norm))
+    kind: Any = into.call.layer
+    if pair.before:
+        features, axes = into.y[-n_features(kind) :], axes_from_the_end(flow, pair.norm)
+        ones = [n if i - len(features) in axes else 1 for i, n in enumerate(features)]
+        affine = (np.broadcast_to(a.reshape(ones), features) for a in (factor, offset))
+        return into_layer_before(
+            layer, *affine, transposed=getattr(kind, "transpose_kernel", False)
+        )
+    is_conv = isinstance(kind, CONVS)
+    return into_layer_after(
+        layer,
+        factor,
+        offset,
+        groups=kind.feature_group_count if is_conv else 1,
+        window=layer["kernel"].ndim - 2 if is_conv else 0,
+    )
+
+
+def _promoting(flow: Flow, norm: str) -> Dtypes:
+    """The dtypes of the arrays with which a batch norm's result is promoted."""
+    names = ["scale", "bias"]
+    if isinstance(flow.seen[norm].call.layer, nnx.BatchNorm):  # Flax's, in NNX
+        names += ["mean", "var"]
+    return tuple(sorted({a.dtype.name for n, a in flow.arrays(norm).items() if n in names}))
+
+
+def _outputs(model: Any, variables: Any, rngs: Any, run: Run, batch: Any) -> Any:
+    """The output of the compiled ``run``."""
+    subject = model_of(model, variables, rngs, lambda layer: False)
+
+    @jax.jit
+    def compiled(state: Any, batch: Any) -> Any:
+        return subject.run(state, {}, run, batch, _unchanged)[0]
+
+    return compiled(subject.state, batch)
+
+
+def _unchanged(call: LayerCall) -> Any:
+    return call.proceed(*call.args, **call.kwargs)
+
+
+def _difference(a: Any, b: Any) -> float:
+    """The largest absolute difference over all outputs."""
+    wide = [[np.asarray(leaf, np.complex128) for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
+    return max(
+        (float(np.abs(x - y).max(initial=0.0)) for x, y in zip(*wide, strict=True)), default=0.0
+    )

@@ -1,0 +1,144 @@
+"""Makes a model with new arrays in some layers and without some of its batch norms."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.core import freeze, unfreeze
+from flax.core.frozen_dict import FrozenDict
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ...core._activation import map_activated
+from ...core._precision import result_dtype, upcast
+from .._model._intercept import LayerCall, rebuilt
+from .._model._substitute import answering
+from ._dataflow import COLLECTIONS
+from ._eligibility import is_norm_or_layer
+
+Changed: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
+"""New arrays of layers, in float64, by path and name."""
+
+Dtypes: TypeAlias = tuple[str, ...]
+"""Dtypes of a norm's arrays, with which its result is promoted."""
+
+
+def without_norms(
+    model: Any, variables: Any, changed: Changed, norms: Mapping[str, Dtypes]
+) -> tuple[Any, Any]:
+    """Returns ``model`` and ``variables`` with the ``changed`` arrays and without these ``norms``."""
+    if isinstance(model, nn.Module):
+        return _linen(model, variables, changed, norms)
+    return _nnx(model, changed, norms), None
+
+
+def _what_is_left(
+    norm: Any, dtypes: Dtypes, x: jax.Array, residual: jax.Array | None = None
+) -> jax.Array:
+    """Applies what remains of a folded norm: the dtype of its result, a residual, an activation."""
+    x, activation = jnp.asarray(x), getattr(norm, "activation", None)
+    dtype = result_dtype(norm.dtype, x, residual, *map(jnp.dtype, dtypes))
+    if activation is not None or residual is not None:
+        x = upcast(x, residual)
+        residual = None if residual is None else residual.astype(x.dtype)
+        x = map_activated(_same, x, activation=activation, residual=residual)
+    return x.astype(dtype)
+
+
+def _same(x: jax.Array) -> tuple[jax.Array]:
+    return (x,)
+
+
+def _linen(
+    module: nn.Module, variables: Any, changed: Changed, norms: Mapping[str, Dtypes]
+) -> tuple[nn.Module, Any]:
+    frozen = isinstance(variables, FrozenDict)
+    flat = flatten_dict(unfreeze(variables) if frozen else variables, keep_empty_nodes=True)
+    kept = {
+        (collection, *names): leaf
+        for (collection, *names), leaf in flat.items()
+        if collection not in COLLECTIONS or "/".join(names[:-1]) not in norms
+    }
+    biased = set()
+    for path, arrays in changed.items():
+        layer = ("params", *filter(None, path.split("/")))
+        if "bias" in arrays and (*layer, "bias") not in flat:
+            biased.add(path)
+        like = flat.get((*layer, "kernel"))
+        for name, array in arrays.items():
+            kept[*layer, name] = _like(flat.get((*layer, name)), array, like)
+    answer = _Folds(tuple(norms.items()), frozenset(biased))
+    smaller = unflatten_dict(kept)
+    return answering(module, is_norm_or_layer, answer), freeze(smaller) if frozen else smaller
+
+
+@dataclasses.dataclass(frozen=True)
+class _Folds:
+    """An `Answer` for a Linen model whose batch norms are folded."""
+
+    norms: tuple[tuple[str, Dtypes], ...]
+    biased: frozenset[str]  # layers that had no bias
+
+    def __call__(self, call: LayerCall) -> Any:
+        dtypes = dict(self.norms).get(call.path)
+        if dtypes is not None:
+            return _what_is_left(call.layer, dtypes, call.x, call.kwargs.get("residual"))
+        if call.path not in self.biased:
+            return call.proceed(*call.args, **call.kwargs)
+        layer = rebuilt(call.layer, parent=call.layer.scope, use_bias=True)
+        return layer(*call.args, **call.kwargs)
+
+
+def _nnx(model: nnx.Module, changed: Changed, norms: Mapping[str, Dtypes]) -> nnx.Module:
+    def replaced(path: tuple[Any, ...], node: Any) -> Any:
+        name = "/".join(map(str, path))
+        if name in norms:
+            return _Rest(node, norms[name])
+        for array_name, array in changed.get(name, {}).items():
+            variable = getattr(node, array_name)
+            if variable is None:
+                node.use_bias = True
+                node.bias = nnx.Param(_like(None, array, node.kernel[...]))
+            else:
+                variable[...] = _like(variable[...], array)
+        return node
+
+    return nnx.recursive_map(replaced, nnx.clone(model))
+
+
+class _Rest(nnx.Module):
+    """What remains of a folded NNX batch norm: the dtype of its result, a residual, an activation."""
+
+    def __init__(self, norm: Any, dtypes: Dtypes) -> None:
+        self.dtype, self.activation = norm.dtype, getattr(norm, "activation", None)
+        self.dtypes = dtypes
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        residual: jax.Array | None = None,
+    ) -> jax.Array:
+        """Has the signature of a batch norm; the flag and the mask have no effect in evaluation."""
+        del use_running_average, mask
+        return _what_is_left(self, self.dtypes, x, residual)
+
+
+def _like(old: Any, array: np.ndarray, kernel: Any = None) -> Any:
+    """``array`` as a replacement of ``old``: with its dtype, devices and box of metadata.
+
+    Without ``old``, it has the dtype of ``kernel`` and no particular device.
+    """
+    (like,) = jax.tree.leaves(kernel if old is None else old)
+    new = jnp.asarray(array.astype(like.dtype))
+    if old is None:
+        return new
+    if isinstance(like, jax.Array):
+        new = jax.device_put(new, like.sharding)
+    return jax.tree.unflatten(jax.tree.structure(old), [new])

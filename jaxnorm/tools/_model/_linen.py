@@ -1,0 +1,88 @@
+"""A Linen module and its variables, in the form that the tools use."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.core import freeze, unfreeze
+from flax.core.frozen_dict import FrozenDict
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ._intercept import Answer, Watched, answered_first_by, new_number, traced_for, watching
+from ._interface import Run, Stats, split_path
+
+
+class LinenModel:
+    """A `Model` for a Linen module."""
+
+    def __init__(self, module: nn.Module, variables: Any, rngs: Any, is_watched: Watched) -> None:
+        self._module, self._rngs, self._is_watched = module, rngs, is_watched
+        self._given = variables
+        self.state: Any = {name: unfreeze(collection) for name, collection in variables.items()}
+
+    def paths(self) -> list[str]:
+        names = flatten_dict(self.state.get("batch_stats", {}))
+        return ["/".join(path) for *path, last in names if last == "mean"]
+
+    def stats(self, path: str) -> dict[str, jax.Array]:
+        return _below(self.state.get("batch_stats", {}), path)
+
+    def params(self, path: str) -> dict[str, jax.Array]:
+        return nn.meta.unbox(_below(self.state.get("params", {}), path))
+
+    def run(
+        self,
+        state: Any,
+        stats: Stats,
+        run: Run,
+        batch: Any,
+        answer: Answer,
+        number: jax.Array | None = None,
+    ) -> tuple[Any, Stats, Any]:
+        apply, rngs = nn.apply(run, self._module, mutable=True), self._rngs
+        if number is not None:
+            rngs = jax.tree.map(lambda key: jax.random.fold_in(key, number), rngs)
+        with watching(self._is_watched), answered_first_by(answer), traced_for(new_number()):
+            output, after = apply(self.with_stats(state, stats), batch, rngs=rngs)
+        found = {path: _below(after.get("batch_stats", {}), path) for path in stats}
+        of_layers = {path: {name: found[path][name] for name in stats[path]} for path in stats}
+        return output, of_layers, _as_in(state, after)
+
+    def split(self, state: Any) -> tuple[Any, Any]:
+        rest = {name: collection for name, collection in state.items() if name != "params"}
+        return state.get("params", {}), rest
+
+    def join(self, params: Any, rest: Any) -> Any:
+        return {**rest, "params": params} if params else rest
+
+    def with_stats(self, state: Any, stats: Stats) -> Any:
+        flat = flatten_dict(state.get("batch_stats", {}))
+        for path, arrays in stats.items():
+            flat |= {(*split_path(path), name): array for name, array in arrays.items()}
+        return {**state, "batch_stats": unflatten_dict(flat)} if flat else state
+
+    def returned(self, stats: Stats) -> Any:
+        return self.as_given(self.with_stats(self.state, stats))
+
+    def as_given(self, collections: Any) -> Any:
+        given = {
+            name: freeze(tree) if isinstance(self._given.get(name), FrozenDict) else tree
+            for name, tree in collections.items()
+        }
+        return freeze(given) if isinstance(self._given, FrozenDict) else given
+
+
+def _as_in(before: Any, after: Any) -> Any:
+    """``before`` with the values of ``after``; entries that ``after`` added are left out."""
+    if not isinstance(before, Mapping):
+        return after
+    return {
+        name: _as_in(old, after[name]) if name in after else old for name, old in before.items()
+    }
+
+
+def _below(tree: Any, path: str) -> dict[str, jax.Array]:
+    for name in split_path(path):
+        tree = tree.get(name, {})
+    return dict(tree)

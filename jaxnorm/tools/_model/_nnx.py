@@ -1,0 +1,108 @@
+"""An NNX model, in the form that the tools use."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from ...core._running import RunningStats
+from ._intercept import Answer, Watched, answered_first_by, new_number, traced_for, watched
+from ._interface import Run, Stats
+from ._norms import is_norm
+
+
+class NnxModel:
+    """A `Model` for an NNX model."""
+
+    def __init__(self, model: nnx.Module, is_watched: Watched) -> None:
+        self._model = model
+        self._graph, self.state = nnx.split(watched(model, is_watched))
+
+    def paths(self) -> list[str]:
+        layers = _layers(nnx.merge(self._graph, self.state))
+        return [path for path, layer in layers.items() if getattr(layer, "mean", None) is not None]
+
+    def stats(self, path: str) -> dict[str, jax.Array]:
+        return self._held(path, RunningStats._fields)
+
+    def params(self, path: str) -> dict[str, jax.Array]:
+        return self._held(path, ("scale", "bias"))
+
+    def _held(self, path: str, names: Sequence[str]) -> dict[str, jax.Array]:
+        layer = _layers(nnx.merge(self._graph, self.state))[path]
+        held = {name: getattr(layer, name, None) for name in names}
+        return {name: variable[...] for name, variable in held.items() if variable is not None}
+
+    def run(
+        self,
+        state: Any,
+        stats: Stats,
+        run: Run,
+        batch: Any,
+        answer: Answer,
+        number: jax.Array | None = None,
+    ) -> tuple[Any, Stats, Any]:
+        # Use copies: the variables in the state belong to the caller.
+        model = nnx.merge(self._graph, state, copy=True)
+        layers = _layers(model)
+        for path, arrays in stats.items():
+            for name, array in arrays.items():
+                setattr(layers[path], name, nnx.BatchStat(array))
+        with _drawing(model, number), answered_first_by(answer), traced_for(new_number()):
+            output = run(model, batch)
+        of_layers = {
+            path: {name: getattr(layers[path], name)[...] for name in arrays}
+            for path, arrays in stats.items()
+        }
+        before = dict(nnx.to_flat_state(state))
+        after = [(at, leaf) for at, leaf in nnx.to_flat_state(nnx.state(model)) if at in before]
+        return output, of_layers, nnx.from_flat_state(after)
+
+    def split(self, state: Any) -> tuple[Any, Any]:
+        params, rest = nnx.split_state(state, nnx.Param, ...)
+        return params, rest
+
+    def join(self, params: Any, rest: Any) -> Any:
+        return nnx.merge_state(params, rest)
+
+    def returned(self, stats: Stats) -> Any:
+        model = nnx.clone(self._model)
+        _write(_layers(watched(model, is_norm)), stats)  # shares the variables
+        return model
+
+    def as_given(self, collections: Any) -> Any:
+        return collections
+
+    def with_stats(self, state: Any, stats: Stats) -> Any:
+        model = nnx.merge(self._graph, state)
+        _write(_layers(model), stats)
+        return nnx.state(model)
+
+
+@contextlib.contextmanager
+def _drawing(model: nnx.Module, number: jax.Array | None) -> Iterator[None]:
+    """Makes ``model`` draw different random numbers for every ``number``, then restores its keys."""
+    if number is None:
+        yield
+        return
+    variables = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.RngKey)]
+    keys = [variable[...] for variable in variables]
+    for variable, key in zip(variables, keys, strict=True):
+        variable[...] = jax.random.fold_in(key, number)
+    yield
+    for variable, key in zip(variables, keys, strict=True):
+        variable[...] = key
+
+
+def _write(layers: Mapping[str, Any], stats: Stats) -> None:
+    for path, arrays in stats.items():
+        for name, array in arrays.items():
+            getattr(layers[path], name)[...] = array
+
+
+def _layers(model: nnx.Module) -> dict[str, Any]:
+    """The watched layers by path."""
+    nodes = (node for _, node in nnx.iter_graph(model) if hasattr(node, "watched_path"))
+    return {node.watched_path: node for node in nodes}

@@ -1,0 +1,1 @@
+"""Tools that measure, estimate or pool running statistics."""

@@ -1,0 +1,201 @@
+"""Re-estimates running statistics over a data set, for the current weights."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...core.calling._arguments import checked
+from ...core.calling._explained import explained
+from .._model._intercept import Where
+from .._model._interface import Run, Stats
+from .._model._model_of import call_model, model_of
+from ._collect_moments import (
+    Gather,
+    Way,
+    averaged,
+    gathered,
+    gathering,
+    norms_of_batches,
+    nothing_gathered,
+    pooled,
+)
+
+Step: TypeAlias = Callable[[Any, Stats, Any, int], tuple[Stats, jax.Array]]
+Method: TypeAlias = Literal["population", "precise_bn", "update_bn"]
+_WAYS: dict[str, Way] = {"population": pooled, "precise_bn": pooled, "update_bn": averaged}
+
+
+@explained
+@checked
+def recalibrate(
+    model: Any,
+    batches: Iterable[Any],
+    *,
+    variables: Any = None,
+    run: Run = call_model,
+    method: Method = "population",
+    layer_by_layer: bool = False,
+    where: Where | None = None,
+    rngs: Any = None,
+    progress: bool = False,
+) -> Any:
+    """Re-estimates the running statistics of a model's norms over ``batches``.
+
+        mean = Σ nᵢ meanᵢ / Σ nᵢ        var = Σ nᵢ (varᵢ + |meanᵢ - mean|²) / Σ nᵢ        (batches i)
+
+    Use it for weights without matching statistics: averaged weights (SWA, EMA, soups), a new domain (AdaBN),
+    pruned or edited layers, or training with running averages that lag behind. Nothing else changes: not
+    momentum, the mode, or any other variable. All norms are supported
+    that keep the mean and variance of the batch, Flax's ``BatchNorm`` and your own (`RunningNorm`) included.
+
+    By default, this takes one pass over the data, in which every layer normalizes with batch statistics, as
+    in training. The input of a layer then depends on how the data is split into batches; the result is exact
+    for a layer without a batch norm before it. With ``layer_by_layer``, every layer gets the same input as in
+    evaluation, computed with the final statistics of all layers before it. Evaluation then equals training
+    on all data as one batch. The number of passes is the length of the longest chain of batch norms, plus 1.
+
+    Batches may have different sizes and may be sharded over devices: under jit, their statistics are those
+    of all devices, so a layer's ``axis_name`` is not needed. A layer that is used several times gets one
+    estimate over all its uses.
+
+    Args:
+        model: a Linen module or an NNX model; it is not modified.
+        batches: an iterable of inputs of ``run``, such as a list or a data loader; ``layer_by_layer`` needs
+            one that can be iterated repeatedly, such as a list.
+        variables: the variables of the Linen module: ``params`` and ``batch_stats``.
+        run: calls the model on a batch, as in ``lambda model, batch: model(batch["image"], train=False,
+            mask=batch["mask"])``. Training or evaluation mode affects dropout and the like, but not batch
+            norms with running statistics. A mask passed to a norm excludes elements from its statistics. The
+            default is ``model(batch)``, with ``train=False``, ``deterministic=True`` and the like if the
+            model requires such an argument.
+        method: ``"population"``: as above; in one pass, this is the estimate of fvcore's PreciseBN, and
+            ``"precise_bn"`` is an alias. ``"update_bn"``: like PyTorch's function of that name, gives every
+            batch the same weight regardless of its size; var is the average of varᵢ · nᵢ / (nᵢ - 1),
+            without the differences between the means.
+        layer_by_layer: see above.
+        where: selects layers by path: a pattern such as ``"stem/*"``, or a function; all other layers run
+            as in evaluation.
+        rngs: random keys for a Linen module whose ``run`` draws random numbers: different ones for every
+            batch, as in training.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The variables of a Linen module, or an NNX model. Statistics keep their dtype.
+
+    Raises:
+        ValueError: If there is no batch, no norm with running statistics, or none that ``where`` matches; if
+            it matches a layer with other statistics, such as a whitening matrix; if a statistic is not
+            finite or all elements are masked; or if ``layer_by_layer`` is True and ``batches`` can be
+            iterated only once.
+
+    References:
+        Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, https://arxiv.org/abs/2105.07576;
+        Li et al., Revisiting Batch Normalization For Practical Domain Adaptation, 2016,
+        https://arxiv.org/abs/1603.04779.
+
+    Example:
+        >>> import flax.linen as nn, jax.numpy as jnp
+        >>> from jaxnorm import tools
+        >>> model = nn.BatchNorm(use_running_average=True)
+        >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 1)))
+        >>> batches = [jnp.array([[0.0], [4.0]]), jnp.array([[2.0]])]
+        >>> variables = tools.recalibrate(model, batches, variables=variables)
+        >>> print(variables["batch_stats"]["mean"], variables["batch_stats"]["var"])
+        [2.] [2.6666667]
+    """
+    if method not in _WAYS:
+        raise ValueError(f"method must be one of {', '.join(_WAYS)}; got {method!r}.")
+    if isinstance(batches, Mapping) or hasattr(batches, "shape"):
+        raise ValueError(
+            f"batches must be an iterable of batches; got one {type(batches).__name__}. Put it in a list or, "
+            f"if its first axis is over batches, pass list(batches)."
+        )
+    if layer_by_layer and iter(batches) is batches:
+        raise ValueError(
+            f"batches must be iterable several times with layer_by_layer=True; got "
+            f"{type(batches).__name__}, which is exhausted after one pass. Pass a list, or an object that "
+            f"can be iterated again."
+        )
+    subject, way = model_of(model, variables, rngs), _WAYS[method]
+    iterator = iter(batches)
+    first = next(iterator, None)
+    from rich.progress import track  # imported late: only this function needs it
+
+    if first is None:
+        raise ValueError(
+            "batches must hold at least one batch; got none. An iterator that was used before is empty: pass "
+            "a list, or create the iterator again."
+        )
+    paths = list(norms_of_batches(subject, run, first, where, "recalibrate"))
+    meant = set(paths).__contains__
+    held = {path: subject.stats(path) for path in paths}
+    length = len(batches) if isinstance(batches, Sized) else None
+    nothing = {path: nothing_gathered(held[path]["mean"]) for path in paths}
+
+    def one_pass(step: Step, batches: Iterable[Any], used: Stats) -> Stats:
+        stats: Stats = {path: {**used.get(path, {}), **nothing[path]} for path in paths}
+        finite = []
+        tracked = track(batches, "Recalibrating", length, disable=not progress)
+        for number, batch in enumerate(tracked):
+            stats, ok = step(subject.state, stats, batch, number)
+            finite.append(ok)
+        return _estimates(stats, held, finite)
+
+    step = _step(gathering(subject, run, way, evaluating=False, meant=meant))
+    stats = one_pass(step, itertools.chain([first], iterator), {})
+    if layer_by_layer:
+        step = _step(gathering(subject, run, way, evaluating=True, meant=meant))
+        for _ in paths:
+            before, stats = stats, one_pass(step, batches, stats)
+            if jax.tree.all(jax.tree.map(np.array_equal, before, stats)):
+                break
+    return subject.returned(stats)
+
+
+def _step(gather: Gather) -> Step:
+    """Compiles a step that adds a batch to the stats and checks that they are finite."""
+
+    @jax.jit
+    def step(state: Any, stats: Stats, batch: Any, number: jax.Array) -> tuple[Stats, jax.Array]:
+        _, stats = gather(state, stats, batch, number)
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(stats)]
+        return stats, jnp.stack(finite).all()
+
+    return step
+
+
+def _estimates(stats: Stats, held: Stats, finite: Sequence[jax.Array]) -> Stats:
+    """Mean and var of each layer, in the dtypes of ``held``.
+
+    Raises:
+        ValueError: If a value is not finite, or a layer had no unmasked elements.
+    """
+    if not all(finite):
+        at = next(i for i, ok in enumerate(finite) if not ok)
+        bad = [path for path, of_layer in stats.items() if not _is_finite(of_layer)]
+        raise ValueError(
+            f"every batch must give finite statistics; got NaN or infinity from batch {at} on (counting from "
+            f"0), in {', '.join(bad)}. Look for the cause in the data and the weights with tools.examine, or "
+            f"mask it."
+        )
+    estimates = {}
+    for path, of_layer in stats.items():
+        m = gathered(of_layer)
+        if not np.any(m.count):
+            raise ValueError(
+                f"batches must have unmasked elements for every layer; got none for {path} (number of "
+                f"batches: {len(finite)}). Check the mask."
+            )
+        estimates[path] = {
+            name: jnp.where(m.count > 0, value, held[path][name]).astype(held[path][name].dtype)
+            for name, value in (("mean", m.mean), ("var", m.var))
+        }
+    return estimates
+
+
+def _is_finite(arrays: Mapping[str, jax.Array]) -> bool:
+    return all(np.isfinite(array).all() for array in arrays.values())
