@@ -1,26 +1,21 @@
 """Batch normalization (Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167)."""
 
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ...core._activation import check_activation
 from ...core._all_reduce import AxisIndexGroups, AxisName
-from ...core._axes import Axes, broadcast_parameter, canonical_axes, complement
-from ...core._moments import broadcast_mask, reduce_moments
+from ...core._axes import Axes, complement
+from ...core._moments import reduce_moments
 from ...core._normalize import normalize
 from ...core._pool import Moments
-from ...core._precision import result_dtype, upcast
+from ...core._precision import upcast
 from ...core._residuals import rematerialized_if_differentiated
 from ...core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ...core.calling._public import public
 from .._shared._normalized_by import normalized_by
+from .._shared._prepare import prepare
 from ._saved import SaveAs, check_save_as, normalized_saving
-from ._virtual_batch import (
-    check_virtual_batch_size,
-    moments_of_all,
-    moments_of_virtual_batches,
-)
+from ._virtual_batch import check_virtual_batch_size, normalized_in_virtual_batches
 
 
 @public
@@ -103,57 +98,32 @@ def batch_norm(
         >>> print(y.mean().round(3), y.std().round(3), stats.var.shape)
         0.0 1.0 (4,)
     """
-    x = jnp.asarray(x)
-    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    guess, _ = broadcast_running_stats(stats, x, features)
-    reduced = complement(features, x.ndim)
-    if virtual_batch_size is not None:
-        check_virtual_batch_size(virtual_batch_size, features, axis_index_groups)
-
-    if save_as is not None:
-        check_save_as(
-            save_as,
-            activation,
-            x,
-            mask=mask,
-            residual=residual,
-            axis_index_groups=axis_index_groups,
-            virtual_batch_size=virtual_batch_size,
-        )
-        y, m = normalized_saving(
-            save_as,
-            x,
-            scale,
-            bias,
-            feature_axes=features,
-            epsilon=epsilon,
-            axis_name=axis_name,
-            dtype=dtype,
-            activation=activation,
-        )
-        return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
-
-    def take_moments(x: jax.Array, mask: jax.Array | None, narrow: jax.Array) -> Moments:
-        if virtual_batch_size is None:
-            return reduce_moments(
-                x, reduced, mask, axis_name, axis_index_groups, narrow=narrow, guess=guess
-            )
-        return moments_of_virtual_batches(x, reduced, mask, virtual_batch_size, axis_name, narrow)
-
-    y, m = normalized_by(
-        take_moments,
+    p = prepare(
         x,
-        scale,
-        bias,
-        feature_axes=features,
-        epsilon=epsilon,
+        {"scale": scale, "bias": bias},
+        feature_axes=feature_axes,
         mask=mask,
         dtype=dtype,
         activation=activation,
         residual=residual,
     )
-    if virtual_batch_size is not None:
-        m = moments_of_all(m, x.shape[0], virtual_batch_size, axis_name)
+    guess, _ = broadcast_running_stats(stats, p.x, p.features)
+    reduced = complement(p.features, p.x.ndim)
+    if save_as is not None:
+        check_save_as(save_as, activation, p, axis_index_groups, virtual_batch_size)
+        y, m = normalized_saving(save_as, p, reduced, epsilon, axis_name, activation)
+    elif virtual_batch_size is not None:
+        check_virtual_batch_size(virtual_batch_size, p.features, axis_index_groups)
+        y, m = normalized_in_virtual_batches(
+            virtual_batch_size, p, reduced, epsilon, axis_name, activation
+        )
+    else:
+
+        def take_moments(x: jax.Array, mask: jax.Array | None, narrow: jax.Array) -> Moments:
+            devices = axis_name, axis_index_groups
+            return reduce_moments(x, reduced, mask, *devices, narrow=narrow, guess=guess)
+
+        y, m = normalized_by(take_moments, p, epsilon=epsilon, activation=activation)
     return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
 
 
@@ -205,27 +175,24 @@ def batch_norm_inference(
         [[0.]
          [1.]]
     """
-    x = jnp.asarray(x)
-    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    mean, var = broadcast_running_stats(stats, x, features)
-    scale, bias = (
-        broadcast_parameter(scale, x, features, "scale"),
-        broadcast_parameter(bias, x, features, "bias"),
-    )
-    mask = broadcast_mask(mask, x)
-    residual = check_activation(activation, residual, x, scale, bias)
-    y_dtype = result_dtype(dtype, x, scale, bias, residual)
-
-    x = upcast(x, mean, var, scale, bias, residual)
-    y = normalize(
+    p = prepare(
         x,
-        mean,
-        var,
-        scale,
-        bias,
-        epsilon=epsilon,
+        {"scale": scale, "bias": bias},
+        feature_axes=feature_axes,
         mask=mask,
+        dtype=dtype,
         activation=activation,
         residual=residual,
     )
-    return y.astype(y_dtype)
+    mean, var = broadcast_running_stats(stats, p.x, p.features)
+    y = normalize(
+        upcast(p.x, mean, var, *p.parameters.values(), p.residual),
+        mean,
+        var,
+        *p.parameters.values(),
+        epsilon=epsilon,
+        mask=p.mask,
+        activation=activation,
+        residual=p.residual,
+    )
+    return y.astype(p.dtype)

@@ -18,7 +18,7 @@ from ...core._residuals import rematerialized
 from ...core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ...core.calling._public import public
 from ...core.lowering._cpu_hints import materialize
-from .._shared._operands import operands
+from .._shared._prepare import operands
 from .._shared._ramp import Ramp
 from .._shared._recipe import Affine, Call, Shape, State, Tracked, present, scale_and_bias, stats_of
 from .._shared._running_norm import RunningNorm

@@ -17,7 +17,8 @@ from ...core._running import RunningStats, broadcast_running_stats, update_runni
 from ...core._sync import pool_over_devices
 from ...core.calling._public import public
 from ...core.lowering._cpu_hints import rounded
-from .._shared._operands import Operands, affine, moments_of_instances, operands, root
+from .._shared._arithmetic import affine, moments_of_instances, root
+from .._shared._prepare import Operands, operands
 from .._shared._recipe import (
     Affine,
     Call,

@@ -15,7 +15,8 @@ from ...core._placement import replicated, resharded
 from ...core._precision import check_real
 from ...core._residuals import rematerialized, rematerialized_if_differentiated
 from ...core.calling._public import public
-from .._shared._operands import Operands, affine, operands, readable
+from .._shared._arithmetic import affine
+from .._shared._prepare import Operands, operands, readable
 from .._shared._recipe import Affine, Call, Shape, State, Tracked, scale_and_bias
 from .._shared._running_norm import RunningNorm
 from ._whitening_of import mask_of_rows, whitening_of

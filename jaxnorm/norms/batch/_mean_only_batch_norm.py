@@ -13,7 +13,8 @@ from ...core._moments import reduce_moments
 from ...core._residuals import rematerialized, rematerialized_if_differentiated
 from ...core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ...core.calling._public import public
-from .._shared._operands import Operands, affine, operands, readable
+from .._shared._arithmetic import affine
+from .._shared._prepare import Operands, operands, readable
 from .._shared._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
 from .._shared._running_norm import RunningNorm
 

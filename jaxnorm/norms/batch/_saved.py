@@ -12,39 +12,28 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ...core._activation import check_activation, inverse
-from ...core._all_reduce import AxisName
-from ...core._axes import broadcast_parameter, complement
+from ...core._activation import inverse
+from ...core._all_reduce import AxisIndexGroups, AxisName
 from ...core._derivative_of import with_derivative_of
 from ...core._moments import moments_with_derivative, reduce_moments
 from ...core._normalize import normalize
 from ...core._pool import Moments
-from ...core._precision import result_dtype, upcast
+from ...core._precision import upcast
 from ...core._residuals import rematerialized, saveable
+from .._shared._prepare import Prepared
 
 SaveAs: TypeAlias = Literal["output"] | DTypeLike
 
 
 def normalized_saving(
     save_as: SaveAs,
-    x: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    *,
-    feature_axes: tuple[int, ...],
+    p: Prepared,
+    reduced: tuple[int, ...],
     epsilon: float,
     axis_name: AxisName | None,
-    dtype: DTypeLike | None,
     activation: str | None,
 ) -> tuple[jax.Array, Moments]:
-    """Returns the normalized and activated ``x``, and its moments over all axes except ``feature_axes``."""
-    reduced = complement(feature_axes, x.ndim)
-    scale, bias = (
-        broadcast_parameter(a, x, feature_axes, name)
-        for a, name in ((scale, "scale"), (bias, "bias"))
-    )
-    check_activation(activation, None, x, scale, bias)
-    y_dtype = result_dtype(dtype, x, scale, bias)
+    """Returns the normalized and activated ``p.x``, and its moments over the axes ``reduced``."""
 
     @rematerialized
     def norm(x: jax.Array, *affine: jax.Array | None) -> tuple[jax.Array, Moments]:
@@ -61,7 +50,7 @@ def normalized_saving(
     def finish(x: jax.Array, m: Moments, *affine: jax.Array | None) -> jax.Array:
         x = upcast(x, *affine)
         y = normalize(x, m.mean, m.var, *affine, epsilon=epsilon, activation=activation)
-        return y.astype(y_dtype)
+        return y.astype(p.dtype)
 
     @jax.custom_jvp
     def both(x: jax.Array, m: Moments, *affine: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -84,7 +73,7 @@ def normalized_saving(
         again = (normalized * std + m.mean).astype(upcast(x).dtype)
         return (y, again), (jnp.zeros_like(y), tangents[0].astype(again.dtype))
 
-    return norm(x, scale, bias)
+    return norm(p.x, *p.parameters.values())
 
 
 def _normalized_of_output(
@@ -122,12 +111,19 @@ def _rounded(
     return (normalized + rounding.astype(normalized.dtype)).astype(dtype)
 
 
-def check_save_as(save_as: SaveAs, activation: str | None, x: jax.Array, **others: Any) -> None:
+def check_save_as(
+    save_as: SaveAs,
+    activation: str | None,
+    p: Prepared,
+    axis_index_groups: AxisIndexGroups | None,
+    virtual_batch_size: int | None,
+) -> None:
     """Validates ``save_as`` together with the other arguments.
 
     Raises:
         ValueError: If ``save_as`` is neither "output" nor a floating dtype of 16 bits or more, if the
-            activation is not invertible, if ``x`` is complex, or if one of ``others`` is given.
+            activation is not invertible, if ``x`` is complex, or if an argument is given that it does not
+            support.
     """
     if save_as != "output" and not _is_floating(save_as):
         raise ValueError(
@@ -139,10 +135,16 @@ def check_save_as(save_as: SaveAs, activation: str | None, x: jax.Array, **other
             f"save_as='output' requires an invertible activation, None or 'leaky_relu'; got "
             f"{activation!r}. Use 'leaky_relu', or save_as=jnp.bfloat16."
         )
-    if jnp.iscomplexobj(x):
+    if jnp.iscomplexobj(p.x):
         raise ValueError(
-            f"save_as must be None for a complex x; got {save_as!r} for x of {x.dtype.name}. Leave it out."
+            f"save_as must be None for a complex x; got {save_as!r} for x of {p.x.dtype.name}. Leave it out."
         )
+    others = {
+        "mask": p.mask,
+        "residual": p.residual,
+        "axis_index_groups": axis_index_groups,
+        "virtual_batch_size": virtual_batch_size,
+    }
     given = [name for name, value in others.items() if value is not None]
     if given:
         raise ValueError(

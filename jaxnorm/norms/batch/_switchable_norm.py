@@ -15,7 +15,8 @@ from ...core._residuals import rematerialized
 from ...core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ...core._sync import pool_over_devices
 from ...core.calling._public import public
-from .._shared._operands import Operands, moments_of_instances, operands
+from .._shared._arithmetic import moments_of_instances
+from .._shared._prepare import Operands, operands
 from .._shared._recipe import (
     Affine,
     Call,

@@ -11,9 +11,28 @@ from ...core._all_reduce import AxisIndexGroups, AxisName, axis_names, check_bou
 from ...core._moments import reduce_moments
 from ...core._pool import Blocks, Moments, pool, repeat_blocks
 from ...core._sync import pool_over_devices
+from .._shared._normalized_by import normalized_by
+from .._shared._prepare import Prepared
 
 
-def moments_of_virtual_batches(
+def normalized_in_virtual_batches(
+    size: int,
+    p: Prepared,
+    reduced: tuple[int, ...],
+    epsilon: float,
+    axis_name: AxisName | None,
+    activation: str | None,
+) -> tuple[jax.Array, Moments]:
+    """Normalizes each virtual batch by itself; returns the result and the moments of all examples."""
+
+    def take_moments(x: jax.Array, mask: jax.Array | None, narrow: jax.Array) -> Moments:
+        return _moments_of_virtual_batches(x, reduced, mask, size, axis_name, narrow)
+
+    y, m = normalized_by(take_moments, p, epsilon=epsilon, activation=activation)
+    return y, _moments_of_all(m, p.x.shape[0], size, axis_name)
+
+
+def _moments_of_virtual_batches(
     x: jax.Array,
     reduced: tuple[int, ...],
     mask: jax.Array | None,
@@ -34,7 +53,7 @@ def moments_of_virtual_batches(
     return repeat_blocks(m, blocks, x)
 
 
-def moments_of_all(m: Moments, examples: int, size: int, axis_name: AxisName | None) -> Moments:
+def _moments_of_all(m: Moments, examples: int, size: int, axis_name: AxisName | None) -> Moments:
     """Returns the moments of all examples on all devices, given the moments of their virtual batches."""
     everyone = pool_over_devices(pool(m, 0), axis_name)
     # How often each virtual batch was counted: once per example, or once per device.

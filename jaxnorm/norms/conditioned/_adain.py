@@ -11,7 +11,7 @@ from ...core._moments import moments
 from ...core._precision import arithmetic_dtype, result_dtype
 from ...core._residuals import rematerialized
 from ...core.calling._public import public
-from .._shared._operands import root
+from .._shared._arithmetic import root
 from .._shared._recipe import Call, Recipe, State
 from ..sample._instance_norm import instance_norm
 from ._modulate import modulate

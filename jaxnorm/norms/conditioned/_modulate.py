@@ -9,7 +9,7 @@ from ...core._precision import arithmetic_dtype, result_dtype
 from ...core._residuals import rematerialized_if_differentiated
 from ...core.calling._public import public
 from ...core.lowering._cpu_hints import rounded
-from .._shared._operands import plus_offset
+from .._shared._arithmetic import plus_offset
 
 
 @public

@@ -13,7 +13,7 @@ from ...core._residuals import rematerialized_if_differentiated
 from ...core.calling._arguments import checked
 from ...core.calling._explained import explained
 from ...core.calling._public import public
-from .._shared._operands import operands
+from .._shared._prepare import operands
 from .._shared._recipe import Call, Parameter, Recipe, Shape, State
 
 

@@ -12,8 +12,9 @@ from ...core._axes import Axes
 from ...core._precision import check_real
 from ...core._residuals import rematerialized_if_differentiated
 from ...core.calling._public import public
+from .._shared._arithmetic import affine
 from .._shared._initial import half
-from .._shared._operands import affine, operands
+from .._shared._prepare import operands
 from .._shared._recipe import Affine, Call, Parameter, Shape, State, scale_and_bias
 
 

@@ -13,7 +13,7 @@ from ...core._normalize import normalize
 from ...core._precision import check_real
 from ...core._residuals import rematerialized
 from ...core.calling._public import public
-from .._shared._operands import operands
+from .._shared._prepare import operands
 from .._shared._recipe import Affine, Call, Parameter, Shape, Shared, State, scale_and_bias
 from ._group_norm import moments_of_groups
 

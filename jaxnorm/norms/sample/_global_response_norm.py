@@ -13,7 +13,8 @@ from ...core._moments import reduce_moments_about_zero
 from ...core._residuals import rematerialized
 from ...core.calling._public import public
 from ...core.lowering._cpu_hints import rounded
-from .._shared._operands import affine, operands, root
+from .._shared._arithmetic import affine, root
+from .._shared._prepare import operands
 from .._shared._recipe import Affine, Call, State, scale_and_bias
 
 

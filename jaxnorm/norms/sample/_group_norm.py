@@ -11,6 +11,7 @@ from ...core._pool import Blocks, Moments, repeat_blocks
 from ...core.calling._arguments import GROUPS
 from ...core.calling._public import public
 from .._shared._normalized_by import TakeMoments, normalized_by
+from .._shared._prepare import prepare
 
 
 @public
@@ -70,19 +71,12 @@ def group_norm(
     """
     x = jnp.asarray(x)
     channel = one_axis(feature_axes, x.ndim, "feature_axes", "the channels")
-    y, _ = normalized_by(
-        moments_of_groups(
-            x, channel, num_groups, group_size, reduction_axes, axis_name, axis_index_groups
-        ),
-        x,
-        scale,
-        bias,
-        feature_axes=channel,
-        epsilon=epsilon,
-        mask=mask,
-        dtype=dtype,
+    take_moments = moments_of_groups(
+        x, channel, num_groups, group_size, reduction_axes, axis_name, axis_index_groups
     )
-    return y
+    given = {"scale": scale, "bias": bias}
+    p = prepare(x, given, feature_axes=channel, mask=mask, dtype=dtype)
+    return normalized_by(take_moments, p, epsilon=epsilon)[0]
 
 
 def moments_of_groups(

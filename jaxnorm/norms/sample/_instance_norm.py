@@ -11,6 +11,7 @@ from ...core._pool import Moments, unbiased_variance
 from ...core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ...core.calling._public import public
 from .._shared._normalized_by import normalized_by
+from .._shared._prepare import prepare
 
 
 @public
@@ -134,19 +135,14 @@ def _by_instance(
     devices: tuple[AxisName | None, AxisIndexGroups | None],
     dtype: DTypeLike | None,
 ) -> tuple[jax.Array, Moments]:
-    x = jnp.asarray(x)
-    features = canonical_axes(feature_axes, x.ndim, "feature_axes")
-    reduced = complement(axes_of_instances(x, features), x.ndim)
-    return normalized_by(
-        lambda x, mask, narrow: reduce_moments(x, reduced, mask, *devices, narrow=narrow),
-        x,
-        scale,
-        bias,
-        feature_axes=features,
-        epsilon=epsilon,
-        mask=mask,
-        dtype=dtype,
-    )
+    given = {"scale": scale, "bias": bias}
+    p = prepare(x, given, feature_axes=feature_axes, mask=mask, dtype=dtype)
+    reduced = complement(axes_of_instances(p.x, p.features), p.x.ndim)
+
+    def take_moments(x: jax.Array, mask: jax.Array | None, narrow: jax.Array) -> Moments:
+        return reduce_moments(x, reduced, mask, *devices, narrow=narrow)
+
+    return normalized_by(take_moments, p, epsilon=epsilon)
 
 
 def _typical(m: Moments, unbiased: bool) -> Moments:

@@ -11,6 +11,7 @@ from ...core._pool import Moments
 from ...core._precision import arithmetic_dtype
 from ...core.calling._public import public
 from .._shared._normalized_by import normalized_by
+from .._shared._prepare import prepare
 
 
 @public
@@ -59,6 +60,7 @@ def l2_normalize(
     """
     x = jnp.asarray(x)
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
+    p = prepare(x, {"scale": scale}, feature_axes=feature_axes, mask=mask, dtype=dtype)
     widened = arithmetic_dtype(x) != x.dtype
 
     def square_length(x: jax.Array, mask: jax.Array | None, _: jax.Array) -> Moments:
@@ -67,15 +69,4 @@ def l2_normalize(
         )
         return m._replace(var=m.var * jnp.maximum(m.count, 1))  # 1 if all elements are masked
 
-    y, _ = normalized_by(
-        square_length,
-        x,
-        scale,
-        None,
-        feature_axes=feature_axes,
-        epsilon=epsilon,
-        mask=mask,
-        dtype=dtype,
-        about_zero=True,
-    )
-    return y
+    return normalized_by(square_length, p, epsilon=epsilon, about_zero=True)[0]

@@ -7,8 +7,10 @@ from jax.typing import DTypeLike
 from ...core._all_reduce import AxisIndexGroups, AxisName
 from ...core._axes import Axes, canonical_axes
 from ...core._moments import reduce_moments
+from ...core._pool import Moments
 from ...core.calling._public import public
 from .._shared._normalized_by import normalized_by
+from .._shared._prepare import prepare
 
 
 @public
@@ -59,16 +61,10 @@ def layer_norm(
     """
     x = jnp.asarray(x)
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
-    y, _ = normalized_by(
-        lambda x, mask, narrow: reduce_moments(
-            x, reduced, mask, axis_name, axis_index_groups, narrow=narrow
-        ),
-        x,
-        scale,
-        bias,
-        feature_axes=feature_axes,
-        epsilon=epsilon,
-        mask=mask,
-        dtype=dtype,
-    )
-    return y
+    given = {"scale": scale, "bias": bias}
+    p = prepare(x, given, feature_axes=feature_axes, mask=mask, dtype=dtype)
+
+    def take_moments(x: jax.Array, mask: jax.Array | None, narrow: jax.Array) -> Moments:
+        return reduce_moments(x, reduced, mask, axis_name, axis_index_groups, narrow=narrow)
+
+    return normalized_by(take_moments, p, epsilon=epsilon)[0]

@@ -16,7 +16,7 @@ from ...core.calling._arguments import FINITE, Number, is_integer
 from ...core.calling._explained import explained
 from ...core.calling._staged import staged
 from ...core.lowering._cpu_hints import rounded
-from .._shared._operands import readable
+from .._shared._prepare import readable
 
 _ENERGY = Number(
     "be finite and non-negative",

@@ -14,8 +14,9 @@ from ...core._pool import Moments
 from ...core._precision import arithmetic_dtype, result_dtype
 from ...core.calling._arguments import is_number
 from ...core.calling._public import public
+from .._shared._arithmetic import plus_offset
 from .._shared._normalized_by import normalized_by
-from .._shared._operands import plus_offset
+from .._shared._prepare import prepare
 
 
 @public
@@ -73,6 +74,7 @@ def rms_norm(
     scale = None if scale is None else jnp.asarray(scale)
     y_dtype = result_dtype(dtype, x, scale)  # promotes with the given scale
     scale = plus_offset(scale, scale_offset)
+    p = prepare(x, {"scale": scale}, feature_axes=feature_axes, mask=mask, dtype=y_dtype)
     if partial:
         _check_fraction(fraction, x, reduced, axis_name)
 
@@ -83,18 +85,7 @@ def rms_norm(
             x, reduced, mask, axis_name, axis_index_groups, widened=widened
         )
 
-    y, _ = normalized_by(
-        take_moments,
-        x,
-        scale,
-        None,
-        feature_axes=feature_axes,
-        epsilon=epsilon,
-        mask=mask,
-        dtype=y_dtype,
-        about_zero=True,
-    )
-    return y
+    return normalized_by(take_moments, p, epsilon=epsilon, about_zero=True)[0]
 
 
 def _first(a: Any, axis: int, fraction: float) -> Any:

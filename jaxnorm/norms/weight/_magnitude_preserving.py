@@ -11,7 +11,7 @@ from ...core._pool import abs_square
 from ...core._precision import result_dtype, upcast
 from ...core.calling._arguments import check_scalar
 from ...core.calling._public import public
-from .._shared._operands import root
+from .._shared._arithmetic import root
 
 
 @public
