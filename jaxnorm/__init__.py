@@ -66,6 +66,7 @@ from .norms.sample._instance_norm import (
 )
 from .norms.sample._l2_normalize import l2_normalize as l2_normalize
 from .norms.sample._layer_norm import layer_norm as layer_norm
+from .norms.sample._layer_scale import layer_scale as layer_scale
 from .norms.sample._local_response_norm import local_response_norm as local_response_norm
 from .norms.sample._lp_normalize import lp_normalize as lp_normalize
 from .norms.sample._pixel_norm import pixel_norm as pixel_norm

@@ -611,6 +611,11 @@ def scale_norm(
     return (y * scale,)
 
 
+def layer_scale(x: Array, scale: Array, *, feature_axes: Any = -1) -> Leaves:
+    """Touvron et al. (2021)."""
+    return (x * _along(scale, x, feature_axes),)
+
+
 def pixel_norm(
     x: Array, *, feature_axes: Any = -1, epsilon: float = 1e-8, mask: Array = None
 ) -> Leaves:

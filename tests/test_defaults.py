@@ -150,6 +150,7 @@ BEGIN_OWN: dict[str, Any] = {
     "AdaLayerNormZero kernel": 0.0,
     "GlobalResponseNorm scale": 0.0,  # starts as the identity
     "IterativeWhitening matrix": np.eye(X.shape[-1]),
+    "LayerScale scale": 1e-5,  # CaiT with 24 blocks, timm
     "ScaleNorm scale": math.sqrt(X.shape[-1]),  # the root of the number of features
 }
 RANDOM = {"Spade kernel"}  # LeCun's initializer: variance 1 / fan-in

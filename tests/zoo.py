@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxnorm as jn
+from tests import reference
 
 SHAPE = (3, 2, 3, 4)
 POSITIONS = (1, 2)
@@ -136,6 +137,11 @@ def _stats() -> jn.RunningStats:
     return jn.RunningStats(*(jnp.asarray(a, jnp.float32) for a in OLD[:2]))
 
 
+def _of(name: str) -> Callable[..., Any]:
+    """The function in tests.reference."""
+    return lambda *args, **mask: getattr(reference, name)(*args, **mask)[0]
+
+
 _C = (4,)
 ZOO: dict[str, Zoo] = {
     "act_norm": Zoo(
@@ -195,6 +201,7 @@ ZOO: dict[str, Zoo] = {
         _whitened,
         (_C, _C),
     ),
+    "layer_scale": Zoo(jn.layer_scale, _of("layer_scale"), (_C,), False),
     "lp_normalize 1": Zoo(lambda x: jn.lp_normalize(x, p=1), _lp(1), (), False),
     "lp_normalize 3": Zoo(lambda x: jn.lp_normalize(x, p=3), _lp(3), (), False),
     "lp_normalize inf": Zoo(

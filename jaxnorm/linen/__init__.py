@@ -18,6 +18,7 @@ from ._derived import (
     FrozenBatchNorm as FrozenBatchNorm,
     GlobalResponseNorm as GlobalResponseNorm,
     IterativeWhitening as IterativeWhitening,
+    LayerScale as LayerScale,
     MeanOnlyBatchNorm as MeanOnlyBatchNorm,
     PixelNorm as PixelNorm,
     QKNorm as QKNorm,

@@ -18,6 +18,7 @@ from ..norms.sample._dynamic_tanh import DynamicTanhRecipe
 from ..norms.sample._evo_norm_s0 import EvoNormS0Recipe
 from ..norms.sample._filter_response_norm import FilterResponseNormRecipe
 from ..norms.sample._global_response_norm import GlobalResponseNormRecipe
+from ..norms.sample._layer_scale import LayerScaleRecipe
 from ..norms.sample._pixel_norm import PixelNormRecipe
 from ..norms.sample._scale_norm import ScaleNormRecipe
 from ._from_recipe import FromConditionedRecipe, FromRecipe, Training
@@ -69,6 +70,9 @@ class IterativeWhitening(Training, IterativeWhiteningRecipe, FromRecipe): ...
 
 
 class MeanOnlyBatchNorm(Training, MeanOnlyBatchNormRecipe, FromRecipe): ...
+
+
+class LayerScale(LayerScaleRecipe, FromRecipe): ...
 
 
 class PixelNorm(PixelNormRecipe, FromRecipe): ...

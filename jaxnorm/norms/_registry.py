@@ -93,6 +93,7 @@ REGISTRY = (
     Norm("sample", ("evo_norm_s0",), "EvoNormS0", "evo_s0"),
     Norm("sample", ("filter_response_norm",), "FilterResponseNorm", "filter_response"),
     Norm("sample", ("global_response_norm",), "GlobalResponseNorm", "global_response"),
+    Norm("sample", ("layer_scale",), "LayerScale"),
     Norm("sample", ("scale_norm",), "ScaleNorm", "scale"),
     Norm("sample", ("pixel_norm",), "PixelNorm", "pixel"),
     Norm("sample", ("act_norm", "act_norm_inverse"), "ActNorm", "act", helpers=("init_act_norm",)),

@@ -14,3 +14,8 @@ def half(*args: Any, **options: Any) -> jax.Array:
 def lecun_normal(*args: Any, **options: Any) -> jax.Array:
     """Initializes like `jax.nn.initializers.lecun_normal`."""
     return initializers.lecun_normal()(*args, **options)
+
+
+def small(*args: Any, **options: Any) -> jax.Array:
+    """Initializes to 1e-5."""
+    return initializers.constant(1e-5)(*args, **options)
