@@ -171,6 +171,7 @@ def test_rows_are_read_in_order() -> None:
         ((2, 1024, 3), (0, 1, 2)),
         ((16, 36, 4), (0, 2)),
         ((3, 4, 64, 5), (0, 2, 3)),
+        ((1, 3, 3, 8), (0, 1, 2)),
     ],
 )
 def test_partial_sums_are_small(shape: Shape, axes: tuple[int, ...]) -> None:
