@@ -1,4 +1,4 @@
-"""`torch_options` for objects with the attributes of PyTorch's norms; against PyTorch in test_convert_torch.py."""
+"""`torch_options` for objects with the attributes of PyTorch's norms; PyTorch itself is elsewhere."""
 
 from types import SimpleNamespace
 from typing import Any
