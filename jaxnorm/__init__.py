@@ -47,6 +47,7 @@ from .norms.conditioned._batch_norm_of_domain import (
     stats_of_domain as stats_of_domain,
     with_stats_of_domain as with_stats_of_domain,
 )
+from .norms.conditioned._gated_rms_norm import gated_rms_norm as gated_rms_norm
 from .norms.conditioned._modulate import modulate as modulate
 from .norms.conditioned._qk_norm import qk_norm as qk_norm
 from .norms.sample._act_norm import (

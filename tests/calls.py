@@ -61,6 +61,7 @@ INPUTS: dict[str, Any] = {
     "moments": jn.Moments(
         *(jnp.array(a, jnp.float32) for a in ([1, 2, -1, 0], [3, 2, 1, 1], [1, 2, 9, 0]))
     ),
+    "gate": np.linspace(-1, 2, FEATURES, dtype=np.float32).reshape(1, 1, 1, FEATURES),
     "reduction_axes": (0, 1, 2),
     "alpha": np.float32(0.8),
     "shift": np.float32(0.3),

@@ -406,6 +406,30 @@ def rms_norm(
     return (_affine(x / np.sqrt(square + epsilon), scale, None, feature_axes),)
 
 
+def gated_rms_norm(
+    x: Array,
+    gate: Array,
+    scale: Array = None,
+    *,
+    feature_axes: Any = -1,
+    num_groups: int = 1,
+    norm_before_gate: bool = True,
+    epsilon: float = 1e-6,
+    mask: Array = None,
+) -> Leaves:
+    """Dao and Gu (2024)."""
+    opened = gate / (1 + np.exp(-gate))
+    before = x if norm_before_gate else x * opened
+    axes = _axes(feature_axes, x.ndim)
+    counted = np.broadcast_to(_or_all(mask), x.shape)
+    parts = (np.split(a, num_groups, axes[0]) for a in (before, counted))
+    squares = [_mean_square(a, axes, m) for a, m in zip(*parts, strict=True)]
+    size = x.shape[axes[0]] // num_groups if num_groups > 1 else 1
+    square = np.repeat(np.concatenate(squares, axes[0]), size, axes[0])
+    y = _affine(before / np.sqrt(square + epsilon), scale, None, axes)
+    return (y * opened if norm_before_gate else y,)
+
+
 def group_norm(
     x: Array,
     scale: Array = None,

@@ -354,6 +354,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "force_float32_reductions": (False,),
     "num_groups": (4,),
     "group_size": (2,),
+    "norm_before_gate": (False,),
     "track_running_stats": (False,),
     "virtual_batch_size": (2,),
     "activation": ("gelu",),
@@ -415,6 +416,9 @@ ROWS: dict[str, Row] = {
     "FrozenBatchNorm": Row(frozen_batch_norm, tolerance=1e-5),
     "GhostBatchNorm": Row(
         maybe_untracked, {"virtual_batch_size": 2}, {"virtual_batch_size": (1, None)}
+    ),
+    "GatedRMSNorm": Row(
+        plain(jn.gated_rms_norm), after=lambda _, n: (normal((n, *X.shape[1:]), seed=5),)
     ),
     "GroupNorm": Row(plain(jn.group_norm), {"num_groups": 2}, ONE_AXIS, split=1),
     "InstanceNorm": Row(instance_norm, {"track_running_stats": True}, split=1),

@@ -59,6 +59,7 @@ FUNCTIONS: dict[str, Fields] = {
     "evo_norm_s0": {"epsilon": 1e-5, "num_groups": 32},  # paper, timm
     "filter_response_norm": {"epsilon": 1e-6},  # paper
     "forced_magnitude": {"epsilon": 1e-4},  # EDM2
+    "gated_rms_norm": {"epsilon": 1e-6, "num_groups": 1, "norm_before_gate": True},  # Qwen3-Next
     "global_response_norm": {"epsilon": 1e-6},  # ConvNeXt V2
     "group_norm": {"epsilon": 1e-6, "num_groups": 32},  # Flax
     "init_act_norm": {"epsilon": 1e-6},  # Glow

@@ -627,6 +627,11 @@ OTHER_LEAF = (
 )
 
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "gate": (
+        lambda: jn.gated_rms_norm(jnp.ones((2, 3, 4)), jnp.ones((3, 4))),
+        "gate must have the rank of x, and sizes of 1 or those of x; got shape (3, 4) for x of shape (2, 3, "
+        "4). Project it to the features of x.",
+    ),
     # shapes of parameters and statistics
     "scale": (train(X, STATS, jnp.ones(5)), wrong_shape("scale", "(5,)")),
     "scale, scalar": (train(X, STATS, 1.0), wrong_shape("scale", "()")),

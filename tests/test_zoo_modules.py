@@ -37,6 +37,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     "EvoNormB0": ({"unbiased": True}, ()),
     "EvoNormS0": ({"num_groups": 4}, ()),
     "FilterResponseNorm": ({"use_threshold": False}, ()),
+    "GatedRMSNorm": ({"num_groups": 4}, (X[::-1],)),
     "GhostBatchNorm": ({"virtual_batch_size": 1}, ()),
     "IterativeWhitening": ({"steps": 3}, ()),
     "PixelNorm": ({"epsilon": 1e-3}, ()),

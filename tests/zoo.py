@@ -189,6 +189,7 @@ ZOO: dict[str, Zoo] = {
         _frn,
         (_C, _C, _C),
     ),
+    "gated_rms_norm": Zoo(jn.gated_rms_norm, _of("gated_rms_norm"), ((3, 1, 1, 4), _C)),
     "global_response_norm": Zoo(
         lambda *args, **mask: jn.global_response_norm(*args, epsilon=EPSILON, **mask),
         _grn,

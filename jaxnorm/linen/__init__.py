@@ -16,6 +16,7 @@ from ._derived import (
     EvoNormS0 as EvoNormS0,
     FilterResponseNorm as FilterResponseNorm,
     FrozenBatchNorm as FrozenBatchNorm,
+    GatedRMSNorm as GatedRMSNorm,
     GlobalResponseNorm as GlobalResponseNorm,
     IterativeWhitening as IterativeWhitening,
     LayerScale as LayerScale,

@@ -10,6 +10,7 @@ from ..norms.conditioned._ada_layer_norm import AdaLayerNormRecipe, AdaLayerNorm
 from ..norms.conditioned._adain import AdaINRecipe
 from ..norms.conditioned._batch_norm_of_domain import DomainBatchNormRecipe
 from ..norms.conditioned._conditional_batch_norm import ConditionalBatchNormRecipe
+from ..norms.conditioned._gated_rms_norm import GatedRMSNormRecipe
 from ..norms.conditioned._qk_norm import QKNormRecipe
 from ..norms.conditioned._spade import SpadeRecipe
 from ..norms.sample._act_norm import ActNormRecipe
@@ -61,6 +62,9 @@ class FilterResponseNorm(FilterResponseNormRecipe, FromRecipe): ...
 
 
 class FrozenBatchNorm(FrozenBatchNormRecipe, FromRecipe): ...
+
+
+class GatedRMSNorm(GatedRMSNormRecipe, FromConditionedRecipe): ...
 
 
 class GlobalResponseNorm(GlobalResponseNormRecipe, FromRecipe): ...

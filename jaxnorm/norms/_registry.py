@@ -110,6 +110,7 @@ REGISTRY = (
     Norm("conditioned", ("ada_layer_norm",), "AdaLayerNorm"),
     Norm("conditioned", ("ada_layer_norm",), "AdaLayerNormZero"),
     Norm("conditioned", ("adain",), "AdaIN"),
+    Norm("conditioned", ("gated_rms_norm",), "GatedRMSNorm"),
     Norm("conditioned", ("instance_norm",), "Spade"),
     Norm("conditioned", ("modulate",)),
     Norm("conditioned", ("qk_norm",), "QKNorm"),

@@ -85,6 +85,11 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("dynamic_tanh", "mask"): READS_A_MASKED_NAN,
     ("evo_norm_s0", "group_size"): [{"num_groups": None, "group_size": 1}],
     ("evo_norm_s0", "num_groups"): [{"num_groups": 4}],
+    ("gated_rms_norm", "num_groups"): [{"num_groups": 2}, {"num_groups": 2, "mask": MASK}],
+    ("gated_rms_norm", "norm_before_gate"): [
+        {"norm_before_gate": False},
+        {"norm_before_gate": False, "num_groups": 4, "feature_axes": 1},
+    ],
     ("group_norm", "group_size"): [{"num_groups": None, "group_size": 1}],
     ("group_norm", "num_groups"): [{"num_groups": 4}],
     ("group_norm", "reduction_axes"): [{"reduction_axes": (1, 3)}],

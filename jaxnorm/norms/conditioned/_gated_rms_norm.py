@@ -1,0 +1,154 @@
+"""Gated RMS norm of state space models (Dao and Gu, 2024, https://arxiv.org/abs/2405.21060)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+from ...core._axes import Axes, one_axis
+from ...core._precision import arithmetic_dtype, result_dtype
+from ...core._residuals import rematerialized
+from ...core.calling._arguments import GROUPS
+from ...core.calling._public import public
+from .._shared._prepare import prepare, readable
+from .._shared._recipe import Call, Parameter, Recipe, Shape, State
+from ..sample._group_norm import grouping
+from ..sample._rms_norm import rms_norm
+
+
+@public
+@rematerialized
+def gated_rms_norm(
+    x: jax.Array,
+    gate: jax.Array,
+    scale: jax.Array | None = None,
+    *,
+    feature_axes: Axes = -1,
+    num_groups: int = 1,
+    norm_before_gate: bool = True,
+    epsilon: float = 1e-6,
+    mask: jax.Array | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Gated RMS norm: RMS norm of x, times silu of a gate.
+
+        y = x / sqrt(mean(x²) + ε) · scale · silu(gate)
+
+    Without ``norm_before_gate``, it is the RMS norm of x · silu(gate). Qwen3-Next normalizes before the gate,
+    Mamba-2 after it. The gate is applied in float32 or wider, and only ``y`` is rounded.
+
+    Args:
+        x: activations of any rank and any integer or floating dtype; computed in float32 or wider.
+        gate: the gate before silu, of the rank of ``x`` and broadcastable to it.
+        scale: γ, with the shape of the feature axes; None means 1.
+        feature_axes: the feature axes, which are reduced.
+        num_groups: number of groups of consecutive features, each with its own mean square; must divide the
+            number of features.
+        norm_before_gate: whether to normalize before the gate is applied, or after.
+        epsilon: ε, added to the mean square; zero or positive.
+        mask: boolean or integer, broadcastable to ``x``; True includes an element in the mean square. A
+            masked NaN or infinity affects no other element and no other gradient.
+        dtype: dtype of ``y``; None means the dtype that ``x``, ``gate`` and ``scale`` promote to.
+
+    Returns:
+        ``y``, with the shape of ``x``.
+
+    Raises:
+        ValueError: If ``gate`` does not broadcast to ``x``, if ``num_groups`` does not divide the number of
+            features, or if another argument is invalid.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> x, gate = jnp.array([[3.0, 4.0, 0.0, 0.0]]), jnp.array([[0.0, 50.0, 50.0, 50.0]])
+        >>> print(jn.gated_rms_norm(x, gate, epsilon=0.0))  # silu(0) is 0, and silu(50) is 50
+        [[ 0. 80.  0.  0.]]
+    """
+    p = prepare(x, {"scale": scale}, feature_axes=feature_axes, mask=mask, dtype=dtype)
+    GROUPS.check("num_groups", num_groups)
+    gate = jnp.asarray(gate)
+    if gate.ndim != p.x.ndim or any(
+        n not in (1, m) for n, m in zip(gate.shape, p.x.shape, strict=True)
+    ):
+        raise ValueError(
+            f"gate must have the rank of x, and sizes of 1 or those of x; got shape {gate.shape} for x of "
+            f"shape {p.x.shape}. Project it to the features of x."
+        )
+    wide = arithmetic_dtype(p.x, gate, scale)
+    opened = jax.nn.silu(readable(gate.astype(wide), p.mask, 0))
+    y = p.x.astype(wide)
+    y = y if norm_before_gate else y * opened
+    options: dict[str, Any] = {"epsilon": epsilon, "dtype": wide}
+    if num_groups == 1:
+        y = rms_norm(
+            y, scale, reduction_axes=p.features, feature_axes=p.features, mask=p.mask, **options
+        )
+    else:
+        axis = one_axis(feature_axes, y.ndim, "feature_axes", "the groups")
+        sizes = grouping(y.shape[axis], num_groups, None)
+        of_group = {"reduction_axes": axis + 1, "feature_axes": (axis, axis + 1)}
+        scale = None if scale is None else jnp.reshape(scale, sizes)
+        mask = None if p.mask is None else _split(p.mask, axis, sizes)
+        y = rms_norm(_split(y, axis, sizes), scale, mask=mask, **of_group, **options)
+        y = y.reshape(p.x.shape)
+    y_dtype = result_dtype(dtype, p.x, gate, scale)
+    return (y * opened if norm_before_gate else y).astype(y_dtype)
+
+
+def _split(a: jax.Array, axis: int, sizes: tuple[int, int]) -> jax.Array:
+    """Splits ``axis`` into two axes of these sizes; one of size 1 into two of size 1."""
+    return a.reshape(
+        *a.shape[:axis], *(sizes if a.shape[axis] > 1 else (1, 1)), *a.shape[axis + 1 :]
+    )
+
+
+@dataclass(kw_only=True, eq=False)
+class GatedRMSNormRecipe(Recipe):
+    """Gated RMS norm (`jaxnorm.gated_rms_norm`), called with the gate after x.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jnp.ones((2, 10, 4))
+        >>> layer = jnl.GatedRMSNorm(num_groups=2)
+        >>> variables = layer.init(jax.random.key(0), x, x)
+        >>> print(jax.tree.map(jnp.shape, variables))
+        {'params': {'scale': (4,)}}
+        >>> layer = jnx.GatedRMSNorm(4, num_groups=2, rngs=nnx.Rngs(0))
+        >>> print(layer(x, x).shape)
+        (2, 10, 4)
+    """
+
+    num_groups: int = 1
+    """Number of groups of features, each with its own mean square."""
+    norm_before_gate: bool = True
+    """Whether to normalize before the gate is applied (Qwen3-Next) or after (Mamba-2)."""
+    epsilon: float = 1e-6
+    """Added to the mean square."""
+    use_scale: bool = True
+    """Whether to multiply by a learned scale."""
+    scale_init: Initializer = initializers.ones
+    """Initializer of the scale."""
+
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """``scale``, if ``use_scale`` is set."""
+        return {"scale": Parameter(self.scale_init, shape)} if self.use_scale else {}
+
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Applies the norm; there is no state to update."""
+        y = gated_rms_norm(
+            x,
+            call.condition,
+            variables.get("scale"),
+            feature_axes=self.feature_axes,
+            num_groups=self.num_groups,
+            norm_before_gate=self.norm_before_gate,
+            epsilon=self.epsilon,
+            mask=call.mask,
+            dtype=self.dtype,
+        )
+        return y, {}
