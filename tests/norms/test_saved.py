@@ -169,6 +169,24 @@ def test_near_the_kink(save_as: str, scale: float, bias: float, activation: str)
     assert_near((got[0],), (np.float32(want.x),), TOLERANCES[save_as])
 
 
+@pytest.mark.parametrize("save_as", ["output", "bfloat16"])
+def test_wider_parameters(save_as: str) -> None:
+    """A float64 scale widens the result, and the gradients keep the dtypes of their arguments."""
+    with jax.enable_x64(True):
+        x, scale, bias = arguments()
+        at = jnp.asarray(x, jnp.float32), jnp.asarray(scale, jnp.float64), jnp.asarray(bias)
+        got, want = gradients(*at, save_as=save_as), gradients(*at)
+        assert [g.dtype for g in got] == [a.dtype for a in at]
+        assert_near(got, want, TOLERANCES[save_as])
+
+
+@pytest.mark.parametrize("save_as", ["output", "bfloat16"])
+def test_sums_are_not_differentiated(save_as: str) -> None:
+    """The sums of the forward pass are taken from x, their derivatives from the recovered x."""
+    program = str(jax.make_jaxpr(jax.grad(partial(loss, save_as=save_as)))(*arguments()))
+    assert program.count("norm_central_sums[") == 1 and "differentiated=False" in program
+
+
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 def test_values_that_the_dtype_cannot_hold(activation: str) -> None:
     """A normalized value that would be rounded to 0 stays on its side of it."""

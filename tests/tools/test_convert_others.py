@@ -90,6 +90,45 @@ def test_haiku(channels_first: bool) -> None:
     np.testing.assert_allclose(found, y, atol=2e-5)
 
 
+def of_equinox(name: str, leaves: tuple[str, ...]) -> Any:
+    """A class that looks like one of Equinox, with these attributes as leaves."""
+    bases = () if name == "Module" else (of_equinox("Module", ()),)
+    cls = type(name, bases, {"__module__": "equinox.nn"})
+
+    def flatten(layer: Any) -> Any:
+        return [(jax.tree_util.GetAttrKey(n), getattr(layer, n)) for n in leaves], None
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, lambda *_: pytest.fail("not rebuilt"))
+    return cls
+
+
+def test_equinox_by_hand() -> None:
+    """Without Equinox: layers are read as a whole, with the running statistics in the state."""
+    conv = of_equinox("Conv", ("weight", "bias"))()
+    conv.weight, conv.bias = np.arange(12.0).reshape(4, 3, 1, 1), np.arange(4.0).reshape(4, 1, 1)
+    bn = of_equinox("BatchNorm", ("weight", "bias", "ema_state_index"))()
+    bn.weight, bn.bias, bn.mode, bn.ema_state_index = np.full(4, 2.0), np.full(4, 3.0), "ema", 7
+    model = of_equinox("Module", ("conv", "bn"))()
+    model.conv, model.bn = conv, bn
+    state = {7: (np.full(4, 4.0), np.full(4, 5.0))}
+
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return jnl.BatchNorm(True, name="bn")(nn.Conv(4, (1, 1), name="conv")(x))
+
+    found = tools.convert((model, state), like=shapes_of(Two()))
+    kernel = conv.weight.transpose(2, 3, 1, 0)
+    expected = {
+        "params": {
+            "conv": {"kernel": kernel, "bias": np.arange(4.0)},
+            "bn": {"scale": bn.weight, "bias": bn.bias},
+        },
+        "batch_stats": {"bn": {"mean": state[7][0], "var": state[7][1]}},
+    }
+    assert_same(found, jax.tree.map(np.float32, expected))
+
+
 @pytest.mark.parametrize("mode", ["ema", "batch"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_equinox(mode: str, steps: int) -> None:

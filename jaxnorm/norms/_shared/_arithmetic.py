@@ -4,6 +4,7 @@ import numbers
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ...core._axes import axes_of_instances, complement
 from ...core._moments import reduce_moments
@@ -47,3 +48,8 @@ def plus_offset(scale: jax.Array | None, scale_offset: float | jax.Array) -> jax
     scale = jnp.asarray(scale)
     wide = arithmetic_dtype(scale)
     return scale.astype(wide) + jnp.asarray(scale_offset).astype(wide)
+
+
+def exact_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Matrix product at highest precision: the operands are small, and some devices round them by default."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

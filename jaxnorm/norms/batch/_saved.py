@@ -69,8 +69,8 @@ def normalized_saving(
             normalized = _normalized_of_output(saveable(y), *affine, activation=activation)
         else:
             normalized = _rounded((upcast(x) - m.mean) / std, *affine, dtype=save_as)
-            normalized = upcast(saveable(lax.optimization_barrier(normalized)), std)
-        again = (normalized * std + m.mean).astype(upcast(x).dtype)
+            normalized = saveable(lax.optimization_barrier(normalized))
+        again = normalized.astype(std.dtype) * std + m.mean
         return (y, again), (jnp.zeros_like(y), tangents[0].astype(again.dtype))
 
     return norm(p.x, *p.parameters.values())

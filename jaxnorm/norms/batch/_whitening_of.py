@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 from ...core._all_reduce import AxisName
 from ...core._moments import reduce_moments
 from ...core._residuals import saveable
+from .._shared._arithmetic import exact_product
 
 
 def whitening_of(
@@ -62,11 +63,8 @@ def inverse_root(covariance: jax.Array, steps: int) -> jax.Array:
     trace = jnp.trace(covariance)
     eye = jnp.eye(len(covariance), dtype=covariance.dtype)
 
-    def times(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
     p, y = eye, covariance / trace
     for _ in range(steps):
-        change = (3 * eye - times(p, y)) / 2
-        p, y = times(change, p), times(y, change)
+        change = (3 * eye - exact_product(p, y)) / 2
+        p, y = exact_product(change, p), exact_product(y, change)
     return p / jnp.sqrt(trace)

@@ -14,6 +14,7 @@ from ...core.calling._arguments import is_integer
 from ...core.calling._explained import explained
 from ...core.calling._public import public
 from ...core.calling._serialized import serialized
+from .._shared._arithmetic import exact_product
 from ..sample._l2_normalize import l2_normalize
 
 
@@ -132,7 +133,7 @@ def spectral_norm(
         v, u = lax.fori_loop(
             0, int(n_steps), lambda _, vu: _iterated(fixed, vu[1], epsilon), (v, u)
         )
-    sigma = _times(_times(v, matrix), u.conj().T)[0, 0].real
+    sigma = exact_product(exact_product(v, matrix), u.conj().T)[0, 0].real
     w = wide / jnp.where(sigma != 0, sigma, 1).astype(wide.dtype)
     updated = SpectralState(u.astype(state.u.dtype), sigma.astype(state.sigma.dtype))
     return w.astype(result_dtype(dtype, kernel, *state)), updated
@@ -156,13 +157,8 @@ def has_spectral_norm(weight: jax.Array, n_steps: int | None, error_on_non_matri
 
 def _iterated(matrix: jax.Array, u: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
     """Runs one step of power iteration, from ``u`` to v and the next u."""
-    v = l2_normalize(_times(u, matrix.conj().T), epsilon=epsilon)
-    return v, l2_normalize(_times(v, matrix), epsilon=epsilon)
-
-
-def _times(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Matrix product at highest precision: the operands are small, and some devices round them by default."""
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+    v = l2_normalize(exact_product(u, matrix.conj().T), epsilon=epsilon)
+    return v, l2_normalize(exact_product(v, matrix), epsilon=epsilon)
 
 
 def _check_rank(kernel: jax.Array) -> None:

@@ -106,14 +106,14 @@ def _of_sizes(value: np.ndarray, shape: Sizes) -> np.ndarray:
 
 def _largest_gain(base: str, found: Layer, layout: Layout) -> np.ndarray:
     """Computes σ = u W v, which PyTorch does not store."""
-    u, v = (found[f"{base}/{name}"].numpy().astype(np.float64) for name in "uv")
+    u, v = (found[f"{base}/{name}"].numpy() for name in "uv")
     matrix = _as_matrix(found[base].numpy(), layout)
     return np.asarray(u @ matrix @ v) if matrix.shape == (*u.shape, *v.shape) else v
 
 
 def _direction_of_inputs(base: str, found: Layer, layout: Layout) -> np.ndarray:
     """Computes the direction v = u W, with length 1, which Flax does not store."""
-    u = found[f"{base}/u"].numpy().astype(np.float64)
+    u = found[f"{base}/u"].numpy()
     kernel = _with_channels(found[base].numpy(), layout.channels, last=False, keep=1)
     matrix = _as_matrix(_kernel_to_torch(kernel, layout.transposed), layout)
     if u.shape != (1, len(matrix)):
