@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -982,14 +982,14 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tools.freeze(Model(), "nb", variables=VARIABLES),
         not_meant("norm with running statistics"),
     ),
-    "unfreeze, variables": (lambda: tools.unfreeze(VARIABLES), no_model("dict")),
+    "unfreeze, variables": (lambda: tools.unfreeze(cast(Any, VARIABLES)), no_model("dict")),
     "norm_mask, where": (lambda: tools.norm_mask(VARIABLES["params"], "nb"), not_meant("norm")),
     "norm_mask, no norm": (
         lambda: tools.norm_mask(VARIABLES["params"]["dense"], "nb"),
         no_layer("norm"),
     ),
     "swap, apply": (
-        lambda: tools.swap(Model().apply, "layer", variables=VARIABLES),
+        lambda: tools.swap(cast(Any, Model().apply), "layer", variables=VARIABLES),
         no_model("method"),
     ),
     "swap, of weights": (swapped("spectral"), no_norm("nnx", "'spectral'")),

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from flax.linen import initializers
 from jax.typing import DTypeLike
 
-from ..core._axes import canonical_axes, feature_shape
+from ..core._all_reduce import AxisIndexGroups, AxisName
+from ..core._axes import Axes, canonical_axes, feature_shape
 from ..core._running import untracked_stats
 from ..core.calling._explained import explaining_fields
 from ..norms._shared._running_norm import RunningNorm
 from ..norms.batch._batch_norm import batch_norm, batch_norm_inference
+from ..norms.batch._saved import SaveAs
 from ._variables import Checked, RunningVariables, bias_of, devices_of, is_evaluating, scale_of
 
 
@@ -69,7 +71,7 @@ class BatchNorm(Checked):
     """
 
     use_running_average: bool | None = None
-    axis: Any = -1
+    axis: Axes = -1
     momentum: float | jax.Array | None = 0.99
     epsilon: float = 1e-5
     dtype: DTypeLike | None = None
@@ -78,15 +80,15 @@ class BatchNorm(Checked):
     use_scale: bool = True
     bias_init: initializers.Initializer = initializers.zeros
     scale_init: initializers.Initializer = initializers.ones
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    axis_name: AxisName | None = None
+    axis_index_groups: AxisIndexGroups | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
     unbiased: bool = dataclasses.field(default=False, kw_only=True)
     track_running_stats: bool = dataclasses.field(default=True, kw_only=True)
     virtual_batch_size: int | None = dataclasses.field(default=None, kw_only=True)
     activation: str | None = dataclasses.field(default=None, kw_only=True)
-    save_as: Any = dataclasses.field(default=None, kw_only=True)
+    save_as: SaveAs | None = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
     @explaining_fields

@@ -26,7 +26,7 @@ class FromRecipe(Checked):
         *,
         mask: jax.Array | None = None,
         use_running_average: bool | None = None,
-    ) -> Any:
+    ) -> jax.Array:
         """Normalizes ``x`` and, in training, updates the collection ``batch_stats`` if there is one.
 
         Args:

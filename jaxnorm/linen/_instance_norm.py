@@ -1,7 +1,6 @@
 """`InstanceNorm` as a Linen module."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from flax.linen import initializers
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, feature_shape
 from ..core.calling._explained import explaining_fields
 from ..norms._shared._running_norm import RunningNorm
@@ -65,8 +65,8 @@ class InstanceNorm(Checked):
     bias_init: initializers.Initializer = initializers.zeros
     scale_init: initializers.Initializer = initializers.ones
     feature_axes: Axes = -1
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    axis_name: AxisName | None = None
+    axis_index_groups: AxisIndexGroups | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
     track_running_stats: bool = dataclasses.field(default=False, kw_only=True)

@@ -1,13 +1,12 @@
 """`LayerNorm` as a Linen module."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import initializers
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, feature_shape
 from ..core.calling._explained import explaining_fields
 from ..norms.sample._layer_norm import layer_norm
@@ -55,8 +54,8 @@ class LayerNorm(Checked):
     scale_init: initializers.Initializer = initializers.ones
     reduction_axes: Axes = -1
     feature_axes: Axes = -1
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    axis_name: AxisName | None = None
+    axis_index_groups: AxisIndexGroups | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
 

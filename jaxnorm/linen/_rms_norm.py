@@ -1,7 +1,6 @@
 """`RMSNorm` as a Linen module."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from flax.linen import initializers
 from jax.typing import DTypeLike
 
+from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, feature_shape
 from ..core.calling._explained import explaining_fields
 from ..norms.sample._rms_norm import rms_norm
@@ -53,8 +53,8 @@ class RMSNorm(Checked):
     scale_init: initializers.Initializer = initializers.ones
     reduction_axes: Axes = -1
     feature_axes: Axes = -1
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    axis_name: AxisName | None = None
+    axis_index_groups: AxisIndexGroups | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
     scale_offset: float | jax.Array = dataclasses.field(default=0.0, kw_only=True)

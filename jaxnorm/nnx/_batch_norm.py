@@ -18,6 +18,7 @@ from ..core.calling._arguments import check_fields
 from ..core.calling._explained import explained
 from ..norms._shared._running_norm import RunningNorm
 from ..norms.batch._batch_norm import batch_norm, batch_norm_inference
+from ..norms.batch._saved import SaveAs
 from ._transformable import transformable
 from ._variables import (
     Features,
@@ -87,6 +88,10 @@ class BatchNorm(nnx.Module):
         >>> y = layer(x)
     """
 
+    mean: nnx.BatchStat[jax.Array]  # None without running statistics, like var
+    var: nnx.BatchStat[jax.Array]
+    count: nnx.BatchStat[jax.Array] | None
+
     @explained
     def __init__(
         self,
@@ -113,7 +118,7 @@ class BatchNorm(nnx.Module):
         track_running_stats: bool = True,
         virtual_batch_size: int | None = None,
         activation: str | None = None,
-        save_as: Any = None,
+        save_as: SaveAs | None = None,
     ) -> None:
         self.num_features = num_features
         self.use_running_average = use_running_average

@@ -52,7 +52,7 @@ class FromRecipe(nnx.Module):
         *,
         mask: jax.Array | None = None,
         use_running_average: bool | None = None,
-    ) -> Any:
+    ) -> jax.Array:
         """Normalizes ``x`` and, in training, updates the running statistics if there are any.
 
         Args:

@@ -76,6 +76,10 @@ class InstanceNorm(nnx.Module):
         1.0
     """
 
+    mean: nnx.BatchStat[jax.Array]  # None without running statistics, like var
+    var: nnx.BatchStat[jax.Array]
+    count: nnx.BatchStat[jax.Array] | None
+
     @explained
     def __init__(
         self,

@@ -22,13 +22,18 @@ from ._model._intercept import (
 from ._model._model_of import check_model, model_of
 from ._model._norms import against, is_norm, refused, running_norm, without_flag
 from ._model._substitute import answering, without_answers
+from ._model._types import ModelT, Variables
 
 
 @explained
 @checked
 def freeze(
-    model: Any, where: Where | None = None, *, variables: Any = None, affine: bool = False
-) -> Any:
+    model: ModelT,
+    where: Where | None = None,
+    *,
+    variables: Variables | None = None,
+    affine: bool = False,
+) -> ModelT:
     """Freezes the norms with running statistics of a model: they always evaluate, and update nothing.
 
     Use it for fine-tuning on batches that are too small or too different for statistics of their own. A
@@ -82,7 +87,7 @@ def freeze(
     return nnx.recursive_map(frozen, nnx.clone(model))
 
 
-def unfreeze(model: Any) -> Any:
+def unfreeze(model: ModelT) -> ModelT:
     """Undoes `freeze`: returns the model with its original batch norms.
 
     Args:

@@ -1,7 +1,7 @@
 """Replaces every batch norm of a model with another norm."""
 
 import dataclasses
-from typing import Any
+from typing import Any, overload
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -23,15 +23,34 @@ from ._model._interface import split_path
 from ._model._model_of import model_of
 from ._model._norms import holds_running_stats, refused, without_flag
 from ._model._substitute import answering
+from ._model._types import AnyModel, NnxModelT, Variables
 from ._replacement import Constructor, Replacement
 
 
-@explained
+@overload
 def swap(
-    model: Any,
+    model: nn.Module,
     norm: NormName | str | Constructor,
     *,
-    variables: Any = None,
+    variables: Variables | None = None,
+    where: Where | None = None,
+    **options: Any,
+) -> tuple[nn.Module, dict[str, Any]]: ...
+@overload
+def swap(
+    model: NnxModelT,
+    norm: NormName | str | Constructor,
+    *,
+    variables: None = None,
+    where: Where | None = None,
+    **options: Any,
+) -> NnxModelT: ...
+@explained
+def swap(
+    model: AnyModel,
+    norm: NormName | str | Constructor,
+    *,
+    variables: Variables | None = None,
     where: Where | None = None,
     **options: Any,
 ) -> Any:

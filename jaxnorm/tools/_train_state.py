@@ -11,6 +11,7 @@ from ..core._moving_average import moving_average
 from ..core.calling._arguments import NUMBERS
 from ..core.calling._explained import explained
 from ._model._model_of import model_of
+from ._model._types import TreeT
 
 if TYPE_CHECKING:
     import optax
@@ -70,7 +71,7 @@ class TrainState(train_state.TrainState):
 
 
 @explained
-def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
+def average(old: TreeT, new: TreeT, decay: float | jax.Array) -> TreeT:
     """Updates an exponential moving average of weights and their running statistics.
 
         average ← decay · average + (1 - decay) · new
@@ -111,7 +112,7 @@ def average(old: Any, new: Any, decay: float | jax.Array) -> Any:
     return jax.tree.map(moved, old, new)
 
 
-def keep_finite(old: Any, new: Any, *evidence: Any) -> Any:
+def keep_finite(old: TreeT, new: TreeT, *evidence: object) -> TreeT:
     """Returns ``new``, or ``old`` if the step produced a value that is not finite.
 
     A single NaN batch permanently corrupts running statistics, and the weights with them. This skips the

@@ -222,7 +222,7 @@ def test_modes_of_nnx(mode: str) -> None:
         model = nnx.view(model, use_running_average=False)
     else:
         getattr(model, mode)()
-    y = model(ROWS, use_running_average=False)
+    y = model(jnp.asarray(ROWS), use_running_average=False)
     np.testing.assert_allclose(y, ROWS / np.sqrt(1 + 1e-5), rtol=1e-6)
     assert isinstance(model, jnx.BatchNorm)
     assert tools.unfreeze(model).use_running_average == (mode == "eval")

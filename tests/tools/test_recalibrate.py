@@ -89,12 +89,12 @@ def test_every_batch_draws_its_own_numbers(system: str, options: dict[str, Any])
     """Every batch has its own dropout mask, and results are reproducible."""
     batches, arguments = [jnp.ones((1, 6))] * 100, dict(options)
     if system == "Linen":
-        model = LinenDropped()
+        model: Any = LinenDropped()
         keys = {"params": KEY, "dropout": KEY}
         arguments |= {"variables": model.init(keys, batches[0]), "rngs": {"dropout": KEY}}
     else:
         model = NnxDropped()
-    found = [tools.recalibrate(model, batches, **arguments) for _ in range(2)]
+    found: Any = [tools.recalibrate(model, batches, **arguments) for _ in range(2)]
     if system == "Linen":
         (mean, var), again = [tuple(v["batch_stats"]["BatchNorm_0"].values()) for v in found]
     else:

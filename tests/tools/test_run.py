@@ -75,6 +75,6 @@ def test_models_that_ask_for_a_flag_are_evaluated(model: Any) -> None:
     assert list(tools.examine(model, X, **given).layers) == ["norm"]
     folded = tools.fold(model, X, **given)  # only what evaluates folds
     assert folded.pairs == {"norm": "dense"} and folded.difference < 1e-5
-    done = tools.recalibrate(model, [X], **given)
+    done: Any = tools.recalibrate(model, [X], **given)
     mean: Any = done["batch_stats"]["norm"]["mean"] if given else done.norm.mean[...]
     assert np.abs(mean).max() > 0.1  # of the data, no longer 0

@@ -202,7 +202,8 @@ def test_features_along_axis_1(system: Any, norm: str) -> None:
             outputs.append(model.apply(variables, here))
         else:
             bn = jnx.BatchNorm(3, axis=axis, use_running_average=True, rngs=nnx.Rngs(0))
-            outputs.append(tools.swap(nnx_model(bn, here).model, norm, **options)(here))
+            swapped: Any = tools.swap(nnx_model(bn, here).model, norm, **options)
+            outputs.append(swapped(here))
     np.testing.assert_allclose(outputs[0], np.moveaxis(outputs[1], -1, 1), rtol=1e-5, atol=1e-5)
 
 

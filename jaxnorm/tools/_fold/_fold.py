@@ -12,6 +12,7 @@ from ...core.calling._explained import explained
 from .._model._intercept import BATCH_NORMS, LayerCall, Where, select
 from .._model._interface import Run
 from .._model._model_of import call_model, model_of
+from .._model._types import AnyModel, Variables
 from .._stats._collect_moments import find_norms
 from ._affine import factor_and_offset, into_layer_after, into_layer_before
 from ._dataflow import Flow, follow, n_features
@@ -45,10 +46,10 @@ class Folded(NamedTuple):
 @explained
 @checked
 def fold(
-    model: Any,
+    model: AnyModel,
     batch: Any,
     *,
-    variables: Any = None,
+    variables: Variables | None = None,
     run: Run = call_model,
     where: Where | None = None,
     partial: bool = False,

@@ -14,6 +14,7 @@ from ...norms._shared._running_norm import RunningNorm
 from .._model._intercept import LayerCall
 from .._model._interface import Stats
 from .._model._model_of import model_of
+from .._model._types import AnyModel, Variables
 from ._collect_moments import (
     add_batch,
     gathered,
@@ -43,11 +44,11 @@ class Accumulated(NamedTuple):
 @checked
 def accumulate(
     loss: Callable[[Any, Any], Any],
-    model: Any,
+    model: AnyModel,
     batch: Any,
     *,
     micro_batches: int,
-    variables: Any = None,
+    variables: Variables | None = None,
     has_aux: bool = False,
     rngs: Any = None,
 ) -> Accumulated:

@@ -13,6 +13,7 @@ from ...norms._shared._running_norm import RunningNorm
 from .._model._intercept import Where
 from .._model._interface import Model, Run
 from .._model._model_of import call_model, model_of
+from .._model._types import AnyModel, Variables
 from ._collect_moments import (
     gathered,
     gathering,
@@ -25,10 +26,10 @@ from ._examination import Examination, LayerHealth
 
 @explained
 def examine(
-    model: Any,
+    model: AnyModel,
     batch: Any,
     *,
-    variables: Any = None,
+    variables: Variables | None = None,
     run: Run = call_model,
     where: Where | None = None,
     rngs: Any = None,

@@ -2,8 +2,9 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from ...core.calling._explained import explained
 from .._model._intercept import Where
 from .._model._interface import Run, Stats
 from .._model._model_of import call_model, model_of
+from .._model._types import AnyModel, NnxModelT, Variables
 from ._collect_moments import (
     Gather,
     Way,
@@ -29,13 +31,39 @@ Method: TypeAlias = Literal["population", "precise_bn", "update_bn"]
 _WAYS: dict[str, Way] = {"population": pooled, "precise_bn": pooled, "update_bn": averaged}
 
 
+@overload
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    variables: Variables | None = None,
+    run: Run = call_model,
+    method: Method = "population",
+    layer_by_layer: bool = False,
+    where: Where | None = None,
+    rngs: Any = None,
+    progress: bool = False,
+) -> dict[str, Any]: ...
+@overload
+def recalibrate(
+    model: NnxModelT,
+    batches: Iterable[Any],
+    *,
+    variables: None = None,
+    run: Run = call_model,
+    method: Method = "population",
+    layer_by_layer: bool = False,
+    where: Where | None = None,
+    rngs: None = None,
+    progress: bool = False,
+) -> NnxModelT: ...
 @explained
 @checked
 def recalibrate(
-    model: Any,
+    model: AnyModel,
     batches: Iterable[Any],
     *,
-    variables: Any = None,
+    variables: Variables | None = None,
     run: Run = call_model,
     method: Method = "population",
     layer_by_layer: bool = False,
