@@ -26,11 +26,10 @@ class FromRecipe(nnx.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        recipe = next((base for base in cls.__bases__ if issubclass(base, Recipe)), None)
-        if recipe is not None and not issubclass(
-            recipe, FromRecipe
-        ):  # subclasses are ordinary classes
-            cls.__doc__ = cls.__doc__ or recipe.__doc__
+        recipes = [base for base in cls.__bases__ if issubclass(base, Recipe)]
+        # Only the class that adds this one to its recipe is a dataclass; users' subclasses are ordinary.
+        if recipes and not issubclass(recipes[0], FromRecipe):
+            cls.__doc__ = cls.__doc__ or recipes[0].__doc__
             dataclass(eq=False)(cls)
 
     @explaining_fields
