@@ -97,7 +97,7 @@ class Life(OnImages):
                 ["weights and statistics", ""],
                 *([name, f"{share:.1%}"] for name, share in found["averages"].items()),
             ],
-            "Group norm in the place of batch norm (held-out accuracy)": [
+            "Group norm instead of batch norm (held-out accuracy)": [
                 ["network", ""],
                 *([name, f"{share:.1%}"] for name, share in found["swaps"].items()),
             ],
@@ -274,7 +274,9 @@ def draw_looks(looks: list[dict[str, float]], title: str, path: Path) -> None:
 
 def draw_averages(averages: dict[str, float], title: str, path: Path) -> None:
     """Draws accuracy of the averaged weights against the number of images used for their statistics."""
-    figure, axes = report.new_figure(title, "Averaged weights, with statistics from so many images")
+    figure, axes = report.new_figure(
+        title, "Averaged weights, by the number of images behind their statistics"
+    )
     lines: dict[str, list[tuple[int, float]]] = {}
     for name, share in averages.items():
         _, *rest = name.split(", ", 2)
@@ -307,7 +309,7 @@ def draw_averages(averages: dict[str, float], title: str, path: Path) -> None:
 
 def draw_swaps(swaps: dict[str, float], title: str, path: Path) -> None:
     """Draws accuracy before and after the swap."""
-    figure, axes = report.new_figure(title, "Group norm in the place of batch norm")
+    figure, axes = report.new_figure(title, "Group norm instead of batch norm")
     names = list(swaps)[::-1]
     bars = axes.barh(names, [swaps[name] for name in names], color=report.BLUE)
     axes.bar_label(bars, [f"{swaps[name]:.1%}" for name in names], padding=3)
@@ -320,7 +322,7 @@ def draw_swaps(swaps: dict[str, float], title: str, path: Path) -> None:
 def draw_parts(parts: dict[str, dict[str, float]], title: str, path: Path) -> None:
     """Draws accuracy against the number of parts, for both ways to update running statistics."""
     figure, axes = report.new_figure(
-        title, "The same weights, running statistics from batches in parts"
+        title, "The same weights, with running statistics from batches in parts"
     )
     counts = [int(count) for count in parts]
     for name, colour, marker in (

@@ -67,7 +67,7 @@ class Zoo(OnImages):
             ]
             for norm, run in in_order(found)
         ]
-        return {"Every norm in the place of batch norm": [header, *lines]}
+        return {"Every norm instead of batch norm": [header, *lines]}
 
     @staticmethod
     def draw(found: Any, title: str, folder: Path) -> None:

@@ -79,7 +79,7 @@ def freeze(
 
     def frozen(path: tuple[Any, ...], node: Any) -> Any:
         kind: Any = type(node)
-        if _is_meant(node, "/".join(map(str, path)), where):
+        if _should_freeze(node, "/".join(map(str, path)), where):
             frozen_before = getattr(kind, "affine_is_frozen", False)
             node.__class__ = _frozen_class(unfrozen_class(kind), affine or frozen_before)
         return node
@@ -119,7 +119,7 @@ def unfreeze(model: ModelT) -> ModelT:
     return nnx.recursive_map(thawed, nnx.clone(model))
 
 
-def _is_meant(layer: Any, path: str, where: Where | None) -> bool:
+def _should_freeze(layer: Any, path: str, where: Where | None) -> bool:
     """Whether to freeze a layer.
 
     Raises:
@@ -142,7 +142,7 @@ class _Frozen:
     affine: bool
 
     def __call__(self, call: LayerCall) -> Any:
-        if not _is_meant(call.layer, call.path, self.where):
+        if not _should_freeze(call.layer, call.path, self.where):
             return call.proceed(*call.args, **call.kwargs)
         layer = call.layer
         args, kwargs, _ = without_flag(layer, call.args, call.kwargs)

@@ -105,7 +105,7 @@ def swap(
 
     def replaced(path: tuple[Any, ...], node: Any) -> Any:
         name = "/".join(map(str, path))
-        if not _is_meant(node, name, where, keeps=holds_running_stats(node)):
+        if not _should_replace(node, name, where, keeps=holds_running_stats(node)):
             return node
         new = nnx_norm.like(node, name, node.num_features, rngs=nnx.Rngs(0))
         for variable in ("scale", "bias", "mean", "var", "count"):
@@ -118,7 +118,7 @@ def swap(
     return nnx.recursive_map(replaced, nnx.clone(model))
 
 
-def _is_meant(layer: Any, path: str, where: Where | None, *, keeps: bool) -> bool:
+def _should_replace(layer: Any, path: str, where: Where | None, *, keeps: bool) -> bool:
     """Whether to replace a layer.
 
     Raises:
@@ -153,7 +153,7 @@ class _Swapped:
     paths: tuple[str, ...]  # of the layers whose variables are replaced
 
     def __call__(self, call: LayerCall) -> Any:
-        if not _is_meant(call.layer, call.path, self.where, keeps=call.path in self.paths):
+        if not _should_replace(call.layer, call.path, self.where, keeps=call.path in self.paths):
             return call.proceed(*call.args, **call.kwargs)
         args, given, flag = without_flag(call.layer, call.args, call.kwargs)
         if flag is not None:
