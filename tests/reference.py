@@ -635,9 +635,9 @@ def scale_norm(
     return (y * scale,)
 
 
-def layer_scale(x: Array, scale: Array, *, feature_axes: Any = -1) -> Leaves:
+def layer_scale(x: Array, scale: Array, *, feature_axes: Any = -1, mask: Array = None) -> Leaves:
     """Touvron et al. (2021)."""
-    return (x * _along(scale, x, feature_axes),)
+    return (_readable(x, mask) * _along(scale, x, feature_axes),)
 
 
 def pixel_norm(

@@ -627,6 +627,10 @@ OTHER_LEAF = (
 )
 
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "groups of a gate": (
+        lambda: jn.gated_rms_norm(jnp.ones((2, 8)), jnp.ones((2, 8)), num_groups=3),
+        "num_groups must divide the number of features; got 3 groups of 8 features. Choose a divisor of 8.",
+    ),
     "gate": (
         lambda: jn.gated_rms_norm(jnp.ones((2, 3, 4)), jnp.ones((3, 4))),
         "gate must have the rank of x, and sizes of 1 or those of x; got shape (3, 4) for x of shape (2, 3, "

@@ -1,6 +1,7 @@
 """`get_norm` selects a norm by name, in both systems, for use in the same model."""
 
 import inspect
+import re
 from typing import Any, get_args
 
 import flax.linen as nn
@@ -197,12 +198,23 @@ def test_an_unknown_name_is_an_error_that_lists_all(name: Any, system: Any) -> N
         system.get_norm(name)
 
 
-def test_a_misspelled_name_gets_a_suggestion() -> None:
-    """The error suggests the closest name, if any is close."""
-    with pytest.raises(ValueError, match=r"got 'gruop'\. Did you mean 'group'\?$"):
-        jnl.get_norm("gruop")
-    with pytest.raises(ValueError, match=r"got 'xyz'\.$"):
-        jnx.get_norm("xyz")
+@pytest.mark.parametrize("system", [jnl, jnx], ids=["linen", "nnx"])
+@pytest.mark.parametrize("norm", [norm for norm in REGISTRY if norm.name], ids=lambda n: n.name)
+def test_other_ways_to_write_a_name_get_a_suggestion(system: Any, norm: Any) -> None:
+    """The error for the class, the usual name of the function, or a typo suggests the right name."""
+    for given in {norm.layer, f"{norm.name}_norm", norm.name.upper()} - {norm.name}:
+        with pytest.raises(ValueError, match=rf"got '{given}'\. Did you mean '{norm.name}'\?$"):
+            system.get_norm(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [("gruop", " Did you mean 'group'?"), ("sync_batch", ""), ("layer_scale", ""), ("xyz", "")],
+)
+def test_a_suggestion_is_close(given: str, hint: str) -> None:
+    """A typo gets a suggestion, and a norm without a name does not get another norm's."""
+    with pytest.raises(ValueError, match=re.escape(f"got {given!r}.{hint}") + "$"):
+        jnl.get_norm(given)
 
 
 def test_names_in_a_linen_model_are_those_of_the_class() -> None:

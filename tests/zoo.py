@@ -202,7 +202,7 @@ ZOO: dict[str, Zoo] = {
         _whitened,
         (_C, _C),
     ),
-    "layer_scale": Zoo(jn.layer_scale, _of("layer_scale"), (_C,), False),
+    "layer_scale": Zoo(jn.layer_scale, _of("layer_scale"), (_C,)),
     "lp_normalize 1": Zoo(lambda x: jn.lp_normalize(x, p=1), _lp(1), (), False),
     "lp_normalize 3": Zoo(lambda x: jn.lp_normalize(x, p=3), _lp(3), (), False),
     "lp_normalize inf": Zoo(

@@ -38,9 +38,9 @@ def rematerialized(norm: _F) -> _F:
 
     @functools.wraps(norm)
     def rematerialized_norm(*args: Any, **options: Any) -> Any:
-        if is_portable():
-            return norm(*args, **options)
         known, arrays = split_call(args, options)
+        if is_portable() or not arrays:
+            return norm(*args, **options)
         rest = []
 
         def of_arrays(*arrays: jax.Array) -> Any:
@@ -70,9 +70,9 @@ def rematerialized_if_differentiated(norm: _F) -> _F:
 
     @functools.wraps(norm)
     def either(*args: Any, **options: Any) -> Any:
-        if is_portable():
-            return norm(*args, **options)
         known, arrays = split_call(args, options)
+        if is_portable() or not arrays:
+            return norm(*args, **options)
 
         @jax.custom_jvp
         def written_out(*arrays: jax.Array) -> Any:

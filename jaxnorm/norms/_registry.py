@@ -41,7 +41,7 @@ NormName: TypeAlias = Literal[
 """The names that `get_norm` accepts."""
 
 Kind: TypeAlias = Literal["batch", "sample", "conditioned", "weight"]
-"""What statistics are taken from: the batch, each example, or a weight. The third kind has a second input."""
+"""What a norm takes its statistics from: the batch, each example or a weight; or it has a second input."""
 
 
 class Norm(NamedTuple):
@@ -49,11 +49,11 @@ class Norm(NamedTuple):
 
     kind: Kind
     functions: tuple[str, ...] = ()
-    """The functions that compute it; those for evaluation come after those for training."""
+    """The functions that compute it; if there is one for evaluation, it comes second."""
     layer: str | None = None
     """The module class, which has the same name in both frameworks."""
     name: NormName | None = None
-    """The name of the layer in `get_norm`; None if its call or constructor needs a further argument."""
+    """The name of the layer in `get_norm`; None if it cannot replace another norm."""
     helpers: tuple[str, ...] = ()
     """Functions and types for its parameters and state."""
 
@@ -149,11 +149,17 @@ def choose(classes: Mapping[str, Any], name: str, **options: Any) -> Callable[..
     """
     layers = {norm.name: norm.layer for norm in REGISTRY if norm.name and norm.layer}
     if name not in layers:
-        close = get_close_matches(str(name), layers, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        known = {_bare(alias): n.name for n in REGISTRY if n.name for alias in (n.name, n.layer)}
+        close = get_close_matches(_bare(name), known, n=1, cutoff=0.75)
+        hint = f" Did you mean {known[close[0]]!r}?" if close else ""
         names = ", ".join(get_args(NormName))
         raise ValueError(f"norm must be one of {names}; got {name!r}.{hint}")
     constructor = classes[layers[name]]
     # Report a misspelled option here, not when the model is built.
     inspect.signature(constructor.__init__).bind_partial(None, **options)
     return partial(constructor, **options)
+
+
+def _bare(name: Any) -> str:
+    """The name without case, underscores and the word "norm", as people write it in different ways."""
+    return str(name).lower().replace("_", "").replace("norm", "")

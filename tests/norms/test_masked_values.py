@@ -121,3 +121,23 @@ def test_batch_renorm_within_no_limits_is_batch_norm() -> None:
     ours, theirs = map(jax.tree.leaves, both(x, scale, bias))
     for a, b in zip(ours, theirs, strict=True):
         assert_close(a, wide(b), 1e-5)
+
+
+@pytest.mark.parametrize("norm_before_gate", [True, False])
+@pytest.mark.parametrize("where", [0, 1], ids=["x", "gate"])
+def test_a_gate(where: int, norm_before_gate: bool) -> None:
+    """Masked values of x or the gate that are not finite do not affect the gradient of any argument."""
+    args = X, X[::-1], np.ones(X.shape[-1], np.float32)
+    mask = jnp.asarray(MASK)
+
+    def loss(*args: Any) -> Any:
+        y = jn.gated_rms_norm(*args, mask=mask, norm_before_gate=norm_before_gate)
+        return jnp.where(mask, y, 0).sum()
+
+    def gradients(instead: float) -> Any:
+        given = list(map(jnp.asarray, args))
+        given[where] = jnp.where(mask, given[where], instead)
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(*given)
+
+    for got, want in zip(gradients(np.nan), gradients(0), strict=True):
+        np.testing.assert_array_equal(got, want)

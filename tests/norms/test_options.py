@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
+from jaxnorm.norms._registry import REGISTRY
 from tests import reference
 from tests.calls import (
     ARGUMENTS,
@@ -99,6 +100,7 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ],
     ("iterative_whitening", "momentum"): [{"momentum": 0.6}],
     ("iterative_whitening", "steps"): [{"steps": 2}],
+    ("layer_scale", "mask"): READS_A_MASKED_NAN,
     ("local_response_norm", "alpha"): [{"alpha": 0.5}],
     ("local_response_norm", "beta"): [{"alpha": 0.5, "beta": 2.0}],
     ("local_response_norm", "k"): [{"k": 2.0}],
@@ -281,3 +283,16 @@ def test_dtype(name: str) -> None:
         check(name, label)
         y, *_ = results(name)[label]
         assert y.dtype == dtype, label
+
+
+@pytest.mark.parametrize("name", sorted({name for norm in REGISTRY for name in norm.functions}))
+def test_lists_are_arrays(name: str) -> None:
+    """Python lists and numbers are accepted in place of arrays, also if no argument is an array."""
+    given = arguments(name)
+    listed = {
+        k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in given.items()
+    }
+    f = getattr(jn, name)
+    leaves = zip(*map(jax.tree.leaves, (f(**listed), f(**given))), strict=True)
+    for got, want in leaves:
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

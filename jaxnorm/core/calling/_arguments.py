@@ -114,6 +114,8 @@ NUMBERS: Mapping[str, Number | Count] = {
         "a positive integer or None",
         or_none=True,
     ),
+    "num_groups": GROUPS,
+    "group_size": GROUPS,
     "steps": Count("5 is usual; more steps are more accurate."),
     "features": Count("It is the number of channels."),
     "num_classes": Count("It is the number of rows in the tables of scales and biases."),

@@ -1,4 +1,4 @@
-"""The arguments of a norm, checked and broadcast. Every norm of activations begins here."""
+"""The arguments of a norm, checked and broadcast. Nearly all norms of activations begin here."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -149,8 +149,7 @@ def check_save_as(
     if given:
         raise ValueError(
             f"save_as must be None with masks, residuals, device groups or virtual batches; got "
-            f"save_as={save_as!r} with "
-            f"{' and '.join(given)}. Leave one of them out."
+            f"save_as={save_as!r} with {' and '.join(given)}. Leave one of them out."
         )
 
 

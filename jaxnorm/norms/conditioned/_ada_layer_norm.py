@@ -59,6 +59,7 @@ def ada_layer_norm(
         >>> print(y.std((1, 2)).round(2))
         [2. 3.]
     """
+    x, scale, shift = map(jnp.asarray, (x, scale, shift))
     y = layer_norm(
         x,
         reduction_axes=feature_axes,

@@ -12,12 +12,13 @@ from jax.typing import DTypeLike
 from ...core._axes import Axes, one_axis
 from ...core._precision import arithmetic_dtype, result_dtype
 from ...core._residuals import rematerialized
-from ...core.calling._arguments import GROUPS
+from ...core.calling._arguments import Count
 from ...core.calling._public import public
 from .._shared._prepare import prepare, readable
 from .._shared._recipe import Call, Parameter, Recipe, Shape, State
-from ..sample._group_norm import grouping
 from ..sample._rms_norm import rms_norm
+
+NUM_GROUPS = Count("Each group of features has its own mean square; 1 is one for all features.")
 
 
 @public
@@ -42,12 +43,13 @@ def gated_rms_norm(
     Mamba-2 after it. The gate is applied in float32 or wider, and only ``y`` is rounded.
 
     Args:
-        x: activations of any rank and any integer or floating dtype; computed in float32 or wider.
+        x: activations of any rank and any integer or floating dtype. Computed in float32 or wider; in
+            float32, accurate if what is normalized has magnitudes between 1e-15 and 1e15.
         gate: the gate before silu, of the rank of ``x`` and broadcastable to it.
         scale: γ, with the shape of the feature axes; None means 1.
         feature_axes: the feature axes, which are reduced.
-        num_groups: number of groups of consecutive features, each with its own mean square; must divide the
-            number of features.
+        num_groups: number of groups of consecutive features, each with its own mean square. Several groups
+            need a single feature axis, and divide its size.
         norm_before_gate: whether to normalize before the gate is applied, or after.
         epsilon: ε, added to the mean square; zero or positive.
         mask: boolean or integer, broadcastable to ``x``; True includes an element in the mean square. A
@@ -68,8 +70,9 @@ def gated_rms_norm(
         [[ 0. 80.  0.  0.]]
     """
     p = prepare(x, {"scale": scale}, feature_axes=feature_axes, mask=mask, dtype=dtype)
-    GROUPS.check("num_groups", num_groups)
+    NUM_GROUPS.check("num_groups", num_groups)
     gate = jnp.asarray(gate)
+    scale = None if scale is None else jnp.asarray(scale)
     if gate.ndim != p.x.ndim or any(
         n not in (1, m) for n, m in zip(gate.shape, p.x.shape, strict=True)
     ):
@@ -79,30 +82,38 @@ def gated_rms_norm(
         )
     wide = arithmetic_dtype(p.x, gate, scale)
     opened = jax.nn.silu(readable(gate.astype(wide), p.mask, 0))
-    y = p.x.astype(wide)
+    y = readable(p.x.astype(wide), p.mask, 0)
     y = y if norm_before_gate else y * opened
     options: dict[str, Any] = {"epsilon": epsilon, "dtype": wide}
     if num_groups == 1:
-        y = rms_norm(
-            y, scale, reduction_axes=p.features, feature_axes=p.features, mask=p.mask, **options
-        )
+        axes = {"reduction_axes": p.features, "feature_axes": feature_axes}
+        y = rms_norm(y, scale, mask=p.mask, **axes, **options)
     else:
-        axis = one_axis(feature_axes, y.ndim, "feature_axes", "the groups")
-        sizes = grouping(y.shape[axis], num_groups, None)
-        of_group = {"reduction_axes": axis + 1, "feature_axes": (axis, axis + 1)}
-        scale = None if scale is None else jnp.reshape(scale, sizes)
-        mask = None if p.mask is None else _split(p.mask, axis, sizes)
-        y = rms_norm(_split(y, axis, sizes), scale, mask=mask, **of_group, **options)
+        axis = one_axis(feature_axes, y.ndim, "feature_axes", "which is split into groups")
+        sizes = num_groups, _group_size(y.shape[axis], num_groups)
+        mask = p.mask
+        if mask is not None:
+            mask = _split(mask, axis, (1, 1) if mask.shape[axis] == 1 else sizes)
+        scale = None if scale is None else scale.reshape(sizes)
+        axes = {"reduction_axes": axis + 1, "feature_axes": (axis, axis + 1)}
+        y = rms_norm(_split(y, axis, sizes), scale, mask=mask, **axes, **options)
         y = y.reshape(p.x.shape)
     y_dtype = result_dtype(dtype, p.x, gate, scale)
     return (y * opened if norm_before_gate else y).astype(y_dtype)
 
 
+def _group_size(features: int, num_groups: int) -> int:
+    if features % num_groups:
+        raise ValueError(
+            f"num_groups must divide the number of features; got {num_groups} groups of {features} features. "
+            f"Choose a divisor of {features}."
+        )
+    return features // num_groups
+
+
 def _split(a: jax.Array, axis: int, sizes: tuple[int, int]) -> jax.Array:
-    """Splits ``axis`` into two axes of these sizes; one of size 1 into two of size 1."""
-    return a.reshape(
-        *a.shape[:axis], *(sizes if a.shape[axis] > 1 else (1, 1)), *a.shape[axis + 1 :]
-    )
+    """Splits ``axis`` into two axes of these sizes."""
+    return a.reshape(*a.shape[:axis], *sizes, *a.shape[axis + 1 :])
 
 
 @dataclass(kw_only=True, eq=False)

@@ -21,6 +21,7 @@ def layer_scale(
     scale: jax.Array,
     *,
     feature_axes: Axes = -1,
+    mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """LayerScale: multiplies each channel by a learned number that starts near 0.
@@ -34,13 +35,15 @@ def layer_scale(
         x: the output of a residual branch, of any rank and any integer, floating or complex dtype.
         scale: γ, with the shape of the feature axes.
         feature_axes: axes along which ``scale`` varies: -1 for channels last, 1 for channels first.
+        mask: boolean or integer, broadcastable to ``x``; a masked NaN or infinity is treated as 0, so it does
+            not affect gradients.
         dtype: dtype of ``y``; None means the dtype that ``x`` and ``scale`` promote to.
 
     Returns:
         ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: If a shape, axis or dtype is invalid.
+        ValueError: If a shape, axis, mask or dtype is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -48,7 +51,7 @@ def layer_scale(
         [[0.1 0.2 0.3]
          [0.1 0.2 0.3]]
     """
-    o = operands(x, {"scale": scale}, feature_axes=feature_axes, dtype=dtype)
+    o = operands(x, {"scale": scale}, feature_axes=feature_axes, dtype=dtype, mask=mask)
     return (o.x * o.parameters[0]).astype(o.dtype)
 
 
@@ -77,5 +80,5 @@ class LayerScaleRecipe(Recipe):
 
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Scales the input; there is no state to update."""
-        options = {"feature_axes": self.feature_axes, "dtype": self.dtype}
+        options = {"feature_axes": self.feature_axes, "mask": call.mask, "dtype": self.dtype}
         return layer_scale(x, variables["scale"], **options), {}

@@ -53,11 +53,12 @@ def scaled_weight_standardization(
     kernel = jnp.asarray(kernel)
     features = canonical_axes(feature_axes, kernel.ndim, "feature_axes")
     fan_in = size_of(kernel, complement(features, kernel.ndim))
+    gain = None if gain is None else jnp.asarray(gain)
     result, wide = result_dtype(dtype, kernel, gain), arithmetic_dtype(kernel, gain)
-    one = jnp.ones(feature_shape(kernel, features)) if gain is None else jnp.asarray(gain)
+    gain = jnp.ones(feature_shape(kernel, features)) if gain is None else gain
     return weight_standardization(
         kernel,
-        one.astype(wide) / math.sqrt(max(fan_in, 1)),
+        gain.astype(wide) / math.sqrt(max(fan_in, 1)),
         feature_axes=features,
         epsilon=epsilon,
         dtype=result,
