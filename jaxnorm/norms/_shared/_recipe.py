@@ -4,8 +4,10 @@ Each norm that Flax does not provide has one recipe, a dataclass defined next to
 and `jaxnorm.nnx` turn recipes into modules, which create the variables and store the updated state.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +69,20 @@ class Recipe:
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
         """Returns the output and the updated state variables, by name."""
         raise NotImplementedError
+
+    def _options(self, call: Call, function: Callable[..., Any]) -> dict[str, Any]:
+        """Returns the keyword arguments of ``function`` that are fields of the layer or part of its call."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        known = {**own, **dict.fromkeys(("axis_name", "axis_index_groups")), **call.devices}
+        known["mask"] = call.mask
+        return {name: known[name] for name in _keywords_of(function) if name in known}
+
+
+@functools.cache
+def _keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns the names of the keyword-only parameters."""
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def check_last_axis(recipe: Recipe, x: jax.Array) -> None:

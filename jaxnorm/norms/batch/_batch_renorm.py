@@ -200,20 +200,12 @@ class BatchRenormRecipe(Affine, Tracked):
 
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics and ``steps``."""
-        options = {
-            "feature_axes": self.feature_axes,
-            "epsilon": self.epsilon,
-            "mask": call.mask,
-            "dtype": self.dtype,
-        }
         stats, affine, steps = stats_of(variables), scale_and_bias(variables), variables["steps"]
         if call.evaluating:
+            options = self._options(call, batch_renorm_inference)
             return batch_renorm_inference(x, stats, *affine, **options), {}
-        limits = {
-            name: limit(steps) if callable(limit) else limit
-            for name, limit in (("rmax", self.rmax), ("dmax", self.dmax))
-        }
-        y, updated = batch_renorm(
-            x, stats, *affine, momentum=self.momentum, **limits, **options, **call.devices
-        )
+        options = self._options(call, batch_renorm)
+        for name in ("rmax", "dmax"):
+            options[name] = options[name](steps) if callable(options[name]) else options[name]
+        y, updated = batch_renorm(x, stats, *affine, **options)
         return y, {**present(updated), "steps": steps + 1}

@@ -200,15 +200,8 @@ class EvoNormB0Recipe(Affine, Tracked):
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
         given = (x, stats_of(variables), variables["v"], *scale_and_bias(variables))
-        options = {
-            "feature_axes": self.feature_axes,
-            "epsilon": self.epsilon,
-            "mask": call.mask,
-            "dtype": self.dtype,
-        }
         if call.evaluating:
-            return evo_norm_b0_inference(*given, **options), {}
-        y, updated = evo_norm_b0(
-            *given, momentum=self.momentum, unbiased=self.unbiased, **options, **call.devices
-        )
+            y = evo_norm_b0_inference(*given, **self._options(call, evo_norm_b0_inference))
+            return y, {}
+        y, updated = evo_norm_b0(*given, **self._options(call, evo_norm_b0))
         return y, present(updated)

@@ -56,9 +56,6 @@ class FrozenBatchNormRecipe(Recipe):
             x,
             stats_of(fixed),
             *scale_and_bias(fixed),
-            feature_axes=self.feature_axes,
-            epsilon=self.epsilon,
-            mask=call.mask,
-            dtype=self.dtype,
+            **self._options(call, batch_norm_inference),
         )
         return y, {}

@@ -225,15 +225,10 @@ class IterativeWhiteningRecipe(Affine, Tracked):
         """Normalizes ``x``; in training, also updates the running statistics."""
         stats = WhiteningStats(variables["mean"], variables["matrix"])
         given = (x, stats, *scale_and_bias(variables))
-        options = {"feature_axes": self.feature_axes, "mask": call.mask, "dtype": self.dtype}
         if call.evaluating:
-            return iterative_whitening_inference(*given, **options), {}
-        y, updated = iterative_whitening(
-            *given,
-            steps=self.steps,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            axis_name=call.devices.get("axis_name"),
-            **options,
-        )
+            y = iterative_whitening_inference(
+                *given, **self._options(call, iterative_whitening_inference)
+            )
+            return y, {}
+        y, updated = iterative_whitening(*given, **self._options(call, iterative_whitening))
         return y, updated._asdict()

@@ -168,10 +168,12 @@ class MeanOnlyBatchNormRecipe(Tracked):
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
         stats, bias = stats_of(variables), variables.get("bias")
-        options = {"feature_axes": self.feature_axes, "mask": call.mask, "dtype": self.dtype}
         if call.evaluating:
-            return mean_only_batch_norm_inference(x, stats, bias, **options), {}
+            y = mean_only_batch_norm_inference(
+                x, stats, bias, **self._options(call, mean_only_batch_norm_inference)
+            )
+            return y, {}
         y, updated = mean_only_batch_norm(
-            x, stats, bias, momentum=self.momentum, **options, **call.devices
+            x, stats, bias, **self._options(call, mean_only_batch_norm)
         )
         return y, present(updated)

@@ -223,13 +223,8 @@ class SwitchableNormRecipe(Affine, Tracked):
         """Normalizes ``x``; in training, also updates the running statistics."""
         weights = variables["mean_weights"], variables["var_weights"]
         given = (x, stats_of(variables), *weights, *scale_and_bias(variables))
-        options = {
-            "feature_axes": self.feature_axes,
-            "epsilon": self.epsilon,
-            "mask": call.mask,
-            "dtype": self.dtype,
-        }
         if call.evaluating:
-            return switchable_norm_inference(*given, **options), {}
-        y, updated = switchable_norm(*given, momentum=self.momentum, **options, **call.devices)
+            y = switchable_norm_inference(*given, **self._options(call, switchable_norm_inference))
+            return y, {}
+        y, updated = switchable_norm(*given, **self._options(call, switchable_norm))
         return y, present(updated)

@@ -129,16 +129,9 @@ class AdaLayerNormRecipe(Recipe):
         bias = variables["bias"].astype(wide)
         chunks = chunks + bias.reshape((1,) * (condition.ndim - 1) + bias.shape)
         scale, shift, *others = jnp.moveaxis(chunks, condition.ndim - 1, 0)
-        y = ada_layer_norm(
-            x,
-            scale,
-            shift,
-            feature_axes=self.feature_axes,
-            epsilon=self.epsilon,
-            mask=call.mask,
-            dtype=result_dtype(self.dtype, x, *variables.values()),
-        )
-        return y, others
+        options = self._options(call, ada_layer_norm)
+        options["dtype"] = result_dtype(self.dtype, x, *variables.values())
+        return ada_layer_norm(x, scale, shift, **options), others
 
 
 @dataclass(kw_only=True, eq=False)

@@ -109,9 +109,6 @@ class AdaINRecipe(Recipe):
         y = adain(
             x,
             call.condition,
-            feature_axes=self.feature_axes,
-            epsilon=self.epsilon,
-            mask=call.mask,
-            dtype=self.dtype,
+            **self._options(call, adain),
         )
         return y, {}

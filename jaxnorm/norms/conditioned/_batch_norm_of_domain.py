@@ -2,7 +2,6 @@
 
 import numbers
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,13 +127,8 @@ class DomainBatchNormRecipe(Affine, Tracked):
         domain = call.condition
         stats, affine = stats_of(variables), scale_and_bias(variables)
         own = stats_of_domain(stats, domain)
-        options: dict[str, Any] = {
-            "feature_axes": self.feature_axes,
-            "epsilon": self.epsilon,
-            "mask": call.mask,
-            "dtype": self.dtype,
-        }
         if call.evaluating:
-            return batch_norm_inference(x, own, *affine, **options), {}
-        y, updated = batch_norm(x, own, *affine, momentum=self.momentum, **options, **call.devices)
+            y = batch_norm_inference(x, own, *affine, **self._options(call, batch_norm_inference))
+            return y, {}
+        y, updated = batch_norm(x, own, *affine, **self._options(call, batch_norm))
         return y, present(with_stats_of_domain(stats, domain, updated))

@@ -64,16 +64,12 @@ class ConditionalBatchNormRecipe(Affine, Tracked):
         tables = scale_and_bias(variables)
         labels = jnp.where(labels < 0, self.num_classes, labels)  # filled with NaN below
         rows = [None if table is None else table.at[labels].get(mode="fill") for table in tables]
-        options: dict[str, Any] = {
-            "feature_axes": self.feature_axes,
-            "epsilon": self.epsilon,
-            "mask": call.mask,
-            "dtype": arithmetic_dtype(x, *tables),
-        }
+        wide: dict[str, Any] = {"dtype": arithmetic_dtype(x, *tables)}
         if call.evaluating:
+            options = self._options(call, batch_norm_inference) | wide
             y, updated = batch_norm_inference(x, stats, **options), {}
         else:
-            y, moved = batch_norm(x, stats, momentum=self.momentum, **options, **call.devices)
+            y, moved = batch_norm(x, stats, **self._options(call, batch_norm) | wide)
             updated = present(moved)
         dtype = result_dtype(self.dtype, x, *tables)
         return modulate(y, *rows, feature_axes=self.feature_axes, dtype=dtype), updated

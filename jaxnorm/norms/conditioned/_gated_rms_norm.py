@@ -155,11 +155,6 @@ class GatedRMSNormRecipe(Recipe):
             x,
             call.condition,
             variables.get("scale"),
-            feature_axes=self.feature_axes,
-            num_groups=self.num_groups,
-            norm_before_gate=self.norm_before_gate,
-            epsilon=self.epsilon,
-            mask=call.mask,
-            dtype=self.dtype,
+            **self._options(call, gated_rms_norm),
         )
         return y, {}

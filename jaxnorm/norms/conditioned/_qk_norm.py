@@ -95,4 +95,4 @@ class QKNormRecipe(Recipe):
                 "mask must be None in QK norm, where positions do not interact; got a mask. Mask the logits."
             )
         scales = variables.get("query_scale"), variables.get("key_scale")
-        return qk_norm(x, call.condition, *scales, epsilon=self.epsilon, dtype=self.dtype), {}
+        return qk_norm(x, call.condition, *scales, **self._options(call, qk_norm)), {}

@@ -166,6 +166,5 @@ class ActNormRecipe(Recipe):
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
         given = variables["log_scale"], variables["bias"]
-        options = {"feature_axes": self.feature_axes, "mask": call.mask, "dtype": self.dtype}
-        y, _ = act_norm(x, *given, **options)
+        y, _ = act_norm(x, *given, **self._options(call, act_norm))
         return y, {}

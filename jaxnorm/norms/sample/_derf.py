@@ -101,8 +101,6 @@ class DerfRecipe(Affine):
             x,
             *numbers,
             *scale_and_bias(variables),
-            feature_axes=self.feature_axes,
-            mask=call.mask,
-            dtype=self.dtype,
+            **self._options(call, derf),
         )
         return y, {}

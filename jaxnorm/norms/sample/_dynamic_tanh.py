@@ -90,8 +90,6 @@ class DynamicTanhRecipe(Affine):
             x,
             variables["alpha"],
             *scale_and_bias(variables),
-            feature_axes=self.feature_axes,
-            mask=call.mask,
-            dtype=self.dtype,
+            **self._options(call, dynamic_tanh),
         )
         return y, {}

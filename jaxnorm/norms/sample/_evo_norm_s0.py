@@ -121,12 +121,6 @@ class EvoNormS0Recipe(Affine, Shared):
             x,
             variables["v"],
             *scale_and_bias(variables),
-            num_groups=self.num_groups,
-            group_size=self.group_size,
-            feature_axes=self.feature_axes,
-            epsilon=self.epsilon,
-            mask=call.mask,
-            dtype=self.dtype,
-            **call.devices,
+            **self._options(call, evo_norm_s0),
         )
         return y, {}

@@ -118,10 +118,6 @@ class FilterResponseNormRecipe(Affine, Shared):
             x,
             *scale_and_bias(variables),
             variables.get("threshold"),
-            feature_axes=self.feature_axes,
-            epsilon=self.epsilon,
-            mask=call.mask,
-            dtype=self.dtype,
-            **call.devices,
+            **self._options(call, filter_response_norm),
         )
         return y, {}

@@ -100,9 +100,6 @@ class GlobalResponseNormRecipe(Affine):
         y = global_response_norm(
             x,
             *scale_and_bias(variables),
-            feature_axes=self.feature_axes,
-            epsilon=self.epsilon,
-            mask=call.mask,
-            dtype=self.dtype,
+            **self._options(call, global_response_norm),
         )
         return y, {}

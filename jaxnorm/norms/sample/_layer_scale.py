@@ -80,5 +80,4 @@ class LayerScaleRecipe(Recipe):
 
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Scales the input; there is no state to update."""
-        options = {"feature_axes": self.feature_axes, "mask": call.mask, "dtype": self.dtype}
-        return layer_scale(x, variables["scale"], **options), {}
+        return layer_scale(x, variables["scale"], **self._options(call, layer_scale)), {}

@@ -88,10 +88,6 @@ class PixelNormRecipe(Shared):
         """Applies the norm; there is no state to update."""
         y = pixel_norm(
             x,
-            feature_axes=self.feature_axes,
-            epsilon=self.epsilon,
-            mask=call.mask,
-            dtype=self.dtype,
-            **call.devices,
+            **self._options(call, pixel_norm),
         )
         return y, {}

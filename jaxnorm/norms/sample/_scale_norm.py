@@ -108,9 +108,6 @@ class ScaleNormRecipe(Shared):
             x,
             variables["scale"],
             reduction_axes=self.feature_axes,
-            epsilon=self.epsilon,
-            mask=call.mask,
-            dtype=self.dtype,
-            **call.devices,
+            **self._options(call, scale_norm),
         )
         return y, {}
