@@ -159,7 +159,8 @@ def test_rows_are_read_in_order() -> None:
     """Partial sums of a row step by one vector; longer strides would stall on memory."""
     x = jax.ShapeDtypeStruct((64, 640), jnp.float32)
     sums = partial(sums_on_cpu, f=lambda x: (x, x * x), axes=(1,), shape=x.shape)
-    first = next(e for e in jax.make_jaxpr(sums)(x).eqns if e.primitive.name == "reduce")
+    reductions = (e for e in jax.make_jaxpr(sums)(x).eqns if e.primitive.name == "reduce")
+    first: Any = next(reductions)
     assert first.invars[0].aval.shape == (64, 4, 20, 8)
     assert first.params["dimensions"] == (2,)
 
@@ -178,5 +179,6 @@ def test_partial_sums_are_small(shape: Shape, axes: tuple[int, ...]) -> None:
     """The first fold is over an axis that leaves at most a ninth of x, whichever place it has."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     sums = partial(sums_on_cpu, f=lambda x: (x, x * x), axes=axes, shape=shape)
-    first = next(e for e in jax.make_jaxpr(sums)(x).eqns if e.primitive.name == "reduce")
+    reductions = (e for e in jax.make_jaxpr(sums)(x).eqns if e.primitive.name == "reduce")
+    first: Any = next(reductions)
     assert 9 * first.outvars[0].aval.size <= math.prod(shape)

@@ -95,7 +95,7 @@ def main(names: list[str]) -> int:
             found = apart(NORMS[name], ENDS[end], dtype, shape)
         if not found < 1e-3:
             wrong += 1
-            print(f"{name}, {end}, {dtype.__name__}: {found:.1e}")
+            print(f"{name}, {end}, {jnp.dtype(dtype).name}: {found:.1e}")
     return wrong
 
 

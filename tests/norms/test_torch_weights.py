@@ -256,7 +256,7 @@ def test_weight_norm_starts_with_the_lengths(row: Row) -> None:
     g = np.squeeze(stored_in(make(row, weight), "weight").original0.detach().numpy())
     fields, path = WEIGHT.fields(row.arguments(torch)), "layer_instance/kernel/scale"
     with jax.enable_x64(True):
-        kernel, wide = jnp.asarray(as_kernel(weight)), {"param_dtype": jnp.float64}
+        kernel, wide = jnp.asarray(as_kernel(weight)), dict[str, Any](param_dtype=jnp.float64)
         inner = nn.Dense(4, kernel_init=lambda *_: kernel, **wide)
         module = jnl.WeightNorm(inner, **fields, **wide)
         variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 3)))

@@ -176,7 +176,7 @@ def test_iterative_whitening_of_float32_among_float64() -> None:
     with jax.enable_x64(True):
         x = jnp.asarray(images(), jnp.float32)
         stats = jn.init_whitening(8)._replace(mean=jnp.zeros(8, jnp.float32))
-        step = jax.make_jaxpr(lambda x: jn.iterative_whitening(x, stats))(x)
+        step: Any = jax.make_jaxpr(lambda x: jn.iterative_whitening(x, stats))(x)
         assert {a.dtype.name for a in step.out_avals} == {"float32"}
         assert "f64[8,8]" not in str(step)
 
