@@ -113,7 +113,7 @@ def test_every_name_is_registered() -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_everything_is_documented(system: str) -> None:
-    """Everything is in the reference and in a table of the pages, and names are in `get_norm`'s docstring."""
+    """Everything is in the reference and in a table of the pages, and every name has its measured row."""
     page = on_page_markdown((ROOT / "docs/reference.md").read_text())
     reference = re.findall(r"^::: (\S+)$", page, re.M)
     assert len({*reference}) == len(reference)

@@ -627,6 +627,14 @@ OTHER_LEAF = (
 )
 
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "no group of a gate": (
+        lambda: jn.gated_rms_norm(jnp.ones((2, 8)), jnp.ones((2, 8)), num_groups=0),
+        "num_groups must divide the number of features; got 0 groups of 8 features. Choose a divisor of 8.",
+    ),
+    "None of a gate": (
+        lambda: jn.gated_rms_norm(jnp.ones((2, 8)), jnp.ones((2, 8)), num_groups=cast(Any, None)),
+        "num_groups must be an integer; got None. See help(jaxnorm.gated_rms_norm).",
+    ),
     "groups of a gate": (
         lambda: jn.gated_rms_norm(jnp.ones((2, 8)), jnp.ones((2, 8)), num_groups=3),
         "num_groups must divide the number of features; got 3 groups of 8 features. Choose a divisor of 8.",

@@ -34,15 +34,9 @@ NORM_CLASSES = sorted({norm.layer for norm in REGISTRY if norm.layer} - {"NoNorm
 DERIVED = {name for name in NORM_CLASSES if issubclass(getattr(jaxnorm.linen, name), Recipe)}
 DERIVED |= {"GhostBatchNorm", "MagnitudePreserving", "ScaledWeightStandardization"}
 OF_CORE = {
-    "Moments",
-    "RunningStats",
-    "combine",
-    "init_running_stats",
-    "moments",
-    "pool",
-    "portable",
+    *("Moments", "moments", "pool", "combine", "portable"),
+    *("RunningStats", "init_running_stats", "update_running_stats"),
 }
-OF_CORE |= {"update_running_stats"}
 PUBLIC = {
     "jaxnorm": sorted({n for norm in REGISTRY for n in norm.functions + norm.helpers} | OF_CORE),
     "jaxnorm.linen": sorted([*NORM_CLASSES, "NormName", "get_norm"]),
@@ -82,11 +76,9 @@ NEVER_RAISE = {"decay_mask", "portable"}
 FUNCTIONS = [o for o in OBJECTS if inspect.isfunction(o)]
 
 # The drawing of the package: each row imports only from rows below it.
+_, _ROWS, *_ = (PACKAGE / "README.md").read_text().split("```")
 DRAWING = [
-    ["." if room == "jaxnorm" else room for room in row.split()]
-    for row in re.findall("```\n(.*?)```", (PACKAGE / "README.md").read_text(), re.S)[
-        0
-    ].splitlines()
+    ["." if r == "jaxnorm" else r for r in row.split()] for row in _ROWS.strip().splitlines()
 ]
 MAY_IMPORT_FLAX = {"linen", "nnx", "tools"}
 # All that a layer that only stores variables needs from jax.numpy: dtypes and conversions to arrays.

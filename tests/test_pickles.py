@@ -1,6 +1,7 @@
 """Every module and every state survives `pickle` and `copy.deepcopy` unchanged."""
 
 import copy
+import inspect
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from flax import nnx
 
 import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx
-from jaxnorm.norms._shared._initial import half, lecun_normal
+from jaxnorm.norms._shared import _initial
 from tests.calls import INPUTS
 from tests.modules import KEY, assert_equal, loose
 from tests.stands_for import CLASSES, ROWS, X, after_of, is_wrapper, made
@@ -79,7 +80,9 @@ def test_a_choice(norms: Any, how: str) -> None:
     assert (again.func, again.keywords) == (chosen.func, chosen.keywords)
 
 
-@pytest.mark.parametrize("init", [half, lecun_normal])
+@pytest.mark.parametrize(
+    "init", [f for f in vars(_initial).values() if inspect.isfunction(f)], ids=lambda f: f.__name__
+)
 def test_initializers_take_keywords(init: Any) -> None:
     """As JAX's own do."""
     assert init(jax.random.key(0), (3, 4), dtype=jnp.float16).dtype == jnp.float16

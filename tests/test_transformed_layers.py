@@ -13,7 +13,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from jaxnorm import linen as jnl, nnx as jnx
 from tests.modules import KEY, assert_close, assert_equal, compiled, loose
-from tests.stands_for import CLASSES, ROWS, X, after_of, has_modes, is_wrapper, made
+from tests.stands_for import (
+    CLASSES,
+    ROWS,
+    X,
+    after_of,
+    has_modes,
+    is_wrapper,
+    made,
+    systems_with,
+)
 
 every_class = pytest.mark.parametrize("name", CLASSES)
 EVALUATION = {"use_running_average": True}
@@ -101,6 +110,15 @@ def test_linen_transforms_take_a_class(name: str) -> None:
         assert_close(other, y, 1e-6)
     for i in range(2):
         assert_close(jax.tree.map(lambda a, i=i: a[i], mapped), y, 1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in CLASSES if systems_with(n, "axis_name")])
+def test_linen_layers_are_initialized_outside_of_the_axis(name: str) -> None:
+    """`init` may run outside of the mapped axis that devices share, and gives the same variables."""
+    fields = dict(ROWS[name].base) | ({"use_running_average": False} if has_modes(name) else {})
+    plain, shared = (made("linen", name, fields | more) for more in ({}, {"axis_name": "batch"}))
+    expected, found = (compiled(layer.init, KEY, *arguments(name)) for layer in (plain, shared))
+    assert_equal(found, expected)
 
 
 # --- layers inside a wrapper -----------------------------------------------------------------------

@@ -114,3 +114,9 @@ def broadcast_parameter(
             f"Check feature_axes (axis, in a module), or give {name} the shape {needed}."
         )
     return parameter.reshape([x.shape[i] if i in feature_axes else 1 for i in range(x.ndim)])
+
+
+def broadcasts_to(a: jax.Array, x: jax.Array) -> bool:
+    """Whether ``a`` broadcasts to the shape of ``x``, with axes aligned from the last."""
+    sizes = zip(reversed(a.shape), reversed(x.shape), strict=False)
+    return a.ndim <= x.ndim and all(k in (1, n) for k, n in sizes)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._all_reduce import AxisIndexGroups, AxisName, axis_names
-from ._axes import Axes, canonical_axes
+from ._axes import Axes, broadcasts_to, canonical_axes
 from ._central_sums import central_sums
 from ._derivative_of import with_derivative_of
 from ._elementwise import square_in_memory
@@ -139,10 +139,7 @@ def broadcast_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
             f"mask must be boolean or integer (True or nonzero includes an element); got {mask.dtype.name}. "
             f"Compare it with a threshold, as in mask > 0.5: statistics include an element or exclude it."
         )
-    trailing = x.shape[x.ndim - mask.ndim :] if mask.ndim <= x.ndim else ()
-    if mask.ndim > x.ndim or any(
-        k not in (1, n) for k, n in zip(mask.shape, trailing, strict=True)
-    ):
+    if not broadcasts_to(mask, x):
         raise ValueError(
             f"mask must broadcast to x; got mask of shape {mask.shape} for x of shape {x.shape}. "
             f"Axes are aligned from the last: a mask of the examples in x needs shape "

@@ -38,14 +38,13 @@ def rematerialized(norm: _F) -> _F:
 
     @functools.wraps(norm)
     def rematerialized_norm(*args: Any, **options: Any) -> Any:
-        known, arrays = split_call(args, options)
-        if is_portable() or not arrays:
+        if is_portable():
             return norm(*args, **options)
+        known, arrays = split_call(args, options)
         rest = []
 
         def of_arrays(*arrays: jax.Array) -> Any:
-            shape = arrays[0].shape
-            apart = [read_separately(a) if a.shape == shape else a for a in arrays]
+            apart = [read_separately(a) if a.shape == arrays[0].shape else a for a in arrays]
             results, tree = jax.tree.flatten(known.call(norm, apart))
             # NumPy arrays are static, and stay NumPy arrays.
             are_traced = tuple(not isinstance(r, np.ndarray) for r in results)
@@ -70,9 +69,9 @@ def rematerialized_if_differentiated(norm: _F) -> _F:
 
     @functools.wraps(norm)
     def either(*args: Any, **options: Any) -> Any:
-        known, arrays = split_call(args, options)
-        if is_portable() or not arrays:
+        if is_portable():
             return norm(*args, **options)
+        known, arrays = split_call(args, options)
 
         @jax.custom_jvp
         def written_out(*arrays: jax.Array) -> Any:

@@ -1,6 +1,6 @@
 """What norms are lowered to on platforms that the tests do not run on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import export
-from jax.extend.core import jaxprs_in_params
 
 import jaxnorm as jn
+from tests.programs import equations
 
 SHAPE = (4, 6, 6, 8)
 NORMS: dict[str, Callable[..., jax.Array]] = {
@@ -77,14 +77,6 @@ def test_x_is_read_apart_on_a_cpu_where_it_is_differentiated() -> None:
     assert "optimization_barrier" not in lowered("batch", "cuda") + lowered("batch", "tpu")
     forward = jax.jit(lambda x: NORMS["batch"](x, jnp.ones(8), jnp.ones(8)))
     assert "optimization_barrier" not in forward.lower(jnp.ones(SHAPE)).as_text()
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a program, including nested programs."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in jaxprs_in_params(eqn.params):
-            yield from equations(inner)
 
 
 def gradient(norm: Callable[..., Any], *args: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """Norms in JAX's own primitives: the same values and derivatives, for converters and interpreters."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import jet
-from jax.extend.core import jaxprs_in_params
 
 import jaxnorm as jn
 from jaxnorm import linen as jnl
 from tests.calls import arguments, functions
+from tests.programs import equations
 
 WITHOUT_STATISTICS = (
     *("act_norm", "act_norm_inverse", "batch_norm_inference", "batch_renorm_inference", "derf"),
@@ -37,17 +37,9 @@ LAYERS: dict[str, Callable[[Any], nn.Module]] = {
 X = jax.random.normal(jax.random.key(0), (3, 4, 4, 8))
 
 
-def primitives(jaxpr: Any) -> Iterator[str]:
-    """The names of all primitives in a program, including nested programs."""
-    for eqn in jaxpr.eqns:
-        yield str(eqn.primitive)
-        for inner in jaxprs_in_params(eqn.params):
-            yield from primitives(inner)
-
-
 def foreign(f: Callable[..., Any], *args: Any) -> set[str]:
     """The primitives that only jaxnorm defines, and those that wrap them."""
-    found = set(primitives(jax.make_jaxpr(f)(*args).jaxpr))
+    found = {str(eqn.primitive) for eqn in equations(jax.make_jaxpr(f)(*args).jaxpr)}
     return {name for name in found if name.startswith(("norm_", "remat", "optimization"))}
 
 

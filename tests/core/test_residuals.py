@@ -11,6 +11,7 @@ import pytest
 from jax._src.ad_checkpoint import saved_residuals
 
 import jaxnorm as jn
+from tests.programs import equations
 from tests.zoo import ZOO, primals
 
 SHAPE = (16, 12, 12, 8)
@@ -120,14 +121,8 @@ def test_only_x_is_saved_by_the_others(name: str, masked: bool, dtype: str) -> N
 
 def passes_over(jaxpr: Any, size: int) -> int:
     """How often the program takes sums over an array of ``size`` elements."""
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    passes = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "norm_map_sum":
-            passes += bool(eqn.params["axes"]) and math.prod(eqn.params["shape"]) == size
-        inner = (v for v in eqn.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr"))
-        passes += sum(passes_over(j, size) for j in inner)
-    return passes
+    sums = (e.params for e in equations(jaxpr) if e.primitive.name == "norm_map_sum")
+    return sum(bool(p["axes"]) and math.prod(p["shape"]) == size for p in sums)
 
 
 @pytest.mark.parametrize("name", OTHERS)

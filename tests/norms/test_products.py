@@ -9,6 +9,7 @@ from jax import lax
 
 import jaxnorm as jn
 from tests.modules import normal
+from tests.programs import equations
 
 CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "iterative_whitening": (
@@ -26,22 +27,10 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
 }
 
 
-def products(jaxpr: Any) -> list[Any]:
-    """The precisions of all products and convolutions of a jaxpr, also in those that it calls."""
-    found = []
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
-            found.append(eqn.params["precision"])
-        for value in jax.tree.leaves(list(eqn.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            found += products(inner) if hasattr(inner, "eqns") else []
-    return found
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_products_have_the_highest_precision(name: str) -> None:
     """Every product has it, forward and backward."""
     f, args = CASES[name]
     for g in (f, jax.grad(lambda *a: f(*a).sum())):
-        found = products(jax.make_jaxpr(g)(*args).jaxpr)
-        assert found and {*found} == {(lax.Precision.HIGHEST,) * 2}
+        products = [e for e in equations(jax.make_jaxpr(g)(*args).jaxpr) if "precision" in e.params]
+        assert {e.params["precision"] for e in products} == {(lax.Precision.HIGHEST,) * 2}

@@ -1,13 +1,20 @@
 """The arguments by which a layer is told whether it trains."""
 
+import functools
 import inspect
 
 from ...core.calling._arguments import check_flag
 
 
+@functools.cache
+def signature_of_call(kind: type) -> inspect.Signature:
+    """Returns the signature of a class's ``__call__`` method, under its decorators."""
+    return inspect.signature(inspect.unwrap(kind.__call__))
+
+
 def taken_by(layer: object) -> set[str]:
     """Returns the argument names of the ``__call__`` method of ``layer``."""
-    return set(inspect.signature(inspect.unwrap(type(layer).__call__)).parameters)
+    return set(signature_of_call(type(layer)).parameters)
 
 
 def flags_for(layer: object, use_running_average: bool | None) -> dict[str, bool]:

@@ -86,8 +86,7 @@ def operands(
     ``options`` are those of `prepare`.
     """
     p = prepare(x, parameters, **options)
-    trained = [a for a in p.parameters.values() if a is not None]
-    wide = arithmetic_dtype(p.x, *trained)
+    wide = arithmetic_dtype(p.x, *p.parameters.values())
     x = p.x.astype(wide)
     if about_zero:
         x = readable(x, p.mask, 0)

@@ -41,7 +41,7 @@ class Call(NamedTuple):
     mask: jax.Array | None
     evaluating: bool
     devices: Mapping[str, Any]
-    """axis_name and axis_index_groups; empty in ``init``, which may run outside any mapped axis."""
+    """axis_name and axis_index_groups if the layer has them; None in ``init``, outside of any mapped axis."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -73,8 +73,7 @@ class Recipe:
     def _options(self, call: Call, function: Callable[..., Any]) -> dict[str, Any]:
         """Returns the keyword arguments of ``function`` that are fields of the layer or part of its call."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        known = {**own, **dict.fromkeys(("axis_name", "axis_index_groups")), **call.devices}
-        known["mask"] = call.mask
+        known = {**own, **call.devices, "mask": call.mask}
         return {name: known[name] for name in _keywords_of(function) if name in known}
 
 
@@ -154,12 +153,21 @@ class Tracked(Shared):
         """Tells the tools how the layer keeps running statistics."""
         raise NotImplementedError
 
+    def _in_mode(
+        self, call: Call, train: Callable[..., Any], evaluate: Callable[..., Any], *given: Any
+    ) -> tuple[jax.Array, State]:
+        """Calls the function of the mode with the arrays ``given`` and the options of the layer."""
+        if call.evaluating:
+            return evaluate(*given, **self._options(call, evaluate)), {}
+        y, updated = train(*given, **self._options(call, train))
+        return y, present(updated)
+
 
 def stats_of(variables: State) -> RunningStats:
     """Returns the running statistics from the variables of a layer."""
     return RunningStats(variables["mean"], variables["var"], variables.get("count"))
 
 
-def present(stats: RunningStats) -> dict[str, jax.Array]:
+def present(stats: NamedTuple) -> dict[str, jax.Array]:
     """Returns running statistics as a dict of state variables, without those that are None."""
     return {name: value for name, value in stats._asdict().items() if value is not None}

@@ -26,7 +26,6 @@ from .._shared._recipe import (
     Shape,
     State,
     Tracked,
-    present,
     scale_and_bias,
     stats_of,
 )
@@ -200,8 +199,4 @@ class EvoNormB0Recipe(Affine, Tracked):
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
         given = (x, stats_of(variables), variables["v"], *scale_and_bias(variables))
-        if call.evaluating:
-            y = evo_norm_b0_inference(*given, **self._options(call, evo_norm_b0_inference))
-            return y, {}
-        y, updated = evo_norm_b0(*given, **self._options(call, evo_norm_b0))
-        return y, present(updated)
+        return self._in_mode(call, evo_norm_b0, evo_norm_b0_inference, *given)

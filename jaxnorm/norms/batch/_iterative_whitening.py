@@ -225,10 +225,4 @@ class IterativeWhiteningRecipe(Affine, Tracked):
         """Normalizes ``x``; in training, also updates the running statistics."""
         stats = WhiteningStats(variables["mean"], variables["matrix"])
         given = (x, stats, *scale_and_bias(variables))
-        if call.evaluating:
-            y = iterative_whitening_inference(
-                *given, **self._options(call, iterative_whitening_inference)
-            )
-            return y, {}
-        y, updated = iterative_whitening(*given, **self._options(call, iterative_whitening))
-        return y, updated._asdict()
+        return self._in_mode(call, iterative_whitening, iterative_whitening_inference, *given)

@@ -15,7 +15,7 @@ from ...core._running import RunningStats, broadcast_running_stats, update_runni
 from ...core.calling._public import public
 from .._shared._arithmetic import affine
 from .._shared._prepare import Operands, operands, readable
-from .._shared._recipe import Call, Parameter, Shape, State, Tracked, present, stats_of
+from .._shared._recipe import Call, Parameter, Shape, State, Tracked, stats_of
 from .._shared._running_norm import RunningNorm
 
 
@@ -167,13 +167,5 @@ class MeanOnlyBatchNormRecipe(Tracked):
 
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
-        stats, bias = stats_of(variables), variables.get("bias")
-        if call.evaluating:
-            y = mean_only_batch_norm_inference(
-                x, stats, bias, **self._options(call, mean_only_batch_norm_inference)
-            )
-            return y, {}
-        y, updated = mean_only_batch_norm(
-            x, stats, bias, **self._options(call, mean_only_batch_norm)
-        )
-        return y, present(updated)
+        given = (x, stats_of(variables), variables.get("bias"))
+        return self._in_mode(call, mean_only_batch_norm, mean_only_batch_norm_inference, *given)

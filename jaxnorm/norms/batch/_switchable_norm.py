@@ -24,7 +24,6 @@ from .._shared._recipe import (
     Shape,
     State,
     Tracked,
-    present,
     scale_and_bias,
     stats_of,
 )
@@ -223,8 +222,4 @@ class SwitchableNormRecipe(Affine, Tracked):
         """Normalizes ``x``; in training, also updates the running statistics."""
         weights = variables["mean_weights"], variables["var_weights"]
         given = (x, stats_of(variables), *weights, *scale_and_bias(variables))
-        if call.evaluating:
-            y = switchable_norm_inference(*given, **self._options(call, switchable_norm_inference))
-            return y, {}
-        y, updated = switchable_norm(*given, **self._options(call, switchable_norm))
-        return y, present(updated)
+        return self._in_mode(call, switchable_norm, switchable_norm_inference, *given)

@@ -9,16 +9,13 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from ...core._axes import Axes, one_axis
+from ...core._axes import Axes, broadcasts_to, one_axis
 from ...core._precision import arithmetic_dtype, result_dtype
 from ...core._residuals import rematerialized
-from ...core.calling._arguments import Count
 from ...core.calling._public import public
 from .._shared._prepare import prepare, readable
 from .._shared._recipe import Call, Parameter, Recipe, Shape, State
 from ..sample._rms_norm import rms_norm
-
-NUM_GROUPS = Count("Each group of features has its own mean square; 1 is one for all features.")
 
 
 @public
@@ -70,12 +67,9 @@ def gated_rms_norm(
         [[ 0. 80.  0.  0.]]
     """
     p = prepare(x, {"scale": scale}, feature_axes=feature_axes, mask=mask, dtype=dtype)
-    NUM_GROUPS.check("num_groups", num_groups)
     gate = jnp.asarray(gate)
     scale = None if scale is None else jnp.asarray(scale)
-    if gate.ndim != p.x.ndim or any(
-        n not in (1, m) for n, m in zip(gate.shape, p.x.shape, strict=True)
-    ):
+    if gate.ndim != p.x.ndim or not broadcasts_to(gate, p.x):
         raise ValueError(
             f"gate must have the rank of x, and sizes of 1 or those of x; got shape {gate.shape} for x of "
             f"shape {p.x.shape}. Project it to the features of x."
@@ -103,7 +97,7 @@ def gated_rms_norm(
 
 
 def _group_size(features: int, num_groups: int) -> int:
-    if features % num_groups:
+    if num_groups < 1 or features % num_groups:
         raise ValueError(
             f"num_groups must divide the number of features; got {num_groups} groups of {features} features. "
             f"Choose a divisor of {features}."

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ...core._axes import Axes, canonical_axes, feature_shape
+from ...core._axes import Axes, broadcasts_to, canonical_axes, feature_shape
 from ...core._precision import arithmetic_dtype, result_dtype
 from ...core._residuals import rematerialized_if_differentiated
 from ...core.calling._public import public
@@ -80,9 +80,7 @@ def _of_examples(
         return parameter.reshape(
             [n if i == 0 or i in features else 1 for i, n in enumerate(x.shape)]
         )
-    if parameter.ndim == x.ndim and all(
-        m in (1, n) for m, n in zip(parameter.shape, x.shape, strict=True)
-    ):
+    if parameter.ndim == x.ndim and broadcasts_to(parameter, x):
         return parameter
     raise ValueError(
         f"{name} must have one value per feature per example, or the rank of x; got {name} of shape "

@@ -7,7 +7,7 @@ import fnmatch
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from ... import linen as jnl, nnx as jnx
 from ...norms._shared._running_norm import RunningNorm
 from ._norms import running_norm, with_x_first, without_flag
+from ._types import NnxModelT
 
 Where: TypeAlias = str | Callable[[str], bool]
 """Selects layers: a pattern of paths, like file names (``"stem/*"``), or a function of the path."""
@@ -27,7 +28,6 @@ Watched: TypeAlias = Callable[[Any], bool]
 LINEN_BATCH_NORMS = (nn.BatchNorm, jnl.BatchNorm)
 NNX_BATCH_NORMS = (nnx.BatchNorm, jnx.BatchNorm)
 BATCH_NORMS = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
-_NnxModel = TypeVar("_NnxModel", bound=nnx.Module)
 
 
 class LayerCall(NamedTuple):
@@ -161,7 +161,7 @@ def watching(is_watched: Watched) -> contextlib.AbstractContextManager[Any]:
     return nn.intercept_methods(watch)
 
 
-def watched(model: _NnxModel, is_watched: Watched) -> _NnxModel:
+def watched(model: NnxModelT, is_watched: Watched) -> NnxModelT:
     """Returns ``model``, with the same variables, and watches its NNX layers that ``is_watched`` accepts."""
 
     def watch(path: tuple[Any, ...], node: Any) -> Any:

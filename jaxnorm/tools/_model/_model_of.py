@@ -1,12 +1,12 @@
 """Wraps a model that is passed to a tool, in the form that the tools use."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 from flax import nnx
 
+from ...norms._shared._flags import signature_of_call
 from ._intercept import Watched
 from ._interface import Model
 from ._linen import LinenModel
@@ -29,7 +29,7 @@ def call_model(model: Any, batch: Any) -> Any:
     Raises:
         ValueError: If the model asks for more than a batch and such a flag.
     """
-    signature = inspect.signature(inspect.unwrap(class_of(model).__call__))
+    signature = signature_of_call(class_of(model))
     needed = [
         p.name
         for p in list(signature.parameters.values())[2:]

@@ -1,13 +1,12 @@
 """Which layers keep running statistics, and how: what the layers say, and what is known about Flax's."""
 
-import functools
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 from flax import nnx
 
+from ...norms._shared._flags import signature_of_call
 from ...norms._shared._running_norm import RunningNorm
 
 _FLAX = (nn.BatchNorm, nnx.BatchNorm)
@@ -52,7 +51,7 @@ def without_flag(
     layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Arguments of a call of ``layer`` without ``use_running_average``, and its value, None if not given."""
-    names, kept = _names(class_of(layer)), dict(kwargs)
+    names, kept = _names(layer), dict(kwargs)
     flag = kept.pop(_FLAG, None)
     at = names.index(_FLAG) if _FLAG in names else len(args)
     if at < len(args):
@@ -66,16 +65,15 @@ def with_x_first(
     layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Arguments of a call of ``layer``, with the first one by position, also if it was given by name."""
-    first = _names(class_of(layer))[:1]
+    first = _names(layer)[:1]
     if args or not first or first[0] not in kwargs:
         return args, kwargs
     return (kwargs[first[0]],), {name: value for name, value in kwargs.items() if name != first[0]}
 
 
-@functools.cache
-def _names(kind: Any) -> list[str]:
-    """The names of the parameters of a class's ``__call__``, without self."""
-    return list(inspect.signature(inspect.unwrap(kind.__call__)).parameters)[1:]
+def _names(layer: Any) -> list[str]:
+    """The names of the parameters of ``__call__``, without self."""
+    return list(signature_of_call(class_of(layer)).parameters)[1:]
 
 
 def class_of(layer: Any) -> Any:

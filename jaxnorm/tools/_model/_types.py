@@ -7,7 +7,7 @@ import flax.linen as nn
 from flax import nnx
 
 AnyModel: TypeAlias = nn.Module | nnx.Module
-ModelT = TypeVar("ModelT", bound=nn.Module | nnx.Module)
+ModelT = TypeVar("ModelT", bound=AnyModel)
 NnxModelT = TypeVar("NnxModelT", bound=nnx.Module)
 Variables: TypeAlias = Mapping[str, Any]
 """Linen's variables: trees of arrays by collection."""

@@ -1,6 +1,6 @@
 """Pools the running statistics that replicas kept separately."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,12 @@ from ...core._axes import one_axis
 from ...core._pool import Moments, pool
 from ...core._precision import upcast
 from ...core._sync import pool_over_devices
-
-_Tree = TypeVar("_Tree")
+from .._model._types import TreeT
 
 
 def pool_replicas(
-    batch_stats: _Tree, *, axis: int | None = None, axis_name: AxisName | None = None
-) -> _Tree:
+    batch_stats: TreeT, *, axis: int | None = None, axis_name: AxisName | None = None
+) -> TreeT:
     """Pools running statistics that each replica computed from its own examples.
 
         mean = Σ meanᵢ / R        var = Σ (varᵢ + |meanᵢ - mean|²) / R
