@@ -285,33 +285,9 @@ def spectral_norm(a: Asked, name: str) -> Answer:
     return weight, moved if a.training else {}
 
 
-def magnitude_preserving(a: Asked, name: str) -> Answer:
-    """Scales each output to length 1: EDM2's ``normalize`` and 1/√fan-in."""
-    w = a.variables[name]
-    fan_in = w.size // w.shape[-1]
-    square = jnp.sum(w**2, tuple(range(w.ndim - 1)), keepdims=True)
-    return w / (1e-4 + jnp.sqrt(square / fan_in)) / np.float32(fan_in) ** 0.5, {}
-
-
-def scaled_weight_standardization(a: Asked, name: str) -> Answer:
-    """Gives each output mean 0 and length 1."""
-    w = a.variables[name]
-    inputs, fan_in = tuple(range(w.ndim - 1)), w.size // w.shape[-1]
-    centered = w - w.mean(inputs, keepdims=True)
-    var = jnp.mean(centered**2, inputs, keepdims=True)
-    return centered / jnp.sqrt(fan_in * (var + 1e-6)), {}
-
-
 def function_of_weight(a: Asked, name: str) -> Answer:
     """Calls the function in the field."""
     return a.fields["function"](a.variables[name]), {}
-
-
-def unless_given(default: Callable[..., Any], arithmetic: Callable[..., Answer]) -> Any:
-    """The wrapper's own arithmetic, unless its ``function`` field has another function."""
-    return lambda a, name: (arithmetic if a.fields["function"] is default else function_of_weight)(
-        a, name
-    )
 
 
 # --- the table -------------------------------------------------------------------------------------
@@ -433,9 +409,7 @@ ROWS: dict[str, Row] = {
         values={**ONE_AXIS, "size": (3,), "alpha": (0.5,), "beta": (2.0,), "k": (1.5,)},
     ),
     "MagnitudePreserving": Row(
-        dense(unless_given(jn.magnitude_preserving, magnitude_preserving)),
-        values={**OF_WEIGHTS, "function": (jn.weight_norm,)},
-        tolerance=1e-5,
+        of_weight(jn.magnitude_preserving), values=OF_WEIGHTS, tolerance=1e-5
     ),
     "PixelNorm": Row(plain(jn.pixel_norm), split=-1),
     "QKNorm": Row(qk_norm, after=lambda _, n: (normal((n, 3, 5, 8), seed=5),), tolerance=1e-5),
@@ -451,8 +425,9 @@ ROWS: dict[str, Row] = {
     ),
     "ScaleNorm": Row(scale_norm, split=-1),
     "ScaledWeightStandardization": Row(
-        dense(unless_given(jn.scaled_weight_standardization, scaled_weight_standardization)),
-        values={**OF_WEIGHTS, "function": (jn.weight_norm,)},
+        of_weight(jn.scaled_weight_standardization, "gain"),
+        {"use_gain": True},
+        OF_WEIGHTS,
         tolerance=1e-5,
     ),
     "Spade": Row(

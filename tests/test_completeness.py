@@ -51,8 +51,6 @@ STATES = {
     "batch_norm": "tests/norms/test_batch_norm.py",
     "tracked_instance_norm": "tests/norms/test_tracked_instance.py",
 }
-# Classes whose two versions are compared only with the function, in `tests.stands_for`.
-BY_THEMSELVES = {"MagnitudePreserving", "Reparameterized", "ScaledWeightStandardization"}
 # Norms without a row in the tables of the pages, and the norm whose row leads to them.
 IN_THE_REFERENCE = {
     "act_norm_inverse": "act_norm",
@@ -99,8 +97,8 @@ def test_every_class_has_cases() -> None:
     assert left_out(ROWS, CLASSES) == [] == left_out(CLASSES, ROWS)
     options = {*OPTIONS, *(name for name, _ in MORE.values())}
     wrappers = {name for name, _, _ in WRAPPED.values()}
-    assert left_out(CLASSES, options | wrappers | CASES.keys(), BY_THEMSELVES) == []
-    assert left_out(wrappers | BY_THEMSELVES, filter(is_wrapper, CLASSES)) == []
+    assert left_out(CLASSES, options | wrappers | CASES.keys()) == []
+    assert left_out(wrappers, filter(is_wrapper, CLASSES)) == []
 
 
 def test_every_name_is_registered() -> None:

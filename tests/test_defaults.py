@@ -95,7 +95,9 @@ OWN: dict[str, Fields] = {
     "FilterResponseNorm": {"use_threshold": True},  # the paper's unit
     "GhostBatchNorm": {"track_running_stats": True, "virtual_batch_size": 32},  # the usual size
     "InstanceNorm": {"track_running_stats": False},  # PyTorch
-    "LocalResponseNorm": {"size": 5},  # AlexNet; the function has no default
+    "LocalResponseNorm": {"size": 5, "num_features": ()},  # AlexNet; the function has no default
+    "PixelNorm": {"num_features": ()},  # there are no parameters
+    "ScaledWeightStandardization": {"use_gain": False},  # as WeightStandardization
     "Spade": {"epsilon": 1e-5, "hidden": 128, "kernel_size": 3},  # the authors' code
     "SpectralNorm": {
         "collection_name": "batch_stats",

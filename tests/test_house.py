@@ -24,6 +24,7 @@ import jaxnorm.linen
 import jaxnorm.nnx
 from jaxnorm.norms._registry import REGISTRY
 from jaxnorm.norms._shared._recipe import Recipe
+from jaxnorm.norms._shared._weight_recipe import WeightRecipe
 
 ROOT = Path(jaxnorm.__file__).parents[1]
 PACKAGE = ROOT / "jaxnorm"
@@ -31,8 +32,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = ["jaxnorm", *(m.name for m in pkgutil.walk_packages(jaxnorm.__path__, "jaxnorm."))]
 NORM_CLASSES = sorted({norm.layer for norm in REGISTRY if norm.layer} - {"NoNorm"})
 # Classes made from a recipe or another class, with fields described where they are defined.
-DERIVED = {name for name in NORM_CLASSES if issubclass(getattr(jaxnorm.linen, name), Recipe)}
-DERIVED |= {"GhostBatchNorm", "MagnitudePreserving", "ScaledWeightStandardization"}
+DERIVED = {
+    name for name in NORM_CLASSES if issubclass(getattr(jaxnorm.linen, name), Recipe | WeightRecipe)
+}
+DERIVED |= {"GhostBatchNorm"}
 OF_CORE = {
     *("Moments", "moments", "pool", "combine", "portable"),
     *("RunningStats", "init_running_stats", "update_running_stats"),

@@ -197,6 +197,13 @@ WRAPPED: dict[str, tuple[str, str, Fields]] = {
         {"use_gain": True, "gain_init": ramp},
     ),
     "WeightStandardization, rows": ("WeightStandardization", "dense", {"feature_axes": 0}),
+    "ScaledWeightStandardization": (
+        "ScaledWeightStandardization",
+        "conv",
+        {"use_gain": True, "gain_init": ramp, "epsilon": 1e-2},
+    ),
+    "MagnitudePreserving": ("MagnitudePreserving", "dense", {"feature_axes": 0, "epsilon": 0.1}),
+    "Reparameterized": ("Reparameterized", "conv", {"function": jnp.tanh}),
 }
 
 

@@ -54,7 +54,7 @@ NO_EFFECT = {
     "use_fast_variance": set(CLASSES),  # accepted for compatibility with Flax
     "force_float32_reductions": {"GroupNorm", "LayerNorm", "RMSNorm"},  # likewise
     "promote_dtype": {"WeightNorm"},  # likewise
-    "param_dtype": {"AdaIN", "PixelNorm"},  # there are no parameters
+    "param_dtype": {"AdaIN", "LocalResponseNorm", "PixelNorm"},  # there are no parameters
 }
 # Fields that only matter together with another: without force_float32_reductions, the state has the
 # param_dtype.

@@ -20,24 +20,22 @@ from ._derived import (
     GlobalResponseNorm as GlobalResponseNorm,
     IterativeWhitening as IterativeWhitening,
     LayerScale as LayerScale,
+    LocalResponseNorm as LocalResponseNorm,
+    MagnitudePreserving as MagnitudePreserving,
     MeanOnlyBatchNorm as MeanOnlyBatchNorm,
     PixelNorm as PixelNorm,
     QKNorm as QKNorm,
+    Reparameterized as Reparameterized,
+    ScaledWeightStandardization as ScaledWeightStandardization,
     ScaleNorm as ScaleNorm,
     Spade as Spade,
     SwitchableNorm as SwitchableNorm,
+    WeightStandardization as WeightStandardization,
 )
 from ._get_norm import get_norm as get_norm
 from ._group_norm import GroupNorm as GroupNorm
 from ._instance_norm import InstanceNorm as InstanceNorm
 from ._layer_norm import LayerNorm as LayerNorm
-from ._local_response_norm import LocalResponseNorm as LocalResponseNorm
-from ._reparameterized import (
-    MagnitudePreserving as MagnitudePreserving,
-    Reparameterized as Reparameterized,
-    ScaledWeightStandardization as ScaledWeightStandardization,
-)
 from ._rms_norm import RMSNorm as RMSNorm
 from ._spectral_norm import SpectralNorm as SpectralNorm
 from ._weight_norm import WeightNorm as WeightNorm
-from ._weight_standardization import WeightStandardization as WeightStandardization

@@ -20,9 +20,15 @@ from ..norms.sample._evo_norm_s0 import EvoNormS0Recipe
 from ..norms.sample._filter_response_norm import FilterResponseNormRecipe
 from ..norms.sample._global_response_norm import GlobalResponseNormRecipe
 from ..norms.sample._layer_scale import LayerScaleRecipe
+from ..norms.sample._local_response_norm import LocalResponseNormRecipe
 from ..norms.sample._pixel_norm import PixelNormRecipe
 from ..norms.sample._scale_norm import ScaleNormRecipe
+from ..norms.weight._magnitude_preserving import MagnitudePreservingRecipe
+from ..norms.weight._reparameterized import ReparameterizedRecipe
+from ..norms.weight._scaled_weight_standardization import ScaledWeightStandardizationRecipe
+from ..norms.weight._weight_standardization import WeightStandardizationRecipe
 from ._from_recipe import FromConditionedRecipe, FromRecipe
+from ._from_weight_recipe import FromWeightRecipe
 
 
 class ActNorm(ActNormRecipe, FromRecipe): ...
@@ -76,6 +82,12 @@ class IterativeWhitening(IterativeWhiteningRecipe, FromRecipe): ...
 class LayerScale(LayerScaleRecipe, FromRecipe): ...
 
 
+class LocalResponseNorm(LocalResponseNormRecipe, FromRecipe): ...
+
+
+class MagnitudePreserving(MagnitudePreservingRecipe, FromWeightRecipe): ...
+
+
 class MeanOnlyBatchNorm(MeanOnlyBatchNormRecipe, FromRecipe): ...
 
 
@@ -85,10 +97,19 @@ class PixelNorm(PixelNormRecipe, FromRecipe): ...
 class QKNorm(QKNormRecipe, FromConditionedRecipe): ...
 
 
+class Reparameterized(ReparameterizedRecipe, FromWeightRecipe): ...
+
+
 class ScaleNorm(ScaleNormRecipe, FromRecipe): ...
+
+
+class ScaledWeightStandardization(ScaledWeightStandardizationRecipe, FromWeightRecipe): ...
 
 
 class Spade(SpadeRecipe, FromConditionedRecipe): ...
 
 
 class SwitchableNorm(SwitchableNormRecipe, FromRecipe): ...
+
+
+class WeightStandardization(WeightStandardizationRecipe, FromWeightRecipe): ...

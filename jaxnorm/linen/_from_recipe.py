@@ -9,16 +9,21 @@ import jax.numpy as jnp
 from ..core._axes import feature_shape
 from ..core.calling._explained import explaining_fields
 from ..norms._shared._recipe import Call, Recipe, Shared, Tracked
+from ..norms._shared._weight_recipe import WeightRecipe
 from ._variables import Checked, devices_of, is_evaluating
 
 
-class FromRecipe(Checked):
-    """Turns a recipe, the other base class, into a module."""
+class Derived(Checked):
+    """A module with the docstring of its recipe, the other base class."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        recipe = next((base for base in cls.__bases__ if issubclass(base, Recipe)), cls)
-        cls.__doc__ = cls.__doc__ or recipe.__doc__
+        recipes = (base for base in cls.__bases__ if issubclass(base, Recipe | WeightRecipe))
+        cls.__doc__ = cls.__doc__ or next(recipes, cls).__doc__
         super().__init_subclass__(**options)
+
+
+class FromRecipe(Derived):
+    """Turns a recipe, the other base class, into a module."""
 
     def __call__(
         self,

@@ -20,9 +20,15 @@ from ..norms.sample._evo_norm_s0 import EvoNormS0Recipe
 from ..norms.sample._filter_response_norm import FilterResponseNormRecipe
 from ..norms.sample._global_response_norm import GlobalResponseNormRecipe
 from ..norms.sample._layer_scale import LayerScaleRecipe
+from ..norms.sample._local_response_norm import LocalResponseNormRecipe
 from ..norms.sample._pixel_norm import PixelNormRecipe
 from ..norms.sample._scale_norm import ScaleNormRecipe
-from ._from_recipe import FromConditionedRecipe, FromRecipe, Training
+from ..norms.weight._magnitude_preserving import MagnitudePreservingRecipe
+from ..norms.weight._reparameterized import ReparameterizedRecipe
+from ..norms.weight._scaled_weight_standardization import ScaledWeightStandardizationRecipe
+from ..norms.weight._weight_standardization import WeightStandardizationRecipe
+from ._from_recipe import FromConditionedRecipe, FromRecipe, Training, WithoutVariables
+from ._from_weight_recipe import FromWeightRecipe
 
 
 class ActNorm(ActNormRecipe, FromRecipe): ...
@@ -76,19 +82,34 @@ class IterativeWhitening(Training, IterativeWhiteningRecipe, FromRecipe): ...
 class LayerScale(LayerScaleRecipe, FromRecipe): ...
 
 
+class LocalResponseNorm(WithoutVariables, LocalResponseNormRecipe, FromRecipe): ...
+
+
+class MagnitudePreserving(MagnitudePreservingRecipe, FromWeightRecipe): ...
+
+
 class MeanOnlyBatchNorm(Training, MeanOnlyBatchNormRecipe, FromRecipe): ...
 
 
-class PixelNorm(PixelNormRecipe, FromRecipe): ...
+class PixelNorm(WithoutVariables, PixelNormRecipe, FromRecipe): ...
 
 
 class QKNorm(QKNormRecipe, FromConditionedRecipe): ...
 
 
+class Reparameterized(ReparameterizedRecipe, FromWeightRecipe): ...
+
+
 class ScaleNorm(ScaleNormRecipe, FromRecipe): ...
+
+
+class ScaledWeightStandardization(ScaledWeightStandardizationRecipe, FromWeightRecipe): ...
 
 
 class Spade(SpadeRecipe, FromConditionedRecipe): ...
 
 
 class SwitchableNorm(Training, SwitchableNormRecipe, FromRecipe): ...
+
+
+class WeightStandardization(WeightStandardizationRecipe, FromWeightRecipe): ...

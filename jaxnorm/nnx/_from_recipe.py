@@ -10,27 +10,32 @@ from flax import nnx
 from ..core.calling._arguments import check_fields
 from ..core.calling._explained import explaining_fields
 from ..norms._shared._recipe import Call, Recipe, Shared, Tracked
+from ..norms._shared._weight_recipe import WeightRecipe
 from ._transformable import transformable
 from ._variables import Features, is_evaluating, parameter, shape_of, store, value_of
 
 
 @dataclass_transform(eq_default=False)
+class Derived(nnx.Module):
+    """A dataclass with the docstring of its recipe, the other base class."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        recipes = [base for base in cls.__bases__ if issubclass(base, Recipe | WeightRecipe)]
+        # Only the class that adds this one to its recipe is a dataclass; users' subclasses are ordinary.
+        if recipes and not issubclass(recipes[0], Derived):
+            cls.__doc__ = cls.__doc__ or recipes[0].__doc__
+            dataclass(eq=False)(cls)
+
+
 @dataclass(eq=False)
-class FromRecipe(nnx.Module):
+class FromRecipe(Derived):
     """Turns a recipe, the other base class, into a module."""
 
     num_features: Features
     """The feature shape: one size, or a sequence with one size per axis in ``feature_axes``."""
     _: KW_ONLY
     rngs: InitVar[nnx.Rngs]
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        recipes = [base for base in cls.__bases__ if issubclass(base, Recipe)]
-        # Only the class that adds this one to its recipe is a dataclass; users' subclasses are ordinary.
-        if recipes and not issubclass(recipes[0], FromRecipe):
-            cls.__doc__ = cls.__doc__ or recipes[0].__doc__
-            dataclass(eq=False)(cls)
 
     @explaining_fields
     def __post_init__(self, rngs: nnx.Rngs) -> None:
@@ -106,6 +111,17 @@ class Training:
 
     use_running_average: bool | None = False
     """True for evaluation, False for training; the call can override it."""
+
+
+@dataclass(eq=False)
+class WithoutVariables:
+    """Mixin for norms without variables, which do not need the sizes of features or random numbers."""
+
+    num_features: Features = ()
+    """Ignored; accepted so that this layer can replace other norms."""
+    _: KW_ONLY
+    rngs: InitVar[Any] = None
+    """Ignored; accepted for the same reason."""
 
 
 class FromConditionedRecipe(FromRecipe):

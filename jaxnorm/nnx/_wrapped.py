@@ -43,8 +43,12 @@ def _set(values: list[tuple[Any, Any]]) -> None:
 
 
 def one_for_each(
-    layer: Any, chosen: Callable[[Path, Any], bool], make: Callable[[jax.Array], jax.Array]
+    layer: Any, chosen: Callable[[Path, Any], bool], make: Callable[[jax.Array], jax.Array | None]
 ) -> dict[Path, nnx.Param]:
-    """Creates a new parameter for each ``chosen`` parameter of ``layer``, keyed by its path."""
+    """Creates a new parameter for each ``chosen`` parameter of ``layer``, keyed by its path.
+
+    Those for which ``make`` returns None get no new parameter.
+    """
     parameters = nnx.to_flat_state(nnx.state(layer, nnx.Param))
-    return nnx.data({p: nnx.Param(make(v[...])) for p, v in parameters if chosen(p, v)})
+    made = {path: make(own[...]) for path, own in parameters if chosen(path, own)}
+    return nnx.data({path: nnx.Param(new) for path, new in made.items() if new is not None})

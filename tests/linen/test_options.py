@@ -216,8 +216,10 @@ def test_rms_norm_with_an_offset() -> None:
 
 
 def test_local_response_norm_has_no_variables_and_hands_on_its_fields() -> None:
-    """There are no collections, and every field enters the formula, also by position."""
-    layer = jnl.LocalResponseNorm(3, 0.5, 2.0, 1.5, jnp.bfloat16, 1)
+    """There are no collections, and every field enters the formula."""
+    layer = jnl.LocalResponseNorm(
+        size=3, alpha=0.5, beta=2.0, k=1.5, dtype=jnp.bfloat16, feature_axes=1
+    )
     y, variables = layer.init_with_output(KEY, X)
     assert variables == {} and y.dtype == jnp.bfloat16
     padded = np.pad(np.square(X), [(0, 0), (1, 1), (0, 0), (0, 0)])

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._all_reduce import AxisIndexGroups, AxisName
@@ -23,6 +22,8 @@ from ...core._running import RunningStats, init_running_stats
 from ._running_norm import RunningNorm
 
 Shape = tuple[int, ...]
+Initializer = Callable[[jax.Array, Shape, Any], jax.Array]
+"""Returns a parameter for a key, a shape and a dtype, like those of `jax.nn.initializers`."""
 State = Mapping[str, jax.Array]
 
 
@@ -72,9 +73,13 @@ class Recipe:
 
     def _options(self, call: Call, function: Callable[..., Any]) -> dict[str, Any]:
         """Returns the keyword arguments of ``function`` that are fields of the layer or part of its call."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        known = {**own, **call.devices, "mask": call.mask}
-        return {name: known[name] for name in _keywords_of(function) if name in known}
+        return options_of(self, function, **call.devices, mask=call.mask)
+
+
+def options_of(layer: Any, function: Callable[..., Any], **more: Any) -> dict[str, Any]:
+    """Returns the keyword arguments of ``function`` that are fields of ``layer`` or among ``more``."""
+    known = {field.name: getattr(layer, field.name) for field in fields(layer)} | more
+    return {name: known[name] for name in _keywords_of(function) if name in known}
 
 
 @functools.cache

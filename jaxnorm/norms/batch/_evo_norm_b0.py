@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._all_reduce import AxisIndexGroups, AxisName
@@ -22,6 +21,7 @@ from .._shared._prepare import Operands, operands
 from .._shared._recipe import (
     Affine,
     Call,
+    Initializer,
     Parameter,
     Shape,
     State,

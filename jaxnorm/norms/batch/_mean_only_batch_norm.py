@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import jax
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._all_reduce import AxisIndexGroups, AxisName
@@ -15,7 +14,7 @@ from ...core._running import RunningStats, broadcast_running_stats, update_runni
 from ...core.calling._public import public
 from .._shared._arithmetic import affine
 from .._shared._prepare import Operands, operands, readable
-from .._shared._recipe import Call, Parameter, Shape, State, Tracked, stats_of
+from .._shared._recipe import Call, Initializer, Parameter, Shape, State, Tracked, stats_of
 from .._shared._running_norm import RunningNorm
 
 

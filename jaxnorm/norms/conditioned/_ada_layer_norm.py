@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._axes import Axes
 from ...core._precision import arithmetic_dtype, result_dtype
 from ...core._residuals import rematerialized
 from ...core.calling._public import public
-from .._shared._recipe import Call, Parameter, Recipe, Shape, State
+from .._shared._recipe import Call, Initializer, Parameter, Recipe, Shape, State
 from ..sample._layer_norm import layer_norm
 from ._modulate import modulate
 

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._axes import Axes, broadcasts_to, one_axis
@@ -14,7 +13,7 @@ from ...core._precision import arithmetic_dtype, result_dtype
 from ...core._residuals import rematerialized
 from ...core.calling._public import public
 from .._shared._prepare import prepare, readable
-from .._shared._recipe import Call, Parameter, Recipe, Shape, State
+from .._shared._recipe import Call, Initializer, Parameter, Recipe, Shape, State
 from ..sample._rms_norm import rms_norm
 
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import jax
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core.calling._public import public
-from .._shared._recipe import Call, Parameter, Recipe, Shape, State, check_last_axis
+from .._shared._recipe import Call, Initializer, Parameter, Recipe, Shape, State, check_last_axis
 from ..sample._rms_norm import rms_norm
 
 

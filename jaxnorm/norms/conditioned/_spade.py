@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 
 from ...core._precision import arithmetic_dtype, result_dtype
 from .._shared._initial import lecun_normal
-from .._shared._recipe import Call, Parameter, Recipe, Shape, State, check_last_axis
+from .._shared._recipe import Call, Initializer, Parameter, Recipe, Shape, State, check_last_axis
 from ..sample._instance_norm import instance_norm
 from ._modulate import modulate
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import jax
 from jax import lax
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._axes import Axes
@@ -15,7 +14,7 @@ from ...core.calling._public import public
 from .._shared._arithmetic import affine
 from .._shared._initial import half
 from .._shared._prepare import operands
-from .._shared._recipe import Affine, Call, Parameter, Shape, State, scale_and_bias
+from .._shared._recipe import Affine, Call, Initializer, Parameter, Shape, State, scale_and_bias
 
 
 @public

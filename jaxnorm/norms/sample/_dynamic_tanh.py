@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._axes import Axes
@@ -13,7 +12,7 @@ from ...core.calling._public import public
 from .._shared._arithmetic import affine
 from .._shared._initial import half
 from .._shared._prepare import operands
-from .._shared._recipe import Affine, Call, Parameter, Shape, State, scale_and_bias
+from .._shared._recipe import Affine, Call, Initializer, Parameter, Shape, State, scale_and_bias
 
 
 @public

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import jax
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._all_reduce import AxisIndexGroups, AxisName
@@ -14,7 +13,16 @@ from ...core._precision import check_real
 from ...core._residuals import rematerialized
 from ...core.calling._public import public
 from .._shared._prepare import operands
-from .._shared._recipe import Affine, Call, Parameter, Shape, Shared, State, scale_and_bias
+from .._shared._recipe import (
+    Affine,
+    Call,
+    Initializer,
+    Parameter,
+    Shape,
+    Shared,
+    State,
+    scale_and_bias,
+)
 from ._group_norm import moments_of_groups
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._all_reduce import AxisIndexGroups, AxisName
@@ -16,7 +15,16 @@ from ...core._precision import check_real
 from ...core._residuals import rematerialized
 from ...core.calling._public import public
 from .._shared._prepare import operands
-from .._shared._recipe import Affine, Call, Parameter, Shape, Shared, State, scale_and_bias
+from .._shared._recipe import (
+    Affine,
+    Call,
+    Initializer,
+    Parameter,
+    Shape,
+    Shared,
+    State,
+    scale_and_bias,
+)
 
 
 @public

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._axes import Axes, axes_of_instances, complement
@@ -15,7 +14,7 @@ from ...core.calling._public import public
 from ...core.lowering._cpu_hints import rounded
 from .._shared._arithmetic import affine, root
 from .._shared._prepare import operands
-from .._shared._recipe import Affine, Call, State, scale_and_bias
+from .._shared._recipe import Affine, Call, Initializer, State, scale_and_bias
 
 
 @public

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import jax
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._axes import Axes
@@ -11,7 +10,7 @@ from ...core._residuals import rematerialized
 from ...core.calling._public import public
 from .._shared._initial import small
 from .._shared._prepare import operands
-from .._shared._recipe import Call, Parameter, Recipe, Shape, State
+from .._shared._recipe import Call, Initializer, Parameter, Recipe, Shape, State
 
 
 @public

@@ -1,6 +1,7 @@
 """Local response normalization (Krizhevsky, Sutskever and Hinton, 2012, "ImageNet classification ...")."""
 
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from ...core.calling._explained import explained
 from ...core.calling._staged import staged
 from ...core.lowering._cpu_hints import rounded
 from .._shared._prepare import readable
+from .._shared._recipe import Call, Recipe, State
 
 _ENERGY = Number(
     "be finite and non-negative",
@@ -101,3 +103,30 @@ def _divided(
     base = k + rounded(alpha / size * energy)
     gain = jnp.where(base == 0, 1, base) ** -beta  # zeros stay zeros if k is 0
     return x * gain.astype(x.dtype)
+
+
+@dataclass(kw_only=True, eq=False)
+class LocalResponseNormRecipe(Recipe):
+    """Local response norm (`jaxnorm.local_response_norm`) as in PyTorch. It has no variables.
+
+    Example:
+        >>> import jax
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jax.random.normal(jax.random.key(0), (4, 8, 8, 16))
+        >>> y = jnl.LocalResponseNorm(size=5).apply({}, x)
+        >>> print((jnx.LocalResponseNorm(size=5)(x) == y).all())
+        True
+    """
+
+    size: int = 5
+    """Number of channels in the window."""
+    alpha: float = 1e-4
+    """Weight of the mean square over the window."""
+    beta: float = 0.75
+    """The exponent."""
+    k: float = 1.0
+    """Added to the weighted mean square."""
+
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Applies the norm; there is no state to update."""
+        return local_response_norm(x, **self._options(call, local_response_norm)), {}

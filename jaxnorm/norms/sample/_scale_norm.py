@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ...core._all_reduce import AxisIndexGroups, AxisName
 from ...core._axes import Axes
 from ...core.calling._arguments import check_scalar
 from ...core.calling._public import public
-from .._shared._recipe import Call, Parameter, Shape, Shared, State
+from .._shared._recipe import Call, Initializer, Parameter, Shape, Shared, State
 from ._l2_normalize import l2_normalize
 
 

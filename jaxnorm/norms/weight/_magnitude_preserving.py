@@ -1,6 +1,7 @@
 """Magnitude-preserving weights of EDM2 (Karras et al., 2023, https://arxiv.org/abs/2312.02696)."""
 
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from ...core._precision import result_dtype, upcast
 from ...core.calling._arguments import check_scalar
 from ...core.calling._public import public
 from .._shared._arithmetic import root
+from .._shared._recipe import options_of
+from .._shared._weight_recipe import WeightRecipe
 
 
 @public
@@ -105,3 +108,34 @@ def _unit_mean_square(
     length = root(abs_square(wide).sum(reduced, keepdims=True))
     length = length + epsilon * math.sqrt(size_of(kernel, reduced))
     return wide, jnp.where(length == 0, 1, length)  # zeros stay zeros
+
+
+@dataclass(kw_only=True, eq=False)
+class MagnitudePreservingRecipe(WeightRecipe):
+    """`jaxnorm.magnitude_preserving` of the kernels of the wrapped layer or model.
+
+    The parameters keep their paths and values.
+
+    Example:
+        >>> import jax
+        >>> from flax import linen as nn, nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = 5 * jax.random.normal(jax.random.key(0), (1000, 64))
+        >>> y, _ = jnl.MagnitudePreserving(nn.Dense(32)).init_with_output(jax.random.key(1), x)
+        >>> print(y.std().round(0))
+        5.0
+        >>> layer = jnx.MagnitudePreserving(nnx.Linear(64, 32, rngs=nnx.Rngs(0)))
+        >>> print(layer(x).std().round(0))
+        5.0
+    """
+
+    epsilon: float = 1e-4
+    """Added to the root mean square of the weights."""
+    feature_axes: Axes = -1
+    """Output axes of a weight, which are not reduced: -1 for Flax kernels."""
+    dtype: DTypeLike | None = None
+    """Dtype of the new weights; None means the dtype of the weights."""
+
+    def _changed(self, weight: jax.Array, gain: jax.Array | None) -> jax.Array:
+        """Normalizes the weight."""
+        return magnitude_preserving(weight, **options_of(self, magnitude_preserving))

@@ -1,6 +1,7 @@
 """Scaled weight standardization (Brock, De and Smith, 2021, https://arxiv.org/abs/2101.08692)."""
 
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from jax.typing import DTypeLike
 from ...core._axes import Axes, canonical_axes, complement, feature_shape, size_of
 from ...core._precision import arithmetic_dtype, result_dtype
 from ...core.calling._public import public
+from .._shared._recipe import options_of
+from .._shared._weight_recipe import Standardizing
 from ._weight_standardization import weight_standardization
 
 
@@ -63,3 +66,33 @@ def scaled_weight_standardization(
         epsilon=epsilon,
         dtype=result,
     )
+
+
+@dataclass(kw_only=True, eq=False)
+class ScaledWeightStandardizationRecipe(Standardizing):
+    """`jaxnorm.scaled_weight_standardization` of the kernels of the wrapped layer or model.
+
+    The parameters keep their paths and values. Each gain is a parameter of its own, named after the path of
+    its weight; the networks of the paper learn it (``use_gain=True``).
+
+    Example:
+        >>> import jax
+        >>> from flax import linen as nn, nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = 5 * jax.random.normal(jax.random.key(0), (1000, 64))
+        >>> y, _ = jnl.ScaledWeightStandardization(nn.Dense(32)).init_with_output(jax.random.key(1), x)
+        >>> print(y.std().round(0))
+        5.0
+        >>> layer = jnx.ScaledWeightStandardization(nnx.Linear(64, 32, rngs=nnx.Rngs(0)))
+        >>> print(layer(x).std().round(0))
+        5.0
+    """
+
+    epsilon: float = 1e-6
+    """Added to the variance."""
+
+    def _changed(self, weight: jax.Array, gain: jax.Array | None) -> jax.Array:
+        """Standardizes the weight."""
+        return scaled_weight_standardization(
+            weight, gain, **options_of(self, scaled_weight_standardization)
+        )

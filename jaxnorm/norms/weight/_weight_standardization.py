@@ -1,11 +1,15 @@
 """Weight standardization (Qiao et al., 2019, https://arxiv.org/abs/1903.10520)."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ...core._axes import Axes, canonical_axes, complement
 from ...core.calling._public import public
+from .._shared._recipe import options_of
+from .._shared._weight_recipe import Standardizing
 from ..sample._layer_norm import layer_norm
 
 
@@ -58,3 +62,32 @@ def weight_standardization(
         epsilon=epsilon,
         dtype=dtype,
     )
+
+
+@dataclass(kw_only=True, eq=False)
+class WeightStandardizationRecipe(Standardizing):
+    """Weight standardization (`jaxnorm.weight_standardization`) of the kernels of the wrapped layer or model.
+
+    The parameters keep their paths and values. Each gain is a parameter of its own, named after the path of
+    its weight.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import linen as nn, nnx
+        >>> from jaxnorm import linen as jnl, nnx as jnx
+        >>> x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+        >>> layer = jnl.WeightStandardization(nn.Conv(16, (3, 3)))
+        >>> y, variables = layer.init_with_output(jax.random.key(1), x)
+        >>> jax.tree.map(jnp.shape, variables)["params"]
+        {'layer_instance': {'bias': (16,), 'kernel': (3, 3, 3, 16)}}
+        >>> layer = jnx.WeightStandardization(nnx.Conv(3, 16, (3, 3), rngs=nnx.Rngs(0)))
+        >>> print(layer(x).shape)
+        (4, 8, 8, 16)
+    """
+
+    epsilon: float = 1e-10
+    """Added to the variance."""
+
+    def _changed(self, weight: jax.Array, gain: jax.Array | None) -> jax.Array:
+        """Standardizes the weight."""
+        return weight_standardization(weight, gain, **options_of(self, weight_standardization))
