@@ -1,6 +1,6 @@
 """`BatchNorm` as an NNX module."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partialmethod
 from typing import Any
 
@@ -88,6 +88,8 @@ class BatchNorm(nnx.Module):
         >>> y = layer(x)
     """
 
+    scale: nnx.Param[jax.Array]  # None if use_scale is False
+    bias: nnx.Param[jax.Array]  # None if use_bias is False
     mean: nnx.BatchStat[jax.Array]  # None without running statistics, like var
     var: nnx.BatchStat[jax.Array]
     count: nnx.BatchStat[jax.Array] | None
@@ -238,4 +240,4 @@ class GhostBatchNorm(BatchNorm):
         True
     """
 
-    __init__ = partialmethod(BatchNorm.__init__, virtual_batch_size=32)  # pyright: ignore[reportAssignmentType]
+    __init__: Callable[..., None] = partialmethod(BatchNorm.__init__, virtual_batch_size=32)  # pyright: ignore[reportAssignmentType]

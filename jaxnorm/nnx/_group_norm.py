@@ -61,6 +61,11 @@ class GroupNorm(nnx.Module):
         1.0
     """
 
+    num_groups: int
+    group_size: int | None
+    scale: nnx.Param[jax.Array]  # None if use_scale is False
+    bias: nnx.Param[jax.Array]  # None if use_bias is False
+
     @explained
     def __init__(
         self,

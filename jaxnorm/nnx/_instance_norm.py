@@ -76,6 +76,8 @@ class InstanceNorm(nnx.Module):
         1.0
     """
 
+    scale: nnx.Param[jax.Array]  # None if use_scale is False
+    bias: nnx.Param[jax.Array]  # None if use_bias is False
     mean: nnx.BatchStat[jax.Array]  # None without running statistics, like var
     var: nnx.BatchStat[jax.Array]
     count: nnx.BatchStat[jax.Array] | None

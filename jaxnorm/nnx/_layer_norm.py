@@ -55,6 +55,9 @@ class LayerNorm(nnx.Module):
         1.0
     """
 
+    scale: nnx.Param[jax.Array]  # None if use_scale is False
+    bias: nnx.Param[jax.Array]  # None if use_bias is False
+
     @explained
     def __init__(
         self,

@@ -53,6 +53,8 @@ class RMSNorm(nnx.Module):
         1.0
     """
 
+    scale: nnx.Param[jax.Array]  # None if use_scale is False
+
     @explained
     def __init__(
         self,

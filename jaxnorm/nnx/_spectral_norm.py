@@ -77,14 +77,16 @@ class SpectralNorm(nnx.Module):
         self.param_dtype = param_dtype
         self.error_on_non_matrix = error_on_non_matrix
         check_fields({**vars(self), "update_stats": update_stats})
-        self.use_running_average = not update_stats  # the attribute that .train() and .eval() set
-        batch_stats: dict[Path, nnx.BatchStat] = {}
+        self.use_running_average: bool = (
+            not update_stats
+        )  # the attribute that .train() and .eval() set
+        batch_stats: dict[Path, nnx.BatchStat[jax.Array]] = {}
         for path, weight in nnx.to_flat_state(nnx.state(layer_instance, nnx.Param)):
             if has_spectral_norm(weight[...], n_steps, error_on_non_matrix):
                 fresh = init_spectral_norm(rngs.params(), weight[...], param_dtype)
                 for name, value in fresh._asdict().items():
                     batch_stats[*path, name] = nnx.BatchStat(value)
-        self.batch_stats = nnx.data(batch_stats)
+        self.batch_stats: dict[Path, nnx.BatchStat[jax.Array]] = nnx.data(batch_stats)
 
     @transformable
     def __call__(

@@ -15,7 +15,7 @@ from ..core.calling._explained import explained
 from ..norms.weight._weight_norm import kernel_lengths, weight_norm
 from ._transformable import transformable
 from ._variables import promote_dtype
-from ._wrapped import KERNELS, Path, call_with, one_for_each
+from ._wrapped import KERNELS, Path, Predicate, call_with, one_for_each
 
 
 class WeightNorm(nnx.Module):
@@ -66,16 +66,16 @@ class WeightNorm(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.layer_instance = layer_instance
-        self.feature_axes = () if feature_axes is None else feature_axes
+        self.feature_axes: Axes = () if feature_axes is None else feature_axes
         self.use_scale = use_scale
         self.scale_init = scale_init
         self.epsilon = epsilon
         self.dtype = dtype
         self.param_dtype = param_dtype
         check_fields(vars(self))
-        self.variable_filter = nnx.filterlib.to_predicate(variable_filter)
+        self.variable_filter: Predicate = nnx.filterlib.to_predicate(variable_filter)
         self.promote_dtype = promote_dtype
-        self.scales: dict[Path, nnx.Param] | None = nnx.data(None)
+        self.scales: dict[Path, nnx.Param[jax.Array]] | None = nnx.data(None)
         if use_scale:
 
             def make(weight: jax.Array) -> jax.Array:

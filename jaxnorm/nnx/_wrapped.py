@@ -9,6 +9,7 @@ from flax import nnx
 from ..norms._shared._flags import flags_for
 
 Path = tuple[Any, ...]
+Predicate = Callable[[Path, Any], bool]
 KERNELS = nnx.PathContains("kernel")
 ChangeWeight = Callable[[Path, Any], Any]
 
@@ -43,8 +44,8 @@ def _set(values: list[tuple[Any, Any]]) -> None:
 
 
 def one_for_each(
-    layer: Any, chosen: Callable[[Path, Any], bool], make: Callable[[jax.Array], jax.Array | None]
-) -> dict[Path, nnx.Param]:
+    layer: Any, chosen: Predicate, make: Callable[[jax.Array], jax.Array | None]
+) -> dict[Path, nnx.Param[jax.Array]]:
     """Creates a new parameter for each ``chosen`` parameter of ``layer``, keyed by its path.
 
     Those for which ``make`` returns None get no new parameter.
