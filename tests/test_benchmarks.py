@@ -294,7 +294,9 @@ def test_folding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folding.draw(found)
     assert (tmp_path / "folding.png").stat().st_size > 10_000
     monkeypatch.setattr(
-        folding.tools, "fold", lambda *_, **__: folding.tools.Folded(None, None, 1e3, {}, {})
+        folding.tools,
+        "fold",
+        lambda model, *_, **__: folding.tools.Folded(model, None, 1e3, {}, {}),
     )
     with pytest.raises(RuntimeError, match="outputs differ by"):
         folding.measured(1)

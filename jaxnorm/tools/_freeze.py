@@ -22,7 +22,7 @@ from ._model._intercept import (
 from ._model._model_of import check_model, model_of
 from ._model._norms import against, is_norm, refused, running_norm, without_flag
 from ._model._substitute import answering, without_answers
-from ._model._types import ModelT, Variables
+from ._model._types import Layer, ModelT, Variables
 
 
 @explained
@@ -119,7 +119,7 @@ def unfreeze(model: ModelT) -> ModelT:
     return nnx.recursive_map(thawed, nnx.clone(model))
 
 
-def _should_freeze(layer: Any, path: str, where: Where | None) -> bool:
+def _should_freeze(layer: Layer, path: str, where: Where | None) -> bool:
     """Whether to freeze a layer.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from ..norms._registry import NormName
 from ._model._intercept import BATCH_NORMS
+from ._model._types import Layer
 
 Constructor: TypeAlias = Callable[..., Any]
 
@@ -90,7 +91,7 @@ class Replacement:
         """Whether the options ask for the plain average of all batches from now on."""
         return self.holds("count") and dict(self.options).get("momentum", 0) is None
 
-    def like(self, layer: Any, path: str, *args: Any, **more: Any) -> Any:
+    def like(self, layer: Layer, path: str, *args: Any, **more: Any) -> Any:
         """Constructs the norm, with the options that carry over from the batch norm ``layer``.
 
         Raises:
@@ -110,7 +111,7 @@ class Replacement:
         self._check(layer, path)
         return self.constructor(*args, **{**carried, **dict(self.options), **more})
 
-    def _check(self, layer: Any, path: str) -> None:
+    def _check(self, layer: Layer, path: str) -> None:
         lost = [
             n for n in ("activation", "save_as") if getattr(layer, n, None) and not self.knows(n)
         ]

@@ -23,7 +23,7 @@ from ._model._interface import split_path
 from ._model._model_of import model_of
 from ._model._norms import holds_running_stats, refused, without_flag
 from ._model._substitute import answering
-from ._model._types import AnyModel, NnxModelT, Variables
+from ._model._types import AnyModel, Layer, NnxModelT, Tree, Variables
 from ._replacement import Constructor, Replacement
 
 
@@ -118,7 +118,7 @@ def swap(
     return nnx.recursive_map(replaced, nnx.clone(model))
 
 
-def _should_replace(layer: Any, path: str, where: Where | None, *, keeps: bool) -> bool:
+def _should_replace(layer: Layer, path: str, where: Where | None, *, keeps: bool) -> bool:
     """Whether to replace a layer.
 
     Raises:
@@ -139,7 +139,7 @@ class _Replaceable:
 
     paths: tuple[str, ...]
 
-    def __call__(self, layer: Any) -> bool:
+    def __call__(self, layer: Layer) -> bool:
         bound = isinstance(layer, nn.Module) and layer.scope is not None
         return isinstance(layer, BATCH_NORMS) or (bound and "/".join(layer.path) in self.paths)
 
@@ -165,7 +165,7 @@ class _Swapped:
         return norm(*args, **{name: value for name, value in given.items() if name in takes})
 
 
-def _carried_variables(variables: Any, paths: list[str], norm: Replacement) -> Any:
+def _carried_variables(variables: Tree, paths: list[str], norm: Replacement) -> Any:
     """``variables`` with only those arrays of the batch norms at ``paths`` that carry over to ``norm``."""
     layers = set(map(split_path, paths))
 

@@ -11,7 +11,7 @@ from ..core._moving_average import moving_average
 from ..core.calling._arguments import NUMBERS
 from ..core.calling._explained import explained
 from ._model._model_of import model_of
-from ._model._types import TreeT
+from ._model._types import Tree, TreeT
 
 if TYPE_CHECKING:
     import optax
@@ -45,7 +45,7 @@ class TrainState(train_state.TrainState):
 
     @classmethod
     def of(
-        cls, model: nn.Module, variables: Any, tx: "optax.GradientTransformation"
+        cls, model: nn.Module, variables: Tree, tx: "optax.GradientTransformation"
     ) -> "TrainState":
         """Creates the state before the first step.
 
@@ -101,7 +101,7 @@ def average(old: TreeT, new: TreeT, decay: float | jax.Array) -> TreeT:
         {'count': 2, 'mean': Array([0.25], dtype=float32)}
     """
 
-    def moved(old: Any, new: Any) -> Any:
+    def moved(old: Tree, new: Tree) -> Any:
         if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
             return new
         old, new = jnp.asarray(old), jnp.asarray(new)
@@ -146,7 +146,7 @@ def keep_finite(old: TreeT, new: TreeT, *evidence: object) -> TreeT:
     return jax.tree.map(lambda old, new: jnp.where(all_finite, new, old), old, new)
 
 
-def _check_alike(old: Any, new: Any) -> None:
+def _check_alike(old: Tree, new: Tree) -> None:
     """Validates that two states have the same structure and shapes.
 
     Raises:

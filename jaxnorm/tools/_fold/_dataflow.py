@@ -13,6 +13,7 @@ from jax.extend import core
 
 from .._model._intercept import LayerCall
 from .._model._interface import Model, Run
+from .._model._types import Batch, Layer
 
 _MARK = "jaxnorm.fold"
 COLLECTIONS = ("params", "batch_stats")
@@ -72,7 +73,7 @@ class Flow:
         return {leaf.name: array for leaf, array in self.held.items() if leaf.path == path}
 
 
-def follow(model: Model, run: Run, batch: Any) -> Flow:
+def follow(model: Model, run: Run, batch: Batch) -> Flow:
     """Follows the outputs of all layers that ``model`` watches through the computation of ``run``.
 
     The computation is traced with marks on the input and output of each layer; then the equations are read
@@ -181,7 +182,7 @@ class _Reader:
                 self.note_hidden(inner, by)
 
 
-def n_features(layer: Any) -> int:
+def n_features(layer: Layer) -> int:
     """How many of the last axes of a layer's output are channels."""
     features = getattr(layer, "out_features", getattr(layer, "features", 1))
     return len(features) if isinstance(features, Sequence) else 1

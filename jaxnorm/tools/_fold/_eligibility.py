@@ -12,6 +12,7 @@ from flax import nnx
 from ...core._axes import canonical_axes
 from .._model._intercept import BATCH_NORMS
 from .._model._norms import is_norm
+from .._model._types import Layer
 from ._affine import factor_and_offset
 from ._dataflow import LARGEST, Flow, Leaf, Origin
 
@@ -22,7 +23,7 @@ EMBEDS = (nn.Embed, nnx.Embed)
 LAYERS = (*CONVS, *TRANSPOSED, *DENSE, *EMBEDS)
 
 
-def is_norm_or_layer(layer: Any) -> bool:
+def is_norm_or_layer(layer: Layer) -> bool:
     """Whether norms may fold into ``layer``, or it keeps running statistics."""
     return isinstance(layer, LAYERS) or is_norm(layer)
 
@@ -59,7 +60,7 @@ def pair_of(flow: Flow, norm: str) -> Pair | str:
 
 def _against_norm(flow: Flow, norm: str) -> Iterator[str]:
     call = flow.seen[norm].call
-    layer: Any = call.layer
+    layer: Layer = call.layer
     if not isinstance(layer, BATCH_NORMS):
         yield f"it is of class {_kind(layer).__name__}, and only BatchNorm folds"
         return
@@ -75,7 +76,7 @@ def _against_norm(flow: Flow, norm: str) -> Iterator[str]:
 
 def _against_change(flow: Flow, path: str) -> Iterator[str]:
     """Yields reasons against changing the arrays of the layer at ``path``."""
-    layer: Any = flow.seen[path].call.layer
+    layer: Layer = flow.seen[path].call.layer
     kind = _kind(layer)
     if kind.__call__ not in {known.__call__ for known in (*BATCH_NORMS, *LAYERS)}:
         yield f"{path} is of class {kind.__name__}, which overrides __call__"
@@ -100,7 +101,7 @@ def _against_before(flow: Flow, norm: str, source: Any) -> Iterator[str]:
     if not isinstance(source, Origin):
         yield f"its input comes from {source}"
         return
-    layer: Any = flow.seen[source.path].call.layer
+    layer: Layer = flow.seen[source.path].call.layer
     if isinstance(layer, BATCH_NORMS):
         yield f"its input comes from another batch norm, {source.path}"
         return
@@ -125,7 +126,7 @@ def _against_after(flow: Flow, norm: str, readers: set[str]) -> Iterator[str]:
         return
     (path,) = readers
     call = flow.seen[norm].call
-    layer: Any = flow.seen[path].call.layer
+    layer: Layer = flow.seen[path].call.layer
     if not isinstance(layer, (*CONVS, *DENSE)):
         yield f"{path} is not a dense layer or convolution"
         return
@@ -146,12 +147,12 @@ def _against_after(flow: Flow, norm: str, readers: set[str]) -> Iterator[str]:
             yield f"{path} pads with zeros, and the norm is not applied to the padding"
 
 
-def _kind(layer: Any) -> Any:
+def _kind(layer: Layer) -> Any:
     """The class of a layer. The class of a watched NNX layer is derived from it."""
     return type(layer) if isinstance(layer, nn.Module) else type(layer).__bases__[0]
 
 
-def _names(layer: Any) -> list[str]:
+def _names(layer: Layer) -> list[str]:
     """The names of the arrays that a layer computes with."""
     if isinstance(layer, EMBEDS):
         return ["embedding"]

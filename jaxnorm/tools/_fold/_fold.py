@@ -1,7 +1,7 @@
 """Folds batch norms into adjacent layers."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from ...core.calling._explained import explained
 from .._model._intercept import BATCH_NORMS, LayerCall, Where, select
 from .._model._interface import Run
 from .._model._model_of import call_model, model_of
-from .._model._types import AnyModel, Variables
+from .._model._types import AnyModel, Batch, ModelT, Rngs, Tree, Variables
 from .._stats._collect_moments import find_norms
 from ._affine import factor_and_offset, into_layer_after, into_layer_before
 from ._dataflow import Flow, follow, n_features
@@ -20,7 +20,7 @@ from ._eligibility import CONVS, Pair, axes_from_the_end, is_norm_or_layer, pair
 from ._folded import Dtypes, without_norms
 
 
-class Folded(NamedTuple):
+class Folded(NamedTuple, Generic[ModelT]):
     """The result of `fold`.
 
     Attributes:
@@ -31,13 +31,14 @@ class Folded(NamedTuple):
         refused: the path of each norm with running statistics that is not folded, with the reason.
 
     Example:
+        >>> import flax.linen as nn
         >>> from jaxnorm import tools
-        >>> tools.Folded(None, None, difference=0.0, pairs={"norm": "conv"}, refused={}).pairs
+        >>> tools.Folded(nn.Dense(3), {}, difference=0.0, pairs={"norm": "conv"}, refused={}).pairs
         {'norm': 'conv'}
     """
 
-    model: Any
-    variables: Any
+    model: ModelT
+    variables: Tree
     difference: float
     pairs: dict[str, str]
     refused: dict[str, str]
@@ -46,15 +47,15 @@ class Folded(NamedTuple):
 @explained
 @checked
 def fold(
-    model: AnyModel,
-    batch: Any,
+    model: ModelT,
+    batch: Batch,
     *,
     variables: Variables | None = None,
     run: Run = call_model,
     where: Where | None = None,
     partial: bool = False,
-    rngs: Any = None,
-) -> Folded:
+    rngs: Rngs | None = None,
+) -> Folded[ModelT]:
     """Folds the batch norms of a model into adjacent layers, for evaluation.
 
         kernel' = a · kernel        bias' = a · bias + b        a = scale / √(var + ε),  b = β - a · mean
@@ -166,12 +167,12 @@ def _promoting(flow: Flow, norm: str) -> Dtypes:
     return tuple(sorted({a.dtype.name for n, a in flow.arrays(norm).items() if n in names}))
 
 
-def _outputs(model: Any, variables: Any, rngs: Any, run: Run, batch: Any) -> Any:
+def _outputs(model: AnyModel, variables: Tree, rngs: Rngs | None, run: Run, batch: Batch) -> Any:
     """The output of the compiled ``run``."""
     subject = model_of(model, variables, rngs, lambda layer: False)
 
     @jax.jit
-    def compiled(state: Any, batch: Any) -> Any:
+    def compiled(state: Tree, batch: Batch) -> Any:
         return subject.run(state, {}, run, batch, _unchanged)[0]
 
     return compiled(subject.state, batch)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ from ...core._activation import map_activated
 from ...core._precision import result_dtype, upcast
 from .._model._intercept import LayerCall, rebuilt
 from .._model._substitute import answering
+from .._model._types import ModelT, Tree
 from ._dataflow import COLLECTIONS
 from ._eligibility import is_norm_or_layer
 
@@ -28,11 +29,11 @@ Dtypes: TypeAlias = tuple[str, ...]
 
 
 def without_norms(
-    model: Any, variables: Any, changed: Changed, norms: Mapping[str, Dtypes]
-) -> tuple[Any, Any]:
+    model: ModelT, variables: Tree, changed: Changed, norms: Mapping[str, Dtypes]
+) -> tuple[ModelT, Tree]:
     """Returns ``model`` and ``variables`` with the ``changed`` arrays and without these ``norms``."""
     if isinstance(model, nn.Module):
-        return _linen(model, variables, changed, norms)
+        return cast(tuple[ModelT, Tree], _linen(model, variables, changed, norms))
     return _nnx(model, changed, norms), None
 
 
@@ -54,8 +55,8 @@ def _same(x: jax.Array) -> tuple[jax.Array]:
 
 
 def _linen(
-    module: nn.Module, variables: Any, changed: Changed, norms: Mapping[str, Dtypes]
-) -> tuple[nn.Module, Any]:
+    module: nn.Module, variables: Tree, changed: Changed, norms: Mapping[str, Dtypes]
+) -> tuple[nn.Module, Tree]:
     frozen = isinstance(variables, FrozenDict)
     flat = flatten_dict(unfreeze(variables) if frozen else variables, keep_empty_nodes=True)
     kept = {
@@ -130,7 +131,7 @@ class _Rest(nnx.Module):
         return _what_is_left(self, self.dtypes, x, residual)
 
 
-def _like(old: Any, array: np.ndarray, kernel: Any = None) -> Any:
+def _like(old: Tree, array: np.ndarray, kernel: Any = None) -> Any:
     """``array`` as a replacement of ``old``: with its dtype, devices and box of metadata.
 
     Without ``old``, it has the dtype of ``kernel`` and no particular device.

@@ -17,7 +17,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from ... import linen as jnl, nnx as jnx
 from ...norms._shared._running_norm import RunningNorm
 from ._norms import running_norm, with_x_first, without_flag
-from ._types import NnxModelT
+from ._types import Layer, NnxModelT
 
 Where: TypeAlias = str | Callable[[str], bool]
 """Selects layers: a pattern of paths, like file names (``"stem/*"``), or a function of the path."""
@@ -33,7 +33,7 @@ BATCH_NORMS = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
 class LayerCall(NamedTuple):
     """One call of a layer that is bound to its variables."""
 
-    layer: Any
+    layer: Layer
     path: str  # such as "stem/BatchNorm_0"
     proceed: Callable[..., Any]  # calls the layer without interception
     args: tuple[Any, ...]
@@ -122,7 +122,7 @@ def answered_first_by(answer: Answer) -> contextlib.AbstractContextManager[None]
     return answered_by(*_answers.get(), answer)
 
 
-def _call(layer: Any, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call(layer: Layer, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Returns what the current answer says for this call of ``layer``, or calls it if there is none."""
     match _answers.get():
         case (*others, answer):

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeAlias
 import jax
 
 from ._intercept import Answer
+from ._types import Batch, Tree
 
 Run: TypeAlias = Callable[[Any, Any], Any]
 """Runs a model on a batch: ``lambda model, batch: model(batch["image"], train=False)``."""
@@ -17,7 +18,7 @@ Stats: TypeAlias = Mapping[str, Mapping[str, jax.Array]]
 class Model(Protocol):
     """A model; ``state`` contains all of its arrays."""
 
-    state: Any
+    state: Tree
 
     def paths(self) -> list[str]:
         """The paths of the layers with running statistics."""
@@ -33,10 +34,10 @@ class Model(Protocol):
 
     def run(
         self,
-        state: Any,
+        state: Tree,
         stats: Stats,
         run: Run,
-        batch: Any,
+        batch: Batch,
         answer: Answer,
         number: jax.Array | None = None,
     ) -> tuple[Any, Stats, Any]:
@@ -48,15 +49,15 @@ class Model(Protocol):
         """
         ...
 
-    def split(self, state: Any) -> tuple[Any, Any]:
+    def split(self, state: Tree) -> tuple[Any, Any]:
         """Splits ``state`` into the trained parameters and the rest."""
         ...
 
-    def join(self, params: Any, rest: Any) -> Any:
+    def join(self, params: Tree, rest: Tree) -> Any:
         """Joins the two parts of ``state`` again."""
         ...
 
-    def with_stats(self, state: Any, stats: Stats) -> Any:
+    def with_stats(self, state: Tree, stats: Stats) -> Any:
         """``state`` with these arrays in ``batch_stats``."""
         ...
 
@@ -64,7 +65,7 @@ class Model(Protocol):
         """What the caller passed, variables or an NNX model, with these ``stats``."""
         ...
 
-    def as_given(self, collections: Any) -> Any:
+    def as_given(self, collections: Tree) -> Any:
         """Linen collections, each as a FrozenDict if the caller passed one."""
         ...
 

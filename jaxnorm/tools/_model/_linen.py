@@ -11,15 +11,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ._intercept import Answer, Watched, answered_first_by, new_number, traced_for, watching
 from ._interface import Run, Stats, split_path
+from ._types import Batch, Rngs, Tree
 
 
 class LinenModel:
     """A `Model` for a Linen module."""
 
-    def __init__(self, module: nn.Module, variables: Any, rngs: Any, is_watched: Watched) -> None:
+    def __init__(
+        self, module: nn.Module, variables: Tree, rngs: Rngs | None, is_watched: Watched
+    ) -> None:
         self._module, self._rngs, self._is_watched = module, rngs, is_watched
         self._given = variables
-        self.state: Any = {name: unfreeze(collection) for name, collection in variables.items()}
+        self.state: Tree = {name: unfreeze(collection) for name, collection in variables.items()}
 
     def paths(self) -> list[str]:
         names = flatten_dict(self.state.get("batch_stats", {}))
@@ -33,10 +36,10 @@ class LinenModel:
 
     def run(
         self,
-        state: Any,
+        state: Tree,
         stats: Stats,
         run: Run,
-        batch: Any,
+        batch: Batch,
         answer: Answer,
         number: jax.Array | None = None,
     ) -> tuple[Any, Stats, Any]:
@@ -49,14 +52,14 @@ class LinenModel:
         of_layers = {path: {name: found[path][name] for name in stats[path]} for path in stats}
         return output, of_layers, _as_in(state, after)
 
-    def split(self, state: Any) -> tuple[Any, Any]:
+    def split(self, state: Tree) -> tuple[Any, Any]:
         rest = {name: collection for name, collection in state.items() if name != "params"}
         return state.get("params", {}), rest
 
-    def join(self, params: Any, rest: Any) -> Any:
+    def join(self, params: Tree, rest: Tree) -> Any:
         return {**rest, "params": params} if params else rest
 
-    def with_stats(self, state: Any, stats: Stats) -> Any:
+    def with_stats(self, state: Tree, stats: Stats) -> Any:
         flat = flatten_dict(state.get("batch_stats", {}))
         for path, arrays in stats.items():
             flat |= {(*split_path(path), name): array for name, array in arrays.items()}
@@ -65,7 +68,7 @@ class LinenModel:
     def returned(self, stats: Stats) -> Any:
         return self.as_given(self.with_stats(self.state, stats))
 
-    def as_given(self, collections: Any) -> Any:
+    def as_given(self, collections: Tree) -> Any:
         given = {
             name: freeze(tree) if isinstance(self._given.get(name), FrozenDict) else tree
             for name, tree in collections.items()
@@ -73,7 +76,7 @@ class LinenModel:
         return freeze(given) if isinstance(self._given, FrozenDict) else given
 
 
-def _as_in(before: Any, after: Any) -> Any:
+def _as_in(before: Tree, after: Tree) -> Any:
     """``before`` with the values of ``after``; entries that ``after`` added are left out."""
     if not isinstance(before, Mapping):
         return after
@@ -82,7 +85,7 @@ def _as_in(before: Any, after: Any) -> Any:
     }
 
 
-def _below(tree: Any, path: str) -> dict[str, jax.Array]:
+def _below(tree: Tree, path: str) -> dict[str, jax.Array]:
     for name in split_path(path):
         tree = tree.get(name, {})
     return dict(tree)

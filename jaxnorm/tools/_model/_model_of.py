@@ -12,6 +12,7 @@ from ._interface import Model
 from ._linen import LinenModel
 from ._nnx import NnxModel
 from ._norms import class_of, is_norm
+from ._types import AnyModel, Batch, Rngs, Tree
 
 # The values for evaluation of the flags that models usually take.
 _FLAGS: dict[str, bool] = {
@@ -23,7 +24,7 @@ _FLAGS: dict[str, bool] = {
 }
 
 
-def call_model(model: Any, batch: Any) -> Any:
+def call_model(model: AnyModel, batch: Batch) -> Any:
     """Calls the model on a batch, in evaluation mode if it asks for a flag: the default for ``run``.
 
     Raises:
@@ -44,7 +45,9 @@ def call_model(model: Any, batch: Any) -> Any:
     return model(batch, **{name: _FLAGS[name] for name in needed})
 
 
-def model_of(model: Any, variables: Any, rngs: Any = None, is_watched: Watched = is_norm) -> Model:
+def model_of(
+    model: AnyModel, variables: Tree, rngs: Rngs | None = None, is_watched: Watched = is_norm
+) -> Model:
     """Wraps ``model`` in the form that the tools use, with some of its layers watched.
 
     Raises:
@@ -69,7 +72,7 @@ def model_of(model: Any, variables: Any, rngs: Any = None, is_watched: Watched =
     return LinenModel(model, variables, rngs, is_watched)
 
 
-def check_model(model: Any) -> None:
+def check_model(model: AnyModel) -> None:
     """Validates that ``model`` is a Flax model.
 
     Raises:

@@ -11,6 +11,7 @@ from ...core._running import RunningStats
 from ._intercept import Answer, Watched, answered_first_by, new_number, traced_for, watched
 from ._interface import Run, Stats
 from ._norms import is_norm
+from ._types import Batch, Tree
 
 
 class NnxModel:
@@ -37,10 +38,10 @@ class NnxModel:
 
     def run(
         self,
-        state: Any,
+        state: Tree,
         stats: Stats,
         run: Run,
-        batch: Any,
+        batch: Batch,
         answer: Answer,
         number: jax.Array | None = None,
     ) -> tuple[Any, Stats, Any]:
@@ -60,11 +61,11 @@ class NnxModel:
         after = [(at, leaf) for at, leaf in nnx.to_flat_state(nnx.state(model)) if at in before]
         return output, of_layers, nnx.from_flat_state(after)
 
-    def split(self, state: Any) -> tuple[Any, Any]:
+    def split(self, state: Tree) -> tuple[Any, Any]:
         params, rest = nnx.split_state(state, nnx.Param, ...)
         return params, rest
 
-    def join(self, params: Any, rest: Any) -> Any:
+    def join(self, params: Tree, rest: Tree) -> Any:
         return nnx.merge_state(params, rest)
 
     def returned(self, stats: Stats) -> Any:
@@ -72,10 +73,10 @@ class NnxModel:
         _write(_layers(watched(model, is_norm)), stats)  # shares the variables
         return model
 
-    def as_given(self, collections: Any) -> Any:
+    def as_given(self, collections: Tree) -> Any:
         return collections
 
-    def with_stats(self, state: Any, stats: Stats) -> Any:
+    def with_stats(self, state: Tree, stats: Stats) -> Any:
         model = nnx.merge(self._graph, state)
         _write(_layers(model), stats)
         return nnx.state(model)

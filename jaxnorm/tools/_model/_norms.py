@@ -8,30 +8,31 @@ from flax import nnx
 
 from ...norms._shared._flags import signature_of_call
 from ...norms._shared._running_norm import RunningNorm
+from ._types import Layer
 
 _FLAX = (nn.BatchNorm, nnx.BatchNorm)
 _KEPT = ("mean", "var")
 _FLAG = "use_running_average"
 
 
-def is_norm(layer: Any) -> bool:
+def is_norm(layer: Layer) -> bool:
     """Whether ``layer`` says how it keeps running statistics, or holds arrays named like some."""
     return _says(layer) or holds_running_stats(layer)
 
 
-def holds_running_stats(layer: Any) -> bool:
+def holds_running_stats(layer: Layer) -> bool:
     """Whether ``layer`` itself holds arrays named like running statistics."""
     return bool(_held(layer))
 
 
-def running_norm(layer: Any) -> RunningNorm | None:
+def running_norm(layer: Layer) -> RunningNorm | None:
     """How ``layer`` keeps running statistics; None if it keeps none that change, or does not say."""
     if isinstance(layer, _FLAX):
         return RunningNorm(layer.axis, layer.epsilon, layer.momentum)
     return layer.running_norm() if _says(layer) else None
 
 
-def against(layer: Any) -> str | None:
+def against(layer: Layer) -> str | None:
     """The reason why no tool supports ``layer``: it holds running statistics and does not say how."""
     if _says(layer) or not _held(layer):
         return None
@@ -48,7 +49,7 @@ def refused(tool: str, supported: str, reasons: Mapping[str, str], kinds: Mappin
 
 
 def without_flag(
-    layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Arguments of a call of ``layer`` without ``use_running_average``, and its value, None if not given."""
     names, kept = _names(layer), dict(kwargs)
@@ -62,7 +63,7 @@ def without_flag(
 
 
 def with_x_first(
-    layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Arguments of a call of ``layer``, with the first one by position, also if it was given by name."""
     first = _names(layer)[:1]
@@ -71,21 +72,21 @@ def with_x_first(
     return (kwargs[first[0]],), {name: value for name, value in kwargs.items() if name != first[0]}
 
 
-def _names(layer: Any) -> list[str]:
+def _names(layer: Layer) -> list[str]:
     """The names of the parameters of ``__call__``, without self."""
     return list(signature_of_call(class_of(layer)).parameters)[1:]
 
 
-def class_of(layer: Any) -> Any:
+def class_of(layer: Layer) -> Any:
     """The class of ``layer``, or the one that the class of a watched NNX layer was derived from."""
     return getattr(type(layer), "watched_class", type(layer))
 
 
-def _says(layer: Any) -> bool:
+def _says(layer: Layer) -> bool:
     return isinstance(layer, _FLAX) or hasattr(type(layer), "running_norm")
 
 
-def _held(layer: Any) -> list[str]:
+def _held(layer: Layer) -> list[str]:
     """The names of running statistics among the arrays that ``layer`` itself holds."""
     if isinstance(layer, nnx.Module):
         return [name for name in _KEPT if isinstance(getattr(layer, name, None), nnx.BatchStat)]

@@ -14,7 +14,7 @@ from ...norms._shared._running_norm import RunningNorm
 from .._model._intercept import LayerCall
 from .._model._interface import Stats
 from .._model._model_of import model_of
-from .._model._types import AnyModel, Variables
+from .._model._types import AnyModel, Batch, Rngs, Tree, Variables
 from ._collect_moments import (
     add_batch,
     gathered,
@@ -35,9 +35,9 @@ class Accumulated(NamedTuple):
     """
 
     loss: jax.Array  # the mean over the micro-batches
-    grads: Any  # gradients of that mean, with the structure of the parameters
-    updated: Any  # all but the parameters: {"batch_stats": ...} for Linen, a State for NNX
-    aux: Any  # the auxiliary output of the loss, stacked along a new first axis; or None
+    grads: Tree  # gradients of that mean, with the structure of the parameters
+    updated: Tree  # all but the parameters: {"batch_stats": ...} for Linen, a State for NNX
+    aux: Tree  # the auxiliary output of the loss, stacked along a new first axis; or None
 
 
 @explained
@@ -45,12 +45,12 @@ class Accumulated(NamedTuple):
 def accumulate(
     loss: Callable[[Any, Any], Any],
     model: AnyModel,
-    batch: Any,
+    batch: Batch,
     *,
     micro_batches: int,
     variables: Variables | None = None,
     has_aux: bool = False,
-    rngs: Any = None,
+    rngs: Rngs | None = None,
 ) -> Accumulated:
     """Computes the loss and gradients of a large batch in ``micro_batches`` parts, to save memory.
 
@@ -108,7 +108,9 @@ def accumulate(
     nothing = {path: nothing_gathered(stats["mean"]) for path, stats in held.items()}
     params, rest = subject.split(subject.state)
 
-    def loss_of_part(params: Any, rest: Any, gathered: Stats, part: Any, number: jax.Array) -> Any:
+    def loss_of_part(
+        params: Tree, rest: Tree, gathered: Stats, part: Tree, number: jax.Array
+    ) -> Any:
         # Every part starts from the running statistics before the first part.
         stats = {path: {**held[path], **gathered[path]} for path in held}
         state = subject.join(params, rest)
@@ -136,7 +138,7 @@ def accumulate(
     return Accumulated(value, grads, subject.as_given(subject.split(state)[1]), aux)
 
 
-def _parts(batch: Any, number: int) -> Any:
+def _parts(batch: Batch, number: int) -> Any:
     """Splits every leaf along a new first axis: part i has the examples i, i + number, i + 2 number, ...
 
     Raises:

@@ -15,6 +15,7 @@ from ...norms._shared._running_norm import RunningNorm
 from .._model._intercept import BATCH_NORMS, LayerCall, Where, select
 from .._model._interface import Model, Run, Stats
 from .._model._norms import against, refused
+from .._model._types import Batch, Layer, Tree
 
 Gathered: TypeAlias = Sequence[jax.Array]
 """Mean, variance and count; the `Way` defines what is counted."""
@@ -49,7 +50,7 @@ class Found(NamedTuple):
     reason: str | None  # why no tool supports it
 
 
-def find_norms(model: Model, run: Run, batch: Any) -> dict[str, Found]:
+def find_norms(model: Model, run: Run, batch: Batch) -> dict[str, Found]:
     """Finds the layers with running statistics, by path, in the order in which ``run`` first calls them.
 
     Raises:
@@ -85,7 +86,7 @@ def find_norms(model: Model, run: Run, batch: Any) -> dict[str, Found]:
 
 
 def norms_of_batches(
-    model: Model, run: Run, batch: Any, where: Where | None, tool: str, *, averaged: bool = False
+    model: Model, run: Run, batch: Batch, where: Where | None, tool: str, *, averaged: bool = False
 ) -> dict[str, RunningNorm]:
     """The norms that ``where`` selects; all keep the mean and variance of their input.
 
@@ -129,7 +130,7 @@ def gathering(
         add_batch(call, way)
         return normalized(call, evaluating=evaluating)
 
-    def gather(state: Any, stats: Stats, batch: Any, number: jax.Array) -> tuple[Any, Stats]:
+    def gather(state: Tree, stats: Stats, batch: Batch, number: jax.Array) -> tuple[Any, Stats]:
         output, stats, _ = model.run(state, stats, run, batch, answer, number)
         return output, stats
 
@@ -175,7 +176,7 @@ def normalized(call: LayerCall, *, evaluating: bool) -> Any:
     return call.evaluated(evaluating=evaluating, **_devices_here(call.layer))
 
 
-def _devices_here(layer: Any) -> dict[str, Any]:
+def _devices_here(layer: Layer) -> dict[str, Any]:
     """The layer's device axes and groups, if the axes are bound here. Jit over a mesh needs none."""
     names = getattr(layer, "axis_name", None)
     names = (names,) if isinstance(names, str) else tuple(names or ())

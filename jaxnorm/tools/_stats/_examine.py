@@ -13,7 +13,7 @@ from ...norms._shared._running_norm import RunningNorm
 from .._model._intercept import Where
 from .._model._interface import Model, Run
 from .._model._model_of import call_model, model_of
-from .._model._types import AnyModel, Variables
+from .._model._types import AnyModel, Batch, Rngs, Tree, Variables
 from ._collect_moments import (
     gathered,
     gathering,
@@ -27,12 +27,12 @@ from ._examination import Examination, LayerHealth
 @explained
 def examine(
     model: AnyModel,
-    batch: Any,
+    batch: Batch,
     *,
     variables: Variables | None = None,
     run: Run = call_model,
     where: Where | None = None,
-    rngs: Any = None,
+    rngs: Rngs | None = None,
 ) -> Examination:
     """Compares the input of every norm with running statistics in a model with these statistics.
 
@@ -76,7 +76,7 @@ def examine(
     held = {path: subject.stats(path) for path in paths}
     nothing = {path: nothing_gathered(of_layer["mean"]) for path, of_layer in held.items()}
     outputs = {}
-    stats: Any = None
+    stats: Tree = None
     for evaluating in (True, False):
         gather = gathering(
             subject, run, pooled, evaluating=evaluating, meant=set(paths).__contains__

@@ -14,7 +14,7 @@ from ...core.calling._explained import explained
 from .._model._intercept import Where
 from .._model._interface import Run, Stats
 from .._model._model_of import call_model, model_of
-from .._model._types import AnyModel, NnxModelT, Variables
+from .._model._types import AnyModel, Batch, NnxModelT, Rngs, Tree, Variables
 from ._collect_moments import (
     Gather,
     Way,
@@ -34,20 +34,20 @@ _WAYS: dict[str, Way] = {"population": pooled, "precise_bn": pooled, "update_bn"
 @overload
 def recalibrate(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     *,
     variables: Variables | None = None,
     run: Run = call_model,
     method: Method = "population",
     layer_by_layer: bool = False,
     where: Where | None = None,
-    rngs: Any = None,
+    rngs: Rngs | None = None,
     progress: bool = False,
 ) -> dict[str, Any]: ...
 @overload
 def recalibrate(
     model: NnxModelT,
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     *,
     variables: None = None,
     run: Run = call_model,
@@ -61,14 +61,14 @@ def recalibrate(
 @checked
 def recalibrate(
     model: AnyModel,
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     *,
     variables: Variables | None = None,
     run: Run = call_model,
     method: Method = "population",
     layer_by_layer: bool = False,
     where: Where | None = None,
-    rngs: Any = None,
+    rngs: Rngs | None = None,
     progress: bool = False,
 ) -> Any:
     """Re-estimates the running statistics of a model's norms over ``batches``.
@@ -164,7 +164,7 @@ def recalibrate(
     length = len(batches) if isinstance(batches, Sized) else None
     nothing = {path: nothing_gathered(held[path]["mean"]) for path in paths}
 
-    def one_pass(step: Step, batches: Iterable[Any], used: Stats) -> Stats:
+    def one_pass(step: Step, batches: Iterable[Batch], used: Stats) -> Stats:
         stats: Stats = {path: {**used.get(path, {}), **nothing[path]} for path in paths}
         finite = []
         tracked = track(batches, "Recalibrating", length, disable=not progress)
@@ -188,7 +188,7 @@ def _step(gather: Gather) -> Step:
     """Compiles a step that adds a batch to the stats and checks that they are finite."""
 
     @jax.jit
-    def step(state: Any, stats: Stats, batch: Any, number: jax.Array) -> tuple[Stats, jax.Array]:
+    def step(state: Tree, stats: Stats, batch: Batch, number: jax.Array) -> tuple[Stats, jax.Array]:
         _, stats = gather(state, stats, batch, number)
         finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(stats)]
         return stats, jnp.stack(finite).all()
