@@ -1,28 +1,20 @@
 """Freezes batch norms, so that training no longer updates them."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
 from flax import nnx
-from jax import lax
 
 from ..core.calling._arguments import checked
 from ..core.calling._explained import explained
-from ._model._intercept import (
-    LayerCall,
-    Where,
-    called_class,
-    matches,
-    rebuilt,
-    select,
-    unfrozen_class,
-)
+from ._model._frozen import affine_is_frozen, frozen_class, unfrozen_class, without_gradients
+from ._model._intercept import LayerCall, called_class, rebuilt
 from ._model._model_of import check_model, model_of
 from ._model._norms import against, is_norm, refused, running_norm, without_flag
 from ._model._substitute import answering, without_answers
 from ._model._types import Layer, ModelT, Variables
+from ._model._where import Where, matches, select
 
 
 @explained
@@ -75,13 +67,12 @@ def freeze(
     """
     select(where, model_of(model, variables).paths(), "norm with running statistics")
     if isinstance(model, nn.Module):
-        return answering(model, is_norm, _Frozen(where, affine))
+        return answering(model, _Frozen(where, affine))
 
     def frozen(path: tuple[Any, ...], node: Any) -> Any:
         kind: Any = type(node)
         if _should_freeze(node, "/".join(map(str, path)), where):
-            frozen_before = getattr(kind, "affine_is_frozen", False)
-            node.__class__ = _frozen_class(unfrozen_class(kind), affine or frozen_before)
+            node.__class__ = frozen_class(unfrozen_class(kind), affine or affine_is_frozen(kind))
         return node
 
     return nnx.recursive_map(frozen, nnx.clone(model))
@@ -141,50 +132,16 @@ class _Frozen:
     where: Where | None
     affine: bool
 
+    def watches(self, layer: Layer, path: str) -> bool:
+        return is_norm(layer)
+
     def __call__(self, call: LayerCall) -> Any:
         if not _should_freeze(call.layer, call.path, self.where):
             return call.proceed(*call.args, **call.kwargs)
         layer = call.layer
         args, kwargs, _ = without_flag(layer, call.args, call.kwargs)
         kind = called_class(layer)
-        if self.affine or getattr(type(layer), "has_no_gradients", False):
-            kind = _without_gradients(kind)
+        if self.affine or affine_is_frozen(type(layer)):
+            kind = without_gradients(kind)
         evaluating = rebuilt(layer, kind, parent=layer.scope, use_running_average=True)
         return evaluating(*args, **kwargs)
-
-
-@functools.cache
-def _without_gradients(kind: type[nn.Module]) -> type[nn.Module]:
-    def param(self: Any, name: str, *args: Any, **options: Any) -> Any:
-        return lax.stop_gradient(kind.param(self, name, *args, **options))
-
-    return type(kind.__name__, (kind,), {"param": param, "has_no_gradients": True})
-
-
-@functools.cache
-def _frozen_class(kind: type[nnx.Module], affine: bool) -> type[nnx.Module]:
-    @functools.wraps(kind.__call__)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs, _ = without_flag(self, args, kwargs)
-        if affine:
-            graph, state = nnx.split(self)
-            self = nnx.merge(graph, lax.stop_gradient(state))
-        return kind.__call__(self, *args, use_running_average=True, **kwargs)
-
-    def __reduce__(self: Any) -> Any:
-        return _new_frozen, (kind, affine), self.__getstate__()
-
-    about = {
-        "__module__": kind.__module__,
-        "__doc__": kind.__doc__,
-        "frozen_from": kind,
-        "affine_is_frozen": affine,
-    }
-    methods = {"__call__": __call__, "__reduce__": __reduce__}
-    return type(f"Frozen{kind.__name__}", (kind,), {**methods, **about})
-
-
-def _new_frozen(kind: type[nnx.Module], affine: bool) -> Any:
-    """Creates the object that unpickling starts from."""
-    made = _frozen_class(kind, affine)
-    return made.__new__(made)

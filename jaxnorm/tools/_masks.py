@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from ..core.calling._explained import explained
-from ._model._intercept import Where, matches, select
+from ._model._where import Where, matches, select
 from ._stats._replicas import key_names
 
 _OTHERS = {"kernel", "embedding"}  # next to one of these, only a scale is a norm's

@@ -12,18 +12,14 @@ from .. import linen as jnl, nnx as jnx
 from ..core.calling._explained import explained
 from ..norms._registry import NormName
 from ..norms._shared._flags import taken_by
-from ._model._intercept import (
-    BATCH_NORMS,
-    LayerCall,
-    Where,
-    matches,
-    select,
-)
+from ._model._frozen import affine_is_frozen, keep_frozen, without_gradients
+from ._model._intercept import BATCH_NORMS, LayerCall, rebuilt
 from ._model._interface import split_path
 from ._model._model_of import model_of
 from ._model._norms import holds_running_stats, refused, without_flag
 from ._model._substitute import answering
 from ._model._types import AnyModel, Layer, NnxModelT, Tree, Variables
+from ._model._where import Where, matches, select
 from ._replacement import Constructor, Replacement
 
 
@@ -97,9 +93,7 @@ def swap(
     paths = select(where, subject.paths(), "batch norm")
     if isinstance(model, nn.Module):
         linen_norm = Replacement.of(jnl.get_norm, norm, options, nn.Module)
-        swapped = answering(
-            model, _Replaceable(tuple(paths)), _Swapped(linen_norm, where, tuple(paths))
-        )
+        swapped = answering(model, _Swapped(linen_norm, where, tuple(paths)))
         return swapped, subject.as_given(_carried_variables(subject.state, paths, linen_norm))
     nnx_norm = Replacement.of(jnx.get_norm, norm, options, nnx.Module)
 
@@ -113,6 +107,8 @@ def swap(
             if fresh is not None and held is not None and nnx_norm.holds(variable):
                 held.set_value(nnx_norm.cast(variable, held[...]))
                 setattr(new, variable, held)
+        if nnx_norm.is_batch_norm:
+            keep_frozen(new, node)
         return new
 
     return nnx.recursive_map(replaced, nnx.clone(model))
@@ -134,23 +130,15 @@ def _should_replace(layer: Layer, path: str, where: Where | None, *, keeps: bool
 
 
 @dataclasses.dataclass(frozen=True)
-class _Replaceable:
-    """Accepts the batch norms of a Linen model, and all layers at the paths where it keeps statistics."""
-
-    paths: tuple[str, ...]
-
-    def __call__(self, layer: Layer) -> bool:
-        bound = isinstance(layer, nn.Module) and layer.scope is not None
-        return isinstance(layer, BATCH_NORMS) or (bound and "/".join(layer.path) in self.paths)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Swapped:
     """An `Answer` that calls another norm instead of the batch norms of a Linen model."""
 
     norm: Replacement
     where: Where | None
     paths: tuple[str, ...]  # of the layers whose variables are replaced
+
+    def watches(self, layer: Layer, path: str) -> bool:
+        return isinstance(layer, BATCH_NORMS) or path in self.paths
 
     def __call__(self, call: LayerCall) -> Any:
         if not _should_replace(call.layer, call.path, self.where, keeps=call.path in self.paths):
@@ -161,6 +149,8 @@ class _Swapped:
         if call.layer.use_running_average is not None and not self.norm.is_batch_norm:
             given["use_running_average"] = call.layer.use_running_average
         norm: Any = self.norm.like(call.layer, call.path, parent=call.layer.scope)
+        if self.norm.is_batch_norm and affine_is_frozen(type(call.layer)):
+            norm = rebuilt(norm, without_gradients(type(norm)), parent=norm.scope)
         takes = taken_by(norm)
         return norm(*args, **{name: value for name, value in given.items() if name in takes})
 

@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 
 from ...core._axes import canonical_axes
+from .._model._frozen import unfrozen_class
 from .._model._intercept import BATCH_NORMS
-from .._model._norms import is_norm
+from .._model._norms import class_of, is_norm
 from .._model._types import Layer
 from ._affine import factor_and_offset
 from ._dataflow import LARGEST, Flow, Leaf, Origin
@@ -67,7 +68,8 @@ def _against_norm(flow: Flow, norm: str) -> Iterator[str]:
     if call.norm is None:
         yield "it keeps no running statistics and normalizes with batch statistics"
     yield from _against_change(flow, norm)
-    if not (layer.use_running_average if call.flag is None else call.flag):
+    evaluating = layer.use_running_average if call.flag is None else call.flag
+    if not (evaluating or call.is_frozen):
         yield "it normalizes with batch statistics: make run call the model in evaluation mode"
     factor, offset = factor_and_offset(layer.epsilon, flow.arrays(norm))
     if not (np.isfinite(factor).all() and np.isfinite(offset).all()):
@@ -148,8 +150,8 @@ def _against_after(flow: Flow, norm: str, readers: set[str]) -> Iterator[str]:
 
 
 def _kind(layer: Layer) -> Any:
-    """The class of a layer. The class of a watched NNX layer is derived from it."""
-    return type(layer) if isinstance(layer, nn.Module) else type(layer).__bases__[0]
+    """The class of a layer, without what the tools derived from it."""
+    return unfrozen_class(class_of(layer))
 
 
 def _names(layer: Layer) -> list[str]:

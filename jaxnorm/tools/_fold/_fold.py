@@ -9,10 +9,11 @@ from flax import nnx
 
 from ...core.calling._arguments import checked
 from ...core.calling._explained import explained
-from .._model._intercept import BATCH_NORMS, LayerCall, Where, select
+from .._model._intercept import BATCH_NORMS, LayerCall
 from .._model._interface import Run
 from .._model._model_of import call_model, model_of
 from .._model._types import AnyModel, Batch, ModelT, Rngs, Tree, Variables
+from .._model._where import Where, select
 from .._stats._collect_moments import find_norms
 from ._affine import factor_and_offset, into_layer_after, into_layer_before
 from ._dataflow import Flow, follow, n_features

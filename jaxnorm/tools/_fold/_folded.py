@@ -17,7 +17,7 @@ from ...core._activation import map_activated
 from ...core._precision import result_dtype, upcast
 from .._model._intercept import LayerCall, rebuilt
 from .._model._substitute import answering
-from .._model._types import ModelT, Tree
+from .._model._types import Layer, ModelT, Tree
 from ._dataflow import COLLECTIONS
 from ._eligibility import is_norm_or_layer
 
@@ -74,7 +74,7 @@ def _linen(
             kept[*layer, name] = _like(flat.get((*layer, name)), array, like)
     answer = _Folds(tuple(norms.items()), frozenset(biased))
     smaller = unflatten_dict(kept)
-    return answering(module, is_norm_or_layer, answer), freeze(smaller) if frozen else smaller
+    return answering(module, answer), freeze(smaller) if frozen else smaller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,9 @@ class _Folds:
 
     norms: tuple[tuple[str, Dtypes], ...]
     biased: frozenset[str]  # layers that had no bias
+
+    def watches(self, layer: Layer, path: str) -> bool:
+        return is_norm_or_layer(layer)
 
     def __call__(self, call: LayerCall) -> Any:
         dtypes = dict(self.norms).get(call.path)

@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 import dataclasses
-import fnmatch
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +15,11 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from ... import linen as jnl, nnx as jnx
 from ...norms._shared._running_norm import RunningNorm
+from ._frozen import unfrozen_class
 from ._norms import running_norm, with_x_first, without_flag
 from ._types import Layer, NnxModelT
 
-Where: TypeAlias = str | Callable[[str], bool]
-"""Selects layers: a pattern of paths, like file names (``"stem/*"``), or a function of the path."""
-
-Watched: TypeAlias = Callable[[Any], bool]
+Watched: TypeAlias = Callable[[Layer], bool]
 """Whether the calls of a layer are intercepted."""
 
 LINEN_BATCH_NORMS = (nn.BatchNorm, jnl.BatchNorm)
@@ -101,35 +98,42 @@ class LayerCall(NamedTuple):
 Answer: TypeAlias = Callable[[LayerCall], Any]
 """A function that computes the result of a watched layer, instead of the layer itself."""
 
-_answers: contextvars.ContextVar[tuple[Answer, ...]] = contextvars.ContextVar("answers", default=())
+
+Watches: TypeAlias = Callable[[Layer, str], bool]
+"""Whether the calls of a Linen layer, whose path is the second argument, are intercepted."""
+
+
+@dataclasses.dataclass(eq=False)  # the same answer can be in use more than once
+class _Asked:
+    """An answer in use."""
+
+    answer: Answer
+    watches: Watches
+    base: tuple[str, ...]  # the module that the paths of Linen layers start from
+
+    def path(self, layer: nn.Module) -> str:
+        """The path of a Linen layer."""
+        inside = layer.path[: len(self.base)] == self.base
+        return "/".join(layer.path[len(self.base) :] if inside else layer.path)
+
+
+_asked: contextvars.ContextVar[tuple[_Asked, ...]] = contextvars.ContextVar("asked", default=())
 
 
 @contextlib.contextmanager
-def answered_by(*answers: Answer) -> Iterator[None]:
-    """Within this context, the last of ``answers`` decides what watched layers return.
-
-    Calls that it makes are answered by the one before it, and so on; at the end, by the layer itself.
-    """
-    token = _answers.set(answers)
+def _asking(asked: tuple[_Asked, ...]) -> Iterator[None]:
+    token = _asked.set(asked)
     try:
         yield
     finally:
-        _answers.reset(token)
+        _asked.reset(token)
 
 
-def answered_first_by(answer: Answer) -> contextlib.AbstractContextManager[None]:
-    """`answered_by` with ``answer`` added to the current answers; it is asked first."""
-    return answered_by(*_answers.get(), answer)
-
-
-def _call(layer: Layer, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Returns what the current answer says for this call of ``layer``, or calls it if there is none."""
-    match _answers.get():
-        case (*others, answer):
-            with answered_by(*others):
-                return answer(LayerCall(layer, path, call, *with_x_first(layer, args, kwargs)))
-        case _:
-            return call(*args, **kwargs)
+def _ask(asked: _Asked, call: LayerCall) -> Any:
+    """Returns the answer. Calls that it makes are answered only by those that were in use before it."""
+    before = _asked.get()
+    with _asking(before[: before.index(asked)]):
+        return asked.answer(call)
 
 
 _numbers = itertools.count()
@@ -149,16 +153,37 @@ def traced_for(number: int) -> contextlib.AbstractContextManager[None]:
     return set_xla_metadata(jaxnorm_answer=str(number))
 
 
-def watching(is_watched: Watched) -> contextlib.AbstractContextManager[Any]:
-    """Watches the Linen layers that ``is_watched`` accepts and that are called within this context."""
+def is_asked(answer: Answer, base: tuple[str, ...]) -> bool:
+    """Whether ``answer`` is already in use for the module at ``base``."""
+    return any(asked.answer is answer and asked.base == base for asked in _asked.get())
+
+
+@contextlib.contextmanager
+def watching(watches: Watches, answer: Answer, base: tuple[str, ...] = ()) -> Iterator[None]:
+    """Within this context, ``answer`` decides what the Linen layers that ``watches`` accepts return.
+
+    Paths are relative to the module at ``base``. The innermost such context is asked first.
+    """
 
     def watch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
-        if context.method_name != "__call__" or not is_watched(layer):
+        if context.method_name != "__call__":
             return call(*args, **kwargs)
-        return _call(layer, "/".join(layer.path), call, *args, **kwargs)
+        # Flax runs the interceptors in the opposite order. Each asks whoever comes next.
+        for asked in reversed(_asked.get()):
+            path = asked.path(layer)
+            if asked.watches(layer, path):
+                arguments = with_x_first(layer, args, kwargs)
+                return _ask(asked, LayerCall(layer, path, call, *arguments))
+        return call(*args, **kwargs)
 
-    return nn.intercept_methods(watch)
+    with _asking((*_asked.get(), _Asked(answer, watches, base))), nn.intercept_methods(watch):
+        yield
+
+
+def answered_by(answer: Answer) -> contextlib.AbstractContextManager[None]:
+    """Within this context, ``answer`` decides what the layers of a `watched` NNX model return."""
+    return _asking((*_asked.get(), _Asked(answer, lambda layer, path: False, ())))
 
 
 def watched(model: NnxModelT, is_watched: Watched) -> NnxModelT:
@@ -187,42 +212,13 @@ def called_class(layer: nn.Module) -> Any:
     return getattr(type(layer), "answering_for", type(layer))
 
 
-def unfrozen_class(kind: type[nnx.Module]) -> type[nnx.Module]:
-    """The class that a frozen class was made from, or ``kind`` itself."""
-    return getattr(kind, "frozen_from", kind)
-
-
 @functools.cache
 def _watched_class(kind: type[nnx.Module]) -> type[nnx.Module]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = functools.partial(kind.__call__, self)
-        return _call(self, self.watched_path, call, *args, **kwargs)
+        if not _asked.get():
+            return kind.__call__(self, *args, **kwargs)
+        proceed = functools.partial(kind.__call__, self)
+        arguments = with_x_first(self, args, kwargs)
+        return _ask(_asked.get()[-1], LayerCall(self, self.watched_path, proceed, *arguments))
 
     return type(kind.__name__, (kind,), {"__call__": __call__, "watched_class": kind})
-
-
-def matches(where: Where | None, path: str) -> bool:
-    """Whether ``where`` selects the layer at ``path``; None selects all."""
-    if where is None:
-        return True
-    return where(path) if callable(where) else fnmatch.fnmatchcase(path, where)
-
-
-def select(where: Where | None, paths: list[str], kind: str) -> list[str]:
-    """The ``paths`` that ``where`` selects.
-
-    Raises:
-        ValueError: If ``paths`` is empty, or ``where`` matches none of them.
-    """
-    if not paths:
-        raise ValueError(
-            f"there must be at least one {kind}; got a model without any. Linen layers are found through the "
-            f"variables: pass the collections params and batch_stats as returned by init or training."
-        )
-    meant = [path for path in paths if matches(where, path)]
-    if not meant:
-        raise ValueError(
-            f"where must match at least one {kind} in the model; got where={where!r}, but the model has: "
-            f"{', '.join(paths) or 'none'}. Use a pattern such as 'stem/*', or omit where to select all."
-        )
-    return meant

@@ -9,9 +9,9 @@ from flax.core import freeze, unfreeze
 from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ._intercept import Answer, Watched, answered_first_by, new_number, traced_for, watching
+from ._intercept import Answer, Watched, new_number, traced_for, watching
 from ._interface import Run, Stats, split_path
-from ._types import Batch, Rngs, Tree
+from ._types import Batch, Layer, Rngs, Tree
 
 
 class LinenModel:
@@ -23,6 +23,9 @@ class LinenModel:
         self._module, self._rngs, self._is_watched = module, rngs, is_watched
         self._given = variables
         self.state: Tree = {name: unfreeze(collection) for name, collection in variables.items()}
+
+    def _watches(self, layer: Layer, path: str) -> bool:
+        return self._is_watched(layer)
 
     def paths(self) -> list[str]:
         names = flatten_dict(self.state.get("batch_stats", {}))
@@ -46,7 +49,7 @@ class LinenModel:
         apply, rngs = nn.apply(run, self._module, mutable=True), self._rngs
         if number is not None:
             rngs = jax.tree.map(lambda key: jax.random.fold_in(key, number), rngs)
-        with watching(self._is_watched), answered_first_by(answer), traced_for(new_number()):
+        with watching(self._watches, answer), traced_for(new_number()):
             output, after = apply(self.with_stats(state, stats), batch, rngs=rngs)
         found = {path: _below(after.get("batch_stats", {}), path) for path in stats}
         of_layers = {path: {name: found[path][name] for name in stats[path]} for path in stats}

@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from ...core._running import RunningStats
-from ._intercept import Answer, Watched, answered_first_by, new_number, traced_for, watched
+from ._intercept import Answer, Watched, answered_by, new_number, traced_for, watched
 from ._interface import Run, Stats
 from ._norms import is_norm
 from ._types import Batch, Tree
@@ -51,7 +51,7 @@ class NnxModel:
         for path, arrays in stats.items():
             for name, array in arrays.items():
                 setattr(layers[path], name, nnx.BatchStat(array))
-        with _drawing(model, number), answered_first_by(answer), traced_for(new_number()):
+        with _drawing(model, number), answered_by(answer), traced_for(new_number()):
             output = run(model, batch)
         of_layers = {
             path: {name: getattr(layers[path], name)[...] for name in arrays}

@@ -2,29 +2,35 @@
 
 import functools
 import inspect
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import flax.linen as nn
 
-from ._intercept import (
-    Answer,
-    Watched,
-    answered_first_by,
-    new_number,
-    rebuilt,
-    traced_for,
-    watching,
-)
+from ._intercept import LayerCall, is_asked, new_number, rebuilt, traced_for, watching
+from ._types import Layer
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def answering(module: _Module, is_watched: Watched, answer: Answer) -> _Module:
-    """Returns ``module`` with ``answer`` deciding what the layers that ``is_watched`` accepts return.
+class Substitute(Protocol):
+    """Decides what the layers that it watches return; hashable, because equal ones share a class."""
 
-    The result has a class of its own, with the same name, fields and methods. Equal answers share a class.
+    def watches(self, layer: Layer, path: str) -> bool:
+        """Whether to intercept the calls of a layer. Its path is relative to the module."""
+        ...
+
+    def __call__(self, call: LayerCall) -> Any:
+        """Returns the result of a layer's call."""
+        ...
+
+
+def answering(module: _Module, answer: Substitute) -> _Module:
+    """Returns ``module`` with ``answer`` deciding what the layers that it watches return.
+
+    The result has a class of its own, with the same name, fields and methods. It does the same as a part of a
+    larger model.
     """
-    return rebuilt(module, _answering_class(type(module), is_watched, answer))
+    return rebuilt(module, _answering_class(type(module), answer))
 
 
 def without_answers(module: nn.Module, answers: type) -> nn.Module:
@@ -34,17 +40,20 @@ def without_answers(module: nn.Module, answers: type) -> nn.Module:
     if answer is None:
         return module
     before = without_answers(rebuilt(module, kind.answering_for), answers)
-    return before if isinstance(answer, answers) else answering(before, kind.watches, answer)
+    return before if isinstance(answer, answers) else answering(before, answer)
 
 
 @functools.cache
-def _answering_class(kind: type[nn.Module], is_watched: Watched, answer: Answer) -> type[nn.Module]:
+def _answering_class(kind: type[nn.Module], answer: Substitute) -> type[nn.Module]:
     number = new_number()
 
     def within(method: Any) -> Any:
         @functools.wraps(method, updated=())
         def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with watching(is_watched), answered_first_by(answer), traced_for(number):
+            base = self.path if self.scope is not None else ()
+            if is_asked(answer, base):  # a method that another one calls
+                return method(self, *args, **kwargs)
+            with watching(answer.watches, answer, base), traced_for(number):
                 return method(self, *args, **kwargs)
 
         return called
@@ -56,14 +65,13 @@ def _answering_class(kind: type[nn.Module], is_watched: Watched, answer: Answer)
     methods = {name: within(f) for name, f in [*public, ("__call__", kind.__call__)]}
 
     def __reduce__(self: Any) -> Any:
-        return answering, (rebuilt(self, kind), is_watched, answer)
+        return answering, (rebuilt(self, kind), answer)
 
     about = {
         "__reduce__": __reduce__,
         "__module__": kind.__module__,
         "__doc__": kind.__doc__,
         "answering_for": kind,
-        "watches": staticmethod(is_watched),
         "answer": staticmethod(answer),
     }
     return type(kind.__name__, (kind,), {**methods, **about})

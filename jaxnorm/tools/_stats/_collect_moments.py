@@ -12,10 +12,11 @@ from ...core._moments import moments
 from ...core._pool import Moments, combine
 from ...core._running import RunningStats, init_running_stats, update_running_stats
 from ...norms._shared._running_norm import RunningNorm
-from .._model._intercept import BATCH_NORMS, LayerCall, Where, select
+from .._model._intercept import BATCH_NORMS, LayerCall
 from .._model._interface import Model, Run, Stats
 from .._model._norms import against, refused
 from .._model._types import Batch, Layer, Tree
+from .._model._where import Where, select
 
 Gathered: TypeAlias = Sequence[jax.Array]
 """Mean, variance and count; the `Way` defines what is counted."""

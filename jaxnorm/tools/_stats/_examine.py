@@ -10,10 +10,10 @@ from ...core._pool import Moments
 from ...core._running import RunningStats
 from ...core.calling._explained import explained
 from ...norms._shared._running_norm import RunningNorm
-from .._model._intercept import Where
 from .._model._interface import Model, Run
 from .._model._model_of import call_model, model_of
 from .._model._types import AnyModel, Batch, Rngs, Tree, Variables
+from .._model._where import Where
 from ._collect_moments import (
     gathered,
     gathering,

@@ -11,10 +11,10 @@ import numpy as np
 
 from ...core.calling._arguments import checked
 from ...core.calling._explained import explained
-from .._model._intercept import Where
 from .._model._interface import Run, Stats
 from .._model._model_of import call_model, model_of
 from .._model._types import AnyModel, Batch, NnxModelT, Rngs, Tree, Variables
+from .._model._where import Where
 from ._collect_moments import (
     Gather,
     Way,
