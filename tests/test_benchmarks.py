@@ -296,7 +296,7 @@ def test_folding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
         folding.tools,
         "fold",
-        lambda model, *_, **__: folding.tools.Folded(model, None, 1e3, {}, {}),
+        lambda model, *_, **__: folding.tools.Folded(model, None, 1e3, {}, {}, (0, 0)),
     )
     with pytest.raises(RuntimeError, match="outputs differ by"):
         folding.measured(1)

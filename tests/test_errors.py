@@ -1,8 +1,9 @@
 """Every error of the package, word for word: what must hold, what was given, what to do."""
 
 import ast
+import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -483,6 +484,14 @@ class Model(nn.Module):
 ROWS = jnp.ones((6, 4))
 VARIABLES = Model().init(KEY, ROWS)
 NNX_MODEL = jnx.BatchNorm(4, rngs=nnx.Rngs(0))
+FOLDABLE = nnx.Sequential(
+    nnx.Linear(4, 4, rngs=nnx.Rngs(0)), jnx.BatchNorm(4, use_running_average=True, rngs=nnx.Rngs(0))
+)
+
+
+def unlike_before(counter: Iterator[int]) -> Callable[[Any, Any], Any]:
+    """Calls a model, and returns another number each time."""
+    return lambda model, batch: 0 * model(batch) + next(counter)
 
 
 def recalibrated(batches: Any = (ROWS,), **options: Any) -> Callable[[], Any]:
@@ -938,6 +947,12 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         "folds into neither the layer before (its input comes from the batch) nor the layer after (its "
         "output must go to one layer only, but goes to the output of the model). Change the model there, or "
         "keep these batch norms with partial=True or a where that excludes them.",
+    ),
+    "fold, random": (
+        lambda: tools.fold(FOLDABLE, ROWS, run=unlike_before(itertools.count())),
+        "the folded model must compute what the model computes; the outputs differ by 1 in values of up to "
+        "2, more than rounding. Check that run returns the same for the same batch, or exclude batch norms "
+        "with where.",
     ),
     # the tools
     "recalibrate, method": (recalibrated(method="precise"), NO_METHOD),

@@ -132,6 +132,9 @@ class _Frozen:
     where: Where | None
     affine: bool
 
+    def __str__(self) -> str:
+        return "norms are frozen" + ("" if self.where is None else f" where {self.where!r}")
+
     def watches(self, layer: Layer, path: str) -> bool:
         return is_norm(layer)
 

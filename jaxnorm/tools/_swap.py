@@ -137,6 +137,9 @@ class _Swapped:
     where: Where | None
     paths: tuple[str, ...]  # of the layers whose variables are replaced
 
+    def __str__(self) -> str:
+        return f"{self.norm.constructor.__name__} at {', '.join(map(repr, self.paths))}"
+
     def watches(self, layer: Layer, path: str) -> bool:
         return isinstance(layer, BATCH_NORMS) or path in self.paths
 

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx, tools
-from tests.tools.folding import Layers, Model, data, in_nnx, linen
+from jaxnorm.tools._fold import _fold
+from jaxnorm.tools._fold._folded import without_norms
+from tests.tools.folding import Layers, Model, applied, data, in_nnx, linen
 
 IMAGE = (2, 6, 5, 4)
 NOT_AFTER = ") nor the layer after (its output must go to one layer only, but goes to "
@@ -380,6 +383,127 @@ def test_own_function_in_nnx() -> None:
     model = in_nnx(nnx.Sequential(layer, nnx.BatchNorm(4, rngs=nnx.Rngs(0))))
     (reason,) = tools.fold(model, data(3, 4), partial=True).refused.values()
     assert "layers/0 has a custom promote_dtype" in reason
+
+
+class Standardized(nn.Conv):
+    """A convolution that standardizes its kernel."""
+
+    def param(self, name: str, *args: Any, **options: Any) -> Any:
+        """Returns the standardized kernel, or another parameter as it is."""
+        value = super().param(name, *args, **options)
+        return jn.weight_standardization(value) if name == "kernel" else value
+
+
+class Doubled(nn.BatchNorm):
+    """A batch norm with twice its scale."""
+
+    def param(self, name: str, *args: Any, **options: Any) -> Any:
+        """Returns twice the scale, or another parameter as it is."""
+        value = super().param(name, *args, **options)
+        return 2 * value if name == "scale" else value
+
+
+class StandardizedParam(nnx.Param):
+    """A kernel that is standardized whenever it is read."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """Returns the standardized kernel, or a part of it."""
+        return jn.weight_standardization(super().__getitem__(...))[key]
+
+
+class NnxStandardized(nnx.Linear):
+    """A dense layer that standardizes its kernel."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Creates the kernel."""
+        super().__init__(*args, **options)
+        self.kernel = StandardizedParam(self.kernel[...])
+
+
+class NnxDoubled(jnx.BatchNorm):
+    """A batch norm with twice its scale."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """Returns twice the scale, or another attribute as it is."""
+        value = super().__getattribute__(name)
+        return nnx.Param(2 * value[...]) if name == "scale" else value
+
+
+VALID = {"kernel_size": (3, 3), "padding": "VALID", "name": "layer"}
+CHANGED: dict[str, tuple[Any, bool]] = {
+    "before": (lambda x: norm()(Standardized(4, **VALID)(x)), True),
+    "before, in jit": (lambda x: jax.jit(lambda x: norm()(Standardized(4, **VALID)(x)))(x), True),
+    "after": (lambda x: Standardized(4, **VALID)(norm()(x)), True),
+    "norm": (lambda x: Doubled(True, name="norm")(nn.Conv(4, **VALID)(x)), False),
+    "norm, before the layer": (lambda x: nn.Conv(4, **VALID)(Doubled(True, name="norm")(x)), False),
+}
+RNGS = nnx.Rngs(0)
+NNX_CHANGED: dict[str, tuple[Any, Any, bool]] = {
+    "before": (NnxStandardized, jnx.BatchNorm, True),
+    "norm": (nnx.Linear, NnxDoubled, False),
+}
+
+
+def assert_refused_as_measured(folded: tools.Folded, norm: str, of_layer: bool) -> None:
+    """Checks that nothing is folded, because of the layer or because of the norm."""
+    assert not folded.pairs and folded.difference == 0
+    (reason,) = folded.refused.values()
+    assert ("with folded arrays does not return" in reason) == of_layer, reason
+    assert (f"{norm} (" in reason) != of_layer and "they differ by" in reason, reason
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_subclass_that_computes_something_else(case: str) -> None:
+    """What the layer computes is compared, whichever methods its class overrides."""
+    function, of_layer = CHANGED[case]
+    model, x = Model(function), data(*IMAGE)
+    folded = tools.fold(model, x, variables=linen(model, x), partial=True)
+    assert_refused_as_measured(folded, "norm", of_layer)
+
+
+@pytest.mark.parametrize("case", NNX_CHANGED)
+def test_a_subclass_that_computes_something_else_in_nnx(case: str) -> None:
+    """The same in NNX."""
+    layer, norm, of_layer = NNX_CHANGED[case]
+    layers = layer(4, 4, rngs=RNGS), norm(4, rngs=RNGS)
+    folded = tools.fold(in_nnx(nnx.Sequential(*layers)), data(3, 4), partial=True)
+    assert_refused_as_measured(folded, "layers/1", of_layer)
+
+
+def test_a_folded_model_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is never returned, whatever the cause."""
+    model, x = Model(lambda x: norm()(conv()(x))), data(*IMAGE)
+    variables = linen(model, x)
+
+    def wrong(*args: Any) -> Any:
+        smaller, changed = without_norms(*args)
+        return smaller, jax.tree.map(lambda a: 1.1 * a, changed)
+
+    monkeypatch.setattr(_fold, "without_norms", wrong)
+    with pytest.raises(
+        ValueError, match="must compute what the model computes; the outputs differ"
+    ):
+        tools.fold(model, x, variables=variables)
+
+
+class Mutable(nn.Module):
+    """A model that trains if its running statistics can change."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies a convolution and a norm."""
+        training = self.is_mutable_collection("batch_stats")
+        return nn.BatchNorm(not training, name="norm")(conv()(x))
+
+
+def test_a_model_that_trains_if_its_statistics_can_change() -> None:
+    """Its norms fold, because `fold` evaluates."""
+    model, x = Mutable(), data(*IMAGE)
+    variables = linen(model, x)
+    folded = tools.fold(model, x, variables=variables)
+    assert folded.pairs == {"norm": "conv"}
+    y: Any = model.apply(variables, x)
+    np.testing.assert_allclose(applied(folded.model, folded.variables, x), y, 1e-4, 1e-4)
 
 
 def test_models_without_batch_norm_or_statistics() -> None:

@@ -51,6 +51,7 @@ class Seen(NamedTuple):
     call: LayerCall
     x: tuple[int, ...]  # shape of the input
     y: tuple[int, ...]
+    dtype: Any  # of the output
 
 
 @dataclasses.dataclass
@@ -90,7 +91,7 @@ def follow(model: Model, run: Run, batch: Batch) -> Flow:
             return call.proceed(**call.kwargs)
         x = checkpoint_name(call.x, f"{_MARK} in {call.path}")
         y = call.proceed(x, *call.args[1:], **call.kwargs)
-        flow.seen[call.path] = Seen(call, x.shape, y.shape)
+        flow.seen[call.path] = Seen(call, x.shape, y.shape, y.dtype)
         return checkpoint_name(y, f"{_MARK} out {call.path}")
 
     traced = jax.make_jaxpr(lambda state, batch: model.run(state, {}, run, batch, marked)[0])

@@ -12,6 +12,7 @@ from flax import nnx
 from flax.core import freeze, unfreeze
 from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.core import Tracer
 
 from ...core._activation import map_activated
 from ...core._precision import result_dtype, upcast
@@ -21,8 +22,11 @@ from .._model._types import Layer, ModelT, Tree
 from ._dataflow import COLLECTIONS
 from ._eligibility import is_norm_or_layer
 
-Changed: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
-"""New arrays of layers, in float64, by path and name."""
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+"""New arrays of a layer, in float64."""
+
+Changed: TypeAlias = Mapping[str, Arrays]
+"""New arrays of layers by path."""
 
 Dtypes: TypeAlias = tuple[str, ...]
 """Dtypes of a norm's arrays, with which its result is promoted."""
@@ -37,7 +41,7 @@ def without_norms(
     return _nnx(model, changed, norms), None
 
 
-def _what_is_left(
+def what_is_left(
     norm: Any, dtypes: Dtypes, x: jax.Array, residual: jax.Array | None = None
 ) -> jax.Array:
     """Applies what remains of a folded norm: the dtype of its result, a residual, an activation."""
@@ -84,13 +88,16 @@ class _Folds:
     norms: tuple[tuple[str, Dtypes], ...]
     biased: frozenset[str]  # layers that had no bias
 
+    def __str__(self) -> str:
+        return f"folded: {', '.join(repr(norm) for norm, _ in self.norms)}"
+
     def watches(self, layer: Layer, path: str) -> bool:
         return is_norm_or_layer(layer)
 
     def __call__(self, call: LayerCall) -> Any:
         dtypes = dict(self.norms).get(call.path)
         if dtypes is not None:
-            return _what_is_left(call.layer, dtypes, call.x, call.kwargs.get("residual"))
+            return what_is_left(call.layer, dtypes, call.x, call.kwargs.get("residual"))
         if call.path not in self.biased:
             return call.proceed(*call.args, **call.kwargs)
         layer = rebuilt(call.layer, parent=call.layer.scope, use_bias=True)
@@ -102,16 +109,21 @@ def _nnx(model: nnx.Module, changed: Changed, norms: Mapping[str, Dtypes]) -> nn
         name = "/".join(map(str, path))
         if name in norms:
             return _Rest(node, norms[name])
-        for array_name, array in changed.get(name, {}).items():
-            variable = getattr(node, array_name)
-            if variable is None:
-                node.use_bias = True
-                node.bias = nnx.Param(_like(None, array, node.kernel[...]))
-            else:
-                variable[...] = _like(variable[...], array)
-        return node
+        return set_arrays(node, changed.get(name, {}))
 
     return nnx.recursive_map(replaced, nnx.clone(model))
+
+
+def set_arrays(layer: Layer, arrays: Arrays) -> Any:
+    """Sets arrays of an NNX layer, and returns it."""
+    for name, array in arrays.items():
+        variable = getattr(layer, name)
+        if variable is None:
+            layer.use_bias = True
+            layer.bias = nnx.Param(_like(None, array, layer.kernel[...]))
+        else:
+            variable[...] = _like(variable[...], array)
+    return layer
 
 
 class _Rest(nnx.Module):
@@ -131,7 +143,7 @@ class _Rest(nnx.Module):
     ) -> jax.Array:
         """Has the signature of a batch norm; the flag and the mask have no effect in evaluation."""
         del use_running_average, mask
-        return _what_is_left(self, self.dtypes, x, residual)
+        return what_is_left(self, self.dtypes, x, residual)
 
 
 def _like(old: Tree, array: np.ndarray, kernel: Any = None) -> Any:
@@ -143,6 +155,6 @@ def _like(old: Tree, array: np.ndarray, kernel: Any = None) -> Any:
     new = jnp.asarray(array.astype(like.dtype))
     if old is None:
         return new
-    if isinstance(like, jax.Array):
+    if isinstance(like, jax.Array) and not isinstance(like, Tracer):
         new = jax.device_put(new, like.sharding)
     return jax.tree.unflatten(jax.tree.structure(old), [new])

@@ -5,7 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.core import freeze, unfreeze
+from flax.core import DenyList, freeze, unfreeze
 from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -18,8 +18,15 @@ class LinenModel:
     """A `Model` for a Linen module."""
 
     def __init__(
-        self, module: nn.Module, variables: Tree, rngs: Rngs | None, is_watched: Watched
+        self,
+        module: nn.Module,
+        variables: Tree,
+        rngs: Rngs | None,
+        is_watched: Watched,
+        *,
+        evaluates: bool,
     ) -> None:
+        self._mutable = DenyList("batch_stats") if evaluates else True
         self._module, self._rngs, self._is_watched = module, rngs, is_watched
         self._given = variables
         self.state: Tree = {name: unfreeze(collection) for name, collection in variables.items()}
@@ -46,7 +53,7 @@ class LinenModel:
         answer: Answer,
         number: jax.Array | None = None,
     ) -> tuple[Any, Stats, Any]:
-        apply, rngs = nn.apply(run, self._module, mutable=True), self._rngs
+        apply, rngs = nn.apply(run, self._module, mutable=self._mutable), self._rngs
         if number is not None:
             rngs = jax.tree.map(lambda key: jax.random.fold_in(key, number), rngs)
         with watching(self._watches, answer), traced_for(new_number()):

@@ -46,9 +46,16 @@ def call_model(model: AnyModel, batch: Batch) -> Any:
 
 
 def model_of(
-    model: AnyModel, variables: Tree, rngs: Rngs | None = None, is_watched: Watched = is_norm
+    model: AnyModel,
+    variables: Tree,
+    rngs: Rngs | None = None,
+    is_watched: Watched = is_norm,
+    *,
+    evaluates: bool = False,
 ) -> Model:
     """Wraps ``model`` in the form that the tools use, with some of its layers watched.
+
+    If it ``evaluates``, its running statistics cannot change. Some Linen models ask for that.
 
     Raises:
         ValueError: If ``model`` is not a Flax model, ``variables`` are missing, or ``variables`` or ``rngs``
@@ -69,7 +76,7 @@ def model_of(
             f"variables must be those of the Linen module, by collection; got {what}. "
             f'Pass variables={{"params": ..., "batch_stats": ...}}, as returned by init.'
         )
-    return LinenModel(model, variables, rngs, is_watched)
+    return LinenModel(model, variables, rngs, is_watched, evaluates=evaluates)
 
 
 def check_model(model: AnyModel) -> None:

@@ -23,6 +23,10 @@ class Substitute(Protocol):
         """Returns the result of a layer's call."""
         ...
 
+    def __str__(self) -> str:
+        """Says what is different about the module, as a part of its text."""
+        ...
+
 
 def answering(module: _Module, answer: Substitute) -> _Module:
     """Returns ``module`` with ``answer`` deciding what the layers that it watches return.
@@ -67,7 +71,11 @@ def _answering_class(kind: type[nn.Module], answer: Substitute) -> type[nn.Modul
     def __reduce__(self: Any) -> Any:
         return answering, (rebuilt(self, kind), answer)
 
+    def __repr__(self: Any) -> str:
+        return f"{kind.__repr__(self)}  # {answer}"
+
     about = {
+        "__repr__": __repr__,
         "__reduce__": __reduce__,
         "__module__": kind.__module__,
         "__doc__": kind.__doc__,

@@ -1,0 +1,146 @@
+"""Measures whether a layer with a norm folded into it computes what the two compute one after the other."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ...core._precision import upcast
+from .._model._intercept import LayerCall, rebuilt
+from .._model._interface import Model, Run
+from .._model._types import Batch, Layer, Tree
+from ._affine import factor_and_offset
+from ._dataflow import Flow
+from ._eligibility import Pair, axes_from_the_end
+from ._folded import Arrays, Dtypes, set_arrays, what_is_left
+
+
+class Fold(NamedTuple):
+    """A batch norm, the layer that it folds into, and what becomes of both."""
+
+    pair: Pair
+    arrays: Arrays  # of the layer, with the norm folded in
+    dtypes: Dtypes  # that the norm's result is promoted with
+
+
+class Difference(NamedTuple):
+    """The largest absolute difference between two results, and the largest absolute value in the first."""
+
+    largest: float
+    scale: float
+    tolerance: float  # relative to the scale
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether rounding explains the difference. It does not say so if results are not finite."""
+        return not self.largest > self.tolerance * self.scale
+
+    def __str__(self) -> str:
+        return f"{self.largest:.2g} in values of up to {self.scale:.2g}"
+
+
+def tolerance(*dtypes: Any) -> float:
+    """The largest relative difference that is still rounding, in results of these dtypes.
+
+    It is generous: accelerators multiply float32 with fewer digits, and a wrong fold is off by far more.
+    """
+    inexact = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+    return max([0.01, *(32 * float(jnp.finfo(dtype).eps) for dtype in inexact)])
+
+
+def measured(
+    model: Model, run: Run, batch: Batch, flow: Flow, folds: Sequence[Fold]
+) -> tuple[Tree, dict[str, str]]:
+    """Returns the output of ``model``, and for each norm that must not fold the reason.
+
+    The layer itself is called with its new arrays, so it does not matter what its class overrides.
+    """
+    reasons: dict[str, str] = {}
+
+    def note(norm: str, what: str, limit: float, largest: Any, scale: Any) -> None:
+        found = Difference(float(largest), float(scale), limit)
+        if not found.is_rounding:
+            reasons[norm] = f"{what}: they differ by {found}"
+
+    def compare(fold: Fold, what: str, got: jax.Array, want: jax.Array) -> None:
+        got, want = upcast(jnp.asarray(got)), upcast(jnp.asarray(want))
+        largest, scale = (jnp.max(jnp.abs(a), initial=0) for a in (got - want, want))
+        # A callback, because the layer may be in a function that the model itself compiles.
+        limit = tolerance(got.dtype)
+        jax.debug.callback(partial(note, fold.pair.norm, what, limit), largest, scale)
+
+    def watch(call: LayerCall) -> Any:
+        y = call.proceed(*call.args, **call.kwargs)
+        for fold in folds:
+            norm, layer, before = fold.pair
+            affine = partial(_affine, flow, norm)
+            if call.path == norm:
+                want = what_is_left(
+                    call.layer, fold.dtypes, affine(call.x), call.kwargs.get("residual")
+                )
+                what = f"{norm} ({call.kind}) does not return the affine function of its arrays"
+                compare(fold, what, y, want)
+            if call.path == layer:
+                changed, (x, *others) = _changed(call.layer, fold.arrays), call.args
+                want = y
+                if before:
+                    want = affine(y)
+                else:  # with any input of the norm
+                    x = jax.random.normal(jax.random.key(0), jnp.shape(x), jnp.result_type(x))
+                    itself = _changed(call.layer, {})
+                    want = itself(affine(x).astype(x.dtype), *others, **call.kwargs)
+                what = (
+                    f"{layer} ({call.kind}) with folded arrays does not return what the two return"
+                )
+                compare(fold, what, changed(x, *others, **call.kwargs), want)
+        return y
+
+    @jax.jit
+    def compiled(state: Tree, batch: Batch) -> Any:
+        return model.run(state, {}, run, batch, watch)[0]
+
+    y = compiled(model.state, batch)
+    jax.effects_barrier()
+    return y, reasons
+
+
+def difference(flow: Flow, a: Tree, b: Tree) -> Difference:
+    """Compares the outputs of two models, the first of which was followed."""
+    wide = [[np.asarray(leaf, np.complex128) for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
+    pairs = list(zip(*wide, strict=True))
+    largest = max((float(np.abs(x - y).max(initial=0.0)) for x, y in pairs), default=0.0)
+    scale = max((float(np.abs(x).max(initial=0.0)) for x, _ in pairs), default=0.0)
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(a)]
+    return Difference(
+        largest, scale, tolerance(*dtypes, *(seen.dtype for seen in flow.seen.values()))
+    )
+
+
+def _affine(flow: Flow, norm: str, x: jax.Array) -> jax.Array:
+    """What the batch norm at ``norm`` makes of ``x``, or of the output of the layer before it."""
+    x, axes = upcast(jnp.asarray(x)), axes_from_the_end(flow, norm)
+    shape = [x.shape[axis] if axis in axes else 1 for axis in range(-x.ndim, 0)]
+    epsilon = flow.seen[norm].call.layer.epsilon
+    factor, offset = (
+        jnp.asarray(a.reshape(shape)) for a in factor_and_offset(epsilon, flow.arrays(norm))
+    )
+    return factor * x + offset
+
+
+def _changed(layer: Layer, arrays: Arrays) -> Callable[..., Any]:
+    """The layer with new arrays."""
+    if not isinstance(layer, nn.Module):
+        return set_arrays(nnx.clone(layer), arrays)
+    variables = dict(layer.variables)
+    params = dict(variables["params"])
+    for name, array in arrays.items():
+        like = jnp.asarray(nn.meta.unbox(params[name if name in params else "kernel"]))
+        new = jnp.asarray(array.astype(like.dtype))
+        params[name] = nn.meta.replace_boxed(params[name], new) if name in params else new
+    biased = {"use_bias": True} if "bias" in arrays else {}
+    return partial(rebuilt(layer, **biased).apply, {**variables, "params": params})
