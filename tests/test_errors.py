@@ -948,7 +948,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         "output must go to one layer only, but goes to the output of the model). Change the model there, or "
         "keep these batch norms with partial=True or a where that excludes them.",
     ),
-    "fold, random": (
+    "data, a folded model": (
         lambda: tools.fold(FOLDABLE, ROWS, run=unlike_before(itertools.count())),
         "the folded model must compute what the model computes; the outputs differ by 1 in values of up to "
         "2, more than rounding. Check that run returns the same for the same batch, or exclude batch norms "
