@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import flax.linen as nn
@@ -437,9 +438,21 @@ STATELESS = (
 )
 NO_TORCH_NORM = (
     "module must be one of BatchNorm, SyncBatchNorm, InstanceNorm, LayerNorm, RMSNorm, GroupNorm, "
-    "LocalResponseNorm of torch.nn; got list. For a larger model, pass each norm in model.modules()."
+    "LocalResponseNorm of torch.nn, or compute the same; got list. For a larger model, pass each "
+    "norm in model.modules()."
+)
+ACTIVATED = (
+    "the jaxnorm class must compute all that module computes; got GroupNorm with SiLU, which it does not "
+    "apply. Apply it after the norm in the model, and pass a plain GroupNorm of the same options here."
 )
 DENSE: Any = {"params": {"fc": {"kernel": np.zeros((6, 2), np.float32)}}}
+
+
+def group_norm_act() -> Any:
+    """A group norm with an activation, like timm's."""
+    act = type("SiLU", (), {})()
+    kind = type("GroupNorm", (SimpleNamespace,), {})
+    return kind(num_groups=2, eps=1e-5, weight=None, bias=None, act=act)
 
 
 def converted(source: Any, like: Any = DENSE, **arguments: Any) -> Callable[[], Any]:
@@ -904,6 +917,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "convert, equinox": (converted(equinox_batch_norm()), STATELESS),
     "torch options": (lambda: tools.torch_options([]), NO_TORCH_NORM),
+    "torch options, activation": (lambda: tools.torch_options(group_norm_act()), ACTIVATED),
     # moments
     "combine": (lambda: jn.combine(jn.moments(X, 0), jn.moments(X, 1)), OTHER_SHAPES),
     "update, size": (

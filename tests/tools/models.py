@@ -67,9 +67,10 @@ class Layer(nn.Module):
 
 
 class Stacked(nn.Module):
-    """Two of these layers in a scan, rematerialized."""
+    """These layers in a scan, rematerialized."""
 
     norm: Any = jnl.BatchNorm
+    length: int = 2
 
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:
@@ -78,7 +79,7 @@ class Stacked(nn.Module):
             nn.remat(Layer, static_argnums=(2,), prevent_cse=False),
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
-            length=2,
+            length=self.length,
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
         )
         return scan(self.norm)(x, train)[0]

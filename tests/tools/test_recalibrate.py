@@ -23,6 +23,7 @@ from tests.tools.models import (
     SUBJECTS,
     Layer,
     NnxMLP,
+    Stacked,
     Subject,
     assert_same,
     linen,
@@ -60,6 +61,51 @@ def test_evaluation_is_training_on_the_population(name: str) -> None:
         np.testing.assert_array_equal(subject.arrays[path], array)
         assert path in subject.stats or np.array_equal(after.arrays[path], array)
         assert after.arrays[path].dtype == array.dtype
+
+
+class NnxStacked(nnx.Module):
+    """Two layers in a scan."""
+
+    def __init__(self) -> None:
+        """Creates a stack of layers."""
+        self.layers = nnx.vmap(NnxLayer)(nnx.Rngs(0).split(4))
+
+    def __call__(self, x: Any, train: bool) -> Any:
+        """Applies the layers in sequence."""
+
+        @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        def apply(layer: Any, x: Any) -> Any:
+            return layer(x, train)
+
+        return apply(self.layers, x)
+
+
+class NnxLayer(nnx.Module):
+    """A dense layer, a norm and a relu."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        """Creates the layers."""
+        self.dense = nnx.Linear(5, 5, rngs=rngs)
+        self.norm = jnx.BatchNorm(5, rngs=rngs)
+
+    def __call__(self, x: Any, train: bool) -> Any:
+        """Applies the layers."""
+        return nnx.relu(self.norm(self.dense(x), use_running_average=not train))
+
+
+STACKS = {
+    "Linen": lambda: linen(Stacked(length=4), ROWS),
+    "Linen, Flax's": lambda: linen(Stacked(nn.BatchNorm, length=4), ROWS),
+    "NNX": lambda: nnx_model(NnxStacked()),
+}
+
+
+@pytest.mark.parametrize("system", STACKS)
+def test_layer_by_layer_in_a_loop(system: str) -> None:
+    """A stack of layers takes as many passes as it has layers, not as it has paths."""
+    subject = STACKS[system]()
+    after = recalibrated(subject, HALVES, layer_by_layer=True)
+    np.testing.assert_allclose(after.output(), subject.output(train=True), atol=1e-5)
 
 
 class LinenDropped(nn.Module):

@@ -69,3 +69,72 @@ def test_options(name: str, attributes: Any, expected: Any) -> None:
     options = tools.torch_options(module)
     assert options == expected
     getattr(jnl, name.removeprefix("Sync").rstrip("123d"))(**options)
+
+
+def act_norm(name: str, act: str, **of_act: Any) -> Any:
+    """A module like timm's norms with activations, of a class named ``name`` + "Act"."""
+    base = type(name, (SimpleNamespace,), {"forward": lambda self, x: x})
+    members = {"forward": lambda self, x: self.act(x), "__module__": "timm.layers.norm_act"}
+    kind = type(f"{name.removesuffix('2d')}Act2d", (base,), members)
+    attributes = next(attributes for known, attributes, _ in CASES if known == name)
+    identity = type("Identity", (), {})()
+    return kind(**attributes, act=type(act, (SimpleNamespace,), {})(**of_act), drop=identity)
+
+
+@pytest.mark.parametrize(
+    ("act", "of_act", "activation"),
+    [
+        ("ReLU", {"inplace": True}, "relu"),
+        ("SiLU", {}, "silu"),
+        ("LeakyReLU", {"negative_slope": 0.01}, "leaky_relu"),
+        ("GELU", {"approximate": "tanh"}, "gelu"),
+        ("Identity", {}, None),
+    ],
+)
+def test_activation_of_timm(act: str, of_act: Any, activation: str | None) -> None:
+    """Batch norm applies the activation too."""
+    options = tools.torch_options(act_norm("BatchNorm2d", act, **of_act))
+    assert options.get("activation") == activation
+    assert options == tools.torch_options(act_norm("BatchNorm2d", "Identity")) | options
+    jnl.BatchNorm(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "act", "of_act", "named"),
+    [
+        ("GroupNorm", "SiLU", {}, "SiLU"),
+        ("LayerNorm", "ReLU", {}, "ReLU"),
+        ("BatchNorm2d", "GELU", {"approximate": "none"}, "GELU"),
+        ("BatchNorm2d", "LeakyReLU", {"negative_slope": 0.2}, "LeakyReLU(negative_slope=0.2)"),
+        ("BatchNorm2d", "Hardswish", {}, "Hardswish"),
+    ],
+)
+def test_activation_that_the_norm_does_not_have(
+    name: str, act: str, of_act: Any, named: str
+) -> None:
+    """An activation is never lost: the error names it."""
+    with pytest.raises(ValueError, match=r"must compute all that module computes") as raised:
+        tools.torch_options(act_norm(name, act, **of_act))
+    assert f"with {named}, which" in str(raised.value)
+
+
+def test_dropout_of_timm() -> None:
+    """Neither is dropout."""
+    module = act_norm("BatchNorm2d", "ReLU")
+    module.drop = SimpleNamespace(p=0.1)
+    with pytest.raises(ValueError, match=r"with dropout of 0.1, which"):
+        tools.torch_options(module)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("SplitBatchNorm2d", "timm.layers.split_batchnorm"), ("Mine", "model")]
+)
+def test_a_subclass_with_its_own_forward(name: str, place: str) -> None:
+    """It is not taken for its base class."""
+    base = type("BatchNorm2d", (SimpleNamespace,), {"forward": lambda self, x: x})
+    own = type(name, (base,), {"forward": lambda self, x: x * x, "__module__": place})
+    inherited = type("Other", (base,), {"__module__": place})
+    attributes = next(attributes for known, attributes, _ in CASES if known == "BatchNorm2d")
+    assert tools.torch_options(inherited(**attributes)) == tools.torch_options(base(**attributes))
+    with pytest.raises(ValueError, match=rf"or compute the same; got {name}\."):
+        tools.torch_options(own(**attributes))

@@ -12,8 +12,9 @@ def torch_options(module: Any) -> dict[str, Any]:
 
     Args:
         module: a norm from `torch.nn`: BatchNorm1d to 3d, SyncBatchNorm, InstanceNorm1d to 3d, LayerNorm,
-            RMSNorm, GroupNorm, LocalResponseNorm. `convert` converts its parameters and statistics. (For
-            RMSNorm, ``eps=None`` is the machine epsilon of float64 if the weight is float64, else float32.)
+            RMSNorm, GroupNorm, LocalResponseNorm, or timm's subclasses of these, such as BatchNormAct2d.
+            `convert` converts its parameters and statistics. (For RMSNorm, ``eps=None`` is the machine
+            epsilon of float64 if the weight is float64, else float32.)
 
     Returns:
         Keyword arguments for the corresponding class, in Linen and NNX. They leave out the channel axis,
@@ -21,7 +22,8 @@ def torch_options(module: Any) -> dict[str, Any]:
         ``num_features``.
 
     Raises:
-        ValueError: If ``module`` is any other module.
+        ValueError: If ``module`` is any other module, such as a subclass with its own ``forward``, or if it
+            applies an activation or dropout that the jaxnorm class does not have.
 
     Example:
         >>> from types import SimpleNamespace
@@ -32,16 +34,56 @@ def torch_options(module: Any) -> dict[str, Any]:
         >>> tools.torch_options(layer)
         {'num_groups': 4, 'epsilon': 1e-05, 'use_scale': True, 'use_bias': True}
     """
-    names = [
-        c.__name__.rstrip("123d") for c in type(module).__mro__
-    ]  # so that subclasses are found too
-    name = next((name for name in names if name in _OPTIONS), None)
-    if name is None:
+    bases = {kind.__name__.rstrip("123d"): kind for kind in reversed(type(module).__mro__)}
+    name = next((name for name in reversed(bases) if name in _OPTIONS), None)
+    if name is None or not _is_known(type(module), bases[name]):
         raise ValueError(
-            f"module must be one of {', '.join(_OPTIONS)} of torch.nn; got {type(module).__name__}. For a "
-            f"larger model, pass each norm in model.modules()."
+            f"module must be one of {', '.join(_OPTIONS)} of torch.nn, or compute the same; got "
+            f"{type(module).__name__}. For a larger model, pass each norm in model.modules()."
         )
-    return _OPTIONS[name](module)
+    options = _OPTIONS[name](module)
+    activation = _activation(module)
+    if activation is None:
+        return options
+    if name not in ("BatchNorm", "SyncBatchNorm") or activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"the jaxnorm class must compute all that module computes; got {type(module).__name__} with "
+            f"{activation}, which it does not apply. Apply it after the norm in the model, and pass a plain "
+            f"{name} of the same options here."
+        )
+    return {**options, "activation": _ACTIVATIONS[activation]}
+
+
+_ACTIVATIONS = {
+    "ReLU": "relu",
+    "SiLU": "silu",
+    "Swish": "silu",
+    "LeakyReLU": "leaky_relu",
+    "GELU(approximate='tanh')": "gelu",
+    "GELUTanh": "gelu",
+}
+
+
+def _is_known(kind: type, base: type) -> bool:
+    """Whether a class computes what its ``base`` in torch.nn computes, apart from an activation."""
+    if getattr(kind, "forward", None) is getattr(base, "forward", None):
+        return True
+    # timm's classes choose faster implementations, or apply an activation; this one splits the batch.
+    return kind.__module__.startswith("timm.") and not kind.__name__.startswith("Split")
+
+
+def _activation(module: Any) -> str | None:
+    """What timm's norms apply in the end; None if nothing."""
+    if getattr(getattr(module, "drop", None), "p", 0):
+        return f"dropout of {module.drop.p}"
+    act = getattr(module, "act", None)
+    name = type(act).__name__
+    if act is None or name == "Identity":
+        return None
+    if getattr(act, "approximate", "none") != "none":
+        return f"{name}(approximate={act.approximate!r})"
+    slope = getattr(act, "negative_slope", 0.01)
+    return name if slope == 0.01 else f"{name}(negative_slope={slope})"
 
 
 def _affine(module: Any) -> dict[str, Any]:

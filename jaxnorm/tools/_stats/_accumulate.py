@@ -132,7 +132,7 @@ def accumulate(
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, grads))
     (rest, stats, sums), aux = lax.scan(add, (rest, nothing, zeros), numbered)
     value, grads = jax.tree.map(lambda total: total / micro_batches, sums)
-    updated = {path: _updated(held[path], stats[path], norms[path]) for path in norms}
+    updated = {path: _updated(held[path], stats[path], norms[path].norm) for path in norms}
     state = subject.with_stats(subject.join(params, rest), updated)
     grads = subject.as_given({"params": grads})["params"]
     return Accumulated(value, grads, subject.as_given(subject.split(state)[1]), aux)

@@ -1,5 +1,6 @@
 """Gathers moments of the input of each norm over batches, alongside the layer's own state."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -49,6 +50,14 @@ class Found(NamedTuple):
     kind: str
     norm: RunningNorm | None
     reason: str | None  # why no tool supports it
+    n_features: int  # of the input of one call
+
+
+class NormOfBatches(NamedTuple):
+    """A layer that keeps the mean and variance of its input, or a stack of such layers in a loop."""
+
+    norm: RunningNorm
+    n_features: int  # of one layer of the stack
 
 
 def find_norms(model: Model, run: Run, batch: Batch) -> dict[str, Found]:
@@ -60,7 +69,7 @@ def find_norms(model: Model, run: Run, batch: Batch) -> dict[str, Found]:
     found: dict[str, Found] = {}
 
     def note(call: LayerCall) -> Any:
-        layer = Found(call.kind, call.norm, against(call.layer))
+        layer = Found(call.kind, call.norm, against(call.layer), _n_features(call))
         if layer.norm is not None or layer.reason is not None:
             found[call.path] = layer
         if isinstance(call.layer, BATCH_NORMS):  # without computing it
@@ -86,9 +95,16 @@ def find_norms(model: Model, run: Run, batch: Batch) -> dict[str, Found]:
     return found
 
 
+def _n_features(call: LayerCall) -> int:
+    if call.norm is None:
+        return 1
+    shape = jnp.shape(call.x)
+    return math.prod(shape[axis] for axis in canonical_axes(call.norm.axis, len(shape), "axis"))
+
+
 def norms_of_batches(
     model: Model, run: Run, batch: Batch, where: Where | None, tool: str, *, averaged: bool = False
-) -> dict[str, RunningNorm]:
+) -> dict[str, NormOfBatches]:
     """The norms that ``where`` selects; all keep the mean and variance of their input.
 
     With ``averaged``, they keep moving averages of just these.
@@ -111,7 +127,11 @@ def norms_of_batches(
     if reasons:
         supported = "norms whose running statistics are the mean and variance of the batch"
         raise ValueError(refused(tool, supported, reasons, {p: found[p].kind for p in reasons}))
-    return {path: layer.norm for path, layer in meant.items() if layer.norm is not None}
+    return {
+        path: NormOfBatches(layer.norm, layer.n_features)
+        for path, layer in meant.items()
+        if layer.norm is not None
+    }
 
 
 def gathering(

@@ -85,7 +85,8 @@ def examine(
     moments = {path: jax.device_get(gathered(stats[path])) for path in paths}
     running = {path: _running(held[path]) for path in paths}
     health = {
-        path: _health(subject, path, norms[path], moments[path], running[path]) for path in paths
+        path: _health(subject, path, norms[path].norm, moments[path], running[path])
+        for path in paths
     }
     return Examination(health, moments, running, _change(outputs[True], outputs[False]))
 

@@ -158,9 +158,10 @@ def recalibrate(
             "batches must hold at least one batch; got none. An iterator that was used before is empty: pass "
             "a list, or create the iterator again."
         )
-    paths = list(norms_of_batches(subject, run, first, where, "recalibrate"))
-    meant = set(paths).__contains__
+    norms = norms_of_batches(subject, run, first, where, "recalibrate")
+    paths, meant = list(norms), norms.__contains__
     held = {path: subject.stats(path) for path in paths}
+    n_layers = sum(held[path]["mean"].size // found.n_features for path, found in norms.items())
     length = len(batches) if isinstance(batches, Sized) else None
     nothing = {path: nothing_gathered(held[path]["mean"]) for path in paths}
 
@@ -177,7 +178,7 @@ def recalibrate(
     stats = one_pass(step, itertools.chain([first], iterator), {})
     if layer_by_layer:
         step = _step(gathering(subject, run, way, evaluating=True, meant=meant))
-        for _ in paths:
+        for _ in range(n_layers):
             before, stats = stats, one_pass(step, batches, stats)
             if jax.tree.all(jax.tree.map(np.array_equal, before, stats)):
                 break
