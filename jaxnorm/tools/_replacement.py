@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import jax
+
 from ..norms._registry import NormName
 from ._model._intercept import BATCH_NORMS
 from ._model._types import Layer
@@ -84,7 +86,9 @@ class Replacement:
     def cast(self, variable: str, array: Any) -> Any:
         """The array of this variable, in the dtype that the options ask for."""
         dtype = dict(self.options).get("param_dtype")
-        return array.astype(dtype) if dtype and variable in ("scale", "bias") else array
+        if not dtype or variable not in ("scale", "bias"):
+            return array
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), array)  # it may be in a box
 
     @property
     def begins_to_count(self) -> bool:
