@@ -427,7 +427,8 @@ MISMATCH = """every array in source must match one in like, and vice versa; got
   source's 'head' with weight (3,): nothing in like
 If names differ, pass names={path in like: name in source}; remove arrays from source that like does \
 not need. \
-For transposed convolutions and layers after a flatten, see the arguments transposed and channels_last."""
+For transposed convolutions and layers after a flatten, see the arguments transposed and channels_last; for \
+layers that are new in like, keep."""
 OTHER_INPUTS = (
     "channels_last must give the sizes (C, H, W) of the inputs that PyTorch flattens; got (3, 2, 2), with 12 "
     "elements, for a layer with 6 inputs. Use the sizes of the array that is flattened."
@@ -916,6 +917,21 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         OTHER_INPUTS,
     ),
     "convert, equinox": (converted(equinox_batch_norm()), STATELESS),
+    "convert, keep": (
+        converted({"fc.weight": np.zeros((2, 6))}, keep="head/*"),
+        "keep must match at least one layer of like; got 'head/*', but like has fc. Use a pattern such as "
+        "'head/*'.",
+    ),
+    "convert, keep shapes": (
+        converted({"fc.weight": np.zeros((2, 6))}, jax.eval_shape(lambda: DENSE), keep="fc"),
+        "like must hold the values of layers to keep; got only the shape of params/fc/kernel. Pass variables "
+        "from init, not from jax.eval_shape.",
+    ),
+    "convert, stacked": (
+        converted({"fc.weight": np.zeros((2, 6))}, stacked=["blocks"]),
+        "stacked must name layers of like or source; got 'blocks', but like or source has '', 'fc'. Use "
+        "these names.",
+    ),
     "torch options": (lambda: tools.torch_options([]), NO_TORCH_NORM),
     "torch options, activation": (lambda: tools.torch_options(group_norm_act()), ACTIVATED),
     # moments

@@ -1,17 +1,22 @@
 """Converts the arrays of a model to the names and the layout of another library."""
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar, overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ...core.calling._explained import explained
-from ._formats._layout import Layout, Sizes, to_flax, to_torch
+from .._model._where import Where, matches
+from ._formats._layout import Sizes
 from ._formats._read import read_like, read_source, write
 from ._formats._source import COUNT, Entry, Layer, Path, Source, parts_of, some
-from ._matching import Names, beginnings, check_names, paired
+from ._formats._views import Place, View, attention, stacks, viewed
+from ._layouts import Layouts
+from ._matching import Names, arrays_named, beginnings, check_names, paired
 
 _Module = TypeVar("_Module", bound=nnx.Module)
 _NEW_LINE = "\n  "
@@ -25,6 +30,8 @@ def convert(
     names: Names | None = None,
     transposed: Collection[str] | None = None,
     channels_last: Mapping[str, Sizes] | None = None,
+    stacked: Collection[str] = (),
+    keep: Where | None = None,
 ) -> _Module: ...
 @overload
 def convert(
@@ -34,6 +41,8 @@ def convert(
     names: Names | None = None,
     transposed: Collection[str] | None = None,
     channels_last: Mapping[str, Sizes] | None = None,
+    stacked: Collection[str] = (),
+    keep: Where | None = None,
 ) -> dict[str, Any]: ...
 @explained
 def convert(
@@ -43,6 +52,8 @@ def convert(
     names: Names | None = None,
     transposed: Collection[str] | None = None,
     channels_last: Mapping[str, Sizes] | None = None,
+    stacked: Collection[str] = (),
+    keep: Where | None = None,
 ) -> Any:
     """Converts the arrays of ``source`` to the form of ``like``, between PyTorch, Linen and NNX.
 
@@ -56,16 +67,23 @@ def convert(
             an NNX model; Haiku's ``(params, state)``; an Equinox module, or ``(module, state)``.
         like: the target: Linen variables (or their shapes, from `jax.eval_shape`), an NNX model, or a
             PyTorch ``state_dict``. The result has the names, shapes, dtypes and devices of ``like``. Its
-            values are not read, except ``num_batches_tracked`` if ``source`` counts no batches.
+            values are not read, except those of layers to ``keep``, and ``num_batches_tracked`` if
+            ``source`` counts no batches.
         names: for layers with different names: a mapping from the path of a layer in ``like``, or a prefix
             of it, to its name in ``source``; or a function of the path. ``{"": "module"}`` adds a prefix to
-            all names. None pairs layers by name, ``layer1_0/conv1`` with ``layer1.0.conv1``, or, if no name
-            matches, by shape if there is only one way.
+            all names. Single arrays can be named too: ``{"block/scale/scale": "block.gamma"}``. None pairs
+            layers by name, ``layer1_0/conv1`` with ``layer1.0.conv1``, or, if no name matches, by shape if
+            there is only one way.
         transposed: paths in ``like`` of the transposed convolutions whose window Flax does not flip
             (``transpose_kernel=False``). None selects the layers of that class in an NNX model, and the
             layers called ``ConvTranspose_0`` and so on in Linen variables.
         channels_last: for each layer after a flatten, its path in ``like`` and the sizes ``(C, H, W)`` that
             PyTorch flattens, while Flax flattens ``(H, W, C)``; also for a norm over all three.
+        stacked: paths, in ``like`` or ``source``, of layers whose arrays have a first axis over several
+            layers, as `flax.linen.scan` and `flax.nnx.vmap` make them. The layers are then numbered on both
+            sides: ``blocks/0/norm`` is ``blocks.0.norm``.
+        keep: selects layers of ``like`` that keep their values, by path: a pattern such as ``"head"`` or
+            ``"head/*"``, or a function. What ``source`` has for them, in any shape, is ignored.
 
     Returns:
         Linen variables or a new NNX model with JAX arrays; for PyTorch, a dictionary of NumPy arrays for
@@ -84,90 +102,103 @@ def convert(
         >>> tools.convert(state_dict, like=like)["params"]["fc"]["kernel"].shape
         (2, 3)
     """
-    wanted, found = read_like(like), read_source(source)
+    target, given = _views(read_like(like), read_source(source), stacked)
+    wanted, found = target.source, given.source
+    one_by_one = {} if callable(names) or names is None else arrays_named(names, wanted, found)
     if names is not None and not callable(names):
+        names = {name: other for name, other in names.items() if name not in one_by_one}
         check_names(names, beginnings(wanted.layers), "names")
-    layouts = _Layouts(wanted, found, transposed, channels_last or {})
+    layouts = Layouts(wanted, found, transposed, channels_last or {})
     pairs = paired(wanted, found, names, layouts.fit)
+    sources = {
+        (path, slot): (pairs[path], slot) for path, layer in wanted.layers.items() for slot in layer
+    } | dict(one_by_one.values())
+    kept = _kept(keep, wanted)
     values: dict[Path, dict[str, np.ndarray]] = {path: {} for path in wanted.layers}
     problems = []
-    for path, layer in wanted.layers.items():
-        partner = found.layers.get(pairs[path])
-        if partner is None:
-            problems.append(
-                f"like's {_described(path, layer)}: no {_joined(pairs[path])!r} in source"
-            )
-            continue
-        for slot, entry in layer.items():
-            if slot in partner:
-                value = layouts.translated(slot, path, pairs[path])
-                values[path][slot] = value
-                problems += _misfit(entry, partner[slot], value)
-            elif slot == COUNT and wanted.is_torch:
-                values[path][slot] = entry.numpy()
-            else:
-                absent = f"not in source's {_described(pairs[path], partner)}"
-                problems.append(f"like's {entry.name} {entry.shape}: {absent}")
-    left_over = list(_left_over(wanted, found, pairs))
+    for (path, slot), (partner, came) in sources.items():
+        entry, other = wanted.layers[path][slot], found.layers.get(partner, {})
+        if path in kept or (slot == COUNT and wanted.is_torch and came not in other):
+            values[path][slot] = entry.numpy()
+        elif came in other:
+            values[path][slot] = value = layouts.translated(slot, path, partner, came)
+            problems += _misfit(entry, other[came], value)
+        elif other:
+            absent = f"not in source's {_described(partner, other)}"
+            problems.append(f"like's {entry.name} {entry.shape}: {absent}")
+        else:
+            described = _described(path, wanted.layers[path])
+            problems.append(f"like's {described}: no {_joined(partner)!r} in source")
+    ignored = {(pairs[path], slot) for path in kept for slot in found.layers.get(pairs[path], {})}
+    left_over = list(_left_over(found, {*sources.values(), *ignored}))
+    problems = list(dict.fromkeys(problems))
     if problems or left_over:
         both = [some(lines, between=_NEW_LINE) for lines in (problems, left_over) if lines]
         raise ValueError(
             f"every array in source must match one in like, and vice versa; got\n  "
             f"{_NEW_LINE.join(both)}\nIf names differ, pass names={{path in like: name in source}}; remove "
             f"arrays from source that like does not need. For transposed convolutions and layers after a "
-            f"flatten, see the arguments transposed and channels_last."
+            f"flatten, see the arguments transposed and channels_last; for layers that are new in like, keep."
         )
-    return write(like, values)
+    for path, padding in {**wanted.uneven, **found.uneven}.items():
+        if wanted.is_torch != found.is_torch:
+            warnings.warn(
+                f"{_joined(path)} has a stride and padding='SAME', which pads more after than before, while "
+                f"PyTorch pads evenly. Outputs will differ unless the model uses padding={padding}.",
+                stacklevel=3,
+            )
+    return write(like, target.joined(values))
 
 
-class _Layouts:
-    """Translates the arrays of one model to the layout of another."""
+def _views(wanted: Source, found: Source, stacked: Collection[str]) -> tuple[View, View]:
+    """Both models with the same arrangement of layers and arrays.
 
-    def __init__(
-        self,
-        wanted: Source,
-        found: Source,
-        transposed: Collection[str] | None,
-        channels_last: Mapping[str, Sizes],
-    ) -> None:
-        check_names(transposed or (), wanted.layers, "transposed")
-        check_names(channels_last, wanted.layers, "channels_last")
-        self._wanted, self._found = wanted, found
-        self._transposed = None if transposed is None else set(map(parts_of, transposed))
-        self._channels = {parts_of(name): sizes for name, sizes in channels_last.items()}
+    Raises:
+        ValueError: If neither model has layers below one of the paths ``stacked``.
+    """
+    above = set(map(parts_of, stacked))
+    check_names(stacked, beginnings([*wanted.layers, *found.layers]), "stacked", "like or source")
+    views = []
+    for model, other in ((wanted, found), (found, wanted)):
+        own = [path for path in above if _is_stack(path, model)]
+        has_heads = any(path[-1:] == ("query",) for path in other.layers)
+        if own:
+            views.append(viewed(model, stacks(own)))
+        elif model.is_torch and not other.is_torch and has_heads:
+            views.append(viewed(model, attention))
+        else:
+            views.append(View(model, {}))
+    return views[0], views[1]
 
-    def translated(self, slot: str, path: Path, partner: Path) -> np.ndarray:
-        """The array for a slot of the layer at ``path``."""
-        layout = Layout(self._is_transposed(path, partner), self._channels.get(path))
-        return self._translated(
-            slot, self._found.layers[partner], self._wanted.layers[path], layout
+
+def _is_stack(above: Path, model: Source) -> bool:
+    """Whether a model has layers below a path, and does not number them."""
+    below = [path[len(above) :] for path in model.layers if path[: len(above)] == above]
+    return bool(below) and not all(rest and rest[0].isdigit() for rest in below)
+
+
+def _kept(keep: Where | None, wanted: Source) -> set[Path]:
+    """The layers that keep their values.
+
+    Raises:
+        ValueError: If there is none, or one has no values.
+    """
+    if keep is None:
+        return set()
+    kept = {path for path in wanted.layers if matches(keep, _joined(path))}
+    if not kept:
+        raise ValueError(
+            f"keep must match at least one layer of like; got {keep!r}, but like has "
+            f"{some(map(_joined, wanted.layers))}. Use a pattern such as 'head/*'."
         )
-
-    def fit(self, path: Path, partner: Path) -> bool:
-        """Whether two layers can be a pair, judging by their arrays and shapes."""
-        layer, other = self._wanted.layers[path], self._found.layers[partner]
-        layout = Layout(self._is_transposed(path, partner))
-        empty = {slot: entry._replace(leaf=_empty(entry)) for slot, entry in other.items()}
-        return layer.keys() - {COUNT} == other.keys() - {COUNT} and all(
-            self._translated(slot, empty, layer, layout).shape == entry.shape
-            for slot, entry in layer.items()
-            if slot in other and "/" not in slot
-        )
-
-    def _translated(self, slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarray:
-        if self._found.is_torch == self._wanted.is_torch:
-            return found[slot].numpy()
-        return (to_flax if self._found.is_torch else to_torch)(slot, found, wanted, layout)
-
-    def _is_transposed(self, path: Path, partner: Path) -> bool:
-        if self._transposed is not None:
-            return path in self._transposed
-        return path in self._wanted.transposed or partner in self._found.transposed
-
-
-def _empty(entry: Entry) -> np.ndarray:
-    """An array of the entry's shape that takes no memory."""
-    return np.broadcast_to(np.zeros((), np.float32), entry.shape)
+    for path in kept:
+        for entry in wanted.layers[path].values():
+            if isinstance(entry.leaf, jax.ShapeDtypeStruct):
+                raise ValueError(
+                    f"like must hold the values of layers to keep; got only the shape of {entry.name}. Pass "
+                    f"variables from init, not from jax.eval_shape."
+                )
+    return kept
 
 
 def _misfit(entry: Entry, came: Entry, value: np.ndarray) -> Iterator[str]:
@@ -184,16 +215,16 @@ def _kind(entry: Entry) -> type:
     return next((kind for kind in kinds if jnp.issubdtype(entry.dtype, kind)), entry.dtype.type)
 
 
-def _left_over(wanted: Source, found: Source, pairs: Mapping[Path, Path]) -> Iterator[str]:
+def _left_over(found: Source, used: Collection[Place]) -> Iterator[str]:
     """Lists what in the source has no match. An unneeded batch count is ignored."""
-    for partner, entries in found.layers.items():
-        layers = [wanted.layers[path] for path, other in pairs.items() if other == partner]
-        if not layers:
-            yield f"source's {_described(partner, entries)}: nothing in like"
+    for path, layer in found.layers.items():
+        unused = [slot for slot in layer if (path, slot) not in used]
+        if len(unused) == len(layer):
+            yield f"source's {_described(path, layer)}: nothing in like"
             continue
-        for slot, entry in entries.items():
-            if slot != COUNT and not any(slot in layer for layer in layers):
-                yield f"source's {entry.name} {entry.shape}: nothing in like"
+        for slot in unused:
+            if slot != COUNT:
+                yield f"source's {layer[slot].name} {layer[slot].shape}: nothing in like"
 
 
 def _described(path: Path, layer: Layer) -> str:

@@ -20,7 +20,9 @@ def paired(
     return pairs
 
 
-def check_names(given: Iterable[str], layers: Iterable[Path], argument: str) -> None:
+def check_names(
+    given: Iterable[str], layers: Iterable[Path], argument: str, owner: str = "like"
+) -> None:
     """Validates that each of ``given`` is the path of a layer.
 
     Raises:
@@ -30,9 +32,28 @@ def check_names(given: Iterable[str], layers: Iterable[Path], argument: str) -> 
     unknown = [name for name in given if parts_of(name) not in layers]
     if unknown:
         raise ValueError(
-            f"{argument} must name layers of like; got {some(map(repr, unknown))}, but like has "
+            f"{argument} must name layers of {owner}; got {some(map(repr, unknown))}, but {owner} has "
             f"{some(repr('/'.join(path)) for path in layers)}. Use these names."
         )
+
+
+def arrays_named(
+    names: Mapping[str, str], wanted: Source, found: Source
+) -> dict[str, tuple[tuple[Path, str], tuple[Path, str]]]:
+    """The ``names`` of single arrays, each with the layers and slots that it pairs."""
+    arrays: dict[Path, tuple[Path, str]] = {}
+    for path, layer in wanted.layers.items():
+        for slot, entry in layer.items():
+            arrays[(*path, entry.role or slot)] = path, slot
+    layers = set(beginnings(wanted.layers))
+    pairs = {}
+    for name, other in names.items():
+        if parts_of(name) in arrays and parts_of(name) not in layers:
+            *path, role = parts_of(other)
+            of_other = found.layers.get(tuple(path), {})
+            slots = [slot for slot, entry in of_other.items() if role in (slot, entry.role)]
+            pairs[name] = arrays[parts_of(name)], (tuple(path), slots[0] if slots else role)
+    return pairs
 
 
 def beginnings(layers: Iterable[Path]) -> list[Path]:

@@ -41,7 +41,23 @@ def read_nnx(model: nnx.Module) -> Source:
     }
     leaves = _nnx_leaves(model)
     raw = ((name, path, role, variable.get_raw_value()) for name, path, role, variable in leaves)
-    return _model(raw)._replace(transposed=frozenset(transposed))
+    convs = ((path_of(path), conv) for path, conv in nnx.iter_modules(model))
+    uneven = {path: pads for path, conv in convs if (pads := _even_padding(conv)) is not None}
+    return _model(raw)._replace(transposed=frozenset(transposed), uneven=uneven)
+
+
+def _even_padding(conv: nnx.Module) -> str | None:
+    """PyTorch's padding for a strided convolution that pads more after than before; None for others."""
+    if not isinstance(conv, nnx.Conv) or conv.padding != "SAME":
+        return None
+    sizes = np.broadcast_to(conv.kernel_size, np.shape(conv.kernel_size) or (1,))
+    strides, dilation = (
+        np.broadcast_to(given or 1, sizes.shape) for given in (conv.strides, conv.kernel_dilation)
+    )
+    window = (sizes - 1) * dilation + 1
+    if not np.any((strides > 1) & (window > strides) & ((window - strides) % 2 == 1)):
+        return None
+    return repr(tuple((int(n // 2),) * 2 for n in window))
 
 
 def write_nnx(model: _NNXModel, values: _Values) -> _NNXModel:

@@ -15,6 +15,7 @@ class Layout(NamedTuple):
 
     transposed: bool = False  # a transposed convolution whose kernel Flax does not flip
     channels: Sizes | None = None  # (C, H, W) of an input that PyTorch flattens; Flax: (H, W, C)
+    heads: bool = False  # an axis for the heads of attention, which PyTorch flattens
 
 
 def to_flax(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarray:
@@ -29,6 +30,9 @@ def to_flax(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarra
             return value[None]
         case [base, "v"] if found.keys() >= {base, f"{base}/u"}:
             return _largest_gain(base, found, layout)
+    if layout.heads and "/" not in slot:
+        value = _kernel_from_torch(value, transposed=False)
+        return value.reshape(shape) if value.size == math.prod(shape) else value
     if wanted[slot].role == "kernel":
         value = _kernel_from_torch(value, layout.transposed)
         return _with_channels(value, layout.channels, last=True, keep=1)
@@ -47,7 +51,12 @@ def to_torch(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarr
             return value[0] if value.ndim == 2 else value
         case [base, "v"] if found.keys() >= {base, f"{base}/u"}:
             return _direction_of_inputs(base, found, layout)
+    if layout.heads and "/" not in slot:
+        value = value.reshape(shape[::-1]) if value.size == math.prod(shape) else value
+        return _kernel_to_torch(value, transposed=False)
     if found[slot].role == "kernel":
+        ones = max(value.ndim - len(shape), 0)  # of a convolution that is a dense layer in PyTorch
+        value = with_leading_ones(value, value.shape[ones:])
         value = _with_channels(value, layout.channels, last=False, keep=1)
         return _kernel_to_torch(value, layout.transposed)
     return _with_channels(value, _of_inputs(found, layout), last=False)
@@ -96,6 +105,13 @@ def _with_channels(
     ends = (0, len(positions)) if last else (len(positions), 0)
     moved = np.moveaxis(value.reshape(before + kept), *ends)
     return moved if len(flat) > 1 else moved.reshape(-1, *kept)
+
+
+def with_leading_ones(value: np.ndarray, shape: Sizes) -> np.ndarray:
+    """Reshapes to ``shape`` if only axes of size 1 at the front differ: some libraries keep (1, 1, 1, C)."""
+    rank = max(value.ndim, len(shape))
+    old, new = ((1,) * (rank - len(sizes)) + tuple(sizes) for sizes in (value.shape, shape))
+    return value.reshape(shape) if old == new else value
 
 
 def _of_sizes(value: np.ndarray, shape: Sizes) -> np.ndarray:

@@ -48,12 +48,16 @@ class Source(NamedTuple):
     layers: Mapping[Path, Layer]
     is_torch: bool  # whether arrays have PyTorch's layout
     transposed: frozenset[Path] = frozenset()  # layers known to be transposed convolutions
+    uneven: Mapping[
+        Path, str
+    ] = {}  # layers that pad unevenly, and the padding that PyTorch would use
 
 
 # Roles in Flax that have another name as a slot. One array of a layer is its "weight".
-_WEIGHTS = ("weight", "kernel", "embedding", "scale")
+_WEIGHTS = ("weight", "kernel", "embedding", "scale", "gamma")
 COUNT = "num_batches_tracked"
 _SLOTS = {"mean": "running_mean", "var": "running_var", "count": COUNT}
+_SLOTS |= {"beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}  # Keras
 _OF_WRAPPERS = {"scale": "g", "u": "u", "sigma": "v"}
 
 
