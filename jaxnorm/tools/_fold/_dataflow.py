@@ -13,7 +13,7 @@ from jax.extend import core
 
 from .._model._intercept import LayerCall
 from .._model._interface import Model, Run
-from .._model._types import Batch, Layer
+from .._model._types import Batch, Layer, Tree
 
 _MARK = "jaxnorm.fold"
 COLLECTIONS = ("params", "batch_stats")
@@ -94,8 +94,10 @@ def follow(model: Model, run: Run, batch: Batch) -> Flow:
         flow.seen[call.path] = Seen(call, x.shape, y.shape, y.dtype)
         return checkpoint_name(y, f"{_MARK} out {call.path}")
 
-    traced = jax.make_jaxpr(lambda state, batch: model.run(state, {}, run, batch, marked)[0])
-    jaxpr = traced(model.state, batch).jaxpr
+    def output(state: Tree, batch: Batch) -> Any:
+        return model.run(state, {}, run, batch, marked, model.keys())[0]
+
+    jaxpr = jax.make_jaxpr(output)(model.state, batch).jaxpr
     of_batch = ["the batch"] * (len(jaxpr.invars) - len(names))
     reader = _Reader(flow)
     for value in reader.read_through(jaxpr, [*names, *of_batch]):

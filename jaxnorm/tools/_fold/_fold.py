@@ -224,7 +224,7 @@ def _output(subject: Model, run: Run, batch: Batch) -> Any:
 
     @jax.jit
     def compiled(state: Tree, batch: Batch) -> Any:
-        return subject.run(state, {}, run, batch, _unchanged)[0]
+        return subject.run(state, {}, run, batch, _unchanged, subject.keys())[0]
 
     return compiled(subject.state, batch)
 

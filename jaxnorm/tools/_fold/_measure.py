@@ -102,7 +102,7 @@ def measured(
 
     @jax.jit
     def compiled(state: Tree, batch: Batch) -> Any:
-        return model.run(state, {}, run, batch, watch)[0]
+        return model.run(state, {}, run, batch, watch, model.keys())[0]
 
     y = compiled(model.state, batch)
     jax.effects_barrier()

@@ -16,9 +16,17 @@ Stats: TypeAlias = Mapping[str, Mapping[str, jax.Array]]
 
 
 class Model(Protocol):
-    """A model; ``state`` contains all of its arrays."""
+    """A model; ``state`` contains all of its arrays. Models are equal if ``run`` computes the same."""
 
     state: Tree
+
+    def bare(self) -> "Model":
+        """The model without arrays. Its ``run`` takes those of any equal model."""
+        ...
+
+    def keys(self, number: jax.Array | int | None = None) -> Any:
+        """The random keys for the batch with this index; for all batches the same without one."""
+        ...
 
     def paths(self) -> list[str]:
         """The paths of the layers with running statistics."""
@@ -39,13 +47,12 @@ class Model(Protocol):
         run: Run,
         batch: Batch,
         answer: Answer,
-        number: jax.Array | None = None,
+        keys: Any = None,
     ) -> tuple[Any, Stats, Any]:
         """Returns the output of ``run``, and ``stats`` and ``state`` afterwards.
 
         The model holds ``state``, and its layers hold ``stats`` instead of, or in addition to, their own
-        arrays. ``answer`` decides what watched layers return and
-        write. Random numbers differ for every ``number``, the index of the batch.
+        arrays. ``answer`` decides what watched layers return and write.
         """
         ...
 

@@ -1,5 +1,6 @@
 """A Linen module and its variables, in the form that the tools use."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,26 @@ class LinenModel:
         self._given = variables
         self.state: Tree = {name: unfreeze(collection) for name, collection in variables.items()}
 
+    def bare(self) -> "LinenModel":
+        bare = copy.copy(self)
+        bare._given = bare.state = bare._rngs = None
+        return bare
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LinenModel) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> Any:
+        return self._module, self._is_watched, self._mutable
+
+    def keys(self, number: jax.Array | int | None = None) -> Any:
+        if number is None:
+            return self._rngs
+        return jax.tree.map(lambda key: jax.random.fold_in(key, number), self._rngs)
+
     def _watches(self, layer: Layer, path: str) -> bool:
         return self._is_watched(layer)
 
@@ -51,13 +72,11 @@ class LinenModel:
         run: Run,
         batch: Batch,
         answer: Answer,
-        number: jax.Array | None = None,
+        keys: Any = None,
     ) -> tuple[Any, Stats, Any]:
-        apply, rngs = nn.apply(run, self._module, mutable=self._mutable), self._rngs
-        if number is not None:
-            rngs = jax.tree.map(lambda key: jax.random.fold_in(key, number), rngs)
+        apply = nn.apply(run, self._module, mutable=self._mutable)
         with watching(self._watches, answer), traced_for(new_number()):
-            output, after = apply(self.with_stats(state, stats), batch, rngs=rngs)
+            output, after = apply(self.with_stats(state, stats), batch, rngs=keys)
         found = {path: _below(after.get("batch_stats", {}), path) for path in stats}
         of_layers = {path: {name: found[path][name] for name in stats[path]} for path in stats}
         return output, of_layers, _as_in(state, after)

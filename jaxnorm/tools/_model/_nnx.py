@@ -1,6 +1,7 @@
 """An NNX model, in the form that the tools use."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,22 @@ class NnxModel:
     """A `Model` for an NNX model."""
 
     def __init__(self, model: nnx.Module, is_watched: Watched) -> None:
-        self._model = model
+        self._model: Any = model
         self._graph, self.state = nnx.split(watched(model, is_watched))
+
+    def bare(self) -> "NnxModel":
+        bare = copy.copy(self)
+        bare._model = bare.state = None
+        return bare
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NnxModel) and self._graph == other._graph
+
+    def __hash__(self) -> int:
+        return hash(self._graph)
+
+    def keys(self, number: jax.Array | int | None = None) -> Any:
+        return number  # the model holds its keys, which are changed by it
 
     def paths(self) -> list[str]:
         layers = _layers(nnx.merge(self._graph, self.state))
@@ -43,7 +58,7 @@ class NnxModel:
         run: Run,
         batch: Batch,
         answer: Answer,
-        number: jax.Array | None = None,
+        keys: Any = None,
     ) -> tuple[Any, Stats, Any]:
         # Use copies: the variables in the state belong to the caller.
         model = nnx.merge(self._graph, state, copy=True)
@@ -51,7 +66,7 @@ class NnxModel:
         for path, arrays in stats.items():
             for name, array in arrays.items():
                 setattr(layers[path], name, nnx.BatchStat(array))
-        with _drawing(model, number), answered_by(answer), traced_for(new_number()):
+        with _drawing(model, keys), answered_by(answer), traced_for(new_number()):
             output = run(model, batch)
         of_layers = {
             path: {name: getattr(layers[path], name)[...] for name in arrays}

@@ -114,7 +114,7 @@ def accumulate(
         # Every part starts from the running statistics before the first part.
         stats = {path: {**held[path], **gathered[path]} for path in held}
         state = subject.join(params, rest)
-        result, stats, state = subject.run(state, stats, loss, part, _gather, number)
+        result, stats, state = subject.run(state, stats, loss, part, _gather, subject.keys(number))
         value, aux = result if has_aux else (result, None)
         gathered = {path: {name: stats[path][name] for name in nothing[path]} for path in nothing}
         return value, (subject.split(state)[1], gathered, aux)

@@ -16,13 +16,15 @@ from ...norms._shared._running_norm import RunningNorm
 from .._model._intercept import BATCH_NORMS, LayerCall
 from .._model._interface import Model, Run, Stats
 from .._model._norms import against, refused
+from .._model._reuse import reused
 from .._model._types import Batch, Layer, Tree
 from .._model._where import Where, select
 
 Gathered: TypeAlias = Sequence[jax.Array]
 """Mean, variance and count; the `Way` defines what is counted."""
 
-Gather: TypeAlias = Callable[[Any, Stats, Any, jax.Array], tuple[Any, Stats]]
+Gather: TypeAlias = Callable[[Any, Stats, Any, Any], tuple[Any, Stats]]
+"""A function of a model's state, stats, a batch and random keys that returns an output and new stats."""
 _NAMES = [f"gathered_{field}" for field in Moments._fields]
 
 
@@ -76,9 +78,10 @@ def find_norms(model: Model, run: Run, batch: Batch) -> dict[str, Found]:
             return jnp.zeros_like(call.x, getattr(call.layer, "dtype", None))
         return call.proceed(*call.args, **call.kwargs)
 
-    jax.eval_shape(
-        lambda state, batch: model.run(state, {}, run, batch, note)[0], model.state, batch
-    )
+    def output(state: Tree, batch: Batch) -> Any:
+        return model.run(state, {}, run, batch, note, model.keys())[0]
+
+    jax.eval_shape(output, model.state, batch)
     if not found:
         raise ValueError(
             "the model must call at least one norm with running statistics; got a model that calls none. "
@@ -134,25 +137,25 @@ def norms_of_batches(
     }
 
 
-def gathering(
-    model: Model, run: Run, way: Way, *, evaluating: bool, meant: Callable[[str], bool]
-) -> Gather:
-    """Returns a function of state, stats, batch and number that computes ``run``'s output and new stats.
+@reused
+def gathering(model: Model, run: Run, way: Way, evaluating: bool, meant: frozenset[str]) -> Gather:
+    """Returns a compiled function that computes ``run``'s output and new stats.
 
-    Layers for which ``meant`` is True normalize with their running statistics if ``evaluating``, and
-    otherwise with batch statistics. All others that the tools know normalize with their running statistics.
+    Layers at the paths ``meant`` normalize with their running statistics if ``evaluating``, and otherwise
+    with batch statistics. All others that the tools know normalize with their running statistics.
     """
 
     def answer(call: LayerCall) -> Any:
         if call.norm is None:
             return call.proceed(*call.args, **call.kwargs)
-        if not meant(call.path):
+        if call.path not in meant:
             return normalized(call, evaluating=True)
         add_batch(call, way)
         return normalized(call, evaluating=evaluating)
 
-    def gather(state: Tree, stats: Stats, batch: Batch, number: jax.Array) -> tuple[Any, Stats]:
-        output, stats, _ = model.run(state, stats, run, batch, answer, number)
+    @jax.jit
+    def gather(state: Tree, stats: Stats, batch: Batch, keys: Any) -> tuple[Any, Stats]:
+        output, stats, _ = model.run(state, stats, run, batch, answer, keys)
         return output, stats
 
     return gather

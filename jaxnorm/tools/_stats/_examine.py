@@ -78,10 +78,8 @@ def examine(
     outputs = {}
     stats: Tree = None
     for evaluating in (True, False):
-        gather = gathering(
-            subject, run, pooled, evaluating=evaluating, meant=set(paths).__contains__
-        )
-        outputs[evaluating], stats = jax.jit(gather)(subject.state, nothing, batch, 0)
+        gather = gathering(subject, run, pooled, evaluating, frozenset(paths))
+        outputs[evaluating], stats = gather(subject.state, nothing, batch, subject.keys(0))
     moments = {path: jax.device_get(gathered(stats[path])) for path in paths}
     running = {path: _running(held[path]) for path in paths}
     health = {

@@ -1,7 +1,7 @@
 """Re-estimates running statistics over a data set, for the current weights."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, Literal, TypeAlias, overload
 
 import flax.linen as nn
@@ -13,10 +13,9 @@ from ...core.calling._arguments import checked
 from ...core.calling._explained import explained
 from .._model._interface import Run, Stats
 from .._model._model_of import call_model, model_of
-from .._model._types import AnyModel, Batch, NnxModelT, Rngs, Tree, Variables
+from .._model._types import AnyModel, Batch, NnxModelT, Rngs, Variables
 from .._model._where import Where
 from ._collect_moments import (
-    Gather,
     Way,
     averaged,
     gathered,
@@ -26,7 +25,6 @@ from ._collect_moments import (
     pooled,
 )
 
-Step: TypeAlias = Callable[[Any, Stats, Any, int], tuple[Stats, jax.Array]]
 Method: TypeAlias = Literal["population", "precise_bn", "update_bn"]
 _WAYS: dict[str, Way] = {"population": pooled, "precise_bn": pooled, "update_bn": averaged}
 
@@ -159,42 +157,35 @@ def recalibrate(
             "a list, or create the iterator again."
         )
     norms = norms_of_batches(subject, run, first, where, "recalibrate")
-    paths, meant = list(norms), norms.__contains__
+    paths, meant = list(norms), frozenset(norms)
     held = {path: subject.stats(path) for path in paths}
     n_layers = sum(held[path]["mean"].size // found.n_features for path, found in norms.items())
     length = len(batches) if isinstance(batches, Sized) else None
     nothing = {path: nothing_gathered(held[path]["mean"]) for path in paths}
 
-    def one_pass(step: Step, batches: Iterable[Batch], used: Stats) -> Stats:
+    def one_pass(batches: Iterable[Batch], used: Stats, *, evaluating: bool) -> Stats:
+        gather = gathering(subject, run, way, evaluating, meant)
         stats: Stats = {path: {**used.get(path, {}), **nothing[path]} for path in paths}
         finite = []
         tracked = track(batches, "Recalibrating", length, disable=not progress)
         for number, batch in enumerate(tracked):
-            stats, ok = step(subject.state, stats, batch, number)
-            finite.append(ok)
+            _, stats = gather(subject.state, stats, batch, subject.keys(number))
+            finite.append(_all_finite(stats))
         return _estimates(stats, held, finite)
 
-    step = _step(gathering(subject, run, way, evaluating=False, meant=meant))
-    stats = one_pass(step, itertools.chain([first], iterator), {})
+    stats = one_pass(itertools.chain([first], iterator), {}, evaluating=False)
     if layer_by_layer:
-        step = _step(gathering(subject, run, way, evaluating=True, meant=meant))
         for _ in range(n_layers):
-            before, stats = stats, one_pass(step, batches, stats)
+            before, stats = stats, one_pass(batches, stats, evaluating=True)
             if jax.tree.all(jax.tree.map(np.array_equal, before, stats)):
                 break
     return subject.returned(stats)
 
 
-def _step(gather: Gather) -> Step:
-    """Compiles a step that adds a batch to the stats and checks that they are finite."""
-
-    @jax.jit
-    def step(state: Tree, stats: Stats, batch: Batch, number: jax.Array) -> tuple[Stats, jax.Array]:
-        _, stats = gather(state, stats, batch, number)
-        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(stats)]
-        return stats, jnp.stack(finite).all()
-
-    return step
+@jax.jit
+def _all_finite(stats: Stats) -> jax.Array:
+    """Whether the gathered moments are finite; not read before the end, so that batches need not wait."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(stats)]).all()
 
 
 def _estimates(stats: Stats, held: Stats, finite: Sequence[jax.Array]) -> Stats:
