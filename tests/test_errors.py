@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -508,6 +509,13 @@ def unlike_before(counter: Iterator[int]) -> Callable[[Any, Any], Any]:
     return lambda model, batch: 0 * model(batch) + next(counter)
 
 
+def called_with_other_layers() -> Any:
+    """Calls what a tool returned while a converter has replaced Flax's layers."""
+    frozen = tools.freeze(Model(), variables=VARIABLES)
+    with mock.patch.object(nn.Dense, "__call__", lambda self, x: x):
+        return frozen.apply(VARIABLES, ROWS)
+
+
 def recalibrated(batches: Any = (ROWS,), **options: Any) -> Callable[[], Any]:
     """A deferred call of `recalibrate` for the model."""
     return lambda: tools.recalibrate(Model(), batches, **{"variables": VARIABLES, **options})
@@ -983,6 +991,12 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         "the folded model must compute what the model computes; the outputs differ by 1 in values of up to "
         "2, more than rounding. Check that run returns the same for the same batch, or exclude batch norms "
         "with where.",
+    ),
+    "data, replaced calls": (
+        lambda: called_with_other_layers(),
+        "a module that a tool returned must intercept the calls of Flax's layers; got Dense with a __call__ "
+        "that is not Flax's, as within jax2onnx. Trace the module first, as in "
+        "jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(f)(x)), and convert the result.",
     ),
     # the tools
     "recalibrate, method": (recalibrated(method="precise"), NO_METHOD),

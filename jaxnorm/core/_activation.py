@@ -56,6 +56,13 @@ def _then(f: Elementwise, activation: str | None, *, adds: bool) -> Elementwise:
     return activated
 
 
+def activated(x: jax.Array, activation: str | None, residual: jax.Array | None) -> jax.Array:
+    """Adds ``residual`` to ``x`` and applies ``activation``, in JAX's own primitives."""
+    y = x if residual is None else x + residual
+    act = _ACTIVATIONS.get(activation or "")
+    return y if act is None else act(y)
+
+
 def check_activation(
     activation: str | None,
     residual: jax.Array | None,

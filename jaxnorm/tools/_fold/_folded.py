@@ -14,7 +14,7 @@ from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
 
-from ...core._activation import map_activated
+from ...core._activation import activated
 from ...core._precision import result_dtype, upcast
 from .._model._intercept import LayerCall, rebuilt
 from .._model._substitute import answering
@@ -50,12 +50,8 @@ def what_is_left(
     if activation is not None or residual is not None:
         x = upcast(x, residual)
         residual = None if residual is None else residual.astype(x.dtype)
-        x = map_activated(_same, x, activation=activation, residual=residual)
+        x = activated(x, activation, residual)
     return x.astype(dtype)
-
-
-def _same(x: jax.Array) -> tuple[jax.Array]:
-    return (x,)
 
 
 def _linen(

@@ -5,7 +5,7 @@ import contextvars
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
@@ -156,6 +156,21 @@ def traced_for(number: int) -> contextlib.AbstractContextManager[None]:
 def is_asked(answer: Answer, base: tuple[str, ...]) -> bool:
     """Whether ``answer`` is already in use for the module at ``base``."""
     return any(asked.answer is answer and asked.base == base for asked in _asked.get())
+
+
+def check_interceptable(layers: Iterable[type[nn.Module]]) -> None:
+    """Validates that Flax runs interceptors when these layers are called.
+
+    Raises:
+        ValueError: If something has replaced their ``__call__``.
+    """
+    replaced = [kind for kind in layers if not hasattr(kind.__call__, "method_handler_wrapped")]
+    if replaced:
+        raise ValueError(
+            f"a module that a tool returned must intercept the calls of Flax's layers; got "
+            f"{replaced[0].__name__} with a __call__ that is not Flax's, as within jax2onnx. Trace the "
+            f"module first, as in jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(f)(x)), and convert the result."
+        )
 
 
 @contextlib.contextmanager
