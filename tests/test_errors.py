@@ -429,7 +429,7 @@ MISMATCH = """every array in source must match one in like, and vice versa; got
 If names differ, pass names={path in like: name in source}; remove arrays from source that like does \
 not need. \
 For transposed convolutions and layers after a flatten, see the arguments transposed and channels_last; for \
-layers that are new in like, keep."""
+layers in a loop, stacked; for layers that are new in like, keep."""
 OTHER_INPUTS = (
     "channels_last must give the sizes (C, H, W) of the inputs that PyTorch flattens; got (3, 2, 2), with 12 "
     "elements, for a layer with 6 inputs. Use the sizes of the array that is flattened."

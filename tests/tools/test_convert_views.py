@@ -231,6 +231,8 @@ def test_stacks_of_another_length() -> None:
     like = {"params": {"blocks": {"fc": {"kernel": np.zeros((3, 4, 4))}}}}
     with pytest.raises(ValueError, match=r"source's 'blocks/3/fc' with weight \(4, 4\): nothing"):
         tools.convert(state_dict, like=like, stacked=["blocks"])
+    shorter = {name: array for name, array in state_dict.items() if ".3." not in name}
+    tools.convert(shorter, like=like, stacked="blocks")  # one name
     with pytest.raises(ValueError, match="stacked must name layers of like or source; got 'block'"):
         tools.convert(state_dict, like=like, stacked=["block"])
 
@@ -293,6 +295,17 @@ def test_single_arrays() -> None:
         tools.convert({"blocks.1.gamma": normal(4)}, like=like, names=names)
 
 
+def test_a_parameter_called_gamma() -> None:
+    """The same name on both sides comes before Keras's meaning of it."""
+    state_dict = {"blk.gamma": normal(4), "blk.beta": normal(4), "blk.fc.weight": normal(1, 4)}
+    like = {"gamma": np.zeros(4), "beta": np.zeros(4), "fc": {"kernel": np.zeros((4, 1))}}
+    found = tools.convert(state_dict, like={"params": {"blk": like}})["params"]["blk"]
+    for name in ("gamma", "beta"):
+        np.testing.assert_array_equal(found[name], state_dict[f"blk.{name}"])
+    back = tools.convert({"params": {"blk": found}}, like=state_dict)
+    jax.tree.map(np.testing.assert_array_equal, back, state_dict)
+
+
 def test_names_of_keras() -> None:
     """Keras has Flax's layout and other names for the arrays of norms."""
     norm = {
@@ -325,6 +338,13 @@ def test_axes_of_size_one_in_front() -> None:
     )
     np.testing.assert_array_equal(found["params"]["fc"]["kernel"][0, 0], state_dict["fc.weight"].T)
     jax.tree.map(np.testing.assert_array_equal, tools.convert(found, like=state_dict), state_dict)
+    as_conv = {"norm.weight": state_dict["norm.weight"], "fc.weight": normal(5, 4, 1, 1)}
+    dense = {"norm": {"scale": np.zeros(4)}, "fc": {"kernel": np.zeros((4, 5))}}
+    found = tools.convert(as_conv, like={"params": dense})
+    np.testing.assert_array_equal(
+        found["params"]["fc"]["kernel"], as_conv["fc.weight"][..., 0, 0].T
+    )
+    jax.tree.map(np.testing.assert_array_equal, tools.convert(found, like=as_conv), as_conv)
 
 
 # --- padding ---------------------------------------------------------------------------------------

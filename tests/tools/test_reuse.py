@@ -1,6 +1,7 @@
 """Tools compile once for a model and ``run``, and never use a program that has become wrong."""
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from examples import lifecycle
+from examples.models import ResNet20
 from jaxnorm import nnx as jnx, tools
-from jaxnorm.tools._model._reuse import meaning_of
+from jaxnorm.tools._model._meaning import Changeable, meaning_of
 from tests.tools.models import KEY, ROWS
-
-TRACED: list[str] = []
 
 
 class Linen(nn.Module):
@@ -26,7 +27,7 @@ class Linen(nn.Module):
     @nn.compact
     def __call__(self, x: Any, train: bool = False) -> Any:
         """Notes that it is traced."""
-        TRACED.append("Linen")
+        logging.warning("traced")
         return nn.BatchNorm(use_running_average=not train)(nn.Dense(self.sizes[0])(x))
 
 
@@ -40,7 +41,7 @@ class Nnx(nnx.Module):
 
     def __call__(self, x: Any, train: bool = False) -> Any:
         """Notes that it is traced."""
-        TRACED.append("Nnx")
+        logging.warning("traced")
         return self.norm(self.dense(x), use_running_average=not train)
 
 
@@ -74,7 +75,9 @@ def numbers(found: Any) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("system", MODELS)
-def test_the_second_call_compiles_nothing(system: str, call: str) -> None:
+def test_the_second_call_compiles_nothing(
+    system: str, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """It traces the model once, to find its norms, and gives the result of its own arrays."""
     results = []
     for train in (None, False):
@@ -82,9 +85,9 @@ def test_the_second_call_compiles_nothing(system: str, call: str) -> None:
             # A function written in place is another object each time.
             given = {} if train is None else {"run": lambda model, x, train=train: model(x, train)}
             model, options = MODELS[system](seed)
-            TRACED.clear()
+            caplog.clear()
             results.append(CALLS[call](model, {**options, **given}))
-        assert len(TRACED) == 1
+        assert caplog.messages == ["traced"]
     for seed in (0, 1):
         for a, b in zip(numbers(results[seed]), numbers(results[2 + seed]), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -154,18 +157,118 @@ def test_what_a_run_reads_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def is_fixed(value: Any) -> bool:
+    """Whether the meaning of ``value`` cannot change unnoticed."""
+    try:
+        hash(meaning_of(value))
+    except (Changeable, TypeError):
+        return False
+    return True
+
+
+class Config:
+    """A namespace of numbers."""
+
+    scale = 1.0
+
+
+class Conf:
+    """An object with a number."""
+
+    def __init__(self) -> None:
+        """Sets it."""
+        self.scale = 1.0
+
+
+def with_attribute(model: Any, batch: Any) -> Any:
+    """Reads an attribute of its own."""
+    return model(batch * with_attribute.scale)  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def test_functions_that_read_only_what_is_fixed() -> None:
-    """Arguments, modules, classes, numbers and other functions of that kind are fixed; objects are not."""
-    flag, listed = True, [1]
-    assert meaning_of(lambda model, batch: model(jnp.tanh(batch), train=flag)) is not None
-    assert meaning_of(lambda model, batch: model(batch["image"], train=False)) is not None
-    assert meaning_of(lambda model, batch: model(batch, listed[0])) is None
-    assert meaning_of(functools.partial(applied, extra=listed)) is None
-    assert meaning_of(scaled) is not None and meaning_of(scaled_inside) is None
-    assert meaning_of(lambda: later) is None  # pyright: ignore[reportUnboundVariable]
-    assert meaning_of(Nnx().__call__) is None and meaning_of(KEY) is None
+    """Arguments, libraries, numbers and functions of that kind are fixed; objects and modules are not."""
+    flag, listed, module = True, [1, {"a": 2}], lifecycle
+    get, conf, array, many = {"scale": 1.0}.get, Conf(), np.ones(3), [0] * 2000
+    assert is_fixed(lambda model, batch: model(jnp.tanh(batch), train=flag))
+    assert is_fixed(lambda model, batch: model(nn.relu(batch["image"]), train=False))
+    assert is_fixed(scaled) and is_fixed(functools.partial(scaled)) and is_fixed(scaled_inside)
+    assert is_fixed(ResNet20()) and is_fixed(
+        nn.Sequential([nn.Dense(3), nn.relu, jax.jit(nn.relu)])
+    )
+    reads = lambda model, batch: model(batch, listed[0])  # noqa: E731
+    before = meaning_of(reads)
+    assert before == meaning_of(reads)
+    listed[1]["a"] = 3  # pyright: ignore[reportIndexIssue]
+    assert before != meaning_of(reads)
+    assert is_fixed(lambda model, batch: Linen()(batch)) and is_fixed(Linen())
+    changeable: list[Any] = [
+        lambda model, batch: model(batch * get("scale")),
+        lambda model, batch: model(batch * array),
+        lambda model, batch: model(batch, many[0]),
+        lambda model, batch: model(batch * conf.scale),
+        lambda model, batch: model(batch * module.NORM["momentum"]),
+        lambda: later,  # pyright: ignore[reportUnboundVariable]
+        functools.partial(applied, extra=array),
+        Nnx().__call__,
+        Linen(np.array([4])),
+    ]
+    assert not any(map(is_fixed, changeable))
+    with_attribute.scale = 1.0  # pyright: ignore[reportFunctionMemberAccess]
+    before = meaning_of(with_attribute)
+    with_attribute.scale = 2.0  # pyright: ignore[reportFunctionMemberAccess]
+    assert meaning_of(with_attribute) != before
+    before = meaning_of(lambda model, batch: model(batch * Config.scale))
+    Config.scale = 2.0
+    assert meaning_of(lambda model, batch: model(batch * Config.scale)) != before
 
     later = 1
+
+
+def activation(x: Any) -> Any:
+    """Used by the model below."""
+    return x
+
+
+class Helped(nn.Module):
+    """A model whose code reads a global function, and a field whose type matters."""
+
+    factor: Any = 1
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        """Multiplies by 2 if the field is a float."""
+        x = x * (2.0 if isinstance(self.factor, float) else 1.0)
+        return nn.BatchNorm(use_running_average=True)(activation(x))
+
+
+class Configured(nnx.Module):
+    """A model with a configuration."""
+
+    def __init__(self) -> None:
+        """Creates the norm."""
+        self.conf, self.norm = Conf(), jnx.BatchNorm(5, use_running_average=True, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        """Multiplies by the number in it."""
+        return self.norm(self.conf.scale * x)
+
+
+def test_what_a_model_reads_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that the model's code calls, the types of its fields, and objects that it holds."""
+
+    def mean(model: Any) -> Any:
+        variables = {} if isinstance(model, nnx.Module) else {"variables": model.init(KEY, ROWS)}
+        return numbers(tools.recalibrate(model, [ROWS], **variables))[0]
+
+    want = ROWS.mean(0)
+    np.testing.assert_allclose(mean(Helped(1)), want, 1e-5)
+    np.testing.assert_allclose(mean(Helped(1.0)), 2 * want, 1e-5)
+    monkeypatch.setitem(globals(), "activation", lambda x: 3 * x)
+    np.testing.assert_allclose(mean(Helped(1)), 3 * want, 1e-5)
+    model = Configured()
+    np.testing.assert_allclose(mean(model), want, 1e-5)
+    model.conf.scale = 2.0
+    np.testing.assert_allclose(mean(model), 2 * want, 1e-5)
 
 
 def test_arrays_are_not_kept() -> None:

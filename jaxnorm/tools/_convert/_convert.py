@@ -13,7 +13,7 @@ from ...core.calling._explained import explained
 from .._model._where import Where, matches
 from ._formats._layout import Sizes
 from ._formats._read import read_like, read_source, write
-from ._formats._source import COUNT, Entry, Layer, Path, Source, parts_of, some
+from ._formats._source import COUNT, Entry, Layer, Path, Source, parts_of, slot_in, some
 from ._formats._views import Place, View, attention, stacks, viewed
 from ._layouts import Layouts
 from ._matching import Names, arrays_named, beginnings, check_names, paired
@@ -111,7 +111,9 @@ def convert(
     layouts = Layouts(wanted, found, transposed, channels_last or {})
     pairs = paired(wanted, found, names, layouts.fit)
     sources = {
-        (path, slot): (pairs[path], slot) for path, layer in wanted.layers.items() for slot in layer
+        (path, slot): (pairs[path], slot_in(found.layers.get(pairs[path], {}), slot))
+        for path, layer in wanted.layers.items()
+        for slot in layer
     } | dict(one_by_one.values())
     kept = _kept(keep, wanted)
     values: dict[Path, dict[str, np.ndarray]] = {path: {} for path in wanted.layers}
@@ -138,7 +140,8 @@ def convert(
             f"every array in source must match one in like, and vice versa; got\n  "
             f"{_NEW_LINE.join(both)}\nIf names differ, pass names={{path in like: name in source}}; remove "
             f"arrays from source that like does not need. For transposed convolutions and layers after a "
-            f"flatten, see the arguments transposed and channels_last; for layers that are new in like, keep."
+            f"flatten, see the arguments transposed and channels_last; for layers in a loop, stacked; for "
+            f"layers that are new in like, keep."
         )
     for path, padding in {**wanted.uneven, **found.uneven}.items():
         if wanted.is_torch != found.is_torch:
@@ -156,6 +159,7 @@ def _views(wanted: Source, found: Source, stacked: Collection[str]) -> tuple[Vie
     Raises:
         ValueError: If neither model has layers below one of the paths ``stacked``.
     """
+    stacked = (stacked,) if isinstance(stacked, str) else stacked
     above = set(map(parts_of, stacked))
     check_names(stacked, beginnings([*wanted.layers, *found.layers]), "stacked", "like or source")
     views = []

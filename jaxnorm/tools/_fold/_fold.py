@@ -30,7 +30,8 @@ class Folded(NamedTuple, Generic[ModelT]):
     Attributes:
         model: the Linen module or NNX model without the folded batch norms.
         variables: the variables of the Linen module; None for an NNX model, which holds its own.
-        difference: the largest absolute difference between the outputs of the two models on the batch.
+        difference: the largest absolute difference between the floating or complex outputs of the two
+            models on the batch.
         pairs: the path of each folded batch norm, with the path of the layer it is folded into.
         refused: the path of each norm with running statistics that is not folded, with the reason.
         sizes: the number of values in the arrays of the model, before and after.

@@ -151,6 +151,6 @@ def _like(old: Tree, array: np.ndarray, kernel: Any = None) -> Any:
     new = jnp.asarray(array.astype(like.dtype))
     if old is None:
         return new
-    if isinstance(like, jax.Array) and not isinstance(like, Tracer):
+    if isinstance(like, jax.Array) and not isinstance(like, Tracer) and like.committed:
         new = jax.device_put(new, like.sharding)
     return jax.tree.unflatten(jax.tree.structure(old), [new])

@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
     @property
     def is_rounding(self) -> bool:
-        """Whether rounding explains the difference. It does not say so if results are not finite."""
+        """Whether rounding explains the difference; a layer's results that are not finite say nothing."""
         return not self.largest > self.tolerance * self.scale
 
     def __str__(self) -> str:
@@ -67,12 +67,15 @@ def measured(
         if not found.is_rounding:
             reasons[norm] = f"{what}: they differ by {found}"
 
-    def compare(fold: Fold, what: str, got: jax.Array, want: jax.Array) -> None:
+    def compare(fold: Fold, what: str, got: jax.Array, want: jax.Array, *terms: jax.Array) -> None:
+        limit = tolerance(jnp.result_type(got))
         got, want = upcast(jnp.asarray(got)), upcast(jnp.asarray(want))
-        largest, scale = (jnp.max(jnp.abs(a), initial=0) for a in (got - want, want))
+        values = jnp.stack([got - want, want, *terms])
+        # One reduction: XLA:CPU (of jax 0.10) fails to compile several of the model's output.
+        largest = jnp.max(jnp.abs(values).reshape(len(values), -1), axis=1, initial=0)
         # A callback, because the layer may be in a function that the model itself compiles.
-        limit = tolerance(got.dtype)
-        jax.debug.callback(partial(note, fold.pair.norm, what, limit), largest, scale)
+        noting = partial(note, fold.pair.norm, what, limit)
+        jax.debug.callback(noting, largest[0], largest[1:].max())
 
     def watch(call: LayerCall) -> Any:
         y = call.proceed(*call.args, **call.kwargs)
@@ -80,24 +83,26 @@ def measured(
             norm, layer, before = fold.pair
             affine = partial(_affine, flow, norm)
             if call.path == norm:
-                want = what_is_left(
-                    call.layer, fold.dtypes, affine(call.x), call.kwargs.get("residual")
-                )
+                moved, scaled = affine(call.x)
+                want = what_is_left(call.layer, fold.dtypes, moved, call.kwargs.get("residual"))
                 what = f"{norm} ({call.kind}) does not return the affine function of its arrays"
-                compare(fold, what, y, want)
+                compare(fold, what, y, want, scaled)
             if call.path == layer:
                 changed, (x, *others) = _changed(call.layer, fold.arrays), call.args
-                want = y
+                terms = []
                 if before:
-                    want = affine(y)
+                    want, scaled = affine(y)
+                    terms = [
+                        scaled
+                    ]  # the rounding of y is relative to this, not to what is left of it
                 else:  # with any input of the norm
                     x = jax.random.normal(jax.random.key(0), jnp.shape(x), jnp.result_type(x))
                     itself = _changed(call.layer, {})
-                    want = itself(affine(x).astype(x.dtype), *others, **call.kwargs)
+                    want = itself(affine(x)[0].astype(x.dtype), *others, **call.kwargs)
                 what = (
                     f"{layer} ({call.kind}) with folded arrays does not return what the two return"
                 )
-                compare(fold, what, changed(x, *others, **call.kwargs), want)
+                compare(fold, what, changed(x, *others, **call.kwargs), want, *terms)
         return y
 
     @jax.jit
@@ -110,26 +115,41 @@ def measured(
 
 
 def difference(flow: Flow, a: Tree, b: Tree) -> Difference:
-    """Compares the outputs of two models, the first of which was followed."""
-    wide = [[np.asarray(leaf, np.complex128) for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
-    pairs = list(zip(*wide, strict=True))
-    largest = max((float(np.abs(x - y).max(initial=0.0)) for x, y in pairs), default=0.0)
-    scale = max((float(np.abs(x).max(initial=0.0)) for x, _ in pairs), default=0.0)
-    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(a)]
-    return Difference(
-        largest, scale, tolerance(*dtypes, *(seen.dtype for seen in flow.seen.values()))
-    )
+    """Compares the floating and complex outputs of two models, the first of which was followed.
+
+    If all differences are rounding, it is the largest one; otherwise, that of the first output for which it
+    is not. Values that are not finite must be the same.
+    """
+    used = [seen.dtype for seen in flow.seen.values()]
+    found = [Difference(0.0, 0.0, 0.0)]
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        dtype = getattr(x, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            continue  # a class or a random key
+        wide = [np.asarray(leaf, np.complex128) for leaf in (x, y)]
+        finite = np.isfinite(wide[0]) & np.isfinite(wide[1])
+        largest = np.abs(np.subtract(*wide, where=finite, out=np.zeros_like(wide[0])))
+        same = finite | np.equal(*wide) | (np.isnan(wide[0]) & np.isnan(wide[1]))
+        largest[~same] = np.inf
+        scale = np.abs(wide[0][finite]).max(initial=0.0)
+        of_leaf = float(largest.max(initial=0.0)), float(scale), tolerance(dtype, *used)
+        found.append(Difference(*of_leaf))
+    wrong = (each for each in found if not each.is_rounding)
+    return next(wrong, max(found, key=lambda each: each.largest))
 
 
-def _affine(flow: Flow, norm: str, x: jax.Array) -> jax.Array:
-    """What the batch norm at ``norm`` makes of ``x``, or of the output of the layer before it."""
+def _affine(flow: Flow, norm: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What the batch norm at ``norm`` makes of ``x``, or of the output of the layer before it.
+
+    Also returns the first of its two terms, factor · x.
+    """
     x, axes = upcast(jnp.asarray(x)), axes_from_the_end(flow, norm)
     shape = [x.shape[axis] if axis in axes else 1 for axis in range(-x.ndim, 0)]
     epsilon = flow.seen[norm].call.layer.epsilon
     factor, offset = (
         jnp.asarray(a.reshape(shape)) for a in factor_and_offset(epsilon, flow.arrays(norm))
     )
-    return factor * x + offset
+    return factor * x + offset, factor * x
 
 
 def _changed(layer: Layer, arrays: Arrays) -> Callable[..., Any]:

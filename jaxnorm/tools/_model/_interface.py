@@ -1,6 +1,6 @@
 """What the tools need from a model: the common interface for Linen and NNX."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -16,12 +16,20 @@ Stats: TypeAlias = Mapping[str, Mapping[str, jax.Array]]
 
 
 class Model(Protocol):
-    """A model; ``state`` contains all of its arrays. Models are equal if ``run`` computes the same."""
+    """A model; ``state`` contains all of its arrays."""
 
     state: Tree
 
     def bare(self) -> "Model":
-        """The model without arrays. Its ``run`` takes those of any equal model."""
+        """The model without arrays. Its ``run`` takes those of any model with its meaning."""
+        ...
+
+    def meaning(self) -> Hashable:
+        """What determines the effect of ``run``, besides its arguments.
+
+        Raises:
+            Changeable: If it can change unnoticed.
+        """
         ...
 
     def keys(self, number: jax.Array | int | None = None) -> Any:

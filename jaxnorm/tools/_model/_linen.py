@@ -1,7 +1,7 @@
 """A Linen module and its variables, in the form that the tools use."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ._intercept import Answer, Watched, new_number, traced_for, watching
 from ._interface import Run, Stats, split_path
+from ._meaning import meaning_of
 from ._types import Batch, Layer, Rngs, Tree
 
 
@@ -37,15 +38,8 @@ class LinenModel:
         bare._given = bare.state = bare._rngs = None
         return bare
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LinenModel) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    @property
-    def _key(self) -> Any:
-        return self._module, self._is_watched, self._mutable
+    def meaning(self) -> Hashable:
+        return meaning_of(self._module), self._is_watched, repr(self._mutable)
 
     def keys(self, number: jax.Array | int | None = None) -> Any:
         if number is None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from flax import nnx
 from ...core._running import RunningStats
 from ._intercept import Answer, Watched, answered_by, new_number, traced_for, watched
 from ._interface import Run, Stats
+from ._meaning import meaning_of
 from ._norms import is_norm
 from ._types import Batch, Tree
 
@@ -27,11 +28,9 @@ class NnxModel:
         bare._model = bare.state = None
         return bare
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, NnxModel) and self._graph == other._graph
-
-    def __hash__(self) -> int:
-        return hash(self._graph)
+    def meaning(self) -> Hashable:
+        nodes = [node for _, node in nnx.iter_graph(self._model)]
+        return self._graph, *(_meaning(node) for node in nodes if isinstance(node, nnx.Module))
 
     def keys(self, number: jax.Array | int | None = None) -> Any:
         return number  # the model holds its keys, which are changed by it
@@ -95,6 +94,16 @@ class NnxModel:
         model = nnx.merge(self._graph, state)
         _write(_layers(model), stats)
         return nnx.state(model)
+
+
+def _meaning(module: nnx.Module) -> Hashable:
+    """The meaning of a module's class and of its own attributes; the graph has its parts."""
+    static = {
+        name: value
+        for name, value in vars(module).items()
+        if not (name.startswith("_pytree_") or isinstance(value, nnx.Variable | nnx.Pytree))
+    }
+    return meaning_of(type(module)), *((n, meaning_of(v)) for n, v in static.items())
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -133,4 +134,6 @@ def _placed(value: np.ndarray, like: Any) -> Any:
     copied = np.array(value, like.dtype, order="C")
     if isinstance(like, np.ndarray):
         return copied
+    if isinstance(like, jax.Array) and not like.committed:
+        return jnp.asarray(copied)
     return jax.device_put(copied, getattr(like, "sharding", None))

@@ -55,8 +55,9 @@ def to_torch(slot: str, found: Layer, wanted: Layer, layout: Layout) -> np.ndarr
         value = value.reshape(shape[::-1]) if value.size == math.prod(shape) else value
         return _kernel_to_torch(value, transposed=False)
     if found[slot].role == "kernel":
-        ones = max(value.ndim - len(shape), 0)  # of a convolution that is a dense layer in PyTorch
-        value = with_leading_ones(value, value.shape[ones:])
+        if value.ndim != len(shape):  # a convolution of single pixels here, and a dense layer there
+            ones = (1,) * (len(shape) - value.ndim)
+            value = with_leading_ones(value, ones + value.shape[max(value.ndim - len(shape), 0) :])
         value = _with_channels(value, layout.channels, last=False, keep=1)
         return _kernel_to_torch(value, layout.transposed)
     return _with_channels(value, _of_inputs(found, layout), last=False)

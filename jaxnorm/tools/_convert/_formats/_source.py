@@ -54,11 +54,25 @@ class Source(NamedTuple):
 
 
 # Roles in Flax that have another name as a slot. One array of a layer is its "weight".
-_WEIGHTS = ("weight", "kernel", "embedding", "scale", "gamma")
+_WEIGHTS = ("weight", "kernel", "embedding", "scale")
 COUNT = "num_batches_tracked"
 _SLOTS = {"mean": "running_mean", "var": "running_var", "count": COUNT}
-_SLOTS |= {"beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}  # Keras
 _OF_WRAPPERS = {"scale": "g", "u": "u", "sigma": "v"}
+
+
+_KERAS = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+_OTHERWISE = _KERAS | {slot: name for name, slot in _KERAS.items()}
+
+
+def slot_in(layer: Layer, slot: str) -> str:
+    """The slot in ``layer`` for the same array: of the same name or, if there is none, of Keras's."""
+    other = _OTHERWISE.get(slot, slot)
+    return other if slot not in layer and other in layer else slot
 
 
 def by_slot(roles: Mapping[str, Entry]) -> dict[str, Entry]:

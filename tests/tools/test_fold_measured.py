@@ -1,0 +1,99 @@
+"""`fold` compares what models compute: sizes, dtypes, outputs and devices that made the comparison wrong."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxnorm import linen as jnl, nnx as jnx, tools
+from tests.modules import loose
+from tests.tools.folding import Layers, Model, applied, data, linen, random_arrays
+
+PAIR = {"layers_1": "layers_0"}
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm, jnl.BatchNorm])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Dense(8), (1024, 4)),
+        (nn.Conv(8, (3, 3)), (8, 16, 16, 4)),
+        (nn.ConvTranspose(8, (2, 2), strides=(2, 2)), (4, 16, 16, 4)),
+    ],
+    ids=["dense", "conv", "transposed"],
+)
+def test_large_outputs(norm: Any, layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """The norm's output is that of the model, with more values than XLA reduces without fusion."""
+    model, x = Layers((layer, norm(True))), data(*shape)  # pyright: ignore[reportArgumentType]
+    assert tools.fold(model, x, variables=linen(model, x)).pairs == PAIR
+
+
+def with_class(x: jax.Array) -> Any:
+    """Logits, the class, a mask and a random key."""
+    y = nn.relu(nn.BatchNorm(True, dtype=jnp.bfloat16)(nn.Dense(8, dtype=jnp.bfloat16)(x)))
+    logits = nn.Dense(21, dtype=jnp.bfloat16)(y)
+    return {
+        "logits": logits,
+        "class": logits.argmax(-1),
+        "mask": jnp.where(logits > 0, logits, -jnp.inf),
+        "key": jax.random.key(0),
+    }
+
+
+def test_outputs_that_are_not_numbers() -> None:
+    """A class that flips in a near tie is no reason to refuse."""
+    model, x = Model(with_class), data(512, 4)
+    with loose():
+        variables = model.init(jax.random.key(1), x)
+        folded = tools.fold(model, x, variables=random_arrays(variables))
+    assert len(folded.pairs) == 1 and 0 <= folded.difference < 1
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.nan, -1e30])
+def test_outputs_that_are_not_finite_or_huge(value: float) -> None:
+    """They must be the same, and the others are compared."""
+
+    def masked(x: jax.Array) -> Any:
+        y = nn.BatchNorm(True, name="norm")(nn.Dense(8, name="dense")(x))
+        return jnp.where(jnp.arange(8) < 5, y, value), y
+
+    model, x = Model(masked), data(16, 4)
+    folded = tools.fold(model, x, variables=linen(model, x))
+    assert folded.pairs == {"norm": "dense"} and folded.difference < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_large_means_in_half_precision(dtype: Any) -> None:
+    """The rounding is that of the layer's output, of which the norm removes most."""
+    model = Layers((nn.Dense(16, dtype=dtype), nn.BatchNorm(True, dtype=dtype), nn.relu))
+    x = data(64, 8)
+    with loose():
+        variables: Any = model.init(jax.random.key(0), x)
+        variables["params"]["layers_0"]["bias"] += 100.0
+        variables = tools.recalibrate(model, [x], variables=variables)
+        assert tools.fold(model, x, variables=variables).pairs == PAIR
+
+
+def test_variables_without_a_device_of_their_own() -> None:
+    """They stay free to move to where the batch is, in the result too, and in that of `convert`."""
+    mesh = Mesh(np.asarray(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+    model, x = Layers((nn.Dense(8), nn.BatchNorm(True), nn.relu)), data(64, 4)
+    variables = linen(model, x)
+    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    folded = tools.fold(model, sharded, variables=variables)
+    y = applied(model, variables, x)
+    found = applied(folded.model, folded.variables, sharded)
+    np.testing.assert_allclose(found, y, 1e-4, 1e-5)
+    same = tools.convert(variables, like=variables)
+    np.testing.assert_allclose(applied(model, same, sharded), y, 1e-5, 1e-5)
+    network = nnx.Sequential(
+        nnx.Linear(4, 8, rngs=nnx.Rngs(0)),
+        jnx.BatchNorm(8, use_running_average=True, rngs=nnx.Rngs(0)),
+    )
+    small = tools.fold(network, sharded).model
+    np.testing.assert_allclose(small(sharded), network(x), 1e-4, 1e-5)
