@@ -11,6 +11,8 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxnorm import linen as jnl, nnx as jnx, tools
+from jaxnorm.tools._fold import _fold
+from jaxnorm.tools._fold._folded import without_norms
 from tests.modules import loose
 from tests.tools.folding import Layers, Model, applied, data, linen, random_arrays
 
@@ -52,6 +54,22 @@ def test_outputs_that_are_not_numbers() -> None:
         variables = model.init(jax.random.key(1), x)
         folded = tools.fold(model, x, variables=random_arrays(variables))
     assert len(folded.pairs) == 1 and 0 <= folded.difference < 1
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_other_outputs_that_are_not_finite(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """A folded model with values that are not finite where the model has numbers is refused."""
+    model, x = Layers((nn.Dense(8), nn.BatchNorm(True))), data(16, 4)
+    variables = linen(model, x)
+
+    def broken(*args: Any) -> Any:
+        smaller, changed = without_norms(*args)
+        changed["params"]["layers_0"]["bias"] = jnp.full(8, value)
+        return smaller, changed
+
+    monkeypatch.setattr(_fold, "without_norms", broken)
+    with pytest.raises(ValueError, match="outputs differ by inf"):
+        tools.fold(model, x, variables=variables)
 
 
 @pytest.mark.parametrize("value", [-np.inf, np.nan, -1e30])
