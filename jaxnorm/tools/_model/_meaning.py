@@ -38,19 +38,20 @@ class Changeable(Exception):
     """Something is read that can change unnoticed."""
 
 
-def meaning_of(value: Any, seen: frozenset[int] = frozenset()) -> Hashable:
+def meaning_of(value: Any, seen: set[int] | None = None) -> Hashable:
     """What determines the effect of ``value``: for code, the code itself and all that it reads.
 
-    Libraries, which are installed, do not change.
+    Libraries, which are installed, do not change. What was ``seen`` before is not described again.
 
     Raises:
         Changeable: If something is read whose contents are not known: an object, an array, a user's module.
     """
     if isinstance(value, _VALUES):
         return type(value), value
+    seen = set() if seen is None else seen
     if isinstance(value, jax.Array) or id(value) in seen or _is_of_library(value):
         return _Same(value)
-    seen = seen | {id(value)}
+    seen.add(id(value))
     if isinstance(value, tuple | list | dict) and len(value) <= _LARGEST:  # as they are now
         parts = (*value, *value.values()) if isinstance(value, dict) else value
         return type(value), len(value), *(meaning_of(part, seen) for part in parts)
