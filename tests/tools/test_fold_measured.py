@@ -19,6 +19,7 @@ from tests.tools.folding import Layers, Model, applied, data, linen, random_arra
 PAIR = {"layers_1": "layers_0"}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("norm", [nn.BatchNorm, jnl.BatchNorm])
 @pytest.mark.parametrize(
     ("layer", "shape"),

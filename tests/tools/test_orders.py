@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxnorm import linen as jnl, nnx as jnx, tools
+from tests.selecting import thorough_but
 from tests.tools.models import KEY, MLP, ROWS, NnxMLP, Subject, linen, nnx_model
 
 SYSTEMS: dict[str, Callable[[], Subject]] = {
@@ -64,7 +65,7 @@ def used(name: str, subject: Subject) -> Subject:
 
 
 @pytest.mark.parametrize("first", TOOLS)
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", thorough_but(SYSTEMS, "Linen", "NNX, Flax's"))
 def test_every_tool_after_every_other(system: str, first: str) -> None:
     """The second tool does what it does to any model, and what the first one did stays."""
     one = used(first, SYSTEMS[system]())
