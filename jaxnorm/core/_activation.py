@@ -45,15 +45,15 @@ def map_activated(
 
 @functools.cache
 def _then(f: Elementwise, activation: str | None, *, adds: bool) -> Elementwise:
-    act = _ACTIVATIONS.get(activation or "")
-    if act is None and not adds:
+    if activation is None and not adds:
         return f
 
-    def activated(*operands: jax.Array) -> tuple[jax.Array]:
-        y = rounded(f(*operands[:-1])[0]) + operands[-1] if adds else f(*operands)[0]
-        return (y if act is None else act(y),)
+    def then(*operands: jax.Array) -> tuple[jax.Array]:
+        if adds:
+            return (activated(rounded(f(*operands[:-1])[0]), activation, operands[-1]),)
+        return (activated(f(*operands)[0], activation, None),)
 
-    return activated
+    return then
 
 
 def activated(x: jax.Array, activation: str | None, residual: jax.Array | None) -> jax.Array:

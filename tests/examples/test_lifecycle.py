@@ -1,6 +1,5 @@
 """The example of batch norm's whole life: every step leaves the outputs as they must be."""
 
-import numpy as np
 import pytest
 
 from examples import lifecycle
@@ -18,14 +17,3 @@ def test_every_step(system: str) -> None:
     for what, difference, scale in steps:
         assert difference <= 1e-5 * scale, what
         assert scale > 0.1 and (difference == 0) == what.startswith("fine-tuned"), what
-
-
-def test_pytorch_in_numpy() -> None:
-    """The reference convolves, normalizes and pools as a single pixel shows."""
-    state_dict = lifecycle.random_state_dict(SMALL)
-    images = np.zeros((1, 8, 8, 3), np.float32)
-    zero = {name: np.zeros_like(array) for name, array in state_dict.items()}
-    bias = {**zero, "fc.bias": state_dict["fc.bias"]}
-    np.testing.assert_allclose(
-        lifecycle.as_pytorch_computes(bias, images)[0], state_dict["fc.bias"], rtol=1e-6
-    )

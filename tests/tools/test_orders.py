@@ -160,11 +160,10 @@ def test_a_result_as_a_part_of_a_larger_model(name: str) -> None:
             want, of_part = part.step(train=train)
             np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-6)
             if kind is Setup:  # Head calls it twice
-                stats = {path.removeprefix(f"{at}/"): leaf for path, leaf in after.stats.items()}
                 for path, leaf in of_part.stats.items():
                     key = path.replace("batch_stats/", f"batch_stats/{at}/")
                     np.testing.assert_allclose(after.stats[key], leaf, rtol=1e-5, atol=1e-6)
-                assert len(stats) == len(of_part.stats)
+                assert len(after.stats) == len(of_part.stats)
 
 
 class Twice(nn.Module):

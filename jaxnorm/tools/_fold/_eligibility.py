@@ -4,24 +4,17 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
-from flax import nnx
 
 from ...core._axes import canonical_axes
+from .._model._flax_layers import CONVS, DENSE, EMBEDS, LAYERS
 from .._model._frozen import unfrozen_class
 from .._model._intercept import BATCH_NORMS
 from .._model._norms import class_of, is_norm
 from .._model._types import Layer
 from ._affine import factor_and_offset
 from ._dataflow import LARGEST, Flow, Leaf, Origin
-
-CONVS = (nn.Conv, nnx.Conv)
-TRANSPOSED = (nn.ConvTranspose, nnx.ConvTranspose)
-DENSE = (nn.Dense, nn.DenseGeneral, nnx.Linear, nnx.LinearGeneral)
-EMBEDS = (nn.Embed, nnx.Embed)
-LAYERS = (*CONVS, *TRANSPOSED, *DENSE, *EMBEDS)
 
 
 def is_norm_or_layer(layer: Layer) -> bool:

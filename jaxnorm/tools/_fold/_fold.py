@@ -11,6 +11,7 @@ from flax.errors import ModifyScopeVariableError
 
 from ...core.calling._arguments import checked
 from ...core.calling._explained import explained
+from .._model._flax_layers import CONVS
 from .._model._intercept import BATCH_NORMS, LayerCall
 from .._model._interface import Model, Run
 from .._model._model_of import call_model, model_of
@@ -19,8 +20,8 @@ from .._model._where import Where, select
 from .._stats._collect_moments import find_norms
 from ._affine import factor_and_offset, into_layer_after, into_layer_before
 from ._dataflow import Flow, follow, n_features
-from ._eligibility import CONVS, Pair, axes_from_the_end, is_norm_or_layer, pair_of
-from ._folded import Dtypes, without_norms
+from ._eligibility import Pair, axes_from_the_end, is_norm_or_layer, pair_of
+from ._folded import Arrays, Dtypes, without_norms
 from ._measure import Fold, difference, measured
 
 
@@ -165,12 +166,14 @@ def _fold(
             f"{len(outcomes)} that cannot: {reasons}. Change the model there, or keep these batch norms "
             f"with partial=True or a where that excludes them."
         )
-    pairs = [pair for pair in pairs if pair.norm not in refused]
-    changed: dict[str, dict[str, np.ndarray]] = {}
-    for pair in pairs:
-        layer = {**flow.arrays(pair.layer), **changed.get(pair.layer, {})}
-        changed[pair.layer] = _with_norm(flow, pair, layer)
-    dtypes = {fold.pair.norm: fold.dtypes for fold in folds if fold.pair in pairs}
+    folds = [fold for fold in folds if fold.pair.norm not in refused]
+    changed: dict[str, Arrays] = {}
+    for pair, arrays, _ in folds:
+        earlier = changed.get(pair.layer)  # another norm, on the other side of the layer
+        if earlier is not None:
+            arrays = _with_norm(flow, pair, {**flow.arrays(pair.layer), **earlier})
+        changed[pair.layer] = arrays
+    dtypes = {fold.pair.norm: fold.dtypes for fold in folds}
     smaller, its_variables = without_norms(model, variables, changed, dtypes)
     result = subject_of(smaller, its_variables, is_watched=lambda layer: False)
     away = difference(flow, y, _output(result, run, batch))
@@ -184,7 +187,7 @@ def _fold(
         smaller,
         its_variables,
         away.largest,
-        {pair.norm: pair.layer for pair in pairs},
+        {pair.norm: pair.layer for pair, *_ in folds},
         refused,
         (_size(subject), _size(result)),
     )

@@ -71,7 +71,7 @@ def _linen(
             biased.add(path)
         like = flat.get((*layer, "kernel"))
         for name, array in arrays.items():
-            kept[*layer, name] = _like(flat.get((*layer, name)), array, like)
+            kept[*layer, name] = array_like(flat.get((*layer, name)), array, like)
     answer = _Folds(tuple(norms.items()), frozenset(biased))
     smaller = unflatten_dict(kept)
     return answering(module, answer), freeze(smaller) if frozen else smaller
@@ -116,9 +116,9 @@ def set_arrays(layer: Layer, arrays: Arrays) -> Any:
         variable = getattr(layer, name)
         if variable is None:
             layer.use_bias = True
-            layer.bias = nnx.Param(_like(None, array, layer.kernel[...]))
+            layer.bias = nnx.Param(array_like(None, array, layer.kernel[...]))
         else:
-            variable[...] = _like(variable[...], array)
+            variable[...] = array_like(variable[...], array)
     return layer
 
 
@@ -142,7 +142,7 @@ class _Rest(nnx.Module):
         return what_is_left(self, self.dtypes, x, residual)
 
 
-def _like(old: Tree, array: np.ndarray, kernel: Any = None) -> Any:
+def array_like(old: Tree, array: np.ndarray, kernel: Any = None) -> Any:
     """``array`` as a replacement of ``old``: with its dtype, devices and box of metadata.
 
     Without ``old``, it has the dtype of ``kernel`` and no particular device.

@@ -17,7 +17,7 @@ from .._model._types import Batch, Layer, Tree
 from ._affine import factor_and_offset
 from ._dataflow import Flow
 from ._eligibility import Pair, axes_from_the_end
-from ._folded import Arrays, Dtypes, set_arrays, what_is_left
+from ._folded import Arrays, Dtypes, array_like, set_arrays, what_is_left
 
 
 class Fold(NamedTuple):
@@ -67,10 +67,11 @@ def measured(
         if not found.is_rounding:
             reasons[norm] = f"{what}: they differ by {found}"
 
-    def compare(fold: Fold, what: str, got: jax.Array, want: jax.Array, *terms: jax.Array) -> None:
+    def compare(fold: Fold, what: str, got: jax.Array, want: jax.Array, scaled: jax.Array) -> None:
+        # What comes in was rounded, so the scale is also that of factor · x, of which little may be left.
         limit = tolerance(jnp.result_type(got))
         got, want = upcast(jnp.asarray(got)), upcast(jnp.asarray(want))
-        values = jnp.stack([got - want, want, *terms])
+        values = jnp.stack([got - want, want, jnp.asarray(scaled, want.dtype)])
         # One reduction: XLA:CPU (of jax 0.10) fails to compile several of the model's output.
         largest = jnp.max(jnp.abs(values).reshape(len(values), -1), axis=1, initial=0)
         # A callback, because the layer may be in a function that the model itself compiles.
@@ -89,20 +90,18 @@ def measured(
                 compare(fold, what, y, want, scaled)
             if call.path == layer:
                 changed, (x, *others) = _changed(call.layer, fold.arrays), call.args
-                terms = []
                 if before:
                     want, scaled = affine(y)
-                    terms = [
-                        scaled
-                    ]  # the rounding of y is relative to this, not to what is left of it
                 else:  # with any input of the norm
                     x = jax.random.normal(jax.random.key(0), jnp.shape(x), jnp.result_type(x))
                     itself = _changed(call.layer, {})
                     want = itself(affine(x)[0].astype(x.dtype), *others, **call.kwargs)
+                    scaled = want
+                got = changed(x, *others, **call.kwargs)
                 what = (
                     f"{layer} ({call.kind}) with folded arrays does not return what the two return"
                 )
-                compare(fold, what, changed(x, *others, **call.kwargs), want, *terms)
+                compare(fold, what, got, want, scaled)
         return y
 
     @jax.jit
@@ -161,8 +160,6 @@ def _changed(layer: Layer, arrays: Arrays) -> Callable[..., Any]:
     variables = dict(layer.variables)
     params = dict(variables["params"])
     for name, array in arrays.items():
-        like = jnp.asarray(nn.meta.unbox(params[name if name in params else "kernel"]))
-        new = jnp.asarray(array.astype(like.dtype))
-        params[name] = nn.meta.replace_boxed(params[name], new) if name in params else new
+        params[name] = array_like(params.get(name), array, params.get("kernel"))
     biased = {"use_bias": True} if "bias" in arrays else {}
     return partial(rebuilt(layer, **biased).apply, {**variables, "params": params})

@@ -5,7 +5,7 @@ import contextvars
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
@@ -15,6 +15,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from ... import linen as jnl, nnx as jnx
 from ...norms._shared._running_norm import RunningNorm
+from ._flax_layers import LAYERS
 from ._frozen import unfrozen_class
 from ._norms import running_norm, with_x_first, without_flag
 from ._types import Layer, NnxModelT
@@ -158,13 +159,14 @@ def is_asked(answer: Answer, base: tuple[str, ...]) -> bool:
     return any(asked.answer is answer and asked.base == base for asked in _asked.get())
 
 
-def check_interceptable(layers: Iterable[type[nn.Module]]) -> None:
-    """Validates that Flax runs interceptors when these layers are called.
+def check_interceptable() -> None:
+    """Validates that Flax runs interceptors when its layers are called.
 
     Raises:
         ValueError: If something has replaced their ``__call__``.
     """
-    replaced = [kind for kind in layers if not hasattr(kind.__call__, "method_handler_wrapped")]
+    kinds = [kind for kind in (*BATCH_NORMS, *LAYERS) if issubclass(kind, nn.Module)]
+    replaced = [kind for kind in kinds if not hasattr(kind.__call__, "method_handler_wrapped")]
     if replaced:
         raise ValueError(
             f"a module that a tool returned must intercept the calls of Flax's layers; got "

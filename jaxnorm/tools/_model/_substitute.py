@@ -7,7 +7,6 @@ from typing import Any, Protocol, TypeVar
 import flax.linen as nn
 
 from ._intercept import (
-    LINEN_BATCH_NORMS,
     LayerCall,
     check_interceptable,
     is_asked,
@@ -17,9 +16,6 @@ from ._intercept import (
     watching,
 )
 from ._types import Layer
-
-# The layers that the tools replace or change.
-LINEN_LAYERS = (*LINEN_BATCH_NORMS, nn.Conv, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Embed)
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -67,7 +63,7 @@ def _answering_class(kind: type[nn.Module], answer: Substitute) -> type[nn.Modul
         @functools.wraps(method, updated=())
         def called(self: Any, *args: Any, **kwargs: Any) -> Any:
             base = self.path if self.scope is not None else ()
-            check_interceptable(LINEN_LAYERS)
+            check_interceptable()
             if is_asked(answer, base):  # a method that another one calls
                 return method(self, *args, **kwargs)
             with watching(answer.watches, answer, base), traced_for(number):

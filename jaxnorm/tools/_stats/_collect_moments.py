@@ -138,11 +138,14 @@ def norms_of_batches(
 
 
 @reused
-def gathering(model: Model, run: Run, way: Way, evaluating: bool, meant: frozenset[str]) -> Gather:
+def gathering(
+    model: Model, run: Run, way: Way, evaluating: bool, meant: frozenset[str], outputs: bool
+) -> Gather:
     """Returns a compiled function that computes ``run``'s output and new stats.
 
     Layers at the paths ``meant`` normalize with their running statistics if ``evaluating``, and otherwise
-    with batch statistics. All others that the tools know normalize with their running statistics.
+    with batch statistics. All others that the tools know normalize with their running statistics. The
+    output is None without ``outputs``: then nothing is computed that no statistics need.
     """
 
     def answer(call: LayerCall) -> Any:
@@ -156,7 +159,7 @@ def gathering(model: Model, run: Run, way: Way, evaluating: bool, meant: frozens
     @jax.jit
     def gather(state: Tree, stats: Stats, batch: Batch, keys: Any) -> tuple[Any, Stats]:
         output, stats, _ = model.run(state, stats, run, batch, answer, keys)
-        return output, stats
+        return output if outputs else None, stats
 
     return gather
 

@@ -78,7 +78,7 @@ def examine(
     outputs = {}
     stats: Tree = None
     for evaluating in (True, False):
-        gather = gathering(subject, run, pooled, evaluating, frozenset(paths))
+        gather = gathering(subject, run, pooled, evaluating, frozenset(paths), True)
         outputs[evaluating], stats = gather(subject.state, nothing, batch, subject.keys(0))
     moments = {path: jax.device_get(gathered(stats[path])) for path in paths}
     running = {path: _running(held[path]) for path in paths}

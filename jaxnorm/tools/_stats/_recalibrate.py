@@ -164,7 +164,7 @@ def recalibrate(
     nothing = {path: nothing_gathered(held[path]["mean"]) for path in paths}
 
     def one_pass(batches: Iterable[Batch], used: Stats, *, evaluating: bool) -> Stats:
-        gather = gathering(subject, run, way, evaluating, meant)
+        gather = gathering(subject, run, way, evaluating, meant, False)
         stats: Stats = {path: {**used.get(path, {}), **nothing[path]} for path in paths}
         finite = []
         tracked = track(batches, "Recalibrating", length, disable=not progress)
