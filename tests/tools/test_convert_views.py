@@ -123,6 +123,15 @@ def test_attention_in_one_dense_layer() -> None:
     np.testing.assert_array_equal(same["attn.qkv.weight"], state_dict["attn.qkv.weight"])
 
 
+def test_query_key_and_value_of_different_sizes() -> None:
+    """They are not cut into thirds: with fewer heads for key and value, nothing is lost silently."""
+    state_dict = fused(split_weights(), "attn.qkv.weight", "attn.qkv.bias", "attn.proj")
+    state_dict["attn.qkv.weight"] = normal(3 * DIM + 1, DIM)
+    like = jax.eval_shape(Attention().init, KEY, X)
+    with pytest.raises(ValueError, match=r"source's 'attn/qkv' with weight \(37, 12\): nothing"):
+        tools.convert(state_dict, like=like)
+
+
 # --- stacks of layers ------------------------------------------------------------------------------
 
 
@@ -302,6 +311,11 @@ def test_a_parameter_called_gamma() -> None:
     found = tools.convert(state_dict, like={"params": {"blk": like}})["params"]["blk"]
     for name in ("gamma", "beta"):
         np.testing.assert_array_equal(found[name], state_dict[f"blk.{name}"])
+    both = {"blk.weight": normal(1, 4), "blk.gamma": normal(4), "blk.bias": normal(1)}
+    with_kernel = {"kernel": np.zeros((4, 1)), "gamma": np.zeros(4), "bias": np.zeros(1)}
+    dense = tools.convert(both, like={"params": {"blk": with_kernel}})["params"]["blk"]
+    np.testing.assert_array_equal(dense["kernel"], both["blk.weight"].T)
+    np.testing.assert_array_equal(dense["gamma"], both["blk.gamma"])
     back = tools.convert({"params": {"blk": found}}, like=state_dict)
     jax.tree.map(np.testing.assert_array_equal, back, state_dict)
 

@@ -98,6 +98,30 @@ def test_large_means_in_half_precision(dtype: Any) -> None:
         assert tools.fold(model, x, variables=variables).pairs == PAIR
 
 
+def test_a_mean_beyond_half_precision() -> None:
+    """Where rounding is as large as the result, no layer is blamed: the outputs of the models differ."""
+    model = Layers((nn.Dense(16, dtype=jnp.float16), nn.BatchNorm(True, dtype=jnp.float16)))
+    x = data(64, 8)
+    with loose():
+        variables: Any = model.init(jax.random.key(0), x)
+        variables["params"]["layers_0"]["bias"] += 1000.0
+        variables = tools.recalibrate(model, [x], variables=variables)
+        with pytest.raises(ValueError, match="must compute what the model computes"):
+            tools.fold(model, x, variables=variables)
+
+
+def test_cancellation_in_half_precision() -> None:
+    """Rounded weights times inputs with a mean of 20 are off by some percent of what their sum leaves."""
+    model = Layers((nn.Dense(16, dtype=jnp.bfloat16), nn.BatchNorm(True, dtype=jnp.bfloat16)))
+    x = data(64, 64) + 20
+    with loose():
+        variables: Any = model.init(jax.random.key(0), x)
+        kernel = variables["params"]["layers_0"]["kernel"]
+        variables["params"]["layers_0"]["kernel"] = kernel - kernel.mean(0)
+        variables = tools.recalibrate(model, [x], variables=variables)
+        assert tools.fold(model, x, variables=variables).pairs == PAIR
+
+
 def test_variables_without_a_device_of_their_own() -> None:
     """They stay free to move to where the batch is, in the result too, and in that of `convert`."""
     mesh = Mesh(np.asarray(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
