@@ -841,6 +841,19 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jnx.WeightStandardization(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), use_gain=True),
         "rngs must be given with use_gain=True; got None. Pass rngs=nnx.Rngs(0).",
     ),
+    "wrapped class": (
+        lambda: jnl.WeightNorm(cast(Any, int)).init(KEY, X),
+        "layer_instance must be a Linen module; got <class 'int'>. Construct the layer first.",
+    ),
+    "wrapped class, NNX": (
+        lambda: jnx.WeightNorm(cast(Any, int), rngs=nnx.Rngs(0)),
+        "layer_instance must be an NNX module; got <class 'int'>. Construct the layer first.",
+    ),
+    "wrapper without effect": (
+        lambda: jnl.WeightNorm(nn.Dense(2), variable_filter={"weight"}).init(KEY, X),
+        "the layer must have a parameter that this wrapper changes; got a layer whose parameters are "
+        "layer_instance/bias, layer_instance/kernel. Check variable_filter, or do not wrap the layer.",
+    ),
     "norm": (lambda: jnl.get_norm("bach"), NO_SUCH_NORM),
     "norm, NNX": (lambda: jnx.get_norm("bach"), NO_SUCH_NORM),
     "weight, scale": (

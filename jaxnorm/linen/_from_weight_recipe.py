@@ -43,10 +43,10 @@ class FromWeightRecipe(Derived):
         )
 
     @nn.nowrap
-    def _instead_of(self, path: str, weight: jax.Array) -> jax.Array:
+    def _instead_of(self, path: str, weight: jax.Array) -> jax.Array | None:
         assert isinstance(self, WeightRecipe)
         if not is_chosen(path, self.variable_filter):
-            return weight
+            return None
         make_gain = self._gain(weight)
         gain = None if make_gain is None else self.param(f"{path}/gain", make_gain)
         return self._changed(weight, gain)

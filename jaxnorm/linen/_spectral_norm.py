@@ -88,9 +88,9 @@ class SpectralNorm(Checked):
         """
         updating = is_updating(update_stats, use_running_average)
 
-        def normalized(path: str, weight: jax.Array) -> jax.Array:
+        def normalized(path: str, weight: jax.Array) -> jax.Array | None:
             if not has_spectral_norm(weight, self.n_steps, self.error_on_non_matrix):
-                return weight
+                return weight if weight.ndim > 1 else None
             stored = self._stored(path, weight)
             w, updated = spectral_norm(
                 weight,

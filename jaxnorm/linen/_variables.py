@@ -36,6 +36,11 @@ class Checked(nn.Module):
     """A module that validates its numbers and flags when it is constructed."""
 
     def __post_init__(self) -> None:
+        # Flax's first positional arguments are those of modules without positional fields: parent and name.
+        if isinstance(self.parent, bool | int | float | str):
+            raise TypeError(
+                f"options of {type(self).__name__} must be given by keyword; got {self.parent!r} without one."
+            )
         fields = (field.name for field in dataclasses.fields(self))
         check_fields({name: getattr(self, name) for name in fields})
         super().__post_init__()

@@ -79,9 +79,9 @@ class WeightNorm(Checked):
         )
 
     @nn.nowrap
-    def _normalized(self, path: str, weight: jax.Array) -> jax.Array:
+    def _normalized(self, path: str, weight: jax.Array) -> jax.Array | None:
         if not is_chosen(path, self.variable_filter):
-            return weight
+            return None
         axes = () if self.feature_axes is None else self.feature_axes
         scale = None
         if self.use_scale:

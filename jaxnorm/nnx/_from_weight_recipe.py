@@ -76,9 +76,9 @@ class FromWeightRecipe(Derived):
             self._instead_of, self.layer_instance, use_running_average, *args, **kwargs
         )
 
-    def _instead_of(self, path: Path, weight: nnx.Param) -> jax.Array:
+    def _instead_of(self, path: Path, weight: nnx.Param) -> jax.Array | None:
         assert isinstance(self, WeightRecipe)
         if not self._chosen(path, weight):
-            return weight[...]
+            return None
         gain = self.gains.get(path)
         return self._changed(weight[...], value_of(gain))

@@ -18,7 +18,7 @@ from ..norms.weight._spectral_norm import (
 )
 from ._transformable import transformable
 from ._variables import store
-from ._wrapped import Path, call_with
+from ._wrapped import Path, call_with, parameters_of
 
 
 class SpectralNorm(nnx.Module):
@@ -81,7 +81,7 @@ class SpectralNorm(nnx.Module):
             not update_stats
         )  # the attribute that .train() and .eval() set
         batch_stats: dict[Path, nnx.BatchStat[jax.Array]] = {}
-        for path, weight in nnx.to_flat_state(nnx.state(layer_instance, nnx.Param)):
+        for path, weight in parameters_of(layer_instance):
             if has_spectral_norm(weight[...], n_steps, error_on_non_matrix):
                 fresh = init_spectral_norm(rngs.params(), weight[...], param_dtype)
                 for name, value in fresh._asdict().items():
@@ -118,9 +118,9 @@ class SpectralNorm(nnx.Module):
             evaluating = use_running_average
         updating = is_updating(update_stats, evaluating)
 
-        def normalized(path: Path, weight: nnx.Param) -> jax.Array:
+        def normalized(path: Path, weight: nnx.Param) -> jax.Array | None:
             if not has_spectral_norm(weight[...], self.n_steps, self.error_on_non_matrix):
-                return weight[...]
+                return weight[...] if weight.ndim > 1 else None
             stored = [self.batch_stats[*path, name] for name in SpectralState._fields]
             w, updated = spectral_norm(
                 weight[...],

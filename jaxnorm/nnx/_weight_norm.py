@@ -106,9 +106,9 @@ class WeightNorm(nnx.Module):
             self._normalized, self.layer_instance, use_running_average, x, *args, **kwargs
         )
 
-    def _normalized(self, path: Path, weight: nnx.Param) -> jax.Array:
+    def _normalized(self, path: Path, weight: nnx.Param) -> jax.Array | None:
         if not self.variable_filter(path, weight):
-            return weight[...]
+            return None
         scale = None if self.scales is None else self.scales[path][...]
         return weight_norm(
             weight[...],

@@ -7,11 +7,25 @@ import jax
 from flax import nnx
 
 from ..norms._shared._flags import flags_for
+from ..norms._shared._weight_recipe import check_changed
 
 Path = tuple[Any, ...]
 Predicate = Callable[[Path, Any], bool]
 KERNELS = nnx.PathContains("kernel")
 ChangeWeight = Callable[[Path, Any], Any]
+
+
+def parameters_of(layer: Any) -> list[tuple[Path, Any]]:
+    """The parameters of a layer, with their paths.
+
+    Raises:
+        ValueError: If it is not a layer.
+    """
+    if not isinstance(layer, nnx.Module):
+        raise ValueError(
+            f"layer_instance must be an NNX module; got {layer!r}. Construct the layer first."
+        )
+    return list(nnx.to_flat_state(nnx.state(layer, nnx.Param)))
 
 
 def call_with(
@@ -23,12 +37,18 @@ def call_with(
 ) -> Any:
     """Returns ``layer(*args, **kwargs)`` with each parameter set to ``change(path, parameter)``.
 
-    Afterwards the parameters have their own values again: the replacements are never stored.
+    A change of None leaves the parameter as it is. Afterwards the parameters have their own values again: the
+    replacements are never stored.
+
+    Raises:
+        ValueError: If all changes are None.
     """
     kwargs = {**kwargs, **flags_for(layer, use_running_average)}
-    parameters = nnx.to_flat_state(nnx.state(layer, nnx.Param))
-    own = [(p, p.get_raw_value()) for _, p in parameters]
-    changed = [(p, change(path, p)) for path, p in parameters]
+    parameters = parameters_of(layer)
+    changes = [(p, change(path, p)) for path, p in parameters]
+    changed = [(p, value) for p, value in changes if value is not None]
+    own = [(p, p.get_raw_value()) for p, _ in changed]
+    check_changed(own, ["/".join(map(str, path)) for path, _ in parameters])
     try:
         _set(changed)
         return layer(*args, **kwargs)
@@ -50,6 +70,5 @@ def one_for_each(
 
     Those for which ``make`` returns None get no new parameter.
     """
-    parameters = nnx.to_flat_state(nnx.state(layer, nnx.Param))
-    made = {path: make(own[...]) for path, own in parameters if chosen(path, own)}
+    made = {path: make(own[...]) for path, own in parameters_of(layer) if chosen(path, own)}
     return nnx.data({path: nnx.Param(new) for path, new in made.items() if new is not None})

@@ -225,6 +225,35 @@ def test_models(name: str) -> None:
     assert f"source's '{names['Conv_0']}' with " in str(raised.value)
 
 
+def test_separators(caplog: pytest.LogCaptureFixture) -> None:
+    """Names may have other separators if that leaves only one meaning; messages say what was paired."""
+    state_dict = {"blocks.0.1.mlp.fc1.weight": np.ones((3, 2)), "head.fc.weight": np.ones((4, 3))}
+    like = {
+        "params": {
+            "blocks_0_1": {"mlp_fc1": {"kernel": jnp.zeros((2, 3))}},
+            "head_fc": {"kernel": jnp.zeros((3, 4))},
+        }
+    }
+    with caplog.at_level("DEBUG", "jaxnorm"):
+        found = tools.convert(state_dict, like=like)
+    assert jax.tree.all(jax.tree.map(lambda a: (a == 1).all(), found))
+    assert [record.getMessage() for record in caplog.records] == [
+        "convert: 2 layers from source, 0 kept",
+        "convert: blocks_0_1/mlp_fc1 from blocks/0/1/mlp/fc1",
+        "convert: head_fc from head/fc",
+    ]
+    back = tools.convert(found, like=state_dict)
+    assert back.keys() == state_dict.keys()
+
+    square = {"kernel": jnp.zeros((2, 2))}
+    twice = {"params": {"a_b": square, "a": {"b": square}}}
+    with pytest.raises(ValueError, match=r"'a_b' with kernel .*: no 'a_b' in source"):
+        tools.convert({"a.b.weight": np.ones((2, 2)), "c.weight": np.ones((2, 2))}, like=twice)
+    exact = {"a.b.weight": np.ones((2, 2)), "a_b.weight": np.full((2, 2), 2.0)}
+    found = tools.convert(exact, like=twice)["params"]
+    assert found["a"]["b"]["kernel"][0, 0] == 1 and found["a_b"]["kernel"][0, 0] == 2
+
+
 def test_names_of_beginnings() -> None:
     """A name may be a prefix, also for a model inside another one."""
     sd = {"module.net.0.fc.weight": np.ones((3, 2)), "module.other.weight": np.ones((1, 3))}

@@ -489,3 +489,21 @@ def test_what_is_no_data(batches: Any, message: str) -> None:
         recalibrated(subject, batches)
     for path, array in before.items():
         np.testing.assert_array_equal(subject.arrays[path], array)
+
+
+def test_messages(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever turns on messages reads how far the statistics of each layer moved."""
+    model = nn.BatchNorm(use_running_average=True, epsilon=0.0)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 2)))
+    x = jnp.array([[1.0, 2.0], [3.0, 6.0]])
+    with caplog.at_level("INFO", "jaxnorm"):
+        tools.recalibrate(nn.Sequential([model]), [x], variables=nested(variables))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "recalibrate: the means of layers_0 moved by up to 4 standard deviations, the variances to 2.5 times"
+    )
+
+
+def nested(variables: Any) -> Any:
+    """The variables of a layer, as those of the first layer in a Sequential."""
+    return {collection: {"layers_0": layer} for collection, layer in variables.items()}

@@ -1,7 +1,8 @@
 """Recipes of the wrappers that call a layer with a function of its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,3 +49,16 @@ class Standardizing(WeightRecipe):
             return None
         shape = feature_shape(weight, self.feature_axes)
         return lambda key: self.gain_init(key, shape, self.param_dtype)
+
+
+def check_changed(changed: Collection[Any], parameters: Collection[str]) -> None:
+    """Checks that a wrapper changes a parameter of its layer.
+
+    Raises:
+        ValueError: If it changes none.
+    """
+    if not changed:
+        raise ValueError(
+            f"the layer must have a parameter that this wrapper changes; got a layer whose parameters are "
+            f"{', '.join(parameters) or 'none'}. Check variable_filter, or do not wrap the layer."
+        )

@@ -1,25 +1,26 @@
 """Converts the arrays of a model to the names and the layout of another library."""
 
+import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar, overload
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ...core.calling._explained import explained
-from .._model._where import Where, matches
+from .._model._where import Where
 from ._formats._layout import Sizes
 from ._formats._read import read_like, read_source, write
 from ._formats._source import COUNT, Entry, Layer, Path, Source, parts_of, slot_in, some
 from ._formats._views import Place, View, attention, stacks, viewed
 from ._layouts import Layouts
-from ._matching import Names, arrays_named, beginnings, check_names, paired
+from ._matching import Names, arrays_named, beginnings, check_names, kept_layers, paired
 
 _Module = TypeVar("_Module", bound=nnx.Module)
 _NEW_LINE = "\n  "
+_log = logging.getLogger(__name__)
 
 
 @overload
@@ -72,8 +73,8 @@ def convert(
         names: for layers with different names: a mapping from the path of a layer in ``like``, or a prefix
             of it, to its name in ``source``; or a function of the path. ``{"": "module"}`` adds a prefix to
             all names. Single arrays can be named too: ``{"block/scale/scale": "block.gamma"}``. None pairs
-            layers by name, ``layer1_0/conv1`` with ``layer1.0.conv1``, or, if no name matches, by shape if
-            there is only one way.
+            layers by name, ``layer1_0/mlp_fc1`` with ``layer1.0.mlp.fc1``, or, if no name matches, by shape
+            if there is only one way.
         transposed: paths in ``like`` of the transposed convolutions whose window Flax does not flip
             (``transpose_kernel=False``). None selects the layers of that class in an NNX model, and the
             layers called ``ConvTranspose_0`` and so on in Linen variables.
@@ -87,7 +88,8 @@ def convert(
 
     Returns:
         Linen variables or a new NNX model with JAX arrays; for PyTorch, a dictionary of NumPy arrays for
-        `torch.from_numpy`, with bfloat16 widened to float32.
+        `torch.from_numpy`, with bfloat16 widened to float32. The logger ``jaxnorm`` says at level DEBUG which
+        layer comes from which.
 
     Raises:
         ValueError: If an array on either side has no match, a shape or kind of dtype differs, an argument
@@ -115,7 +117,7 @@ def convert(
         for path, layer in wanted.layers.items()
         for slot in layer
     } | dict(one_by_one.values())
-    kept = _kept(keep, wanted)
+    kept = kept_layers(keep, wanted)
     values: dict[Path, dict[str, np.ndarray]] = {path: {} for path in wanted.layers}
     problems = []
     for (path, slot), (partner, came) in sources.items():
@@ -150,6 +152,16 @@ def convert(
                 f"PyTorch pads evenly. Outputs will differ unless the model uses padding={padding}.",
                 stacklevel=3,
             )
+    _log.info(
+        "convert: %d layers from source, %d kept%s",
+        len(pairs) - len(kept),
+        len(kept),
+        f" ({some(map(_joined, kept))})" if kept else "",
+    )
+    for path, partner in pairs.items():
+        _log.debug(
+            "convert: %s from %s", _joined(path), "like" if path in kept else _joined(partner)
+        )
     return write(like, target.joined(values))
 
 
@@ -179,30 +191,6 @@ def _is_stack(above: Path, model: Source) -> bool:
     """Whether a model has layers below a path, and does not number them."""
     below = [path[len(above) :] for path in model.layers if path[: len(above)] == above]
     return bool(below) and not all(rest and rest[0].isdigit() for rest in below)
-
-
-def _kept(keep: Where | None, wanted: Source) -> set[Path]:
-    """The layers that keep their values.
-
-    Raises:
-        ValueError: If there is none, or one has no values.
-    """
-    if keep is None:
-        return set()
-    kept = {path for path in wanted.layers if matches(keep, _joined(path))}
-    if not kept:
-        raise ValueError(
-            f"keep must match at least one layer of like; got {keep!r}, but like has "
-            f"{some(map(_joined, wanted.layers))}. Use a pattern such as 'head/*'."
-        )
-    for path in kept:
-        for entry in wanted.layers[path].values():
-            if isinstance(entry.leaf, jax.ShapeDtypeStruct):
-                raise ValueError(
-                    f"like must hold the values of layers to keep; got only the shape of {entry.name}. Pass "
-                    f"variables from init, not from jax.eval_shape."
-                )
-    return kept
 
 
 def _misfit(entry: Entry, came: Entry, value: np.ndarray) -> Iterator[str]:

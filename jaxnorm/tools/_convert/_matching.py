@@ -1,10 +1,13 @@
 """Pairs the layers of two models."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeAlias
 
-from ._formats._source import Path, Source, normal_form, parts_of, some
+import jax
+
+from .._model._where import Where, matches
+from ._formats._source import Path, Source, parts_of, some
 
 Names: TypeAlias = Mapping[str, str] | Callable[[str], str]
 
@@ -13,8 +16,9 @@ def paired(
     wanted: Source, found: Source, names: Names | None, fits: Callable[[Path, Path], bool]
 ) -> dict[Path, Path]:
     """Pairs each layer of ``wanted`` with its counterpart in ``found``, which may be missing there."""
-    resolve = _resolver(found.layers)
-    pairs = {path: resolve(_renamed(path, names)) for path in wanted.layers}
+    renamed = {path: _renamed(path, names) for path in wanted.layers}
+    resolve = _resolver(renamed.values(), found.layers)
+    pairs = {path: resolve(name) for path, name in renamed.items()}
     if names is None and not any(partner in found.layers for partner in pairs.values()):
         return _by_shape(wanted, found, fits) or pairs
     return pairs
@@ -56,6 +60,30 @@ def arrays_named(
     return pairs
 
 
+def kept_layers(keep: Where | None, wanted: Source) -> set[Path]:
+    """The layers that keep their values.
+
+    Raises:
+        ValueError: If there is none, or one has no values.
+    """
+    if keep is None:
+        return set()
+    kept = {path for path in wanted.layers if matches(keep, "/".join(path))}
+    if not kept:
+        raise ValueError(
+            f"keep must match at least one layer of like; got {keep!r}, but like has "
+            f"{some(map('/'.join, wanted.layers))}. Use a pattern such as 'head/*'."
+        )
+    for path in kept:
+        for entry in wanted.layers[path].values():
+            if isinstance(entry.leaf, jax.ShapeDtypeStruct):
+                raise ValueError(
+                    f"like must hold the values of layers to keep; got only the shape of {entry.name}. Pass "
+                    f"variables from init, not from jax.eval_shape."
+                )
+    return kept
+
+
 def beginnings(layers: Iterable[Path]) -> list[Path]:
     """The paths of the layers and all of their prefixes."""
     return list(dict.fromkeys(path[:end] for path in layers for end in range(len(path) + 1)))
@@ -74,17 +102,27 @@ def _renamed(path: Path, names: Names | None) -> Path:
     return path
 
 
-def _resolver(layers: Iterable[Path]) -> Callable[[Path], Path]:
-    """A function that finds a layer by name, even if its numbers are written differently."""
+def _resolver(names: Iterable[Path], layers: Collection[Path]) -> Callable[[Path], Path]:
+    """A function that finds one of ``layers`` by its name, even if other separators are used.
+
+    If another separator can mean several layers, or several of ``names`` mean one, they must be exact.
+    """
     exact = set(layers)
-    normal = {normal_form(path): path for path in exact}
-    several = {form for form, n in Counter(map(normal_form, exact)).items() if n > 1}
+    by_form = {_form(path): path for path in exact}
+    forms = [Counter(map(_form, paths)) for paths in (set(names), exact)]
 
     def resolve(path: Path) -> Path:
-        form = normal_form(path)
-        return path if path in exact or form in several else normal.get(form, path)
+        form = _form(path)
+        if path in exact or any(count[form] > 1 for count in forms):
+            return path
+        return by_form.get(form, path)
 
     return resolve
+
+
+def _form(path: Path) -> str:
+    """The path as one name: Linen's ``blocks_0_1/fc`` is ``blocks.0.1.fc`` elsewhere."""
+    return "_".join(path)
 
 
 def _by_shape(

@@ -1,6 +1,7 @@
 """Re-estimates running statistics over a data set, for the current weights."""
 
 import itertools
+import logging
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, Literal, TypeAlias, overload
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core._precision import upcast
 from ...core.calling._arguments import checked
 from ...core.calling._explained import explained
 from .._model._interface import Run, Stats
@@ -25,6 +27,7 @@ from ._collect_moments import (
     pooled,
 )
 
+_log = logging.getLogger(__name__)
 Method: TypeAlias = Literal["population", "precise_bn", "update_bn"]
 _WAYS: dict[str, Way] = {"population": pooled, "precise_bn": pooled, "update_bn": averaged}
 
@@ -110,7 +113,8 @@ def recalibrate(
         progress: whether to show a progress bar.
 
     Returns:
-        The variables of a Linen module, or an NNX model. Statistics keep their dtype.
+        The variables of a Linen module, or an NNX model. Statistics keep their dtype. The logger ``jaxnorm``
+        says at level INFO how far those of each layer moved.
 
     Raises:
         ValueError: If there is no batch, no norm with running statistics, or none that ``where`` matches; if
@@ -179,7 +183,26 @@ def recalibrate(
             before, stats = stats, one_pass(batches, stats, evaluating=True)
             if jax.tree.all(jax.tree.map(np.array_equal, before, stats)):
                 break
+    if _log.isEnabledFor(logging.INFO):
+        for path, norm in norms.items():
+            _log_change(path, held[path], stats[path], norm.norm.epsilon)
     return subject.returned(stats)
+
+
+def _log_change(
+    path: str, old: Mapping[str, jax.Array], new: Mapping[str, jax.Array], epsilon: float
+) -> None:
+    mean, var, new_mean, new_var = (
+        np.asarray(upcast(jnp.asarray(a)))
+        for a in (old["mean"], old["var"], new["mean"], new["var"])
+    )
+    shift = np.max(np.abs(new_mean - mean) / np.sqrt(var + epsilon))
+    ratio = np.median((new_var + epsilon) / (var + epsilon))
+    message = (
+        "recalibrate: the means of %s moved by up to %.2g standard deviations, the variances to %.2g "
+        "times"
+    )
+    _log.info(message, path, shift, ratio)
 
 
 @jax.jit

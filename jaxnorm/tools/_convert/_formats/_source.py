@@ -94,11 +94,6 @@ def parts_of(name: str) -> Path:
     return tuple(part for part in re.split(r"[./]", name) if part)
 
 
-def normal_form(path: Path) -> Path:
-    """The path with numbers split off: Linen calls the first layer of a list ``layers_0``."""
-    return tuple(part for name in path for part in re.split(r"_(?=\d+$)", name))
-
-
 def some(items: Iterable[str], limit: int = 12, between: str = ", ") -> str:
     """Joins the first ``limit`` items, and the number of those left out."""
     listed = list(items)
