@@ -78,9 +78,9 @@ def measured(
         noting = partial(note, fold.pair.norm, what, limit)
         jax.debug.callback(noting, largest[0], largest[1:].max())
 
-    def watch(call: LayerCall) -> Any:
+    def watch(call: LayerCall, arrays: Sequence[Arrays]) -> Any:
         y = call.proceed(*call.args, **call.kwargs)
-        for fold in folds:
+        for fold, of_layer in zip(folds, arrays, strict=True):
             norm, layer, before = fold.pair
             affine = partial(_affine, flow, norm)
             if call.path == norm:
@@ -89,7 +89,7 @@ def measured(
                 what = f"{norm} ({call.kind}) does not return the affine function of its arrays"
                 compare(fold, what, y, want, scaled)
             if call.path == layer:
-                changed, (x, *others) = _changed(call.layer, fold.arrays), call.args
+                changed, (x, *others) = _changed(call.layer, of_layer), call.args
                 if before:
                     want, scaled = affine(y)
                 else:  # with any input of the norm
@@ -105,10 +105,11 @@ def measured(
         return y
 
     @jax.jit
-    def compiled(state: Tree, batch: Batch) -> Any:
-        return model.run(state, {}, run, batch, watch, model.keys())[0]
+    def compiled(state: Tree, batch: Batch, arrays: Sequence[Arrays]) -> Any:
+        return model.run(state, {}, run, batch, partial(watch, arrays=arrays), model.keys())[0]
 
-    y = compiled(model.state, batch)
+    # Arguments, because kernels that are constants of a program make it slow to compile.
+    y = compiled(model.state, batch, [fold.arrays for fold in folds])
     jax.effects_barrier()
     return y, reasons
 
