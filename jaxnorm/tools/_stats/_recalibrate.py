@@ -26,6 +26,7 @@ from ._collect_moments import (
     nothing_gathered,
     pooled,
 )
+from ._progress import tracked
 
 _log = logging.getLogger(__name__)
 Method: TypeAlias = Literal["population", "precise_bn", "update_bn"]
@@ -43,7 +44,7 @@ def recalibrate(
     layer_by_layer: bool = False,
     where: Where | None = None,
     rngs: Rngs | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> dict[str, Any]: ...
 @overload
 def recalibrate(
@@ -56,7 +57,7 @@ def recalibrate(
     layer_by_layer: bool = False,
     where: Where | None = None,
     rngs: None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> NnxModelT: ...
 @explained
 @checked
@@ -70,7 +71,7 @@ def recalibrate(
     layer_by_layer: bool = False,
     where: Where | None = None,
     rngs: Rngs | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Any:
     """Re-estimates the running statistics of a model's norms over ``batches``.
 
@@ -110,7 +111,8 @@ def recalibrate(
             as in evaluation.
         rngs: random keys for a Linen module whose ``run`` draws random numbers: different ones for every
             batch, as in training.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar. None shows one in a terminal or a notebook, if it takes more
+            than two seconds.
 
     Returns:
         The variables of a Linen module, or an NNX model. Statistics keep their dtype. The logger ``jaxnorm``
@@ -153,8 +155,6 @@ def recalibrate(
     subject, way = model_of(model, variables, rngs), _WAYS[method]
     iterator = iter(batches)
     first = next(iterator, None)
-    from rich.progress import track  # imported late: only this function needs it
-
     if first is None:
         raise ValueError(
             "batches must hold at least one batch; got none. An iterator that was used before is empty: pass "
@@ -171,8 +171,7 @@ def recalibrate(
         gather = gathering(subject, run, way, evaluating, meant, False)
         stats: Stats = {path: {**used.get(path, {}), **nothing[path]} for path in paths}
         finite = []
-        tracked = track(batches, "Recalibrating", length, disable=not progress)
-        for number, batch in enumerate(tracked):
+        for number, batch in enumerate(tracked(batches, "Recalibrating", length, progress)):
             _, stats = gather(subject.state, stats, batch, subject.keys(number))
             finite.append(_all_finite(stats))
         return _estimates(stats, held, finite)
