@@ -41,7 +41,9 @@ from .norms.batch._whitening_stats import (
     WhiteningStats as WhiteningStats,
     init_whitening as init_whitening,
 )
+from .norms.conditioned._ada_group_norm import ada_group_norm as ada_group_norm
 from .norms.conditioned._ada_layer_norm import ada_layer_norm as ada_layer_norm
+from .norms.conditioned._ada_rms_norm import ada_rms_norm as ada_rms_norm
 from .norms.conditioned._adain import adain as adain
 from .norms.conditioned._batch_norm_of_domain import (
     stats_of_domain as stats_of_domain,

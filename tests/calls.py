@@ -72,7 +72,13 @@ INPUTS: dict[str, Any] = {
     **{name: _normal(3) for name in ("mean_weights", "var_weights")},
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "ada_group_norm": {
+        "scale": _normal(4, FEATURES),
+        "shift": _normal(4, FEATURES),
+        "num_groups": 2,
+    },
     "ada_layer_norm": {"scale": _normal(4, FEATURES), "shift": _normal(4, FEATURES)},
+    "ada_rms_norm": {"scale": _normal(4, FEATURES), "shift": _normal(4, FEATURES)},
     "conv_spectral_norm": {"kernel": _normal(3, 3, 2, 3)},
     "evo_norm_s0": {"num_groups": 2},
     "group_norm": {"num_groups": 2},

@@ -579,6 +579,38 @@ def ada_layer_norm(
     return modulate(y, scale, shift, feature_axes=feature_axes, scale_offset=1.0)
 
 
+def ada_rms_norm(
+    x: Array,
+    scale: Array,
+    shift: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-6,
+    mask: Array = None,
+) -> Leaves:
+    """Crowson et al. (2024)."""
+    square = _mean_square(x, feature_axes, _or_all(mask))
+    y = x / np.sqrt(square + epsilon)
+    return modulate(y, scale, shift, feature_axes=feature_axes, scale_offset=1.0)
+
+
+def ada_group_norm(
+    x: Array,
+    scale: Array,
+    shift: Array,
+    *,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-5,
+    mask: Array = None,
+) -> Leaves:
+    """Dhariwal and Nichol (2021)."""
+    m = _moments_of_groups(x, num_groups, group_size, feature_axes, None, mask)
+    y = _standardized(x, m, epsilon)
+    return modulate(y, scale, shift, feature_axes=feature_axes, scale_offset=1.0)
+
+
 def adain(
     x: Array,
     style: Array,

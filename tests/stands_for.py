@@ -177,14 +177,35 @@ def standardized(a: Asked, reduced: tuple[int, ...], x: Any = None) -> Any:
     return (x - mean) / jnp.sqrt(var + a.fields["epsilon"])
 
 
-def ada_layer_norm(a: Asked) -> Answer:
-    """Layer norm · (1 + s) + b, where (s, b) = silu(c) @ kernel + bias; AdaLayerNormZero also has a gate."""
+def adapted(a: Asked, y: Any) -> Answer:
+    """Y · (1 + s) + b, where (s, b) = silu(c) @ kernel + bias; b may be missing, and a gate may follow."""
     (c,), kernel, bias = a.after, wide(a.variables["kernel"]), wide(a.variables["bias"])
-    axes = a.fields["feature_axes"]
     chunks = jnp.einsum("nc,ck...->nk...", c / (1 + jnp.exp(-c)), kernel) + bias[None]
-    scale, shift, *gates = (over(a, chunks[:, i]) for i in range(kernel.shape[1]))
-    y = standardized(a, (axes,) if isinstance(axes, int) else axes) * (1 + scale) + shift
-    return narrowed(a, y, *(jnp.broadcast_to(gate, y.shape) for gate in gates)), {}
+    scale, *others = (over(a, chunks[:, i]) for i in range(kernel.shape[1]))
+    shift = others.pop(0) if a.fields.get("use_shift", True) else 0
+    y = y * (1 + scale) + shift
+    return narrowed(a, y, *(jnp.broadcast_to(gate, y.shape) for gate in others)), {}
+
+
+def ada_layer_norm(a: Asked) -> Answer:
+    """Layer norm with scale and shift from the condition."""
+    axes = a.fields["feature_axes"]
+    return adapted(a, standardized(a, (axes,) if isinstance(axes, int) else axes))
+
+
+def ada_rms_norm(a: Asked) -> Answer:
+    """RMS norm with scale and shift from the condition; masked elements that are not finite read as 0."""
+    axes = a.fields["feature_axes"]
+    counted = jnp.ones(a.x.shape, bool) if a.mask is None else jnp.broadcast_to(a.mask, a.x.shape)
+    x = jnp.where(counted | jnp.isfinite(a.x), a.x, 0)
+    square = jnp.mean(x**2, axes, keepdims=True, where=counted)
+    return adapted(a, x / jnp.sqrt(square + a.fields["epsilon"]))
+
+
+def ada_group_norm(a: Asked) -> Answer:
+    """Group norm with scale and shift from the condition."""
+    options = a._replace(variables={}).options(jn.group_norm) | {"dtype": None}
+    return adapted(a, jn.group_norm(a.x, **options))
 
 
 def convolved(x: Any, kernel: Any, bias: Any) -> Any:
@@ -196,15 +217,29 @@ def convolved(x: Any, kernel: Any, bias: Any) -> Any:
     return y + bias.reshape(1, 1, 1, -1)
 
 
-def spade(a: Asked) -> Answer:
-    """Instance norm · (1 + scale) + bias, both convolved from a map of (8, 1) resized to (4, 2)."""
+def spade_batch_norm(a: Asked) -> Answer:
+    """SPADE on batch norm."""
+    kept = {n: v for n, v in a.variables.items() if n in ("mean", "var", "count")}
+    y, updated = batch_norm(a._replace(variables=kept, fields=a.fields | {"dtype": None}))
+    return spade(a, y)[0], updated
+
+
+def spade_group_norm(a: Asked) -> Answer:
+    """SPADE on group norm."""
+    options = a._replace(variables={}).options(jn.group_norm) | {"dtype": None}
+    return spade(a, jn.group_norm(a.x, **options))
+
+
+def spade(a: Asked, bare: Any = None) -> Answer:
+    """The norm · (1 + scale) + bias, both convolved from a map of (8, 1) resized to (4, 2)."""
     names = ("kernel", "bias", "affine_kernel", "affine_bias")
     kernel, bias, affine_kernel, affine_bias = map(wide, a.named(*names))
     drawn = jnp.repeat(a.after[0][:, ::2], 2, 2)
     hidden = jnp.maximum(convolved(drawn, kernel, bias), 0)
     affine = convolved(hidden, affine_kernel, affine_bias)
     features = a.x.shape[-1]
-    y = standardized(a, (1, 2)) * (1 + affine[..., :features]) + affine[..., features:]
+    bare = standardized(a, (1, 2)) if bare is None else bare
+    y = bare * (1 + affine[..., :features]) + affine[..., features:]
     return narrowed(a, y), {}
 
 
@@ -341,6 +376,27 @@ ROWS: dict[str, Row] = {
     "AdaIN": Row(
         plain(jn.adain), values=ONE_AXIS, after=lambda _, n: (normal((n, 4, 5, 8), seed=5),)
     ),
+    "AdaGroupNorm": Row(
+        ada_group_norm,
+        {"condition_features": 5, "num_groups": 2},
+        {**ONE_AXIS, "condition_features": (3,), "num_groups": (4,)},
+        lambda fields, n: (normal((n, fields["condition_features"]), seed=4),),
+        tolerance=1e-5,
+    ),
+    "AdaRMSNorm": Row(
+        ada_rms_norm,
+        {"condition_features": 5},
+        {"condition_features": (3,), "use_shift": (False,)},
+        lambda fields, n: (normal((n, fields["condition_features"]), seed=4),),
+        tolerance=1e-5,
+    ),
+    "AdaRMSNormZero": Row(
+        ada_rms_norm,
+        {"condition_features": 5},
+        {"condition_features": (3,), "use_shift": (False,)},
+        lambda fields, n: (normal((n, fields["condition_features"]), seed=4),),
+        tolerance=1e-5,
+    ),
     "AdaLayerNorm": Row(
         ada_layer_norm,
         {"condition_features": 5},
@@ -429,6 +485,20 @@ ROWS: dict[str, Row] = {
         spade,
         {"map_channels": 3, "hidden": 4},
         {"map_channels": (6,), "hidden": (5,), "kernel_size": (1,)},
+        lambda fields, n: (normal((n, 8, 1, fields["map_channels"]), seed=6),),
+        tolerance=1e-4,
+    ),
+    "SpadeBatchNorm": Row(
+        spade_batch_norm,
+        {"map_channels": 3, "hidden": 4},
+        {"map_channels": (6,), "hidden": (5,), "kernel_size": (1,)},
+        lambda fields, n: (normal((n, 8, 1, fields["map_channels"]), seed=6),),
+        tolerance=1e-4,
+    ),
+    "SpadeGroupNorm": Row(
+        spade_group_norm,
+        {"map_channels": 3, "hidden": 4, "num_groups": 2},
+        {"map_channels": (6,), "hidden": (5,), "kernel_size": (1,), "num_groups": (4,)},
         lambda fields, n: (normal((n, 8, 1, fields["map_channels"]), seed=6),),
         tolerance=1e-4,
     ),

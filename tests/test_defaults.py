@@ -44,7 +44,9 @@ EVERYWHERE: Fields = {
 }
 # Defaults of one function.
 FUNCTIONS: dict[str, Fields] = {
+    "ada_group_norm": {"epsilon": 1e-5, "num_groups": 32},  # guided diffusion
     "ada_layer_norm": {"epsilon": 1e-6},  # DiT
+    "ada_rms_norm": {"epsilon": 1e-6},  # k-diffusion
     "adain": {"epsilon": 1e-5},  # pytorch-AdaIN
     "batch_norm": {"epsilon": 1e-5, "momentum": 0.99},  # Flax
     "batch_norm_adapted": {"epsilon": 1e-5},
@@ -92,6 +94,8 @@ OF_CLASS |= {"InstanceNorm": "tracked_instance_norm"}
 # Defaults that a class adds or changes, and why.
 OWN: dict[str, Fields] = {
     "BatchNorm": {"track_running_stats": True},
+    "AdaRMSNorm": {"use_shift": True},
+    "AdaRMSNormZero": {"use_shift": True},
     "FilterResponseNorm": {"use_threshold": True},  # the paper's unit
     "GhostBatchNorm": {"track_running_stats": True, "virtual_batch_size": 32},  # the usual size
     "InstanceNorm": {"track_running_stats": False},  # PyTorch
@@ -99,7 +103,10 @@ OWN: dict[str, Fields] = {
     "PixelNorm": {"num_features": ()},  # there are no parameters
     "QKNorm": {"use_bias": False, "use_key_scale": True},  # language models have no biases
     "ScaledWeightStandardization": {"use_gain": False},  # as WeightStandardization
-    "Spade": {"epsilon": 1e-5, "hidden": 128, "kernel_size": 3},  # the authors' code
+    **dict.fromkeys(
+        ("Spade", "SpadeBatchNorm", "SpadeGroupNorm"),
+        {"epsilon": 1e-5, "hidden": 128, "kernel_size": 3},  # the authors' code
+    ),
     "SpectralNorm": {
         "collection_name": "batch_stats",
         "error_on_non_matrix": False,
@@ -152,12 +159,16 @@ BEGIN: dict[str, float] = {
 BEGIN_OWN: dict[str, Any] = {
     "AdaLayerNorm kernel": 0.0,
     "AdaLayerNormZero kernel": 0.0,
+    "AdaRMSNorm kernel": 0.0,
+    "AdaRMSNormZero kernel": 0.0,
+    "AdaGroupNorm kernel": 0.0,
     "GlobalResponseNorm scale": 0.0,  # starts as the identity
     "IterativeWhitening matrix": np.eye(X.shape[-1]),
     "LayerScale scale": 1e-5,  # CaiT with 24 blocks, timm
     "ScaleNorm scale": math.sqrt(X.shape[-1]),  # the root of the number of features
 }
-RANDOM = {"Spade kernel"}  # LeCun's initializer: variance 1 / fan-in
+# LeCun's initializer: variance 1 / fan-in.
+RANDOM = {"Spade kernel", "SpadeBatchNorm kernel", "SpadeGroupNorm kernel"}
 
 
 def test_variables_begin_as_the_papers_say() -> None:

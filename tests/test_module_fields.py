@@ -62,7 +62,10 @@ BESIDE = {"force_float32_reductions": "param_dtype"}
 INSTEAD = {"group_size": {"num_groups": None}, "kind": {"use_bias": False}}
 # Fields that are always refused, a value, and part of the error message.
 REFUSED: dict[tuple[str, str], tuple[Any, str]] = {
-    ("Spade", "feature_axes"): (1, "must be the last axis"),
+    **{
+        (name, "feature_axes"): (1, "must be the last axis")
+        for name in ("Spade", "SpadeBatchNorm", "SpadeGroupNorm")
+    },
     ("IterativeWhitening", "axis_index_groups"): (GROUPS, "no axis_index_groups"),
     ("QKNorm", "mask"): (MASK, "Mask the logits"),
 }

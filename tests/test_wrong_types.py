@@ -42,6 +42,9 @@ MORE: dict[str, dict[str, Any]] = {
 FLAGS = {"cumulative", "unbiased"}
 # None means JAX's default dtype, no name, or no term to add; in a pair, one may be missing.
 MAY_BE_NONE = {
+    ("ada_group_norm", "scale"),
+    ("ada_group_norm", "shift"),
+    ("ada_rms_norm", "scale"),
     ("ada_layer_norm", "scale"),
     ("ada_layer_norm", "shift"),
     ("init_running_stats", "dtype"),

@@ -25,6 +25,9 @@ CONDITION = normal((3, 5), seed=4)
 CASES: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     **{name: ({}, ()) for name in CLASSES if issubclass(getattr(jnl, name), Recipe)},
     "AdaIN": ({"epsilon": 1e-3}, (normal((3, 2, 5, 32), seed=5),)),
+    "AdaGroupNorm": ({"condition_features": 5, "num_groups": 4}, (CONDITION,)),
+    "AdaRMSNorm": ({"condition_features": 5}, (CONDITION,)),
+    "AdaRMSNormZero": ({"condition_features": 5, "use_shift": False}, (CONDITION,)),
     "AdaLayerNorm": ({"condition_features": 5}, (CONDITION,)),
     "AdaLayerNormZero": ({"condition_features": 5}, (CONDITION,)),
     "BatchRenorm": (
@@ -43,6 +46,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     "PixelNorm": ({"epsilon": 1e-3}, ()),
     "QKNorm": ({"scale_offset": 0.5}, (X[::-1],)),
     "Spade": ({"hidden": 4, "map_channels": 6}, (normal((3, 2, 1, 6), seed=6),)),
+    "SpadeBatchNorm": ({"hidden": 4, "map_channels": 6}, (normal((3, 2, 1, 6), seed=6),)),
+    "SpadeGroupNorm": (
+        {"hidden": 4, "map_channels": 6, "num_groups": 4},
+        (normal((3, 2, 1, 6), seed=6),),
+    ),
     "SwitchableNorm": ({"momentum": 0.5}, ()),
 }
 STATE = {
@@ -54,6 +62,7 @@ STATE = {
     "GhostBatchNorm": {"mean", "var"},
     "IterativeWhitening": {"mean", "matrix"},
     "MeanOnlyBatchNorm": {"mean", "var"},
+    "SpadeBatchNorm": {"mean", "var"},
     "SwitchableNorm": {"mean", "var"},
 }
 over_cases = pytest.mark.parametrize("name", CASES)

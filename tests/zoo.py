@@ -77,6 +77,20 @@ def _ada_layer_norm(x: Any, scale: Any, shift: Any, mask: Any = None) -> Any:
     return y * (1 + scale[:, None, None]) + shift[:, None, None]
 
 
+def _ada_rms_norm(x: Any, scale: Any, shift: Any, mask: Any = None) -> Any:
+    y = x / np.sqrt(_mean(x**2, -1, mask) + EPSILON)
+    return y * (1 + scale[:, None, None]) + shift[:, None, None]
+
+
+def _ada_group_norm(x: Any, scale: Any, shift: Any, mask: Any = None) -> Any:
+    split = x.reshape(*x.shape[:-1], 2, -1)
+    if mask is not None:
+        mask = np.broadcast_to(mask, x.shape).reshape(split.shape)
+    mean, var = _mean(split, (1, 2, 4), mask), _var(split, (1, 2, 4), mask)
+    y = ((split - mean) / np.sqrt(var + EPSILON)).reshape(x.shape)
+    return y * (1 + scale[:, None, None]) + shift[:, None, None]
+
+
 def _switchable(
     x: Any, mean_weights: Any, var_weights: Any, scale: Any, bias: Any, mask: Any = None
 ) -> Any:
@@ -162,6 +176,16 @@ ZOO: dict[str, Zoo] = {
     "ada_layer_norm": Zoo(
         lambda *args, **mask: jn.ada_layer_norm(*args, epsilon=EPSILON, **mask),
         _ada_layer_norm,
+        ((3, 4), (3, 4)),
+    ),
+    "ada_rms_norm": Zoo(
+        lambda *args, **mask: jn.ada_rms_norm(*args, epsilon=EPSILON, **mask),
+        _ada_rms_norm,
+        ((3, 4), (3, 4)),
+    ),
+    "ada_group_norm": Zoo(
+        lambda *args, **mask: jn.ada_group_norm(*args, num_groups=2, epsilon=EPSILON, **mask),
+        _ada_group_norm,
         ((3, 4), (3, 4)),
     ),
     "adain": Zoo(

@@ -4,9 +4,12 @@ from ..norms._registry import NormName as NormName
 from ._batch_norm import BatchNorm as BatchNorm, GhostBatchNorm as GhostBatchNorm
 from ._derived import (
     ActNorm as ActNorm,
+    AdaGroupNorm as AdaGroupNorm,
     AdaIN as AdaIN,
     AdaLayerNorm as AdaLayerNorm,
     AdaLayerNormZero as AdaLayerNormZero,
+    AdaRMSNorm as AdaRMSNorm,
+    AdaRMSNormZero as AdaRMSNormZero,
     BatchRenorm as BatchRenorm,
     ConditionalBatchNorm as ConditionalBatchNorm,
     Derf as Derf,
@@ -29,6 +32,8 @@ from ._derived import (
     ScaledWeightStandardization as ScaledWeightStandardization,
     ScaleNorm as ScaleNorm,
     Spade as Spade,
+    SpadeBatchNorm as SpadeBatchNorm,
+    SpadeGroupNorm as SpadeGroupNorm,
     SwitchableNorm as SwitchableNorm,
     WeightStandardization as WeightStandardization,
 )

@@ -6,13 +6,15 @@ from ..norms.batch._frozen_batch_norm import FrozenBatchNormRecipe
 from ..norms.batch._iterative_whitening import IterativeWhiteningRecipe
 from ..norms.batch._mean_only_batch_norm import MeanOnlyBatchNormRecipe
 from ..norms.batch._switchable_norm import SwitchableNormRecipe
+from ..norms.conditioned._ada_group_norm import AdaGroupNormRecipe
 from ..norms.conditioned._ada_layer_norm import AdaLayerNormRecipe, AdaLayerNormZeroRecipe
+from ..norms.conditioned._ada_rms_norm import AdaRMSNormRecipe, AdaRMSNormZeroRecipe
 from ..norms.conditioned._adain import AdaINRecipe
 from ..norms.conditioned._batch_norm_of_domain import DomainBatchNormRecipe
 from ..norms.conditioned._conditional_batch_norm import ConditionalBatchNormRecipe
 from ..norms.conditioned._gated_rms_norm import GatedRMSNormRecipe
 from ..norms.conditioned._qk_norm import QKNormRecipe
-from ..norms.conditioned._spade import SpadeRecipe
+from ..norms.conditioned._spade import SpadeBatchNormRecipe, SpadeGroupNormRecipe, SpadeRecipe
 from ..norms.sample._act_norm import ActNormRecipe
 from ..norms.sample._derf import DerfRecipe
 from ..norms.sample._dynamic_tanh import DynamicTanhRecipe
@@ -41,6 +43,15 @@ class AdaLayerNorm(AdaLayerNormRecipe, FromConditionedRecipe): ...
 
 
 class AdaLayerNormZero(AdaLayerNormZeroRecipe, FromConditionedRecipe): ...
+
+
+class AdaRMSNorm(AdaRMSNormRecipe, FromConditionedRecipe): ...
+
+
+class AdaRMSNormZero(AdaRMSNormZeroRecipe, FromConditionedRecipe): ...
+
+
+class AdaGroupNorm(AdaGroupNormRecipe, FromConditionedRecipe): ...
 
 
 class BatchRenorm(BatchRenormRecipe, FromRecipe): ...
@@ -107,6 +118,12 @@ class ScaledWeightStandardization(ScaledWeightStandardizationRecipe, FromWeightR
 
 
 class Spade(SpadeRecipe, FromConditionedRecipe): ...
+
+
+class SpadeBatchNorm(SpadeBatchNormRecipe, FromConditionedRecipe): ...
+
+
+class SpadeGroupNorm(SpadeGroupNormRecipe, FromConditionedRecipe): ...
 
 
 class SwitchableNorm(SwitchableNormRecipe, FromRecipe): ...

@@ -51,6 +51,7 @@ def mean_of_switchable(batch: Callable[[], Any]) -> np.ndarray:
 
 # What is subtracted; all other norms read masked elements as 0.
 MEANS: dict[str, Callable[[], Any]] = {
+    "ada_group_norm": mean_of_groups,
     "ada_layer_norm": partial(mean_over, LAYER),
     "adain": partial(mean_over, INSTANCE),
     "batch_norm": partial(mean_over, BATCH),

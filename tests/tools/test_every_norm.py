@@ -82,10 +82,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "DomainBatchNorm": {"num_domains": 2},
     "GhostBatchNorm": {"virtual_batch_size": 2},
     "InstanceNorm": {"track_running_stats": True},
+    "SpadeBatchNorm": {"map_channels": 4, "hidden": 2},
 }
 AFTER: dict[str, Callable[[Any], Any]] = {
     "ConditionalBatchNorm": lambda x: jnp.arange(len(x)) % 3,
     "DomainBatchNorm": lambda x: 1,
+    "SpadeBatchNorm": lambda x: x,
 }
 """What conditional norms take after x."""
 OURS = sorted(name for name, kind in vars(jnl).items() if hasattr(kind, "running_norm"))

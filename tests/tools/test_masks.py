@@ -8,7 +8,7 @@ from jaxnorm import linen as jnl, tools
 from jaxnorm.norms._shared._recipe import Recipe
 from tests.stands_for import ROWS
 
-OTHERS = {"AdaLayerNorm", "AdaLayerNormZero", "Spade"}
+OTHERS = {name for name in ROWS if name.startswith(("Ada", "Spade")) and name != "AdaIN"}
 """Layers with a kernel: their biases are those of a dense layer or a convolution."""
 NAMES = {
     name: set(getattr(jnl, name)(**row.base)._parameters((8,)))

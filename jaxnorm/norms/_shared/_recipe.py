@@ -159,12 +159,20 @@ class Tracked(Shared):
         raise NotImplementedError
 
     def _in_mode(
-        self, call: Call, train: Callable[..., Any], evaluate: Callable[..., Any], *given: Any
+        self,
+        call: Call,
+        train: Callable[..., Any],
+        evaluate: Callable[..., Any],
+        *given: Any,
+        **other: Any,
     ) -> tuple[jax.Array, State]:
-        """Calls the function of the mode with the arrays ``given`` and the options of the layer."""
+        """Calls the function of the mode with the arrays ``given`` and the options of the layer.
+
+        Options in ``other`` have precedence.
+        """
         if call.evaluating:
-            return evaluate(*given, **self._options(call, evaluate)), {}
-        y, updated = train(*given, **self._options(call, train))
+            return evaluate(*given, **self._options(call, evaluate) | other), {}
+        y, updated = train(*given, **self._options(call, train) | other)
         return y, present(updated)
 
 

@@ -1,19 +1,17 @@
 """Adaptive layer norm of diffusion transformers (Peebles and Xie, 2022, https://arxiv.org/abs/2212.09748)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ...core._axes import Axes
 from ...core._precision import arithmetic_dtype, result_dtype
 from ...core._residuals import rematerialized
 from ...core.calling._public import public
-from .._shared._recipe import Call, Initializer, Parameter, Recipe, Shape, State
 from ..sample._layer_norm import layer_norm
+from ._adaptive import AdaptiveRecipe
 from ._modulate import modulate
 
 
@@ -71,7 +69,7 @@ def ada_layer_norm(
 
 
 @dataclass(kw_only=True, eq=False)
-class AdaLayerNormRecipe(Recipe):
+class AdaLayerNormRecipe(AdaptiveRecipe):
     """AdaLN (`jaxnorm.ada_layer_norm`): layer norm with scale and shift from a condition, passed after x.
 
     The condition has shape (examples, ..., condition_features). Scale and shift, in this order, are a linear
@@ -92,45 +90,10 @@ class AdaLayerNormRecipe(Recipe):
         bias kernel (2, 10, 4)
     """
 
-    condition_features: int
-    """Size of the condition's last axis."""
+    _function = staticmethod(ada_layer_norm)
+
     epsilon: float = 1e-6
     """Added to the variance."""
-    kernel_init: Initializer = initializers.zeros
-    """Initializer of the linear map."""
-    _chunks = 2  # scale and shift
-
-    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """``kernel`` (condition features, chunks, *features) and ``bias`` of the linear map."""
-        return {
-            "kernel": Parameter(self.kernel_init, (self.condition_features, self._chunks, *shape)),
-            "bias": Parameter(initializers.zeros, (self._chunks, *shape)),
-        }
-
-    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
-        """Applies the norm; there is no state to update."""
-        return self._adapted(x, variables, call)[0], {}
-
-    def _adapted(
-        self, x: jax.Array, variables: State, call: Call
-    ) -> tuple[jax.Array, list[jax.Array]]:
-        """Returns the output and the remaining chunks of the linear map."""
-        condition = jnp.asarray(call.condition)
-        if condition.ndim < 2 or condition.shape[-1] != self.condition_features:
-            raise ValueError(
-                f"condition must have shape (examples, ..., {self.condition_features}) to match "
-                f"condition_features; got shape {condition.shape}."
-            )
-        wide = arithmetic_dtype(condition, *variables.values())
-        chunks = jnp.tensordot(
-            jax.nn.silu(condition.astype(wide)), variables["kernel"].astype(wide), axes=1
-        )
-        bias = variables["bias"].astype(wide)
-        chunks = chunks + bias.reshape((1,) * (condition.ndim - 1) + bias.shape)
-        scale, shift, *others = jnp.moveaxis(chunks, condition.ndim - 1, 0)
-        options = self._options(call, ada_layer_norm)
-        options["dtype"] = result_dtype(self.dtype, x, *variables.values())
-        return ada_layer_norm(x, scale, shift, **options), others
 
 
 @dataclass(kw_only=True, eq=False)
@@ -152,10 +115,4 @@ class AdaLayerNormZeroRecipe(AdaLayerNormRecipe):
         bias kernel (2, 10, 4)
     """
 
-    _chunks = 3  # scale, shift and gate
-
-    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[Any, State]:
-        """Returns (y, gate), with the gate broadcastable to x; there is no state to update."""
-        y, (gate,) = self._adapted(x, variables, call)
-        gate = modulate(jnp.ones_like(y), gate, feature_axes=self.feature_axes, dtype=y.dtype)
-        return (y, gate), {}
+    _is_gated = True

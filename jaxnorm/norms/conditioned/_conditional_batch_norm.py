@@ -1,7 +1,6 @@
 """Class-conditional batch norm (de Vries et al., 2017, https://arxiv.org/abs/1707.00683)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ from .._shared._recipe import (
     Shape,
     State,
     Tracked,
-    present,
     scale_and_bias,
     stats_of,
 )
@@ -64,12 +62,7 @@ class ConditionalBatchNormRecipe(Affine, Tracked):
         tables = scale_and_bias(variables)
         labels = jnp.where(labels < 0, self.num_classes, labels)  # filled with NaN below
         rows = [None if table is None else table.at[labels].get(mode="fill") for table in tables]
-        wide: dict[str, Any] = {"dtype": arithmetic_dtype(x, *tables)}
-        if call.evaluating:
-            options = self._options(call, batch_norm_inference) | wide
-            y, updated = batch_norm_inference(x, stats, **options), {}
-        else:
-            y, moved = batch_norm(x, stats, **self._options(call, batch_norm) | wide)
-            updated = present(moved)
+        modes, wide = (batch_norm, batch_norm_inference), arithmetic_dtype(x, *tables)
+        y, updated = self._in_mode(call, *modes, x, stats, dtype=wide)
         dtype = result_dtype(self.dtype, x, *tables)
         return modulate(y, *rows, feature_axes=self.feature_axes, dtype=dtype), updated
