@@ -52,8 +52,8 @@ INPUTS: dict[str, Any] = {
     "x": X,
     "y": X,
     "style": _normal(4, 4, 5, 4, mean=1.0, std=2.0),
-    "query": _normal(3, 2, FEATURES),
-    "key": _normal(5, 2, FEATURES),
+    "query": _normal(3, 4, 2, FEATURES),
+    "key": _normal(5, 4, 2, FEATURES),
     "kernel": _normal(3, 4, 2, 4, mean=0.4),
     "image": _normal(1, 5, 4, 2),
     "stats": STATS,
@@ -92,7 +92,7 @@ _OPTIONS_THERE = {
     ("lp_normalize", "reduction_axes"),
     ("local_response_norm", "alpha"),
     *((name, "reduction_axes") for name in ("layer_norm", "rms_norm", "group_norm")),
-    *((name, "reduction_axes") for name in ("l2_normalize", "scale_norm")),
+    *((name, "reduction_axes") for name in ("l2_normalize", "scale_norm", "qk_norm")),
 }
 
 

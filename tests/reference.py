@@ -652,12 +652,28 @@ def qk_norm(
     key: Array,
     query_scale: Array = None,
     key_scale: Array = None,
+    query_bias: Array = None,
+    key_bias: Array = None,
     *,
+    kind: str = "rms",
+    reduction_axes: Any = -1,
+    feature_axes: Any = -1,
     epsilon: float = 1e-6,
+    scale_offset: float = 0.0,
 ) -> Leaves:
-    """RMS norm of both."""
-    of_query = rms_norm(query, query_scale, epsilon=epsilon)
-    return (*of_query, *rms_norm(key, key_scale, epsilon=epsilon))
+    """The same norm of both."""
+    axes = _axes(reduction_axes, query.ndim)
+    found = []
+    for x, scale, bias in ((query, query_scale, query_bias), (key, key_scale, key_bias)):
+        if kind == "layer":
+            y = _standardized(x, oracle.moments(x, axes), epsilon)
+        elif kind == "rms":
+            y = x / np.sqrt((x**2).mean(axes, keepdims=True) + epsilon)
+        else:
+            y = x / np.sqrt((x**2).sum(axes, keepdims=True) + epsilon)
+        scale = None if scale is None else scale_offset + scale
+        found.append(_affine(y, scale, bias, feature_axes))
+    return tuple(found)
 
 
 def local_response_norm(

@@ -208,17 +208,6 @@ def spade(a: Asked) -> Answer:
     return narrowed(a, y), {}
 
 
-def qk_norm(a: Asked) -> Answer:
-    """Queries and keys as x / sqrt(mean x² + ε) · scale."""
-
-    def normalized(x: Any, scale: Any) -> Any:
-        y = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + a.fields["epsilon"])
-        return y if scale is None else y * scale.reshape(1, 1, 1, -1)
-
-    query_scale, key_scale = map(wide, a.named("query_scale", "key_scale"))
-    return narrowed(a, normalized(a.x, query_scale), normalized(a.after[0], key_scale)), {}
-
-
 def conditional_batch_norm(a: Asked) -> Answer:
     """Batch norm without scale and bias, followed by the rows of both tables for the labels."""
     (labels,), (scale, bias) = a.after, map(wide, a.named("scale", "bias"))
@@ -335,7 +324,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "virtual_batch_size": (2,),
     "activation": ("gelu",),
     "promote_dtype": (lambda values, dtype: tuple(None if v is None else 2 * v for v in values),),
-    **{f"use_{what}": (False,) for what in ("scale", "bias", "threshold", "gain")},
+    **{f"use_{what}": (False,) for what in ("scale", "key_scale", "bias", "threshold", "gain")},
     **{
         f"{what}_init": (start,)
         for what in ("scale", "bias", "v", "alpha", "shift", "threshold", "kernel", "gain")
@@ -412,7 +401,13 @@ ROWS: dict[str, Row] = {
         of_weight(jn.magnitude_preserving), values=OF_WEIGHTS, tolerance=1e-5
     ),
     "PixelNorm": Row(plain(jn.pixel_norm), split=-1),
-    "QKNorm": Row(qk_norm, after=lambda _, n: (normal((n, 3, 5, 8), seed=5),), tolerance=1e-5),
+    "QKNorm": Row(
+        plain(jn.qk_norm),
+        {"kind": "layer", "use_bias": True, "feature_axes": (2, 3), "num_key_heads": 5},
+        {"kind": ("rms", "l2"), "num_key_heads": (3,), "scale_offset": (1.0,)},
+        # Heads are the third axis or, with feature_axes=(1, 3), the second.
+        lambda fields, n: (normal((n, *(fields["num_key_heads"],) * 2, 8), seed=5),),
+    ),
     "RMSNorm": Row(
         plain(jn.rms_norm),
         values={"scale_offset": (1.0,), "fraction": (0.5,)},

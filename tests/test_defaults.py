@@ -74,7 +74,7 @@ FUNCTIONS: dict[str, Fields] = {
     "mean_only_batch_norm": {"momentum": 0.99},
     "modulate": {"scale_offset": 0.0},
     "pixel_norm": {"epsilon": 1e-8},  # paper
-    "qk_norm": {"epsilon": 1e-6},
+    "qk_norm": {"epsilon": 1e-6, "kind": "rms", "scale_offset": 0.0},  # Qwen3
     "rms_norm": {"epsilon": 1e-6, "scale_offset": 0.0, "fraction": 1.0},  # Flax
     "scale_norm": {"epsilon": 1e-10, "scale": 1.0},  # the square of the paper's 1e-5
     "scaled_weight_standardization": {"epsilon": 1e-6},  # timm
@@ -97,6 +97,7 @@ OWN: dict[str, Fields] = {
     "InstanceNorm": {"track_running_stats": False},  # PyTorch
     "LocalResponseNorm": {"size": 5, "num_features": ()},  # AlexNet; the function has no default
     "PixelNorm": {"num_features": ()},  # there are no parameters
+    "QKNorm": {"use_bias": False, "use_key_scale": True},  # language models have no biases
     "ScaledWeightStandardization": {"use_gain": False},  # as WeightStandardization
     "Spade": {"epsilon": 1e-5, "hidden": 128, "kernel_size": 3},  # the authors' code
     "SpectralNorm": {
@@ -145,7 +146,7 @@ BEGIN: dict[str, float] = {
     **dict.fromkeys(("scale", "v", "query_scale", "key_scale", "var", "sigma"), 1.0),
     **dict.fromkeys(("mean_weights", "var_weights"), 1.0),
     **dict.fromkeys(("bias", "shift", "threshold", "log_scale", "mean", "steps"), 0.0),
-    **dict.fromkeys(("affine_kernel", "affine_bias"), 0.0),
+    **dict.fromkeys(("affine_kernel", "affine_bias", "query_bias", "key_bias"), 0.0),
     "alpha": 0.5,
 }
 BEGIN_OWN: dict[str, Any] = {

@@ -59,10 +59,9 @@ NO_EFFECT = {
 # Fields that only matter together with another: without force_float32_reductions, the state has the
 # param_dtype.
 BESIDE = {"force_float32_reductions": "param_dtype"}
-INSTEAD = {"group_size": {"num_groups": None}}
+INSTEAD = {"group_size": {"num_groups": None}, "kind": {"use_bias": False}}
 # Fields that are always refused, a value, and part of the error message.
 REFUSED: dict[tuple[str, str], tuple[Any, str]] = {
-    ("QKNorm", "feature_axes"): (1, "must be the last axis"),
     ("Spade", "feature_axes"): (1, "must be the last axis"),
     ("IterativeWhitening", "axis_index_groups"): (GROUPS, "no axis_index_groups"),
     ("QKNorm", "mask"): (MASK, "Mask the logits"),
@@ -289,7 +288,7 @@ def check_initial(name: str, case: Case, initial: Variables, versus: Variables) 
         assert named
         for n in named:
             np.testing.assert_allclose(initial[n], start(KEY, initial[n].shape), rtol=1e-6)
-    elif field in ("use_scale", "use_bias", "use_threshold", "use_gain"):
+    elif field in ("use_scale", "use_key_scale", "use_bias", "use_threshold", "use_gain"):
         changed = initial.keys() ^ versus.keys()
         assert changed and all(n.endswith(what) for n in changed)
     both = initial.keys() & versus.keys()

@@ -25,7 +25,7 @@ from tests.stands_for import (
     is_wrapper,
     made,
 )
-from tests.test_module_fields import REFUSED
+from tests.test_module_fields import INSTEAD, REFUSED
 
 # Fields that set the dtype, and the mode, which the call sets.
 SAID = {"dtype", "param_dtype", "promote_dtype", "use_running_average"}
@@ -93,9 +93,8 @@ def test_modules(system: str, name: str) -> None:
         if field in known.keys() - SAID and (name, field) not in REFUSED:
             tried += [{field: value} for value in values]
     for fields in tried:
-        if "group_size" in fields:
-            fields = {"num_groups": None, **fields}
-        fields = {**row.base, **fields, **half}
+        instead = INSTEAD.get(next(iter(fields), ""), {})
+        fields = {**row.base, **instead, **fields, **half}
 
         def called(fields: dict[str, Any] = fields) -> Any:
             x, *after = jax.tree.map(_half, (X, *after_of(name, fields, len(X))))

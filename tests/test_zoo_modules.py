@@ -41,7 +41,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     "GhostBatchNorm": ({"virtual_batch_size": 1}, ()),
     "IterativeWhitening": ({"steps": 3}, ()),
     "PixelNorm": ({"epsilon": 1e-3}, ()),
-    "QKNorm": ({}, (X[::-1],)),
+    "QKNorm": ({"scale_offset": 0.5}, (X[::-1],)),
     "Spade": ({"hidden": 4, "map_channels": 6}, (normal((3, 2, 1, 6), seed=6),)),
     "SwitchableNorm": ({"momentum": 0.5}, ()),
 }

@@ -238,6 +238,26 @@ ZOO: dict[str, Zoo] = {
         ((2, 4), _C, _C),
         False,
     ),
+    "qk_norm, layer": Zoo(
+        lambda *args: jn.qk_norm(*args, kind="layer", epsilon=EPSILON)[0],
+        lambda x, key, a, b, c, d: (
+            (x - _mean(x, -1, None)) / np.sqrt(_var(x, -1, None) + EPSILON) * a + c
+        ),
+        ((2, 4), _C, _C, _C, _C),
+        False,
+    ),
+    "qk_norm, all heads": Zoo(
+        lambda *args: jn.qk_norm(*args, reduction_axes=(-2, -1), epsilon=EPSILON)[0],
+        lambda x, key, a, b: x / np.sqrt(_mean(x**2, (-2, -1), None) + EPSILON) * a,
+        ((2, 4), _C, _C),
+        False,
+    ),
+    "qk_norm, temperature": Zoo(
+        lambda *args: jn.qk_norm(*args, kind="l2", feature_axes=(), epsilon=EPSILON)[0],
+        lambda x, key, a: x / np.sqrt((x**2).sum(-1, keepdims=True) + EPSILON) * a,
+        ((2, 4), ()),
+        False,
+    ),
     "rms_norm, partial": Zoo(
         lambda *args, **mask: jn.rms_norm(*args, fraction=0.5, epsilon=EPSILON, **mask),
         _partial_rms,

@@ -110,6 +110,14 @@ NO_WHITENING_STATS = (
 MASKED_QUERIES = (
     "mask must be None in QK norm, where positions do not interact; got a mask. Mask the logits."
 )
+NO_KIND = (
+    "kind must be 'rms', 'layer' or 'l2'; got 'batch'. Language models use 'rms', ViT-22B 'layer', cosine "
+    "attention 'l2'."
+)
+BIAS_OF_RMS = (
+    "query_bias and key_bias must be None unless kind is 'layer'; got a bias with kind='rms'. Add it to the "
+    "result (use_bias=False in a module)."
+)
 NO_MAP = (
     "x and its map must have shape (N, height, width, channels) with the same N; got shapes (1, 8, 8, 4) "
     "and (8, 8, 4). Put the channels last."
@@ -214,11 +222,13 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         ).init(KEY, X),
         not_whitened("(4,)", "((0,), (1,))"),
     ),
-    "QKNorm, axis": (
-        lambda: jnl.QKNorm(feature_axes=1).init(KEY, X, X),
-        not_a_channel_axis("1", "(6, 5, 4)"),
-    ),
+    "qk_norm, kind": (lambda: jn.qk_norm(X, X, kind="batch"), NO_KIND),  # pyright: ignore[reportArgumentType]
+    "qk_norm, bias": (lambda: jn.qk_norm(X, X, key_bias=X[0, 0]), BIAS_OF_RMS),
     "QKNorm, mask": (lambda: jnl.QKNorm().init(KEY, X, X, mask=X > 0), MASKED_QUERIES),
+    "Spade, axis": (
+        lambda: jnl.Spade(map_channels=4, feature_axes=1).init(KEY, IMAGE, IMAGE),
+        not_a_channel_axis("1", "(1, 8, 8, 4)"),
+    ),
     "Spade, map": (lambda: jnl.Spade(map_channels=4).init(KEY, IMAGE, IMAGE[0]), NO_MAP),
     "AdaLayerNorm, condition": (
         lambda: jnl.AdaLayerNorm(condition_features=3).init(KEY, X, jnp.ones(3)),

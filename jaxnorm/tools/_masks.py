@@ -10,7 +10,8 @@ from ._stats._replicas import key_names
 
 _OTHERS = {"kernel", "embedding"}  # next to one of these, only a scale is a norm's
 _SCALES = {"scale", "log_scale", "query_scale", "key_scale", "gain"}
-_OF_NORMS = {*_SCALES, "bias", "threshold", "alpha", "shift", "v", "mean_weights", "var_weights"}
+_BIASES = {"bias", "query_bias", "key_bias"}
+_OF_NORMS = {*_SCALES, *_BIASES, "threshold", "alpha", "shift", "v", "mean_weights", "var_weights"}
 
 
 @explained

@@ -109,7 +109,7 @@ LARGE = {"x", "y", "kernel", "style", "query", "key"}
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("axis", [0, -1], ids=["batch", "channels"])
-@pytest.mark.parametrize("name", [*MESHED, "spectral_norm", "conv_spectral_norm", "qk_norm"])
+@pytest.mark.parametrize("name", [*MESHED, "spectral_norm", "conv_spectral_norm"])
 def test_small_arrays_need_not_be_split(name: str, axis: int) -> None:
     """Results and gradients match one device, and each gradient is sharded like its input."""
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)

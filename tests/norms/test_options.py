@@ -114,6 +114,13 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"scale_offset": 1.0},
         {"scale_offset": 1.0, "scale": _narrow(ARGUMENTS["modulate"]["scale"])},
     ],
+    ("qk_norm", "key_bias"): [{"kind": "layer", "key_bias": INPUTS["bias"]}],
+    ("qk_norm", "kind"): [{"kind": "layer"}, {"kind": "l2"}],
+    ("qk_norm", "query_bias"): [{"kind": "layer", "query_bias": INPUTS["bias"]}],
+    ("qk_norm", "scale_offset"): [
+        {"scale_offset": 1.0},
+        {"scale_offset": 1.0, "kind": "layer", "query_scale": _narrow(INPUTS["query_scale"])},
+    ],
     ("rms_norm", "fraction"): [{"fraction": 0.5}],
     ("rms_norm", "scale_offset"): [
         {"scale_offset": 1.0},

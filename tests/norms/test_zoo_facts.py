@@ -219,6 +219,39 @@ def test_qk_norm_bounds_the_logits() -> None:
     assert np.abs(np.einsum("qhd,khd->hqk", q, k)).max() <= 16 * 2 * 3
 
 
+def test_qk_norm_of_all_heads() -> None:
+    """As in OLMo 2, it is the norm of the projections before they are split into heads."""
+    query, key = images(0, (2, 5, 6, 8)), images(1, (2, 5, 2, 8))  # grouped-query attention
+    scales = jnp.linspace(0.5, 2, 48), jnp.linspace(1, 3, 16)
+    split = [s.reshape(-1, 8) for s in scales]
+    found = jn.qk_norm(query, key, *split, reduction_axes=(-2, -1), feature_axes=(-2, -1))
+    for y, x, scale in zip(found, (query, key), scales, strict=True):
+        close(y.reshape(2, 5, -1), jn.rms_norm(x.reshape(2, 5, -1), scale))
+
+
+def test_qk_norm_for_each_head() -> None:
+    """As in Chameleon, it is layer norm of each head, with the head's own scale and bias."""
+    query, scale, bias = images(0, (2, 5, 3, 8)), images(1, (3, 8)), images(2, (3, 8))
+    options: dict[str, Any] = {"kind": "layer", "feature_axes": (-2, -1), "epsilon": 1e-5}
+    q, _ = jn.qk_norm(query, query, scale, None, bias, **options)
+    for h in range(3):
+        expected = jn.layer_norm(query[:, :, h], scale[h], bias[h], epsilon=1e-5)
+        close(q[:, :, h], expected)
+
+
+def test_qk_norm_with_a_temperature() -> None:
+    """The logits are cosines times the temperature of each head, as in Swin V2, or one for all."""
+    query, key = images(0, (5, 3, 8)), images(1, (7, 3, 8))
+    temperature = jnp.array([1.0, 4.0, 10.0])
+    q, k = jn.qk_norm(query, key, temperature, kind="l2", feature_axes=-2)
+    dots = np.einsum("qhd,khd->hqk", query, key)
+    lengths = (np.linalg.norm(a, axis=-1).T for a in (query, key))
+    cosines = dots / np.einsum("hq,hk->hqk", *lengths)
+    close(jnp.einsum("qhd,khd->hqk", q, k), cosines * temperature[:, None, None])
+    one, _ = jn.qk_norm(query, key, temperature[1], kind="l2", feature_axes=())
+    close(one[:, 1], q[:, 1])
+
+
 def test_scale_norm_is_rms_norm_with_one_scale() -> None:
     """The scale is g/√d; pixel norm is RMS norm without a scale."""
     x = images()

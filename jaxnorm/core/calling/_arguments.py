@@ -117,6 +117,11 @@ NUMBERS: Mapping[str, Number | Count] = {
     "num_groups": GROUPS,
     "group_size": GROUPS,
     "steps": Count("5 is usual; more steps are more accurate."),
+    "num_key_heads": Count(
+        "It is the number of heads of the keys: None if it is that of the queries.",
+        "a positive integer or None",
+        or_none=True,
+    ),
     "features": Count("It is the number of channels."),
     "num_classes": Count("It is the number of rows in the tables of scales and biases."),
     "num_domains": Count("Each domain has its own statistics."),
@@ -127,7 +132,7 @@ NUMBERS: Mapping[str, Number | Count] = {
 }
 FLAGS = {
     *("unbiased", "cumulative"),
-    *("use_scale", "use_bias", "use_gain", "use_threshold", "track_running_stats"),
+    *("use_scale", "use_key_scale", "use_bias", "use_gain", "use_threshold", "track_running_stats"),
     "norm_before_gate",
     *("use_fast_variance", "force_float32_reductions", "error_on_non_matrix"),
     *("has_aux", "partial", "affine", "layer_by_layer", "progress"),
