@@ -380,10 +380,12 @@ def layer_norm(
     feature_axes: Any = -1,
     epsilon: float = 1e-6,
     mask: Array = None,
+    activation: str | None = None,
 ) -> Leaves:
     """Ba, Kiros and Hinton (2016)."""
     m = oracle.moments(x, reduction_axes, mask)
-    return (_affine(_standardized(x, m, epsilon), scale, bias, feature_axes),)
+    y = _affine(_standardized(x, m, epsilon), scale, bias, feature_axes)
+    return (_activated(y, activation),)
 
 
 def rms_norm(
@@ -396,6 +398,7 @@ def rms_norm(
     scale_offset: float = 0.0,
     fraction: float = 1.0,
     mask: Array = None,
+    activation: str | None = None,
 ) -> Leaves:
     """The mean square covers only the first features if ``fraction`` is less than 1."""
     (axis, *_) = _axes(reduction_axes, x.ndim)
@@ -403,7 +406,8 @@ def rms_norm(
     counted = np.broadcast_to(_or_all(mask), x.shape)
     square = _mean_square(x.take(first, axis), reduction_axes, counted.take(first, axis))
     scale = None if scale is None else scale_offset + scale
-    return (_affine(x / np.sqrt(square + epsilon), scale, None, feature_axes),)
+    y = _affine(x / np.sqrt(square + epsilon), scale, None, feature_axes)
+    return (_activated(y, activation),)
 
 
 def gated_rms_norm(
@@ -441,10 +445,12 @@ def group_norm(
     reduction_axes: Any = None,
     epsilon: float = 1e-6,
     mask: Array = None,
+    activation: str | None = None,
 ) -> Leaves:
     """Each group has its own moments."""
     m = _moments_of_groups(x, num_groups, group_size, feature_axes, reduction_axes, mask)
-    return (_affine(_standardized(x, m, epsilon), scale, bias, feature_axes),)
+    y = _affine(_standardized(x, m, epsilon), scale, bias, feature_axes)
+    return (_activated(y, activation),)
 
 
 def _moments_of_groups(
@@ -493,10 +499,12 @@ def instance_norm(
     feature_axes: Any = -1,
     epsilon: float = 1e-6,
     mask: Array = None,
+    activation: str | None = None,
 ) -> Leaves:
     """Ulyanov, Vedaldi and Lempitsky (2016)."""
     m = oracle.moments(x, _positions(x, feature_axes), mask)
-    return (_affine(_standardized(x, m, epsilon), scale, bias, feature_axes),)
+    y = _affine(_standardized(x, m, epsilon), scale, bias, feature_axes)
+    return (_activated(y, activation),)
 
 
 def tracked_instance_norm(
@@ -510,9 +518,11 @@ def tracked_instance_norm(
     epsilon: float = 1e-6,
     unbiased: bool = False,
     mask: Array = None,
+    activation: str | None = None,
 ) -> Leaves:
     """The statistics move towards the unweighted averages over instances."""
-    (y,) = instance_norm(x, scale, bias, feature_axes=feature_axes, epsilon=epsilon, mask=mask)
+    own: Any = {"epsilon": epsilon, "mask": mask, "activation": activation}
+    (y,) = instance_norm(x, scale, bias, feature_axes=feature_axes, **own)
     kept = _axes(feature_axes, x.ndim)
     last = [
         np.moveaxis(a, kept, range(-len(kept), 0)).reshape(*a.shape[:1], -1, stats[0].size)

@@ -54,6 +54,7 @@ MORE: dict[str, tuple[str, Fields]] = {
     ),
     "RMSNorm, offset": ("RMSNorm", {"scale_offset": 1.0}),
     "RMSNorm, partial": ("RMSNorm", {"fraction": 0.25}),
+    "GroupNorm, activation": ("GroupNorm", {"num_groups": 4, "activation": "silu"}),
     "GroupNorm, channels first": ("GroupNorm", {"num_groups": 2, "feature_axes": 1}),
     "LocalResponseNorm": ("LocalResponseNorm", {"size": 4, "alpha": 0.5, "k": 2.0}),
 }

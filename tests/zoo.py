@@ -142,6 +142,16 @@ def _of(name: str) -> Callable[..., Any]:
     return lambda *args, **mask: getattr(reference, name)(*args, **mask)[0]
 
 
+def _with(name: str, *parameters: tuple[int, ...], **options: Any) -> Zoo:
+    """A function with options that the reference has too."""
+    options |= {"epsilon": EPSILON}
+    return Zoo(
+        lambda *args, **mask: getattr(jn, name)(*args, **options, **mask),
+        lambda *args, **mask: getattr(reference, name)(*args, **options, **mask)[0],
+        parameters,
+    )
+
+
 _C = (4,)
 ZOO: dict[str, Zoo] = {
     "act_norm": Zoo(
@@ -195,6 +205,8 @@ ZOO: dict[str, Zoo] = {
         _grn,
         (_C, _C),
     ),
+    "group_norm, silu": _with("group_norm", _C, _C, num_groups=2, activation="silu"),
+    "instance_norm, relu": _with("instance_norm", _C, _C, activation="relu"),
     "iterative_whitening": Zoo(
         lambda x, *affine, **mask: jn.iterative_whitening(
             x, jn.init_whitening(4), *affine, epsilon=EPSILON, **mask
@@ -202,6 +214,7 @@ ZOO: dict[str, Zoo] = {
         _whitened,
         (_C, _C),
     ),
+    "layer_norm, gelu": _with("layer_norm", _C, _C, activation="gelu"),
     "layer_scale": Zoo(jn.layer_scale, _of("layer_scale"), (_C,)),
     "lp_normalize 1": Zoo(lambda x: jn.lp_normalize(x, p=1), _lp(1), (), False),
     "lp_normalize 3": Zoo(lambda x: jn.lp_normalize(x, p=3), _lp(3), (), False),
@@ -263,6 +276,7 @@ ZOO: dict[str, Zoo] = {
         _partial_rms,
         (_C,),
     ),
+    "rms_norm, leaky_relu": _with("rms_norm", _C, activation="leaky_relu"),
     "scale_norm": Zoo(
         lambda x, g, **mask: jn.scale_norm(x, g, epsilon=EPSILON, **mask),
         lambda x, g, mask=None: (

@@ -39,6 +39,8 @@ class GroupNorm(Checked):
         force_float32_reductions: ignored, accepted for compatibility with Flax. Statistics are always
             computed in float32 or wider.
         feature_axes: the channel axis: -1 for channels last, 1 for channels first.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, applied after the norm in the same pass;
+            or None.
 
     Example:
         >>> import jax
@@ -64,6 +66,7 @@ class GroupNorm(Checked):
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
     feature_axes: Axes = dataclasses.field(default=-1, kw_only=True)
+    activation: str | None = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
     @explaining_fields
@@ -99,6 +102,7 @@ class GroupNorm(Checked):
             reduction_axes=self.reduction_axes,
             epsilon=self.epsilon,
             mask=mask,
+            activation=self.activation,
             dtype=self.dtype,
             **devices_of(self),
         )

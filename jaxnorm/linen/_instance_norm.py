@@ -47,6 +47,8 @@ class InstanceNorm(Checked):
             all batches equally and counts them in ``batch_stats/count``.
         unbiased: whether to multiply each instance's variance by n / (n - 1) for the running variance, as
             PyTorch does.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, applied after the norm in the same pass;
+            or None.
 
     Example:
         >>> import jax
@@ -73,6 +75,7 @@ class InstanceNorm(Checked):
     use_running_average: bool | None = dataclasses.field(default=None, kw_only=True)
     momentum: float | jax.Array | None = dataclasses.field(default=0.99, kw_only=True)
     unbiased: bool = dataclasses.field(default=False, kw_only=True)
+    activation: str | None = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
     @explaining_fields
@@ -105,6 +108,7 @@ class InstanceNorm(Checked):
             "feature_axes": self.feature_axes,
             "epsilon": self.epsilon,
             "mask": mask,
+            "activation": self.activation,
             "dtype": self.dtype,
         }
         parameters = scale_of(self, shape), bias_of(self, shape)

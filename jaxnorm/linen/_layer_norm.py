@@ -1,5 +1,7 @@
 """`LayerNorm` as a Linen module."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,8 @@ class LayerNorm(Checked):
             numerically stable way that is just as fast.
         force_float32_reductions: ignored, accepted for compatibility with Flax. Statistics are always
             computed in float32 or wider.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, applied after the norm in the same pass;
+            or None.
 
     Example:
         >>> import jax
@@ -58,6 +62,7 @@ class LayerNorm(Checked):
     axis_index_groups: AxisIndexGroups | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
+    activation: str | None = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
     @explaining_fields
@@ -91,6 +96,7 @@ class LayerNorm(Checked):
             feature_axes=self.feature_axes,
             epsilon=self.epsilon,
             mask=mask,
+            activation=self.activation,
             dtype=self.dtype,
             **devices_of(self),
         )

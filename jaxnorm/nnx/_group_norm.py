@@ -46,6 +46,8 @@ class GroupNorm(nnx.Module):
         bias_metadata: metadata of the bias variable, such as its sharding.
         scale_metadata: metadata of the scale variable.
         feature_axes: the channel axis: -1 for channels last, 1 for channels first.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, applied after the norm in the same pass;
+            or None.
 
     Raises:
         ValueError: If the number of groups does not divide the number of channels, or if both or neither of
@@ -89,6 +91,7 @@ class GroupNorm(nnx.Module):
         bias_metadata: Mapping[str, Any] | None = None,
         scale_metadata: Mapping[str, Any] | None = None,
         feature_axes: Axes = -1,
+        activation: str | None = None,
     ) -> None:
         self.num_features = num_features
         self.num_groups, self.group_size = grouping(num_features, num_groups, group_size)
@@ -103,6 +106,7 @@ class GroupNorm(nnx.Module):
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
         self.feature_axes = feature_axes
+        self.activation = activation
         check_fields(vars(self))
         shape = (num_features,)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
@@ -139,6 +143,7 @@ class GroupNorm(nnx.Module):
             reduction_axes=self.reduction_axes,
             epsilon=self.epsilon,
             mask=mask,
+            activation=self.activation,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             dtype=self.dtype,

@@ -65,6 +65,8 @@ class InstanceNorm(nnx.Module):
             all batches equally and counts them in ``count``.
         unbiased: whether to multiply each instance's variance by n / (n - 1) for the running variance, as
             PyTorch does.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, applied after the norm in the same pass;
+            or None.
 
     Example:
         >>> import jax
@@ -106,6 +108,7 @@ class InstanceNorm(nnx.Module):
         use_running_average: bool | None = False,
         momentum: float | jax.Array | None = 0.99,
         unbiased: bool = False,
+        activation: str | None = None,
     ) -> None:
         self.num_features = num_features
         self.epsilon = epsilon
@@ -122,6 +125,7 @@ class InstanceNorm(nnx.Module):
         self.use_running_average = use_running_average
         self.momentum = momentum
         self.unbiased = unbiased
+        self.activation = activation
         check_fields(vars(self))
         shape = shape_of(num_features)
         make_running_stats(self, shape, tracked=track_running_stats)
@@ -157,6 +161,7 @@ class InstanceNorm(nnx.Module):
             "feature_axes": self.feature_axes,
             "epsilon": self.epsilon,
             "mask": mask,
+            "activation": self.activation,
             "dtype": self.dtype,
         }
         devices = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}

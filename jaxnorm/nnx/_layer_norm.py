@@ -44,6 +44,8 @@ class LayerNorm(nnx.Module):
         rngs: random streams for the initializers.
         bias_metadata: metadata of the bias variable, such as its sharding.
         scale_metadata: metadata of the scale variable.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, applied after the norm in the same pass;
+            or None.
 
     Example:
         >>> import jax
@@ -79,6 +81,7 @@ class LayerNorm(nnx.Module):
         rngs: nnx.Rngs,
         bias_metadata: Mapping[str, Any] | None = None,
         scale_metadata: Mapping[str, Any] | None = None,
+        activation: str | None = None,
     ) -> None:
         self.num_features = num_features
         self.epsilon = epsilon
@@ -92,6 +95,7 @@ class LayerNorm(nnx.Module):
         self.axis_index_groups = axis_index_groups
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
+        self.activation = activation
         check_fields(vars(self))
         shape = shape_of(num_features)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
@@ -127,6 +131,7 @@ class LayerNorm(nnx.Module):
             feature_axes=self.feature_axes,
             epsilon=self.epsilon,
             mask=mask,
+            activation=self.activation,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             dtype=self.dtype,

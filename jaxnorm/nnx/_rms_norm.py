@@ -42,6 +42,8 @@ class RMSNorm(nnx.Module):
         scale_metadata: metadata of the scale variable, such as its sharding.
         scale_offset: added to the scale. For Gemma's 1 + scale, use 1 with a ``scale_init`` of zeros.
         fraction: fraction of the features, starting with the first, over which to compute the mean square.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, applied after the norm in the same pass;
+            or None.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -75,6 +77,7 @@ class RMSNorm(nnx.Module):
         scale_metadata: Mapping[str, Any] | None = None,
         scale_offset: float | jax.Array = 0.0,
         fraction: float = 1.0,
+        activation: str | None = None,
     ) -> None:
         self.num_features = num_features
         self.epsilon = epsilon
@@ -89,6 +92,7 @@ class RMSNorm(nnx.Module):
         self.promote_dtype = promote_dtype
         self.scale_offset = scale_offset
         self.fraction = fraction
+        self.activation = activation
         check_fields(vars(self))
         shape = shape_of(num_features)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
@@ -124,6 +128,7 @@ class RMSNorm(nnx.Module):
             scale_offset=self.scale_offset,
             fraction=self.fraction,
             mask=mask,
+            activation=self.activation,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             dtype=self.dtype,

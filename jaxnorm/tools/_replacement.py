@@ -15,10 +15,13 @@ from ._model._types import Layer
 Constructor: TypeAlias = Callable[..., Any]
 
 # Options that mean the same in every norm. Those for devices and momentum do so only in batch norms.
-_CARRIED = ("epsilon", "dtype", "param_dtype", "use_bias", "use_scale", "bias_init", "scale_init")
+_CARRIED = (
+    *("epsilon", "dtype", "param_dtype", "use_bias", "use_scale", "bias_init", "scale_init"),
+    "activation",
+)
 _CARRIED_BY_BATCH_NORM = (
     *("axis", "momentum", "axis_name", "axis_index_groups", "unbiased", "use_running_average"),
-    *("track_running_stats", "virtual_batch_size", "activation", "save_as"),
+    *("track_running_stats", "virtual_batch_size", "save_as"),
 )
 
 

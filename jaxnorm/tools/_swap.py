@@ -56,9 +56,9 @@ def swap(
     for comparisons: for example, to use group norm in a network that somebody else wrote. ``norm="batch"``
     replaces Flax's batch norm with jaxnorm's.
 
-    Scale and bias carry over, as do epsilon and dtypes, unless ``options`` override them. Running statistics
-    carry over only to a batch norm. Other norms compute a different function, so a trained model needs some
-    more training.
+    Scale and bias carry over, as do epsilon, activation and dtypes, unless ``options`` override them. Running
+    statistics carry over only to a batch norm. Other norms compute a different function, so a trained model
+    needs some more training.
 
     Args:
         model: a Linen module or an NNX model; it is not modified.
@@ -73,7 +73,7 @@ def swap(
 
     Raises:
         ValueError: If ``where`` matches no batch norm, there is no such norm, or it does not support what
-            the batch norm does: a feature axis other than the last (for group norm), an activation. If
+            the batch norm does: a feature axis other than the last, an activation or a residual. If
             ``where`` matches another norm with running statistics; for a Linen module, at the first call.
         TypeError: If the norm has no such option.
 
@@ -155,6 +155,12 @@ class _Swapped:
         if self.norm.is_batch_norm and affine_is_frozen(type(call.layer)):
             norm = rebuilt(norm, without_gradients(type(norm)), parent=norm.scope)
         takes = taken_by(norm)
+        if given.get("residual") is not None and "residual" not in takes:
+            raise ValueError(
+                f"the replacement for a batch norm must take all its arguments; got a residual at "
+                f"{call.path!r}, which {type(norm).__name__} does not take. Add it after the norm in the "
+                f"model, or exclude this layer with where."
+            )
         return norm(*args, **{name: value for name, value in given.items() if name in takes})
 
 

@@ -38,10 +38,12 @@ OTHER_CASES = [(name, option) for name, option in CASES if name != "BatchNorm"]
 MODE: Fields = {"use_running_average": True}
 OWN = {
     "BatchNorm": ["unbiased", "track_running_stats", "virtual_batch_size", "activation", "save_as"],
-    "LayerNorm": [],
-    "RMSNorm": ["scale_offset", "fraction"],
-    "GroupNorm": ["feature_axes"],
-    "InstanceNorm": ["track_running_stats", "use_running_average", "momentum", "unbiased"],
+    "LayerNorm": ["activation"],
+    "RMSNorm": ["scale_offset", "fraction", "activation"],
+    "GroupNorm": ["feature_axes", "activation"],
+    "InstanceNorm": [
+        *("track_running_stats", "use_running_average", "momentum", "unbiased", "activation")
+    ],
 }
 
 

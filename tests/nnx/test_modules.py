@@ -41,10 +41,12 @@ OF_FLAX = [
 ]
 OWN = {
     "BatchNorm": ["unbiased", "track_running_stats", "virtual_batch_size", "activation", "save_as"],
-    "LayerNorm": [],
-    "RMSNorm": ["scale_offset", "fraction"],
-    "GroupNorm": ["feature_axes"],
-    "InstanceNorm": ["track_running_stats", "use_running_average", "momentum", "unbiased"],
+    "LayerNorm": ["activation"],
+    "RMSNorm": ["scale_offset", "fraction", "activation"],
+    "GroupNorm": ["feature_axes", "activation"],
+    "InstanceNorm": [
+        *("track_running_stats", "use_running_average", "momentum", "unbiased", "activation")
+    ],
 }
 STATEFUL = [("BatchNorm", {}), ("InstanceNorm", {"track_running_stats": True})]
 

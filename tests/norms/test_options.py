@@ -46,6 +46,7 @@ COUNTED = STATS._replace(count=jnp.full(FEATURES, 3, jnp.int32))
 UNREADABLE = np.where(MASK, X, np.nan).astype(np.float32)
 
 VALUES: dict[str, list[dict[str, Any]]] = {
+    "activation": [{"activation": name} for name in ("relu", "leaky_relu", "silu", "gelu")],
     "epsilon": [{"epsilon": 0.3}],
     "feature_axes": [{"feature_axes": 1}],
     "mask": [{"mask": MASK}],
@@ -61,9 +62,6 @@ READS_A_MASKED_NAN: list[dict[str, Any]] = [{"mask": MASK, "x": UNREADABLE}]
 OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("act_norm", "mask"): READS_A_MASKED_NAN,
     ("adain", "style_mask"): [{"style_mask": pattern(INPUTS["style"].shape)}],
-    ("batch_norm", "activation"): [
-        {"activation": name} for name in ("relu", "leaky_relu", "silu", "gelu")
-    ],
     ("batch_norm", "residual"): [{"residual": X[::-1]}],
     ("batch_norm", "save_as"): [{"save_as": "output"}, {"save_as": jnp.bfloat16}],
     ("batch_norm", "virtual_batch_size"): [
@@ -71,9 +69,6 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"virtual_batch_size": 2, "unbiased": True, "momentum": 0.6, "mask": MASK},
     ],
     ("batch_norm_adapted", "running_share"): [{"running_share": 0.75}],
-    ("batch_norm_inference", "activation"): [
-        {"activation": name} for name in ("relu", "leaky_relu", "silu", "gelu")
-    ],
     ("batch_norm_inference", "mask"): READS_A_MASKED_NAN,
     ("batch_norm_inference", "residual"): [{"residual": X[::-1]}],
     ("batch_renorm", "dmax"): [{"dmax": 0.1}],

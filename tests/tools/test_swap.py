@@ -265,10 +265,14 @@ def of_nnx(norm: Any, /, *, to: dict[str, Any] | None = None, **fields: Any) -> 
 
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "activation": (
-        lambda: applied(linen_with(activation="relu"), "layer"),
+        lambda: applied(linen_with(activation="relu"), nn.LayerNorm),
         "got '' with activation='relu', which LayerNorm does not support",
     ),
-    "activation, NNX": (lambda: of_nnx("layer", activation="relu"), "activation='relu'"),
+    "activation, NNX": (lambda: of_nnx(nnx.LayerNorm, activation="relu"), "activation='relu'"),
+    "residual": (
+        lambda: swapped(linen_with(), "layer").model.apply({}, ROWS, residual=ROWS),
+        "got a residual at '', which LayerNorm does not take",
+    ),
     "axis": (
         lambda: applied(linen_with(axis=1), nn.GroupNorm, num_groups=2),
         "GroupNorm takes the last axis .* got '' with axis=1",
@@ -294,6 +298,21 @@ def test_what_cannot_be_swapped(case: str) -> None:
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "group", "instance"])
+def test_the_activation_carries_over(norm: str) -> None:
+    """Norms with activations apply that of the batch norm, unless ``options`` say otherwise."""
+    options: dict[str, Any] = {"num_groups": 5} if norm == "group" else {}
+    model, x = jnl.BatchNorm(use_running_average=True, activation="silu"), normal((2, 4, 5))
+    new, carried = tools.swap(model, norm, variables=model.init(KEY, x), **options)
+    written = jnl.get_norm(norm, epsilon=1e-5, activation="silu", **options)()
+    np.testing.assert_array_equal(new.apply(carried, x), written.apply(carried, x))
+    in_nnx = jnx.BatchNorm(5, activation="silu", rngs=nnx.Rngs(0))
+    for other in ({}, {"activation": "gelu"}):
+        to: dict[str, Any] = {**options, **other}
+        layer: Any = tools.swap(in_nnx, norm, **to)
+        assert layer.activation == other.get("activation", "silu")
 
 
 @pytest.mark.parametrize("swap", [lambda **o: swapped(linen_with(), "group", **o), of_nnx])

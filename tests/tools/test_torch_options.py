@@ -81,6 +81,7 @@ def act_norm(name: str, act: str, **of_act: Any) -> Any:
     return kind(**attributes, act=type(act, (SimpleNamespace,), {})(**of_act), drop=identity)
 
 
+@pytest.mark.parametrize("name", ["BatchNorm2d", "GroupNorm", "LayerNorm"])
 @pytest.mark.parametrize(
     ("act", "of_act", "activation"),
     [
@@ -91,19 +92,19 @@ def act_norm(name: str, act: str, **of_act: Any) -> Any:
         ("Identity", {}, None),
     ],
 )
-def test_activation_of_timm(act: str, of_act: Any, activation: str | None) -> None:
-    """Batch norm applies the activation too."""
-    options = tools.torch_options(act_norm("BatchNorm2d", act, **of_act))
+def test_activation_of_timm(name: str, act: str, of_act: Any, activation: str | None) -> None:
+    """The norm applies the activation too."""
+    options = tools.torch_options(act_norm(name, act, **of_act))
     assert options.get("activation") == activation
-    assert options == tools.torch_options(act_norm("BatchNorm2d", "Identity")) | options
-    jnl.BatchNorm(**options)
+    assert options == tools.torch_options(act_norm(name, "Identity")) | options
+    getattr(jnl, name.removesuffix("2d"))(**options)
 
 
 @pytest.mark.parametrize(
     ("name", "act", "of_act", "named"),
     [
-        ("GroupNorm", "SiLU", {}, "SiLU"),
-        ("LayerNorm", "ReLU", {}, "ReLU"),
+        ("GroupNorm", "Tanh", {}, "Tanh"),
+        ("LocalResponseNorm", "ReLU", {}, "ReLU"),
         ("BatchNorm2d", "GELU", {"approximate": "none"}, "GELU"),
         ("BatchNorm2d", "LeakyReLU", {"negative_slope": 0.2}, "LeakyReLU(negative_slope=0.2)"),
         ("BatchNorm2d", "Hardswish", {}, "Hardswish"),

@@ -28,11 +28,12 @@ def group_norm(
     mask: jax.Array | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: AxisIndexGroups | None = None,
+    activation: str | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Group norm: normalizes each group of channels of each example independently.
 
-        y = (x - μ) / sqrt(σ² + ε) · scale + bias
+        y = activation((x - μ) / sqrt(σ² + ε) · scale + bias)
 
     μ and σ² are computed over ``reduction_axes``, separately for each group of consecutive channels. One
     group is layer norm over all axes except the batch axis; one channel per group is instance norm.
@@ -42,7 +43,8 @@ def group_norm(
             Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
         scale: γ, with the shape of the feature axes; None means 1.
         bias: β, with the shape of the feature axes; None means 0.
-        num_groups: number of groups; must divide the number of channels.
+        num_groups: number of groups; must divide the number of channels. (``math.gcd(32, channels)`` is the
+            largest power of 2 up to 32 that does.)
         group_size: channels per group, as an alternative to ``num_groups``, which must then be None.
         feature_axes: the channel axis (exactly one): -1 for channels last, 1 for channels first.
         reduction_axes: axes to compute the statistics over, including the channel axis; None means all axes
@@ -51,6 +53,8 @@ def group_norm(
         mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
         axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the positions are sharded.
         axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu`` from ``jax.nn``, computed in the same pass;
+            None applies no activation.
         dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
@@ -75,8 +79,8 @@ def group_norm(
         x, channel, num_groups, group_size, reduction_axes, axis_name, axis_index_groups
     )
     given = {"scale": scale, "bias": bias}
-    p = prepare(x, given, feature_axes=channel, mask=mask, dtype=dtype)
-    return normalized_by(take_moments, p, epsilon=epsilon)[0]
+    p = prepare(x, given, feature_axes=channel, mask=mask, dtype=dtype, activation=activation)
+    return normalized_by(take_moments, p, epsilon=epsilon, activation=activation)[0]
 
 
 def moments_of_groups(

@@ -25,11 +25,12 @@ def instance_norm(
     mask: jax.Array | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: AxisIndexGroups | None = None,
+    activation: str | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Instance norm: normalizes each channel of each example independently.
 
-        y = (x - μ) / sqrt(σ² + ε) · scale + bias
+        y = activation((x - μ) / sqrt(σ² + ε) · scale + bias)
 
     μ and σ² are computed over all axes except the first (batch) axis and ``feature_axes``.
 
@@ -43,6 +44,8 @@ def instance_norm(
         mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
         axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the positions are sharded.
         axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu`` from ``jax.nn``, computed in the same pass;
+            None applies no activation.
         dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
@@ -60,7 +63,7 @@ def instance_norm(
          [1. 1. 1.]]
     """
     devices = axis_name, axis_index_groups
-    return _by_instance(x, scale, bias, feature_axes, epsilon, mask, devices, dtype)[0]
+    return _by_instance(x, scale, bias, feature_axes, epsilon, mask, devices, activation, dtype)[0]
 
 
 @public
@@ -77,6 +80,7 @@ def tracked_instance_norm(
     mask: jax.Array | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: AxisIndexGroups | None = None,
+    activation: str | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, RunningStats]:
     """Instance norm in training that also updates running statistics for use in `batch_norm_inference`.
@@ -103,6 +107,8 @@ def tracked_instance_norm(
             masked instances are excluded from the averages.
         axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the positions are sharded.
         axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu`` from ``jax.nn``, computed in the same pass;
+            None applies no activation.
         dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
@@ -121,7 +127,7 @@ def tracked_instance_norm(
     x = jnp.asarray(x)
     broadcast_running_stats(stats, x, canonical_axes(feature_axes, x.ndim, "feature_axes"))
     devices = axis_name, axis_index_groups
-    y, m = _by_instance(x, scale, bias, feature_axes, epsilon, mask, devices, dtype)
+    y, m = _by_instance(x, scale, bias, feature_axes, epsilon, mask, devices, activation, dtype)
     return y, update_running_stats(stats, _typical(m, unbiased), momentum=momentum)
 
 
@@ -133,16 +139,17 @@ def _by_instance(
     epsilon: float,
     mask: jax.Array | None,
     devices: tuple[AxisName | None, AxisIndexGroups | None],
+    activation: str | None,
     dtype: DTypeLike | None,
 ) -> tuple[jax.Array, Moments]:
     given = {"scale": scale, "bias": bias}
-    p = prepare(x, given, feature_axes=feature_axes, mask=mask, dtype=dtype)
+    p = prepare(x, given, feature_axes=feature_axes, mask=mask, dtype=dtype, activation=activation)
     reduced = complement(axes_of_instances(p.x, p.features), p.x.ndim)
 
     def take_moments(x: jax.Array, mask: jax.Array | None, narrow: jax.Array) -> Moments:
         return reduce_moments(x, reduced, mask, *devices, narrow=narrow)
 
-    return normalized_by(take_moments, p, epsilon=epsilon)
+    return normalized_by(take_moments, p, epsilon=epsilon, activation=activation)
 
 
 def _typical(m: Moments, unbiased: bool) -> Moments:

@@ -25,11 +25,12 @@ def layer_norm(
     mask: jax.Array | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: AxisIndexGroups | None = None,
+    activation: str | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Layer norm: normalizes each example independently, with the statistics of its features.
 
-        y = (x - μ) / sqrt(σ² + ε) · scale + bias
+        y = activation((x - μ) / sqrt(σ² + ε) · scale + bias)
 
     μ and σ² are computed over ``reduction_axes``; σ² divides by the number of unmasked elements.
 
@@ -44,13 +45,15 @@ def layer_norm(
         mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
         axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the features are sharded.
         axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu`` from ``jax.nn``, computed in the same pass;
+            None applies no activation.
         dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
 
     Returns:
         ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: If a shape, axis, mask, dtype or epsilon is invalid.
+        ValueError: If a shape, axis, mask, dtype, epsilon or activation is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -62,9 +65,9 @@ def layer_norm(
     x = jnp.asarray(x)
     reduced = canonical_axes(reduction_axes, x.ndim, "reduction_axes")
     given = {"scale": scale, "bias": bias}
-    p = prepare(x, given, feature_axes=feature_axes, mask=mask, dtype=dtype)
+    p = prepare(x, given, feature_axes=feature_axes, mask=mask, dtype=dtype, activation=activation)
 
     def take_moments(x: jax.Array, mask: jax.Array | None, narrow: jax.Array) -> Moments:
         return reduce_moments(x, reduced, mask, axis_name, axis_index_groups, narrow=narrow)
 
-    return normalized_by(take_moments, p, epsilon=epsilon)[0]
+    return normalized_by(take_moments, p, epsilon=epsilon, activation=activation)[0]

@@ -32,11 +32,12 @@ def rms_norm(
     mask: jax.Array | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: AxisIndexGroups | None = None,
+    activation: str | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """RMS norm: divides each example by the root mean square of its features, without subtracting the mean.
 
-        y = x / sqrt(mean |x|² + ε) · (scale_offset + scale)
+        y = activation(x / sqrt(mean |x|² + ε) · (scale_offset + scale))
 
     Args:
         x: activations of any rank and any integer, floating or complex dtype.
@@ -53,13 +54,15 @@ def rms_norm(
         mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
         axis_name: mapped axis or axes (vmap, pmap or shard_map) over which the features are sharded.
         axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu`` from ``jax.nn``, computed in the same pass;
+            None applies no activation.
         dtype: dtype of ``y``; None means the dtype that ``x`` and ``scale`` promote to.
 
     Returns:
         ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: If a shape, axis, mask, dtype, epsilon or fraction is invalid.
+        ValueError: If a shape, axis, mask, dtype, epsilon, fraction or activation is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -74,7 +77,14 @@ def rms_norm(
     scale = None if scale is None else jnp.asarray(scale)
     y_dtype = result_dtype(dtype, x, scale)  # promotes with the given scale
     scale = plus_offset(scale, scale_offset)
-    p = prepare(x, {"scale": scale}, feature_axes=feature_axes, mask=mask, dtype=y_dtype)
+    p = prepare(
+        x,
+        {"scale": scale},
+        feature_axes=feature_axes,
+        mask=mask,
+        dtype=y_dtype,
+        activation=activation,
+    )
     if partial:
         _check_fraction(fraction, x, reduced, axis_name)
 
@@ -85,7 +95,9 @@ def rms_norm(
             x, reduced, mask, axis_name, axis_index_groups, widened=widened
         )
 
-    return normalized_by(take_moments, p, epsilon=epsilon, about_zero=True)[0]
+    return normalized_by(take_moments, p, epsilon=epsilon, about_zero=True, activation=activation)[
+        0
+    ]
 
 
 def _first(a: Any, axis: int, fraction: float) -> Any:

@@ -12,7 +12,7 @@ def torch_options(module: Any) -> dict[str, Any]:
 
     Args:
         module: a norm from `torch.nn`: BatchNorm1d to 3d, SyncBatchNorm, InstanceNorm1d to 3d, LayerNorm,
-            RMSNorm, GroupNorm, LocalResponseNorm, or timm's subclasses of these, such as BatchNormAct2d.
+            RMSNorm, GroupNorm, LocalResponseNorm, or timm's subclasses of these, such as GroupNormAct.
             `convert` converts its parameters and statistics. (For RMSNorm, ``eps=None`` is the machine
             epsilon of float64 if the weight is float64, else float32.)
 
@@ -45,7 +45,7 @@ def torch_options(module: Any) -> dict[str, Any]:
     activation = _activation(module)
     if activation is None:
         return options
-    if name not in ("BatchNorm", "SyncBatchNorm") or activation not in _ACTIVATIONS:
+    if name == "LocalResponseNorm" or activation not in _ACTIVATIONS:
         raise ValueError(
             f"the jaxnorm class must compute all that module computes; got {type(module).__name__} with "
             f"{activation}, which it does not apply. Apply it after the norm in the model, and pass a plain "
