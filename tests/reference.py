@@ -396,11 +396,15 @@ def rms_norm(
     feature_axes: Any = -1,
     epsilon: float = 1e-6,
     scale_offset: float = 0.0,
+    scale_after_cast: bool = False,
     fraction: float = 1.0,
     mask: Array = None,
     activation: str | None = None,
 ) -> Leaves:
-    """The mean square covers only the first features if ``fraction`` is less than 1."""
+    """The mean square covers only the first features if ``fraction`` is less than 1.
+
+    In float64, ``scale_after_cast`` does not change any value.
+    """
     (axis, *_) = _axes(reduction_axes, x.ndim)
     first = range(int(x.shape[axis] * fraction)) if fraction < 1 else range(x.shape[axis])
     counted = np.broadcast_to(_or_all(mask), x.shape)

@@ -75,7 +75,10 @@ FUNCTIONS: dict[str, Fields] = {
     "modulate": {"scale_offset": 0.0},
     "pixel_norm": {"epsilon": 1e-8},  # paper
     "qk_norm": {"epsilon": 1e-6, "kind": "rms", "scale_offset": 0.0},  # Qwen3
-    "rms_norm": {"epsilon": 1e-6, "scale_offset": 0.0, "fraction": 1.0},  # Flax
+    "rms_norm": {
+        **{"epsilon": 1e-6, "scale_offset": 0.0, "fraction": 1.0},  # Flax
+        "scale_after_cast": False,
+    },
     "scale_norm": {"epsilon": 1e-10, "scale": 1.0},  # the square of the paper's 1e-5
     "scaled_weight_standardization": {"epsilon": 1e-6},  # timm
     "spectral_norm": {"epsilon": 1e-12, "n_steps": 1},  # paper, Flax

@@ -70,6 +70,7 @@ ELSEWHERE = {
     "axis_name": "test_devices",
     "axis_index_groups": "test_devices",
     "save_as": "test_what_is_saved",
+    "scale_after_cast": "test_scale_after_cast",
     "collection_name": "test_where_spectral_norm_keeps_its_state",
     "error_on_non_matrix": "test_a_convolution_is_no_matrix",
     "scale_metadata": "test_metadata",
@@ -450,6 +451,24 @@ def test_metadata(name: str) -> None:
     for field in known:
         variable = getattr(module, field.removesuffix("_metadata"))
         assert variable.get_metadata()["said"] == field
+
+
+def test_scale_after_cast() -> None:
+    """With ``scale_after_cast``, both round as the function does."""
+    fields: Fields = {"scale_after_cast": True, "param_dtype": BF16, "scale_init": start}
+    x = X.astype(BF16)
+
+    def run(x: jax.Array) -> Any:
+        layer, module = (made(system, "RMSNorm", fields) for system in SYSTEMS)
+        scale = start(KEY, X.shape[-1:], BF16)
+        options = [{"scale_after_cast": after} for after in (True, False)]
+        expected, usual = (jn.rms_norm(x, scale, **option) for option in options)
+        return [layer.init_with_output(KEY, x)[0], module(x)], expected, usual
+
+    found, expected, usual = compiled(run, x)
+    for y in found:
+        np.testing.assert_array_equal(y, expected)
+    assert not np.array_equal(expected, usual)
 
 
 def test_where_spectral_norm_keeps_its_state() -> None:

@@ -117,6 +117,7 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"scale_offset": 1.0, "kind": "layer", "query_scale": _narrow(INPUTS["query_scale"])},
     ],
     ("rms_norm", "fraction"): [{"fraction": 0.5}],
+    ("rms_norm", "scale_after_cast"): [{"scale_after_cast": True}],
     ("rms_norm", "scale_offset"): [
         {"scale_offset": 1.0},
         {"scale_offset": 1.0, "scale": _narrow(INPUTS["scale"])},
@@ -129,7 +130,10 @@ ONE_AXIS = {
     *("evo_norm_s0", "group_norm", "local_response_norm"),
     *("iterative_whitening", "iterative_whitening_inference"),
 }
-CHANGES_NO_VALUE = {("batch_norm", "save_as")}  # affects only residuals: tests/norms/test_saved.py
+CHANGES_NO_VALUE = {
+    ("batch_norm", "save_as"),  # affects only residuals: tests/norms/test_saved.py
+    ("rms_norm", "scale_after_cast"),  # affects only rounding: tests/norms/test_scale_after_cast.py
+}
 # Functions whose epsilon is added to, or compared with, a length instead of a square.
 EPSILON_OF_A_LENGTH = {
     "forced_magnitude",
