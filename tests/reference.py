@@ -583,6 +583,40 @@ def ada_layer_norm(
     return modulate(y, scale, shift, feature_axes=feature_axes, scale_offset=1.0)
 
 
+def add_rms_norm(
+    x: Array,
+    residual: Array,
+    scale: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-6,
+    scale_offset: float = 0.0,
+    scale_after_cast: bool = False,
+    mask: Array = None,
+) -> Leaves:
+    """In float64, ``scale_after_cast`` does not change any value."""
+    total = x + residual
+    square = _mean_square(total, feature_axes, mask)
+    scale = None if scale is None else scale_offset + scale
+    return _affine(total / np.sqrt(square + epsilon), scale, None, feature_axes), total
+
+
+def add_layer_norm(
+    x: Array,
+    residual: Array,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-6,
+    mask: Array = None,
+) -> Leaves:
+    """The layer norm of the sum, and the sum."""
+    total = x + residual
+    y = _standardized(total, oracle.moments(total, feature_axes, mask), epsilon)
+    return _affine(y, scale, bias, feature_axes), total
+
+
 def adain(
     x: Array,
     style: Array,

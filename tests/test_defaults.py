@@ -45,6 +45,8 @@ EVERYWHERE: Fields = {
 # Defaults of one function.
 FUNCTIONS: dict[str, Fields] = {
     "ada_layer_norm": {"epsilon": 1e-6},  # DiT
+    "add_layer_norm": {"epsilon": 1e-6},  # Flax
+    "add_rms_norm": {"epsilon": 1e-6, "scale_offset": 0.0, "scale_after_cast": False},  # Flax
     "adain": {"epsilon": 1e-5},  # pytorch-AdaIN
     "batch_norm": {"epsilon": 1e-5, "momentum": 0.99},  # Flax
     "batch_norm_adapted": {"epsilon": 1e-5},

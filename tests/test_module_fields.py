@@ -461,8 +461,7 @@ def test_scale_after_cast() -> None:
     def run(x: jax.Array) -> Any:
         layer, module = (made(system, "RMSNorm", fields) for system in SYSTEMS)
         scale = start(KEY, X.shape[-1:], BF16)
-        options = [{"scale_after_cast": after} for after in (True, False)]
-        expected, usual = (jn.rms_norm(x, scale, **option) for option in options)
+        expected, usual = (jn.rms_norm(x, scale, scale_after_cast=after) for after in (True, False))
         return [layer.init_with_output(KEY, x)[0], module(x)], expected, usual
 
     found, expected, usual = compiled(run, x)

@@ -7,6 +7,8 @@ from ._derived import (
     AdaIN as AdaIN,
     AdaLayerNorm as AdaLayerNorm,
     AdaLayerNormZero as AdaLayerNormZero,
+    AddLayerNorm as AddLayerNorm,
+    AddRMSNorm as AddRMSNorm,
     BatchRenorm as BatchRenorm,
     ConditionalBatchNorm as ConditionalBatchNorm,
     Derf as Derf,

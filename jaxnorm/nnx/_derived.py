@@ -8,6 +8,7 @@ from ..norms.batch._mean_only_batch_norm import MeanOnlyBatchNormRecipe
 from ..norms.batch._switchable_norm import SwitchableNormRecipe
 from ..norms.conditioned._ada_layer_norm import AdaLayerNormRecipe, AdaLayerNormZeroRecipe
 from ..norms.conditioned._adain import AdaINRecipe
+from ..norms.conditioned._add_norm import AddLayerNormRecipe, AddRMSNormRecipe
 from ..norms.conditioned._batch_norm_of_domain import DomainBatchNormRecipe
 from ..norms.conditioned._conditional_batch_norm import ConditionalBatchNormRecipe
 from ..norms.conditioned._gated_rms_norm import GatedRMSNormRecipe
@@ -41,6 +42,12 @@ class AdaLayerNorm(AdaLayerNormRecipe, FromConditionedRecipe): ...
 
 
 class AdaLayerNormZero(AdaLayerNormZeroRecipe, FromConditionedRecipe): ...
+
+
+class AddLayerNorm(AddLayerNormRecipe, FromConditionedRecipe): ...
+
+
+class AddRMSNorm(AddRMSNormRecipe, FromConditionedRecipe): ...
 
 
 class BatchRenorm(Training, BatchRenormRecipe, FromRecipe): ...

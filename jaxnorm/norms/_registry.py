@@ -110,6 +110,8 @@ REGISTRY = (
     Norm("conditioned", ("ada_layer_norm",), "AdaLayerNorm"),
     Norm("conditioned", ("ada_layer_norm",), "AdaLayerNormZero"),
     Norm("conditioned", ("adain",), "AdaIN"),
+    Norm("conditioned", ("add_layer_norm",), "AddLayerNorm"),
+    Norm("conditioned", ("add_rms_norm",), "AddRMSNorm"),
     Norm("conditioned", ("gated_rms_norm",), "GatedRMSNorm"),
     Norm("conditioned", ("instance_norm",), "Spade"),
     Norm("conditioned", ("modulate",)),

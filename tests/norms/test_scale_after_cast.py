@@ -74,6 +74,6 @@ def test_gradients() -> None:
 def test_wide_values_are_not_rounded() -> None:
     """In float32 and for complex values, nothing changes."""
     wide, scale = arguments("float32", "float32")
-    for x in (wide, wide + 1j * wide[::-1], np.int32(8 * wide)):
+    for x in map(jnp.asarray, (wide, wide + 1j * wide[::-1], np.int32(8 * wide))):
         want, got = (jn.rms_norm(x, scale, scale_after_cast=after) for after in (False, True))
         np.testing.assert_array_equal(got, want)
