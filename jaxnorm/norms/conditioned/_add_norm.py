@@ -50,7 +50,8 @@ def add_rms_norm(
     Args:
         x: output of a branch, of any rank and any integer, floating or complex dtype. The norm is computed in
             float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
-        residual: the residual stream, with the shape of ``x``.
+        residual: the residual stream, with the shape of ``x``. (`batch_norm` adds its ``residual`` after the
+            norm.)
         scale: γ, with the shape of the feature axes; None means 1.
         feature_axes: the feature axes, which are reduced.
         epsilon: ε, added to the mean square; zero or positive.
