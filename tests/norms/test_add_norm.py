@@ -101,5 +101,5 @@ def test_gradients_of_both_results(name: str) -> None:
 def test_nothing_wide_is_stored(name: str, dtype: str) -> None:
     """The program needs no memory beside the two results: not for a sum in float32, either."""
     args = arguments(name, dtype, dtype, shape=(512, 1024))
-    compiled = jax.jit(NORMS[name][0]).lower(*args).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < args[0].nbytes / 2
+    memory: Any = jax.jit(NORMS[name][0]).lower(*args).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < args[0].nbytes / 2
