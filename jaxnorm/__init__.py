@@ -45,6 +45,10 @@ from .norms.conditioned._ada_group_norm import ada_group_norm as ada_group_norm
 from .norms.conditioned._ada_layer_norm import ada_layer_norm as ada_layer_norm
 from .norms.conditioned._ada_rms_norm import ada_rms_norm as ada_rms_norm
 from .norms.conditioned._adain import adain as adain
+from .norms.conditioned._add_norm import (
+    add_layer_norm as add_layer_norm,
+    add_rms_norm as add_rms_norm,
+)
 from .norms.conditioned._batch_norm_of_domain import (
     stats_of_domain as stats_of_domain,
     with_stats_of_domain as with_stats_of_domain,

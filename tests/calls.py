@@ -79,6 +79,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "ada_layer_norm": {"scale": _normal(4, FEATURES), "shift": _normal(4, FEATURES)},
     "ada_rms_norm": {"scale": _normal(4, FEATURES), "shift": _normal(4, FEATURES)},
+    "add_layer_norm": {"residual": X[::-1]},
+    "add_rms_norm": {"residual": X[::-1]},
     "conv_spectral_norm": {"kernel": _normal(3, 3, 2, 3)},
     "evo_norm_s0": {"num_groups": 2},
     "group_norm": {"num_groups": 2},

@@ -396,11 +396,15 @@ def rms_norm(
     feature_axes: Any = -1,
     epsilon: float = 1e-6,
     scale_offset: float = 0.0,
+    scale_after_cast: bool = False,
     fraction: float = 1.0,
     mask: Array = None,
     activation: str | None = None,
 ) -> Leaves:
-    """The mean square covers only the first features if ``fraction`` is less than 1."""
+    """The mean square covers only the first features if ``fraction`` is less than 1.
+
+    In float64, ``scale_after_cast`` does not change any value.
+    """
     (axis, *_) = _axes(reduction_axes, x.ndim)
     first = range(int(x.shape[axis] * fraction)) if fraction < 1 else range(x.shape[axis])
     counted = np.broadcast_to(_or_all(mask), x.shape)
@@ -577,6 +581,40 @@ def ada_layer_norm(
     """Peebles and Xie (2022)."""
     y = _standardized(x, oracle.moments(x, feature_axes, mask), epsilon)
     return modulate(y, scale, shift, feature_axes=feature_axes, scale_offset=1.0)
+
+
+def add_rms_norm(
+    x: Array,
+    residual: Array,
+    scale: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-6,
+    scale_offset: float = 0.0,
+    scale_after_cast: bool = False,
+    mask: Array = None,
+) -> Leaves:
+    """In float64, ``scale_after_cast`` does not change any value."""
+    total = x + residual
+    square = _mean_square(total, feature_axes, mask)
+    scale = None if scale is None else scale_offset + scale
+    return _affine(total / np.sqrt(square + epsilon), scale, None, feature_axes), total
+
+
+def add_layer_norm(
+    x: Array,
+    residual: Array,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-6,
+    mask: Array = None,
+) -> Leaves:
+    """The layer norm of the sum, and the sum."""
+    total = x + residual
+    y = _standardized(total, oracle.moments(total, feature_axes, mask), epsilon)
+    return _affine(y, scale, bias, feature_axes), total
 
 
 def ada_rms_norm(

@@ -411,6 +411,17 @@ ROWS: dict[str, Row] = {
         lambda fields, n: (normal((n, fields["condition_features"]), seed=4),),
         tolerance=1e-5,
     ),
+    **{
+        name: Row(
+            plain(function),
+            values={"scale_offset": (1.0,)},
+            after=lambda _, n: (normal((n, *X.shape[1:]), seed=5),),
+        )
+        for name, function in (
+            ("AddLayerNorm", jn.add_layer_norm),
+            ("AddRMSNorm", jn.add_rms_norm),
+        )
+    },
     "BatchNorm": Row(maybe_untracked),
     "BatchRenorm": Row(
         batch_renorm,

@@ -47,6 +47,8 @@ FUNCTIONS: dict[str, Fields] = {
     "ada_group_norm": {"epsilon": 1e-5, "num_groups": 32},  # guided diffusion
     "ada_layer_norm": {"epsilon": 1e-6},  # DiT
     "ada_rms_norm": {"epsilon": 1e-6},  # k-diffusion
+    "add_layer_norm": {"epsilon": 1e-6},  # Flax
+    "add_rms_norm": {"epsilon": 1e-6, "scale_offset": 0.0, "scale_after_cast": False},  # Flax
     "adain": {"epsilon": 1e-5},  # pytorch-AdaIN
     "batch_norm": {"epsilon": 1e-5, "momentum": 0.99},  # Flax
     "batch_norm_adapted": {"epsilon": 1e-5},
@@ -77,7 +79,10 @@ FUNCTIONS: dict[str, Fields] = {
     "modulate": {"scale_offset": 0.0},
     "pixel_norm": {"epsilon": 1e-8},  # paper
     "qk_norm": {"epsilon": 1e-6, "kind": "rms", "scale_offset": 0.0},  # Qwen3
-    "rms_norm": {"epsilon": 1e-6, "scale_offset": 0.0, "fraction": 1.0},  # Flax
+    "rms_norm": {
+        **{"epsilon": 1e-6, "scale_offset": 0.0, "fraction": 1.0},  # Flax
+        "scale_after_cast": False,
+    },
     "scale_norm": {"epsilon": 1e-10, "scale": 1.0},  # the square of the paper's 1e-5
     "scaled_weight_standardization": {"epsilon": 1e-6},  # timm
     "spectral_norm": {"epsilon": 1e-12, "n_steps": 1},  # paper, Flax

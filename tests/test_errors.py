@@ -444,7 +444,7 @@ NO_TORCH_NORM = (
     "norm in model.modules()."
 )
 ACTIVATED = (
-    "the jaxnorm class must compute all that module computes; got GroupNorm with SiLU, which it does not "
+    "the jaxnorm class must compute all that module computes; got GroupNorm with Tanh, which it does not "
     "apply. Apply it after the norm in the model, and pass a plain GroupNorm of the same options here."
 )
 DENSE: Any = {"params": {"fc": {"kernel": np.zeros((6, 2), np.float32)}}}
@@ -452,7 +452,7 @@ DENSE: Any = {"params": {"fc": {"kernel": np.zeros((6, 2), np.float32)}}}
 
 def group_norm_act() -> Any:
     """A group norm with an activation, like timm's."""
-    act = type("SiLU", (), {})()
+    act = type("Tanh", (), {})()
     kind = type("GroupNorm", (SimpleNamespace,), {})
     return kind(num_groups=2, eps=1e-5, weight=None, bias=None, act=act)
 
@@ -524,6 +524,13 @@ def recalibrated(batches: Any = (ROWS,), **options: Any) -> Callable[[], Any]:
 def swapped(norm: Any, **fields: Any) -> Callable[[], Any]:
     """A deferred call of `swap` for an NNX batch norm with these fields."""
     return lambda: tools.swap(jnx.BatchNorm(4, rngs=nnx.Rngs(0), **fields), norm)
+
+
+def residual_of_swapped() -> Any:
+    """Calls the layer norm that replaces a batch norm with the batch norm's residual."""
+    norm: Any = jnl.BatchNorm(use_running_average=True)
+    model, _ = tools.swap(norm, "layer", variables=norm.init(KEY, ROWS))
+    return model.init(KEY, ROWS, residual=ROWS)
 
 
 def accumulated(batch: Any, micro_batches: int) -> Callable[[], Any]:
@@ -643,6 +650,10 @@ RNGS_OF_NNX = VARIABLES_OF_NNX.replace("variables", "rngs")
 ACTIVATION_LOST = (
     "the replacement for a batch norm must support all its options; got '' with activation='relu', which "
     "LayerNorm does not support. Apply it after the norm in the model, or exclude this layer with where."
+)
+RESIDUAL_LOST = (
+    "the replacement for a batch norm must take all its arguments; got a residual at '', which LayerNorm "
+    "does not take. Add it after the norm in the model, or exclude this layer with where."
 )
 LAST_AXIS_ONLY = (
     "GroupNorm takes the last axis as the feature axis; got '' with axis=1. Move the features to the last "
@@ -1081,7 +1092,8 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         swapped(nn.LayerNorm),
         no_norm("nnx", "<class 'flax.linen.normalization.LayerNorm'>"),
     ),
-    "swap, activation": (swapped("layer", activation="relu"), ACTIVATION_LOST),
+    "swap, activation": (swapped(nnx.LayerNorm, activation="relu"), ACTIVATION_LOST),
+    "swap, residual": (residual_of_swapped, RESIDUAL_LOST),
     "swap, axis": (swapped(nnx.GroupNorm, axis=1), LAST_AXIS_ONLY),
     "accumulate, parts": (accumulated(ROWS, 4), no_parts(4, "[6]")),
     "accumulate, examples": (accumulated({"x": ROWS, "y": X[:2]}, 2), no_parts(2, "[2, 6]")),

@@ -21,6 +21,7 @@ from tests.modules import (
     KEY,
     Fields,
     assert_close,
+    assert_equal,
     compiled,
     loose,
     normal,
@@ -73,6 +74,7 @@ ELSEWHERE = {
     "axis_name": "test_devices",
     "axis_index_groups": "test_devices",
     "save_as": "test_what_is_saved",
+    "scale_after_cast": "test_scale_after_cast",
     "collection_name": "test_where_spectral_norm_keeps_its_state",
     "error_on_non_matrix": "test_a_convolution_is_no_matrix",
     "scale_metadata": "test_metadata",
@@ -453,6 +455,27 @@ def test_metadata(name: str) -> None:
     for field in known:
         variable = getattr(module, field.removesuffix("_metadata"))
         assert variable.get_metadata()["said"] == field
+
+
+@pytest.mark.parametrize("name", ["RMSNorm", "AddRMSNorm"])
+def test_scale_after_cast(name: str) -> None:
+    """With ``scale_after_cast``, both round as the function does."""
+    fields: Fields = {"scale_after_cast": True, "param_dtype": BF16, "scale_init": start}
+    function: Any = jn.rms_norm if name == "RMSNorm" else jn.add_rms_norm
+
+    def run(*args: jax.Array) -> Any:
+        layer, module = (made(system, name, fields) for system in SYSTEMS)
+        scale = start(KEY, X.shape[-1:], BF16)
+        expected, usual = (
+            function(*args, scale, scale_after_cast=after) for after in (True, False)
+        )
+        return [layer.init_with_output(KEY, *args)[0], module(*args)], expected, usual
+
+    args = (X, X[::-1])[: 1 if name == "RMSNorm" else 2]
+    found, expected, usual = compiled(run, *(a.astype(BF16) for a in args))
+    for y in found:
+        assert_equal(y, expected)
+    assert is_unlike(expected, usual)
 
 
 def test_where_spectral_norm_keeps_its_state() -> None:

@@ -166,6 +166,11 @@ def _with(name: str, *parameters: tuple[int, ...], **options: Any) -> Zoo:
     )
 
 
+def _both(y: Any, total: Any) -> Any:
+    """A function of the norm and the sum."""
+    return y + 0.5 * total
+
+
 _C = (4,)
 ZOO: dict[str, Zoo] = {
     "act_norm": Zoo(
@@ -190,6 +195,16 @@ ZOO: dict[str, Zoo] = {
     ),
     "adain": Zoo(
         lambda *args, **mask: jn.adain(*args, epsilon=EPSILON, **mask), _adain, ((3, 5, 2, 4),)
+    ),
+    "add_layer_norm": Zoo(
+        lambda *args, **mask: jn.add_layer_norm(*args, epsilon=EPSILON, **mask)[0],
+        lambda *args, **mask: reference.add_layer_norm(*args, epsilon=EPSILON, **mask)[0],
+        (SHAPE, _C, _C),
+    ),
+    "add_rms_norm": Zoo(
+        lambda *args, **mask: _both(*jn.add_rms_norm(*args, epsilon=EPSILON, **mask)),
+        lambda *args, **mask: _both(*reference.add_rms_norm(*args, epsilon=EPSILON, **mask)),
+        (SHAPE, _C),
     ),
     "batch_renorm": Zoo(
         lambda x, *affine, **mask: jn.batch_renorm(

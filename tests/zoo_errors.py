@@ -19,6 +19,10 @@ OTHER_STYLE = (
     "style must have the same rank, examples and features as x; got style of shape (6, 5, 3) for x of "
     "shape (6, 5, 4) with feature_axes=(2,). Only the positions may differ."
 )
+OTHER_SUMMAND = (
+    "residual must have the shape of x; got (5, 4) for x of shape (6, 5, 4). It is added elementwise, before "
+    "the norm: broadcast it or project it to that shape."
+)
 NO_AVERAGE = (
     "momentum must be a number in [0, 1] here; got None. Averaging all batches equally is not supported "
     "for whitening matrices; 0.9 is typical."
@@ -200,6 +204,8 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         f"{case}, complex": (call, complex_values(case.split(",")[0], instead))
         for case, (call, instead) in REAL_ONLY.items()
     },
+    "add_rms_norm, residual": (lambda: jn.add_rms_norm(X, X[0]), OTHER_SUMMAND),
+    "add_layer_norm, residual": (lambda: jn.add_layer_norm(X, X[0]), OTHER_SUMMAND),
     "adain, style": (lambda: jn.adain(X, X[:, :, :3]), OTHER_STYLE),
     "domain, float": (lambda: jn.stats_of_domain(STATS, 0.5), not_a_domain("float32", "()")),  # pyright: ignore[reportArgumentType]
     "domain, several": (

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from ._activation import map_activated
 from ._derivative_of import with_derivative_of
 from ._elementwise import Elementwise
-from ._precision import upcast
+from ._precision import rounded_to, upcast
 from .lowering._cpu_hints import materialize, materialize_as, rounded
 
 
@@ -26,10 +27,12 @@ def normalize(
     mask: jax.Array | None = None,
     activation: str | None = None,
     residual: jax.Array | None = None,
+    round_to: DTypeLike | None = None,
 ) -> jax.Array:
     """Returns (x - mean) / sqrt(var + epsilon) * scale + bias, in the dtype of ``x`` (float32 or wider).
 
-    In the same pass, it then adds ``residual`` and applies ``activation``. A ``mean`` of None is 0.
+    In the same pass, it then adds ``residual`` and applies ``activation``. A ``mean`` of None is 0. If mean
+    and bias are None, ``round_to`` is a dtype to round to before ``scale`` is applied.
 
     If statistics and parameters have the same axes, this is computed as (x - c) * gain + offset, where c is
     the mean as a constant. Then mean, scale and bias affect the result only through gain and offset, and the
@@ -62,7 +65,7 @@ def normalize(
     if mean is None:
         gains = (gain,) if scale is None else (gain, scale)
         if bias is None:
-            return finish(_scaled, *gains)
+            return finish(_scaled if round_to is None else _rounded_and_scaled(round_to), *gains)
         return finish(_scaled_and_shifted, *gains, bias)
     if scale is None and bias is None:
         return finish(_normalized, materialize(mean), gain)
@@ -79,6 +82,16 @@ def normalize(
 
 def _scaled(x: jax.Array, *gains: jax.Array) -> tuple[jax.Array]:
     return (functools.reduce(lax.mul, gains, x),)
+
+
+@functools.cache
+def _rounded_and_scaled(dtype: DTypeLike) -> Elementwise:
+    """Returns `_scaled` with the first product rounded to ``dtype``."""
+
+    def scaled(x: jax.Array, gain: jax.Array, *scales: jax.Array) -> tuple[jax.Array]:
+        return _scaled(rounded_to(dtype, lax.mul(x, gain)), *scales)
+
+    return scaled
 
 
 def _scaled_and_shifted(x: jax.Array, *gains_and_bias: jax.Array) -> tuple[jax.Array]:

@@ -36,6 +36,8 @@ class RMSNorm(Checked):
             computed in float32 or wider.
         scale_offset: added to the scale. For Gemma's 1 + scale, use 1 with a ``scale_init`` of zeros.
         fraction: fraction of the features, starting with the first, over which to compute the mean square.
+        scale_after_cast: whether to round to the dtype of the input before the scale is applied, as Llama and
+            T5 do in half precision.
         activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, applied after the norm in the same pass;
             or None.
 
@@ -61,6 +63,7 @@ class RMSNorm(Checked):
     force_float32_reductions: bool = True
     scale_offset: float | jax.Array = dataclasses.field(default=0.0, kw_only=True)
     fraction: float = dataclasses.field(default=1.0, kw_only=True)
+    scale_after_cast: bool = dataclasses.field(default=False, kw_only=True)
     activation: str | None = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
@@ -94,6 +97,7 @@ class RMSNorm(Checked):
             feature_axes=self.feature_axes,
             epsilon=self.epsilon,
             scale_offset=self.scale_offset,
+            scale_after_cast=self.scale_after_cast,
             fraction=self.fraction,
             mask=mask,
             activation=self.activation,

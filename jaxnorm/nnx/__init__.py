@@ -10,6 +10,8 @@ from ._derived import (
     AdaLayerNormZero as AdaLayerNormZero,
     AdaRMSNorm as AdaRMSNorm,
     AdaRMSNormZero as AdaRMSNormZero,
+    AddLayerNorm as AddLayerNorm,
+    AddRMSNorm as AddRMSNorm,
     BatchRenorm as BatchRenorm,
     ConditionalBatchNorm as ConditionalBatchNorm,
     Derf as Derf,

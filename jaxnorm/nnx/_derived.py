@@ -10,6 +10,7 @@ from ..norms.conditioned._ada_group_norm import AdaGroupNormRecipe
 from ..norms.conditioned._ada_layer_norm import AdaLayerNormRecipe, AdaLayerNormZeroRecipe
 from ..norms.conditioned._ada_rms_norm import AdaRMSNormRecipe, AdaRMSNormZeroRecipe
 from ..norms.conditioned._adain import AdaINRecipe
+from ..norms.conditioned._add_norm import AddLayerNormRecipe, AddRMSNormRecipe
 from ..norms.conditioned._batch_norm_of_domain import DomainBatchNormRecipe
 from ..norms.conditioned._conditional_batch_norm import ConditionalBatchNormRecipe
 from ..norms.conditioned._gated_rms_norm import GatedRMSNormRecipe
@@ -52,6 +53,12 @@ class AdaRMSNormZero(AdaRMSNormZeroRecipe, FromConditionedRecipe): ...
 
 
 class AdaGroupNorm(AdaGroupNormRecipe, FromConditionedRecipe): ...
+
+
+class AddLayerNorm(AddLayerNormRecipe, FromConditionedRecipe): ...
+
+
+class AddRMSNorm(AddRMSNormRecipe, FromConditionedRecipe): ...
 
 
 class BatchRenorm(Training, BatchRenormRecipe, FromRecipe): ...

@@ -42,6 +42,8 @@ class RMSNorm(nnx.Module):
         scale_metadata: metadata of the scale variable, such as its sharding.
         scale_offset: added to the scale. For Gemma's 1 + scale, use 1 with a ``scale_init`` of zeros.
         fraction: fraction of the features, starting with the first, over which to compute the mean square.
+        scale_after_cast: whether to round to the dtype of the input before the scale is applied, as Llama and
+            T5 do in half precision.
         activation: ``relu``, ``leaky_relu``, ``silu`` or ``gelu``, applied after the norm in the same pass;
             or None.
 
@@ -77,6 +79,7 @@ class RMSNorm(nnx.Module):
         scale_metadata: Mapping[str, Any] | None = None,
         scale_offset: float | jax.Array = 0.0,
         fraction: float = 1.0,
+        scale_after_cast: bool = False,
         activation: str | None = None,
     ) -> None:
         self.num_features = num_features
@@ -92,6 +95,7 @@ class RMSNorm(nnx.Module):
         self.promote_dtype = promote_dtype
         self.scale_offset = scale_offset
         self.fraction = fraction
+        self.scale_after_cast = scale_after_cast
         self.activation = activation
         check_fields(vars(self))
         shape = shape_of(num_features)
@@ -126,6 +130,7 @@ class RMSNorm(nnx.Module):
             feature_axes=self.feature_axes,
             epsilon=self.epsilon,
             scale_offset=self.scale_offset,
+            scale_after_cast=self.scale_after_cast,
             fraction=self.fraction,
             mask=mask,
             activation=self.activation,

@@ -113,6 +113,8 @@ REGISTRY = (
     Norm("conditioned", ("ada_rms_norm",), "AdaRMSNormZero"),
     Norm("conditioned", ("ada_group_norm",), "AdaGroupNorm"),
     Norm("conditioned", ("adain",), "AdaIN"),
+    Norm("conditioned", ("add_layer_norm",), "AddLayerNorm"),
+    Norm("conditioned", ("add_rms_norm",), "AddRMSNorm"),
     Norm("conditioned", ("gated_rms_norm",), "GatedRMSNorm"),
     Norm("conditioned", ("instance_norm",), "Spade"),
     Norm("conditioned", ("batch_norm", "batch_norm_inference"), "SpadeBatchNorm"),

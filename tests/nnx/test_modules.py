@@ -42,7 +42,7 @@ OF_FLAX = [
 OWN = {
     "BatchNorm": ["unbiased", "track_running_stats", "virtual_batch_size", "activation", "save_as"],
     "LayerNorm": ["activation"],
-    "RMSNorm": ["scale_offset", "fraction", "activation"],
+    "RMSNorm": ["scale_offset", "fraction", "scale_after_cast", "activation"],
     "GroupNorm": ["feature_axes", "activation"],
     "InstanceNorm": [
         *("track_running_stats", "use_running_average", "momentum", "unbiased", "activation")

@@ -54,6 +54,8 @@ MEANS: dict[str, Callable[[], Any]] = {
     "ada_group_norm": mean_of_groups,
     "ada_layer_norm": partial(mean_over, LAYER),
     "adain": partial(mean_over, INSTANCE),
+    "add_layer_norm": lambda: oracle.moments(wide(X) + X[::-1], LAYER, MASK).mean - X[::-1],
+    "add_rms_norm": lambda: -X[::-1],
     "batch_norm": partial(mean_over, BATCH),
     "batch_norm_adapted": lambda: 0.25 * wide(STATS.mean) + 0.75 * mean_over(BATCH),
     "batch_norm_inference": lambda: wide(STATS.mean),

@@ -16,7 +16,10 @@ from tests.stands_for import CLASSES, ROWS, X, after_of, has_modes, is_wrapper, 
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Norms with parameters along the batch, or with several inputs of the shape of x.
-PER_EXAMPLE = ("ada_group_norm", "ada_layer_norm", "ada_rms_norm", "adain", "modulate")
+PER_EXAMPLE = (
+    *("ada_group_norm", "ada_layer_norm", "ada_rms_norm", "adain"),
+    *("add_layer_norm", "add_rms_norm", "modulate"),
+)
 NORMS = [name for name in functions("x") if name not in PER_EXAMPLE]
 ROUND_TRIPS = ("batch_norm", "batch_norm_inference", "layer_norm", "rms_norm", "group_norm")
 RNG = np.random.default_rng(3)

@@ -132,16 +132,8 @@ NUMBERS: Mapping[str, Number | Count] = {
 }
 FLAGS = {
     *("unbiased", "cumulative"),
-    *(
-        "use_scale",
-        "use_key_scale",
-        "use_bias",
-        "use_gain",
-        "use_threshold",
-        "use_shift",
-        "track_running_stats",
-    ),
-    "norm_before_gate",
+    *("use_scale", "use_key_scale", "use_bias", "use_gain", "use_threshold", "use_shift"),
+    *("norm_before_gate", "scale_after_cast", "track_running_stats"),
     *("use_fast_variance", "force_float32_reductions", "error_on_non_matrix"),
     *("has_aux", "partial", "affine", "layer_by_layer", "progress"),
 }

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
+from jax.typing import DTypeLike
 
 from ...core._normalize import normalize
 from ...core._pool import Moments
@@ -22,11 +23,13 @@ def normalized_by(
     epsilon: float,
     about_zero: bool = False,
     activation: str | None = None,
+    round_to: DTypeLike | None = None,
 ) -> tuple[jax.Array, Moments]:
     """Normalizes ``p.x`` with the moments that ``take_moments`` computes; returns the result and the moments.
 
-    With ``about_zero``, no mean is subtracted. ``p.residual`` is added to the result, and then ``activation``
-    is applied. ``p.x`` is saved for the backward pass in its own dtype.
+    With ``about_zero``, no mean is subtracted, and `normalize` may ``round_to`` a dtype. ``p.residual`` is
+    added to the result, and then ``activation`` is applied. ``p.x`` is saved for the backward pass in its own
+    dtype.
     """
 
     @rematerialized
@@ -50,6 +53,7 @@ def normalized_by(
             mask=mask,
             activation=activation,
             residual=residual,
+            round_to=round_to,
         )
         return y.astype(p.dtype), m
 

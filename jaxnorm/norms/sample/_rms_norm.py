@@ -28,6 +28,7 @@ def rms_norm(
     feature_axes: Axes = -1,
     epsilon: float = 1e-6,
     scale_offset: float | jax.Array = 0.0,
+    scale_after_cast: bool = False,
     fraction: float = 1.0,
     mask: jax.Array | None = None,
     axis_name: AxisName | None = None,
@@ -45,9 +46,12 @@ def rms_norm(
         scale: γ, with the shape of the feature axes; None means 1.
         reduction_axes: axes to compute the mean square over.
         feature_axes: axes along which ``scale`` varies.
-        epsilon: ε, added to the mean square; zero or positive. (PyTorch's ``eps=None`` is
+        epsilon: ε, added to the mean square; zero or positive. (The paper's code adds it to the root instead,
+            which differs only for values as small as ε. PyTorch's ``eps=None`` is
             ``jnp.finfo(jnp.float32).eps``, or that of float64 for float64 inputs.)
         scale_offset: added to ``scale``, which is then required; use 1 for Gemma, whose scales start at 0.
+        scale_after_cast: round to the dtype of ``x`` before the scale is applied, as Llama and T5 do in half
+            precision. By default, only ``y`` is rounded.
         fraction: compute the mean square from this fraction of the features, taken from the start and rounded
             down: partial RMS norm (0.0625 in the paper). Values other than 1 require a single reduction axis
             and no ``axis_name``.
@@ -95,9 +99,15 @@ def rms_norm(
             x, reduced, mask, axis_name, axis_index_groups, widened=widened
         )
 
-    return normalized_by(take_moments, p, epsilon=epsilon, about_zero=True, activation=activation)[
-        0
-    ]
+    rounds = scale_after_cast and jnp.issubdtype(x.dtype, jnp.floating)
+    return normalized_by(
+        take_moments,
+        p,
+        epsilon=epsilon,
+        about_zero=True,
+        activation=activation,
+        round_to=x.dtype if rounds else None,
+    )[0]
 
 
 def _first(a: Any, axis: int, fraction: float) -> Any:
