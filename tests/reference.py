@@ -163,17 +163,22 @@ def batch_renorm(
     *,
     rmax: float = 3.0,
     dmax: float = 5.0,
+    form: str = "paper",
     feature_axes: Any = -1,
     momentum: float | None = 0.99,
     epsilon: float = 1e-3,
     mask: Array = None,
 ) -> Leaves:
-    """The running average is over standard deviations."""
+    """The running average is over standard deviations, or in CrossQ's form over variances."""
     m = oracle.moments(x, complement(feature_axes, x.ndim), mask)
     std, old_std = np.sqrt(m.var + epsilon), np.sqrt(stats[1] + epsilon)
     wide_old = _along(old_std, x, feature_axes)
     r = np.clip(std / wide_old, 1 / rmax, rmax)
     d = np.clip((m.mean - _along(stats[0], x, feature_axes)) / wide_old, -dmax, dmax)
+    if form == "crossq":
+        mean, var = m.mean - d * np.sqrt(m.var) / r, m.var / r**2
+        y = _affine((x - mean) / np.sqrt(var + epsilon), scale, bias, feature_axes)
+        return (y, *update_running_stats(stats, m, momentum=momentum))
     y = _affine((x - m.mean) / std * r + d, scale, bias, feature_axes)
     mean, moved_std, *seen = update_running_stats(
         (stats[0], old_std, stats[2]), oracle.Moments(m.mean, std, m.count), momentum=momentum

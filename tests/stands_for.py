@@ -117,10 +117,12 @@ def instance_norm(a: Asked) -> Answer:
 
 
 def batch_renorm(a: Asked) -> Answer:
-    """Batch renorm with limits that are numbers or functions of the step count."""
+    """Batch renorm with limits that are numbers or functions of the step count, after a warm-up."""
     steps = a.variables["steps"]
-    limits = {n: a.fields[n] for n in ("rmax", "dmax")}
+    limits: Fields = {n: a.fields[n] for n in ("rmax", "dmax")}
     limits = {n: limit(steps) if callable(limit) else limit for n, limit in limits.items()}
+    for name, at_first in (("rmax", 1.0), ("dmax", 0.0)):
+        limits[name] = jnp.where(steps < a.fields["warmup_steps"], at_first, limits[name])
     a = a._replace(fields=a.fields | limits)
     y, updated = modes(jn.batch_renorm, jn.batch_renorm_inference)(a)
     return y, {**updated, "steps": steps + 1} if a.training else {}
@@ -372,6 +374,8 @@ ROWS: dict[str, Row] = {
         values={
             "rmax": (1.5, lambda steps: 1 + steps.astype(jnp.float32) / 8),
             "dmax": (0.25, lambda steps: steps.astype(jnp.float32) / 16),
+            "form": ("crossq",),
+            "warmup_steps": (5,),
         },
     ),
     "ConditionalBatchNorm": Row(

@@ -49,7 +49,10 @@ FUNCTIONS: dict[str, Fields] = {
     "batch_norm": {"epsilon": 1e-5, "momentum": 0.99},  # Flax
     "batch_norm_adapted": {"epsilon": 1e-5},
     "batch_norm_inference": {"epsilon": 1e-5},
-    "batch_renorm": {"epsilon": 1e-3, "momentum": 0.99, "rmax": 3.0, "dmax": 5.0},  # paper, Keras
+    "batch_renorm": {  # paper, Keras
+        **{"epsilon": 1e-3, "momentum": 0.99, "rmax": 3.0, "dmax": 5.0},
+        "form": "paper",
+    },
     "batch_renorm_inference": {"epsilon": 1e-3},
     "conv_spectral_norm": {"n_steps": 1, "padding": "SAME", "strides": (1, 1)},
     "derf": {"alpha": 0.5, "shift": 0.0},  # paper
@@ -92,6 +95,7 @@ OF_CLASS |= {"InstanceNorm": "tracked_instance_norm"}
 # Defaults that a class adds or changes, and why.
 OWN: dict[str, Fields] = {
     "BatchNorm": {"track_running_stats": True},
+    "BatchRenorm": {"warmup_steps": 0},
     "FilterResponseNorm": {"use_threshold": True},  # the paper's unit
     "GhostBatchNorm": {"track_running_stats": True, "virtual_batch_size": 32},  # the usual size
     "InstanceNorm": {"track_running_stats": False},  # PyTorch

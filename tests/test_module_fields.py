@@ -57,8 +57,8 @@ NO_EFFECT = {
     "param_dtype": {"AdaIN", "LocalResponseNorm", "PixelNorm"},  # there are no parameters
 }
 # Fields that only matter together with another: without force_float32_reductions, the state has the
-# param_dtype.
-BESIDE = {"force_float32_reductions": "param_dtype"}
+# param_dtype. A warm-up matters if the limits are not at 1 and 0 anyway.
+BESIDE = {"force_float32_reductions": "param_dtype", "warmup_steps": "rmax"}
 INSTEAD = {"group_size": {"num_groups": None}}
 # Fields that are always refused, a value, and part of the error message.
 REFUSED: dict[tuple[str, str], tuple[Any, str]] = {

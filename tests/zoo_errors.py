@@ -129,6 +129,11 @@ GAIN_SHAPE = (
 )
 NO_SUCH_DOMAIN = "domain must lie in [0, 1]; got 2. Create statistics for more domains."
 LOW_LIMIT = "rmax must be 1 or more; got rmax=0.5. rmax=1 with dmax=0 is batch norm."
+NO_SUCH_FORM = (
+    "form must be 'paper' or 'crossq'; got 'sbx'. The first averages the standard deviation, the second the "
+    "variance."
+)
+NO_WARMUP = "warmup_steps must be an integer of 0 or more; got -1. 0 is no warm-up."
 NEGATIVE_LIMIT = "dmax must be 0 or more; got dmax=-1.0. dmax=0 with rmax=1 is batch norm."
 DOMAINS = jn.init_running_stats((2, 4))
 
@@ -237,6 +242,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "domain, number": (lambda: jn.stats_of_domain(DOMAINS, 2), NO_SUCH_DOMAIN),
     "batch_renorm, rmax": (lambda: jn.batch_renorm(X, STATS, rmax=0.5), LOW_LIMIT),
     "batch_renorm, dmax": (lambda: jn.batch_renorm(X, STATS, dmax=-1.0), NEGATIVE_LIMIT),
+    "batch_renorm, form": (
+        lambda: jn.batch_renorm(X, STATS, form="sbx"),  # pyright: ignore[reportArgumentType]
+        NO_SUCH_FORM,
+    ),
+    "batch_renorm, warm-up": (lambda: jnl.BatchRenorm(warmup_steps=-1), NO_WARMUP),
     "lp_normalize, p": (lambda: jn.lp_normalize(X, p=0.5), not_a_norm("0.5")),
     "lp_normalize, no number": (lambda: jn.lp_normalize(X, p="2"), not_a_norm("'2'")),  # pyright: ignore[reportArgumentType]
     "modulate, scale": (

@@ -77,6 +77,10 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("batch_norm_inference", "mask"): READS_A_MASKED_NAN,
     ("batch_norm_inference", "residual"): [{"residual": X[::-1]}],
     ("batch_renorm", "dmax"): [{"dmax": 0.1}],
+    ("batch_renorm", "form"): [
+        {"form": "crossq", "momentum": 0.6},
+        {"form": "crossq", "rmax": 1.1, "dmax": 0.1, "mask": MASK},
+    ],
     ("batch_renorm_inference", "mask"): READS_A_MASKED_NAN,
     ("batch_renorm", "rmax"): [{"rmax": 1.1}],
     ("conv_spectral_norm", "n_steps"): [{"n_steps": 3}],

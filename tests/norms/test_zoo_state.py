@@ -21,6 +21,9 @@ DEVICES, EACH = 4, 6
 Step = Callable[..., tuple[Any, Any]]
 STEPS: dict[str, Step] = {
     "batch_renorm": partial(jn.batch_renorm, rmax=1.5, dmax=0.5, epsilon=EPSILON, momentum=0.8),
+    "batch_renorm, crossq": partial(
+        jn.batch_renorm, rmax=1.5, dmax=0.5, form="crossq", epsilon=EPSILON, momentum=0.8
+    ),
     "evo_norm_b0": lambda x, stats, **more: jn.evo_norm_b0(
         x, stats, V, epsilon=EPSILON, momentum=0.8, **more
     ),
@@ -156,6 +159,7 @@ def test_evaluation_depends_on_no_other_example(name: str) -> None:
     _, stats = STEPS[name](batch(0), start(name))
     evaluate: dict[str, Callable[[Any], Any]] = {
         "batch_renorm": lambda x: jn.batch_renorm_inference(x, stats),
+        "batch_renorm, crossq": lambda x: jn.batch_renorm_inference(x, stats),
         "evo_norm_b0": lambda x: jn.evo_norm_b0_inference(x, stats, V),
         "iterative_whitening": lambda x: jn.iterative_whitening_inference(x, stats),
         "mean_only": lambda x: jn.mean_only_batch_norm_inference(x, stats),

@@ -117,6 +117,7 @@ NUMBERS: Mapping[str, Number | Count] = {
     "num_groups": GROUPS,
     "group_size": GROUPS,
     "steps": Count("5 is usual; more steps are more accurate."),
+    "warmup_steps": Count("0 is no warm-up.", "an integer of 0 or more", 0),
     "features": Count("It is the number of channels."),
     "num_classes": Count("It is the number of rows in the tables of scales and biases."),
     "num_domains": Count("Each domain has its own statistics."),
