@@ -25,6 +25,12 @@ from .norms.batch._evo_norm_b0 import (
     evo_norm_b0 as evo_norm_b0,
     evo_norm_b0_inference as evo_norm_b0_inference,
 )
+from .norms.batch._input_norm import (
+    input_norm as input_norm,
+    input_norm_inference as input_norm_inference,
+    input_norm_inverse as input_norm_inverse,
+)
+from .norms.batch._input_stats import InputStats as InputStats, init_input_norm as init_input_norm
 from .norms.batch._iterative_whitening import (
     iterative_whitening as iterative_whitening,
     iterative_whitening_inference as iterative_whitening_inference,

@@ -86,6 +86,13 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "scale_norm": {"scale": np.float32(3.0)},
 }
 ARGUMENTS["iterative_whitening_inference"] = ARGUMENTS["iterative_whitening"]
+INPUT_STATS = jn.InputStats(
+    STATS.mean, STATS.var, jnp.full(FEATURES, 40.0), jnp.zeros((3, FEATURES))
+)
+ARGUMENTS |= {
+    name: {"stats": INPUT_STATS}
+    for name in ("input_norm", "input_norm_inference", "input_norm_inverse")
+}
 """Arguments for functions that need other inputs."""
 # In these functions the parameter is an option, like epsilon, not an input.
 _OPTIONS_THERE = {
@@ -125,6 +132,19 @@ def arguments(name: str) -> dict[str, Any]:
         elif parameter in INPUTS and (name, parameter) not in _OPTIONS_THERE:
             found[parameter] = INPUTS[parameter]
     return found
+
+
+def leaves(result: Any) -> list[jax.Array]:
+    """The leaves of a result. What rounding left out of statistics is added to them."""
+
+    def whole(part: Any) -> Any:
+        if isinstance(part, jn.InputStats):
+            return [a + b for a, b in zip(part[:3], part.remainder, strict=True)]
+        return part
+
+    return jax.tree.leaves(
+        jax.tree.map(whole, result, is_leaf=lambda part: isinstance(part, jn.InputStats))
+    )
 
 
 def expected(name: str, given: dict[str, Any]) -> tuple[Any, ...]:

@@ -225,6 +225,53 @@ def batch_renorm_inference(
     return batch_norm_inference(x, stats, scale, bias, **options)
 
 
+def input_norm(
+    x: Array,
+    stats: Any,
+    *,
+    weights: Array = None,
+    max_abs: float | None = None,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-8,
+    mask: Array = None,
+) -> Leaves:
+    """The statistics of the values so far, and of x repeated ``weights`` times, in exact arithmetic."""
+    reduced = complement(feature_axes, x.ndim)
+    counts = np.broadcast_to(1 if weights is None else weights, x.shape) * _or_all(mask)
+    w = [stats[2], counts.sum(reduced)]
+    mean_of_x = (counts * x).sum(reduced) / w[1]
+    var_of_x = (counts * (x - _along(mean_of_x, x, feature_axes)) ** 2).sum(reduced) / w[1]
+    mean = (w[0] * stats[0] + w[1] * mean_of_x) / sum(w)
+    var = w[0] * (stats[1] + (stats[0] - mean) ** 2) + w[1] * (var_of_x + (mean_of_x - mean) ** 2)
+    updated = mean, var / sum(w), sum(w)
+    options: Any = {"max_abs": max_abs, "feature_axes": feature_axes, "epsilon": epsilon}
+    return (*input_norm_inference(x, updated, **options, mask=mask), *updated)
+
+
+def input_norm_inference(
+    x: Array,
+    stats: Any,
+    *,
+    max_abs: float | None = None,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-8,
+    mask: Array = None,
+) -> Leaves:
+    """A masked NaN reads as the mean."""
+    limit = np.inf if max_abs is None else max_abs
+    mean, var = (_along(a, x, feature_axes) for a in stats[:2])
+    x = np.where(_or_all(mask) | np.isfinite(x), x, mean)
+    return (np.clip((x - mean) / np.sqrt(var + epsilon), -limit, limit),)
+
+
+def input_norm_inverse(
+    y: Array, stats: Any, *, feature_axes: Any = -1, epsilon: float = 1e-8
+) -> Leaves:
+    """The inverse without a limit."""
+    mean, var = (_along(a, y, feature_axes) for a in stats[:2])
+    return (y * np.sqrt(var + epsilon) + mean,)
+
+
 def evo_norm_b0(
     x: Array,
     stats: Any,

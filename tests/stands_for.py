@@ -65,6 +65,8 @@ class Asked(NamedTuple):
     def stats(self) -> Any:
         """The running statistics among the variables."""
         mean, var, count, matrix = self.named("mean", "var", "count", "matrix")
+        if "remainder" in self.variables:
+            return jn.InputStats(mean, var, count, self.variables["remainder"])
         if matrix is not None:
             return jn.WhiteningStats(mean, matrix)
         return jn.RunningStats(mean, var, count)
@@ -330,6 +332,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "use_running_average": (True,),
     "use_fast_variance": (False,),
     "force_float32_reductions": (False,),
+    "max_abs": (0.5,),
     "num_groups": (4,),
     "group_size": (2,),
     "norm_before_gate": (False,),

@@ -37,6 +37,8 @@ ORACLES = {
     "conv_spectral_norm": "tests/norms/test_weights.py",
     "evo_norm_b0_inference": "tests/norms/test_zoo_facts.py",
     "forced_magnitude": "tests/norms/test_weights.py",
+    "input_norm_inference": "tests/norms/test_input_norm.py",
+    "input_norm_inverse": "tests/norms/test_input_norm.py",
     "iterative_whitening_inference": "tests/norms/test_zoo_facts.py",
     "local_response_norm": "tests/norms/test_local_response.py",
     "magnitude_preserving": "tests/norms/test_weights.py",
@@ -86,11 +88,15 @@ def test_running_statistics_are_followed() -> None:
     """All functions that update running statistics, and all classes that store them, have tests of these."""
     parameters = {n: inspect.signature(getattr(jn, n)).parameters for n in NORMS}
     moving = {n for n, known in parameters.items() if {"stats", "momentum"} <= set(known)}
+    moving |= {n for n in NORMS if f"{n}_inference" in NORMS}
     steps = {step.split(",")[0] for step in STEPS}
     followed = {n for n in moving for step in steps if n.startswith(step)}
     assert left_out(moving, followed, STATES) == [] and len(followed) == len(steps)
     tracked = {n for n in CASES if "momentum" in fields_of("linen", n)}
-    assert left_out(STATE, tracked, {"FrozenBatchNorm"}) == [] and left_out(tracked, STATE) == []
+    assert (
+        left_out(STATE, tracked, {"FrozenBatchNorm", "InputNorm"}) == []
+        and left_out(tracked, STATE) == []
+    )
 
 
 def test_every_class_has_cases() -> None:

@@ -67,6 +67,9 @@ FUNCTIONS: dict[str, Fields] = {
     "group_norm": {"epsilon": 1e-6, "num_groups": 32},  # Flax
     "init_act_norm": {"epsilon": 1e-6},  # Glow
     "init_running_stats": {"cumulative": False},
+    "input_norm": {"epsilon": 1e-8},  # VecNormalize
+    "input_norm_inference": {"epsilon": 1e-8},
+    "input_norm_inverse": {"epsilon": 1e-8},
     "instance_norm": {"epsilon": 1e-6},  # Flax
     "iterative_whitening": {"epsilon": 1e-5, "momentum": 0.9, "steps": 5},  # paper: momentum 0.1
     "l2_normalize": {"epsilon": 1e-12},  # Flax's helper
@@ -149,6 +152,7 @@ BEGIN: dict[str, float] = {
     **dict.fromkeys(("scale", "v", "query_scale", "key_scale", "var", "sigma"), 1.0),
     **dict.fromkeys(("mean_weights", "var_weights"), 1.0),
     **dict.fromkeys(("bias", "shift", "threshold", "log_scale", "mean", "steps"), 0.0),
+    **dict.fromkeys(("count", "remainder"), 0.0),
     **dict.fromkeys(("affine_kernel", "affine_bias"), 0.0),
     "alpha": 0.5,
 }

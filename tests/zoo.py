@@ -129,6 +129,12 @@ def _correction(mask: Any, rmax: float = 1.5, dmax: float = 0.5) -> tuple[Any, A
     return r, np.clip((mean - old_mean) / old, -dmax, dmax)
 
 
+def _input_norm(x: Any, mask: Any = None) -> Any:
+    """The statistics are constants."""
+    at = np.asarray(primals("input_norm")[0], float)
+    return (x - _mean(at, (0, 1, 2), mask)) / np.sqrt(_var(at, (0, 1, 2), mask) + EPSILON)
+
+
 def _lp(p: float) -> Callable[..., Any]:
     return lambda x: x / (np.abs(x) ** p).sum(-1, keepdims=True) ** (1 / p)
 
@@ -194,6 +200,10 @@ ZOO: dict[str, Zoo] = {
         lambda *args, **mask: jn.global_response_norm(*args, epsilon=EPSILON, **mask),
         _grn,
         (_C, _C),
+    ),
+    "input_norm": Zoo(
+        lambda x, **mask: jn.input_norm(x, jn.init_input_norm(4), epsilon=EPSILON, **mask)[0],
+        _input_norm,
     ),
     "iterative_whitening": Zoo(
         lambda x, *affine, **mask: jn.iterative_whitening(

@@ -129,6 +129,15 @@ GAIN_SHAPE = (
 )
 NO_SUCH_DOMAIN = "domain must lie in [0, 1]; got 2. Create statistics for more domains."
 LOW_LIMIT = "rmax must be 1 or more; got rmax=0.5. rmax=1 with dmax=0 is batch norm."
+NO_INPUT_STATS = (
+    "stats must be InputStats; got RunningStats. Start from init_input_norm(feature_shape) and pass what the "
+    "last step returned; convert a dict or a tuple from a checkpoint with InputStats(**d) or InputStats(*t)."
+)
+WEIGHTS_SHAPE = (
+    "weights must be real and broadcast to x; got float32 weights of shape (6,) for x of shape (6, 5, 4). "
+    "Axes are aligned from the last: weights of the examples in x need shape (6, 1, 1)."
+)
+NO_LIMIT = "max_abs must be positive; got max_abs=0.0. 10 is usual."
 NO_SUCH_FORM = (
     "form must be 'paper' or 'crossq'; got 'sbx'. The first averages the standard deviation, the second the "
     "variance."
@@ -157,6 +166,15 @@ REAL_ONLY: dict[str, tuple[Callable[[], Any], str]] = {
     "batch_renorm, module": (
         lambda: jnl.BatchRenorm(use_running_average=False).init(KEY, COMPLEX),
         "batch_norm",
+    ),
+    "input_norm": (lambda: jn.input_norm(COMPLEX, jn.init_input_norm(4)), "batch_norm"),
+    "input_norm_inference": (
+        lambda: jn.input_norm_inference(COMPLEX, jn.init_input_norm(4)),
+        "batch_norm_inference",
+    ),
+    "input_norm_inverse": (
+        lambda: jn.input_norm_inverse(COMPLEX, jn.init_input_norm(4)),
+        "batch_norm_inference",
     ),
     "batch_renorm, scale": (lambda: jn.batch_renorm(X, STATS, COMPLEX_SCALE), "batch_norm"),
     "conv_spectral_norm": (
@@ -247,6 +265,18 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         NO_SUCH_FORM,
     ),
     "batch_renorm, warm-up": (lambda: jnl.BatchRenorm(warmup_steps=-1), NO_WARMUP),
+    "input_norm, stats": (
+        lambda: jn.input_norm(X, STATS),  # pyright: ignore[reportArgumentType]
+        NO_INPUT_STATS,
+    ),
+    "input_norm, weights": (
+        lambda: jn.input_norm(X, jn.init_input_norm(4), weights=jnp.ones(6)),
+        WEIGHTS_SHAPE,
+    ),
+    "input_norm, limit": (
+        lambda: jn.input_norm(X, jn.init_input_norm(4), max_abs=0.0),
+        NO_LIMIT,
+    ),
     "lp_normalize, p": (lambda: jn.lp_normalize(X, p=0.5), not_a_norm("0.5")),
     "lp_normalize, no number": (lambda: jn.lp_normalize(X, p="2"), not_a_norm("'2'")),  # pyright: ignore[reportArgumentType]
     "modulate, scale": (

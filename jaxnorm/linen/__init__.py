@@ -18,6 +18,7 @@ from ._derived import (
     FrozenBatchNorm as FrozenBatchNorm,
     GatedRMSNorm as GatedRMSNorm,
     GlobalResponseNorm as GlobalResponseNorm,
+    InputNorm as InputNorm,
     IterativeWhitening as IterativeWhitening,
     LayerScale as LayerScale,
     LocalResponseNorm as LocalResponseNorm,

@@ -3,6 +3,7 @@
 from ..norms.batch._batch_renorm import BatchRenormRecipe
 from ..norms.batch._evo_norm_b0 import EvoNormB0Recipe
 from ..norms.batch._frozen_batch_norm import FrozenBatchNormRecipe
+from ..norms.batch._input_norm import InputNormRecipe
 from ..norms.batch._iterative_whitening import IterativeWhiteningRecipe
 from ..norms.batch._mean_only_batch_norm import MeanOnlyBatchNormRecipe
 from ..norms.batch._switchable_norm import SwitchableNormRecipe
@@ -74,6 +75,9 @@ class GatedRMSNorm(GatedRMSNormRecipe, FromConditionedRecipe): ...
 
 
 class GlobalResponseNorm(GlobalResponseNormRecipe, FromRecipe): ...
+
+
+class InputNorm(Training, InputNormRecipe, FromRecipe): ...
 
 
 class IterativeWhitening(Training, IterativeWhiteningRecipe, FromRecipe): ...

@@ -82,6 +82,12 @@ REGISTRY = (
         "iterative_whitening",
         helpers=("init_whitening", "WhiteningStats"),
     ),
+    Norm(
+        "batch",
+        ("input_norm", "input_norm_inference", "input_norm_inverse"),
+        "InputNorm",
+        helpers=("init_input_norm", "InputStats"),
+    ),
     Norm("batch", ("evo_norm_b0", "evo_norm_b0_inference"), "EvoNormB0", "evo_b0"),
     Norm("sample", ("layer_norm",), "LayerNorm", "layer"),
     Norm("sample", ("rms_norm",), "RMSNorm", "rms"),

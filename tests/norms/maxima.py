@@ -62,6 +62,7 @@ NORMS: dict[str, Callable[..., jax.Array]] = {
     "filter response": lambda x, s, b: jn.filter_response_norm(x, s, b),
     "filter response, tlu": lambda x, s, b: jn.filter_response_norm(x, s, b, b),
     "global response": lambda x, s, b: jn.global_response_norm(x, s, b),
+    "input": lambda x, s, b: jn.input_norm(x, jn.init_input_norm(x.shape[-1]))[0] * s + b,
     "mean only": lambda x, s, b: jn.mean_only_batch_norm(x, fresh(x), b)[0],
     "modulate": lambda x, s, b: jn.modulate(x, *modulation(x, s, b)),
     "scale": lambda x, s, b: jn.scale_norm(x, s[0]),

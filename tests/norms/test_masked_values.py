@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
-from tests import oracle
+from tests import oracle, reference
 from tests.calls import (
     ARGUMENTS,
+    INPUT_STATS,
     INPUTS,
     MASK,
     MASKS,
@@ -59,6 +60,8 @@ MEANS: dict[str, Callable[[], Any]] = {
     "batch_renorm": partial(mean_over, BATCH),
     "batch_renorm_inference": lambda: wide(STATS.mean),
     "group_norm": mean_of_groups,
+    "input_norm": lambda: reference.input_norm(wide(X), [*map(wide, INPUT_STATS)], mask=MASK)[1],
+    "input_norm_inference": lambda: wide(STATS.mean),
     "instance_norm": partial(mean_over, INSTANCE),
     "iterative_whitening": partial(mean_over, BATCH, POSITIONS),
     "iterative_whitening_inference": lambda: wide(ARGUMENTS["iterative_whitening"]["stats"].mean),

@@ -20,6 +20,7 @@ from tests.calls import (
     DEVICE_OPTIONS,
     ELSEWHERE,
     FEATURES,
+    INPUT_STATS,
     INPUTS,
     MASK,
     POSITIONS,
@@ -28,6 +29,7 @@ from tests.calls import (
     arguments,
     expected,
     functions,
+    leaves,
     options,
     parameters,
     pattern,
@@ -98,6 +100,16 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("group_norm", "group_size"): [{"num_groups": None, "group_size": 1}],
     ("group_norm", "num_groups"): [{"num_groups": 4}],
     ("group_norm", "reduction_axes"): [{"reduction_axes": (1, 3)}],
+    ("input_norm", "max_abs"): [{"max_abs": 0.5}],
+    ("input_norm", "weights"): [
+        {"weights": np.linspace(0, 2, 4, dtype=np.float32).reshape(4, 1, 1, 1)},
+        {
+            "weights": np.linspace(0.01, 0.02, X.size, dtype=np.float32).reshape(X.shape),
+            "mask": MASK,
+        },
+    ],
+    ("input_norm_inference", "mask"): READS_A_MASKED_NAN,
+    ("input_norm_inference", "max_abs"): [{"max_abs": 0.5}],
     ("iterative_whitening", "mask"): [{"mask": POSITIONS}],
     ("iterative_whitening_inference", "mask"): [
         {"mask": POSITIONS, "x": np.where(POSITIONS, X, np.nan).astype(np.float32)}
@@ -181,6 +193,8 @@ def tiny(name: str) -> dict[str, Any]:
     given = {k: v * size for k, v in arguments(name).items() if k in inputs}
     if isinstance(arguments(name).get("stats"), jn.RunningStats):
         given["stats"] = jn.RunningStats(STATS.mean * size, STATS.var * size**2)
+    if isinstance(arguments(name).get("stats"), jn.InputStats):
+        given["stats"] = INPUT_STATS._replace(mean=STATS.mean * size, var=STATS.var * size**2)
     if name == "spectral_norm":  # its epsilon matters next to a kernel of size 1
         state = arguments(name)["state"]
         given = {"state": state._replace(u=state.u * size)}
@@ -217,8 +231,7 @@ def results(name: str) -> dict[str, list[jax.Array]]:
     @jax.jit
     def run(arrays: dict[str, Any]) -> dict[str, Any]:
         return {
-            label: jax.tree.leaves(function(**(static | arrays | row)))
-            for label, row in calls(name).items()
+            label: leaves(function(**(static | arrays | row))) for label, row in calls(name).items()
         }
 
     return run(arrays)
@@ -297,6 +310,5 @@ def test_lists_are_arrays(name: str) -> None:
         k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in given.items()
     }
     f = getattr(jn, name)
-    leaves = zip(*map(jax.tree.leaves, (f(**listed), f(**given))), strict=True)
-    for got, want in leaves:
+    for got, want in zip(leaves(f(**listed)), leaves(f(**given)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

@@ -101,6 +101,7 @@ NUMBERS: Mapping[str, Number | Count] = {
     ),
     "rmax": Number("be 1 or more", lambda v: v >= 1, "rmax=1 with dmax=0 is batch norm."),
     "dmax": Number("be 0 or more", lambda v: v >= 0, "dmax=0 with rmax=1 is batch norm."),
+    "max_abs": Number("be positive", lambda v: v > 0, "10 is usual.", or_none=True),
     "decay": Number(
         "lie in [0, 1]",
         lambda v: 0 <= v <= 1,
