@@ -74,7 +74,7 @@ INPUTS: dict[str, Any] = {
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "ada_layer_norm": {"scale": _normal(4, FEATURES), "shift": _normal(4, FEATURES)},
     "conv_spectral_norm": {"kernel": _normal(3, 3, 2, 3)},
-    "evo_norm_s0": {"num_groups": 2},
+    **{f"evo_norm_s{i}": {"num_groups": 2} for i in (0, 1, 2)},
     "group_norm": {"num_groups": 2},
     "iterative_whitening": {
         "stats": jn.WhiteningStats(

@@ -312,6 +312,82 @@ def _evo_norm_b0(
 ) -> Any:
     instance = oracle.moments(x, _positions(x, axes), mask)
     line = _along(v, x, axes) * x + np.sqrt(instance.var + epsilon)
+    return _over_larger(x, var, line, scale, bias, axes, epsilon)
+
+
+def evo_norm_b1(
+    x: Array,
+    stats: Any,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    momentum: float | None = 0.9,
+    epsilon: float = 1e-5,
+    unbiased: bool = False,
+    mask: Array = None,
+) -> Leaves:
+    """Liu et al. (2020)."""
+    batch = oracle.moments(x, complement(feature_axes, x.ndim), mask)
+    line = (x + 1) * np.sqrt(_mean_square(x, _positions(x, feature_axes), mask) + epsilon)
+    y = _over_larger(x, batch.var, line, scale, bias, feature_axes, epsilon)
+    return (y, *update_running_stats(stats, batch, momentum=momentum, unbiased=unbiased))
+
+
+def evo_norm_b1_inference(
+    x: Array,
+    stats: Any,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-5,
+    mask: Array = None,
+) -> Leaves:
+    """The running variance replaces that of the batch."""
+    line = (x + 1) * np.sqrt(_mean_square(x, _positions(x, feature_axes), mask) + epsilon)
+    var = _along(stats[1], x, feature_axes)
+    return (_over_larger(x, var, line, scale, bias, feature_axes, epsilon),)
+
+
+def evo_norm_b2(
+    x: Array,
+    stats: Any,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    momentum: float | None = 0.9,
+    epsilon: float = 1e-5,
+    unbiased: bool = False,
+    mask: Array = None,
+) -> Leaves:
+    """Liu et al. (2020)."""
+    batch = oracle.moments(x, complement(feature_axes, x.ndim), mask)
+    line = np.sqrt(_mean_square(x, _positions(x, feature_axes), mask) + epsilon) - x
+    y = _over_larger(x, batch.var, line, scale, bias, feature_axes, epsilon)
+    return (y, *update_running_stats(stats, batch, momentum=momentum, unbiased=unbiased))
+
+
+def evo_norm_b2_inference(
+    x: Array,
+    stats: Any,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-5,
+    mask: Array = None,
+) -> Leaves:
+    """The running variance replaces that of the batch."""
+    line = np.sqrt(_mean_square(x, _positions(x, feature_axes), mask) + epsilon) - x
+    var = _along(stats[1], x, feature_axes)
+    return (_over_larger(x, var, line, scale, bias, feature_axes, epsilon),)
+
+
+def _over_larger(
+    x: Array, var: Array, line: Array, scale: Array, bias: Array, axes: Any, epsilon: float
+) -> Any:
     return _affine(x / np.maximum(np.sqrt(var + epsilon), line), scale, bias, axes)
 
 
@@ -535,6 +611,40 @@ def evo_norm_s0(
     m = _moments_of_groups(x, num_groups, group_size, feature_axes, None, mask)
     swish = x / (1 + np.exp(-_along(v, x, feature_axes) * x))
     return (_affine(swish / np.sqrt(m.var + epsilon), scale, bias, feature_axes),)
+
+
+def evo_norm_s1(
+    x: Array,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-5,
+    mask: Array = None,
+) -> Leaves:
+    """Liu et al. (2020)."""
+    m = _moments_of_groups(x, num_groups, group_size, feature_axes, None, mask)
+    y = _activated(x, "silu") / np.sqrt(m.var + epsilon)
+    return (_affine(y, scale, bias, feature_axes),)
+
+
+def evo_norm_s2(
+    x: Array,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-5,
+    mask: Array = None,
+) -> Leaves:
+    """Liu et al. (2020)."""
+    m = _moments_of_groups(x, num_groups, group_size, feature_axes, None, mask)
+    y = _activated(x, "silu") / np.sqrt(m.var + m.mean**2 + epsilon)
+    return (_affine(y, scale, bias, feature_axes),)
 
 
 def instance_norm(

@@ -223,6 +223,18 @@ def qk_norm(a: Asked) -> Answer:
     return narrowed(a, normalized(a.x, query_scale), normalized(a.after[0], key_scale)), {}
 
 
+def or_linear(norm: Reference) -> Reference:
+    """An EvoNorm, or x · scale + bias if it has no nonlinearity."""
+
+    def answer(a: Asked) -> Answer:
+        if a.fields["nonlinearity"]:
+            return norm(a)
+        scale, bias = (over(a, p[None]) for p in a.named("scale", "bias"))
+        return narrowed(a, a.x * scale + bias), {}
+
+    return answer
+
+
 def conditional_batch_norm(a: Asked) -> Answer:
     """Batch norm without scale and bias, followed by the rows of both tables for the labels."""
     (labels,), (scale, bias) = a.after, map(wide, a.named("scale", "bias"))
@@ -335,7 +347,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "max_abs": (0.5,),
     "num_groups": (4,),
     "group_size": (2,),
-    "norm_before_gate": (False,),
+    **{name: (False,) for name in ("norm_before_gate", "nonlinearity")},
     "track_running_stats": (False,),
     "virtual_batch_size": (2,),
     "activation": ("gelu",),
@@ -394,7 +406,12 @@ ROWS: dict[str, Row] = {
         {"num_domains": (3,)},
         lambda fields, n: (jnp.int32(fields["num_domains"] - 1),),
     ),
-    "EvoNormS0": Row(plain(jn.evo_norm_s0), {"num_groups": 2}, ONE_AXIS, split=1),
+    "EvoNormB0": Row(or_linear(modes(jn.evo_norm_b0, jn.evo_norm_b0_inference))),
+    "EvoNormB1": Row(or_linear(modes(jn.evo_norm_b1, jn.evo_norm_b1_inference))),
+    "EvoNormB2": Row(or_linear(modes(jn.evo_norm_b2, jn.evo_norm_b2_inference))),
+    "EvoNormS0": Row(or_linear(plain(jn.evo_norm_s0)), {"num_groups": 2}, ONE_AXIS, split=1),
+    "EvoNormS1": Row(or_linear(plain(jn.evo_norm_s1)), {"num_groups": 2}, ONE_AXIS, split=1),
+    "EvoNormS2": Row(or_linear(plain(jn.evo_norm_s2)), {"num_groups": 2}, ONE_AXIS, split=1),
     "FilterResponseNorm": Row(plain(jn.filter_response_norm), split=1),
     "FrozenBatchNorm": Row(frozen_batch_norm, tolerance=1e-5),
     "GhostBatchNorm": Row(

@@ -59,7 +59,13 @@ FUNCTIONS: dict[str, Fields] = {
     "dynamic_tanh": {"alpha": 0.5},  # paper
     "evo_norm_b0": {"epsilon": 1e-3, "momentum": 0.9},  # timm, with momentum 0.1 there
     "evo_norm_b0_inference": {"epsilon": 1e-3},
+    "evo_norm_b1": {"epsilon": 1e-5, "momentum": 0.9},  # timm
+    "evo_norm_b1_inference": {"epsilon": 1e-5},
+    "evo_norm_b2": {"epsilon": 1e-5, "momentum": 0.9},  # timm
+    "evo_norm_b2_inference": {"epsilon": 1e-5},
     "evo_norm_s0": {"epsilon": 1e-5, "num_groups": 32},  # paper, timm
+    "evo_norm_s1": {"epsilon": 1e-5, "num_groups": 32},  # timm
+    "evo_norm_s2": {"epsilon": 1e-5, "num_groups": 32},  # timm
     "filter_response_norm": {"epsilon": 1e-6},  # paper
     "forced_magnitude": {"epsilon": 1e-4},  # EDM2
     "gated_rms_norm": {"epsilon": 1e-6, "num_groups": 1, "norm_before_gate": True},  # Qwen3-Next
@@ -99,6 +105,7 @@ OF_CLASS |= {"InstanceNorm": "tracked_instance_norm"}
 OWN: dict[str, Fields] = {
     "BatchNorm": {"track_running_stats": True},
     "BatchRenorm": {"warmup_steps": 0},
+    **{f"EvoNorm{which}": {"nonlinearity": True} for which in ("B0", "B1", "B2", "S0", "S1", "S2")},
     "FilterResponseNorm": {"use_threshold": True},  # the paper's unit
     "GhostBatchNorm": {"track_running_stats": True, "virtual_batch_size": 32},  # the usual size
     "InstanceNorm": {"track_running_stats": False},  # PyTorch

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -143,9 +144,11 @@ def _stats() -> jn.RunningStats:
     return jn.RunningStats(*(jnp.asarray(a, jnp.float32) for a in OLD[:2]))
 
 
-def _of(name: str) -> Callable[..., Any]:
-    """The function in tests.reference."""
-    return lambda *args, **mask: getattr(reference, name)(*args, **mask)[0]
+def _of(name: str, **options: Any) -> Callable[..., Any]:
+    """The function in tests.reference, of x, the parameters, and running statistics if it takes these."""
+    stats = (np.zeros(4), np.ones(4), None)
+    given = (stats,) if "momentum" in signature(getattr(reference, name)).parameters else ()
+    return lambda x, *args, **mask: getattr(reference, name)(x, *given, *args, **options, **mask)[0]
 
 
 _C = (4,)
@@ -189,6 +192,26 @@ ZOO: dict[str, Zoo] = {
         lambda *args, **mask: jn.evo_norm_s0(*args, num_groups=2, epsilon=EPSILON, **mask),
         _evo_s0,
         (_C, _C, _C),
+    ),
+    "evo_norm_b1": Zoo(
+        lambda x, *more, **mask: jn.evo_norm_b1(x, _stats(), *more, epsilon=EPSILON, **mask)[0],
+        _of("evo_norm_b1", epsilon=EPSILON),
+        (_C, _C),
+    ),
+    "evo_norm_b2": Zoo(
+        lambda x, *more, **mask: jn.evo_norm_b2(x, _stats(), *more, epsilon=EPSILON, **mask)[0],
+        _of("evo_norm_b2", epsilon=EPSILON),
+        (_C, _C),
+    ),
+    "evo_norm_s1": Zoo(
+        lambda *args, **mask: jn.evo_norm_s1(*args, num_groups=2, epsilon=EPSILON, **mask),
+        _of("evo_norm_s1", num_groups=2, epsilon=EPSILON),
+        (_C, _C),
+    ),
+    "evo_norm_s2": Zoo(
+        lambda *args, **mask: jn.evo_norm_s2(*args, num_groups=2, epsilon=EPSILON, **mask),
+        _of("evo_norm_s2", num_groups=2, epsilon=EPSILON),
+        (_C, _C),
     ),
     "filter_response_norm": Zoo(
         lambda *args, **mask: jn.filter_response_norm(*args, epsilon=EPSILON, **mask),

@@ -186,7 +186,19 @@ REAL_ONLY: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jn.evo_norm_b0(COMPLEX, STATS, jnp.ones(4)),
         "batch_norm",
     ),
+    "evo_norm_b1": (lambda: jn.evo_norm_b1(COMPLEX, STATS), "batch_norm"),
+    "evo_norm_b1_inference": (
+        lambda: jn.evo_norm_b1_inference(COMPLEX, STATS),
+        "batch_norm_inference",
+    ),
+    "evo_norm_b2": (lambda: jn.evo_norm_b2(COMPLEX, STATS), "batch_norm"),
+    "evo_norm_b2_inference": (
+        lambda: jn.evo_norm_b2_inference(COMPLEX, STATS),
+        "batch_norm_inference",
+    ),
     "evo_norm_s0": (lambda: jn.evo_norm_s0(COMPLEX, jnp.ones(4), num_groups=2), "group_norm"),
+    "evo_norm_s1": (lambda: jn.evo_norm_s1(COMPLEX, num_groups=2), "group_norm"),
+    "evo_norm_s2": (lambda: jn.evo_norm_s2(COMPLEX, num_groups=2), "group_norm"),
     "filter_response_norm": (lambda: jn.filter_response_norm(COMPLEX), "instance_norm"),
     "iterative_whitening": (
         lambda: jn.iterative_whitening(COMPLEX, jn.init_whitening(4)),

@@ -90,8 +90,10 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("conv_spectral_norm", "strides"): [{"strides": (2, 1)}],
     ("derf", "mask"): READS_A_MASKED_NAN,
     ("dynamic_tanh", "mask"): READS_A_MASKED_NAN,
-    ("evo_norm_s0", "group_size"): [{"num_groups": None, "group_size": 1}],
-    ("evo_norm_s0", "num_groups"): [{"num_groups": 4}],
+    **{
+        (f"evo_norm_s{i}", "group_size"): [{"num_groups": None, "group_size": 1}] for i in (0, 1, 2)
+    },
+    **{(f"evo_norm_s{i}", "num_groups"): [{"num_groups": 4}] for i in (0, 1, 2)},
     ("gated_rms_norm", "num_groups"): [{"num_groups": 2}, {"num_groups": 2, "mask": MASK}],
     ("gated_rms_norm", "norm_before_gate"): [
         {"norm_before_gate": False},
@@ -140,7 +142,8 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
 }
 """Values for an option of a single function."""
 ONE_AXIS = {
-    *("evo_norm_s0", "group_norm", "local_response_norm"),
+    *("evo_norm_s0", "evo_norm_s1", "evo_norm_s2"),
+    *("group_norm", "local_response_norm"),
     *("iterative_whitening", "iterative_whitening_inference"),
 }
 CHANGES_NO_VALUE = {("batch_norm", "save_as")}  # affects only residuals: tests/norms/test_saved.py

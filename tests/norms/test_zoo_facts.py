@@ -119,11 +119,13 @@ def test_domains_keep_to_themselves() -> None:
     close(stats.mean, np.stack([once.mean, twice.mean, jn.batch_norm(images(2), once)[1].mean]))
 
 
-def test_evo_norm_b0_evaluates_as_it_trains_where_the_variance_is_the_same() -> None:
+def test_evo_norm_b_evaluates_as_it_trains_where_the_variance_is_the_same() -> None:
     """If the running variance equals the batch variance, evaluation gives the same result as training."""
     x = images()
     y, stats = jn.evo_norm_b0(x, jn.init_running_stats(8), jnp.ones(8), momentum=0.0)
     close(jn.evo_norm_b0_inference(x, stats, jnp.ones(8)), y)
+    close(jn.evo_norm_b1_inference(x, stats), jn.evo_norm_b1(x, stats)[0])
+    close(jn.evo_norm_b2_inference(x, stats), jn.evo_norm_b2(x, stats)[0])
 
 
 def test_evo_norm_s0_of_a_steep_line_is_relu_by_deviation() -> None:

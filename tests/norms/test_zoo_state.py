@@ -27,6 +27,8 @@ STEPS: dict[str, Step] = {
     "evo_norm_b0": lambda x, stats, **more: jn.evo_norm_b0(
         x, stats, V, epsilon=EPSILON, momentum=0.8, **more
     ),
+    "evo_norm_b1": partial(jn.evo_norm_b1, epsilon=EPSILON, momentum=0.8),
+    "evo_norm_b2": partial(jn.evo_norm_b2, epsilon=EPSILON, momentum=0.8),
     "input_norm": partial(jn.input_norm, epsilon=EPSILON),
     "iterative_whitening": lambda x, stats, **more: jn.iterative_whitening(
         x, stats, epsilon=EPSILON, momentum=0.8, **more
@@ -169,6 +171,8 @@ def test_evaluation_depends_on_no_other_example(name: str) -> None:
         "batch_renorm": lambda x: jn.batch_renorm_inference(x, stats),
         "batch_renorm, crossq": lambda x: jn.batch_renorm_inference(x, stats),
         "evo_norm_b0": lambda x: jn.evo_norm_b0_inference(x, stats, V),
+        "evo_norm_b1": lambda x: jn.evo_norm_b1_inference(x, stats),
+        "evo_norm_b2": lambda x: jn.evo_norm_b2_inference(x, stats),
         "input_norm": lambda x: jn.input_norm_inference(x, stats),
         "iterative_whitening": lambda x: jn.iterative_whitening_inference(x, stats),
         "mean_only": lambda x: jn.mean_only_batch_norm_inference(x, stats),

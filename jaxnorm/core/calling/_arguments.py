@@ -130,7 +130,7 @@ NUMBERS: Mapping[str, Number | Count] = {
 FLAGS = {
     *("unbiased", "cumulative"),
     *("use_scale", "use_bias", "use_gain", "use_threshold", "track_running_stats"),
-    "norm_before_gate",
+    *("norm_before_gate", "nonlinearity"),
     *("use_fast_variance", "force_float32_reductions", "error_on_non_matrix"),
     *("has_aux", "partial", "affine", "layer_by_layer", "progress"),
 }
