@@ -89,6 +89,7 @@ from .norms.sample._lp_normalize import lp_normalize as lp_normalize
 from .norms.sample._pixel_norm import pixel_norm as pixel_norm
 from .norms.sample._rms_norm import rms_norm as rms_norm
 from .norms.sample._scale_norm import scale_norm as scale_norm
+from .norms.sample._sim_norm import sim_norm as sim_norm
 from .norms.weight._conv_spectral_norm import conv_spectral_norm as conv_spectral_norm
 from .norms.weight._magnitude_preserving import (
     forced_magnitude as forced_magnitude,

@@ -84,6 +84,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "magnitude_preserving": {"gain": np.float32(3.0)},
     "modulate": {"scale": _normal(4, FEATURES), "bias": _normal(4, FEATURES)},
     "scale_norm": {"scale": np.float32(3.0)},
+    "sim_norm": {"simplex_size": 2},
 }
 ARGUMENTS["iterative_whitening_inference"] = ARGUMENTS["iterative_whitening"]
 INPUT_STATS = jn.InputStats(

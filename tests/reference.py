@@ -402,12 +402,16 @@ def switchable_norm(
     feature_axes: Any = -1,
     momentum: float | None = 0.9,
     epsilon: float = 1e-5,
+    unbiased_instances: bool = False,
     mask: Array = None,
 ) -> Leaves:
     """Instance, layer and batch norm, each from its own definition."""
     batch = oracle.moments(x, complement(feature_axes, x.ndim), mask)
-    weights = mean_weights, var_weights
-    y = _switchable_norm(x, batch[:2], weights, scale, bias, feature_axes, epsilon, mask)
+    if unbiased_instances:
+        instance = _unbiased(oracle.moments(x, _positions(x, feature_axes), mask))
+        batch = oracle.Moments(batch.mean, _var_of_pool(instance, (0,)), batch.count)
+    weights, options = (mean_weights, var_weights), (epsilon, unbiased_instances, mask)
+    y = _switchable_norm(x, batch[:2], weights, scale, bias, feature_axes, *options)
     return (y, *update_running_stats(stats, batch, momentum=momentum))
 
 
@@ -421,11 +425,13 @@ def switchable_norm_inference(
     *,
     feature_axes: Any = -1,
     epsilon: float = 1e-5,
+    unbiased_instances: bool = False,
     mask: Array = None,
 ) -> Leaves:
     """The running statistics replace those of the batch."""
     batch, weights = [_along(a, x, feature_axes) for a in stats[:2]], (mean_weights, var_weights)
-    return (_switchable_norm(x, batch, weights, scale, bias, feature_axes, epsilon, mask),)
+    options = epsilon, unbiased_instances, mask
+    return (_switchable_norm(x, batch, weights, scale, bias, feature_axes, *options),)
 
 
 def _switchable_norm(
@@ -436,18 +442,33 @@ def _switchable_norm(
     bias: Array,
     axes: Any,
     epsilon: float,
+    unbiased: bool,
     mask: Any,
 ) -> Any:
-    kinds = [
-        oracle.moments(x, _positions(x, axes), mask),
-        oracle.moments(x, tuple(range(1, x.ndim)), mask),
-        batch,
-    ]
+    instance = oracle.moments(x, _positions(x, axes), mask)
+    layer = oracle.moments(x, tuple(range(1, x.ndim)), mask)
+    if unbiased:
+        instance = _unbiased(instance)
+        layer = layer.mean, _var_of_pool(instance, _axes(axes, x.ndim))
+    kinds = [instance, layer, batch]
     shares = [np.exp(w) / np.exp(w).sum() for w in weights]
     mean, var = (
         sum(share * kind[i] for share, kind in zip(shares[i], kinds, strict=True)) for i in (0, 1)
     )
     return _affine((x - mean) / np.sqrt(var + epsilon), scale, bias, axes)
+
+
+def _unbiased(m: oracle.Moments) -> oracle.Moments:
+    return oracle.Moments(m.mean, m.var * m.count / np.maximum(m.count - 1, 1), m.count)
+
+
+def _var_of_pool(m: oracle.Moments, axes: Any) -> Any:
+    """The variance of values in parts with the moments ``m``: mean of squares minus square of the mean."""
+    n, mean, square = (
+        a.sum(axes, keepdims=True)
+        for a in (m.count, m.count * m.mean, m.count * (m.var + m.mean**2))
+    )
+    return square / n - (mean / n) ** 2
 
 
 def iterative_whitening(
@@ -797,9 +818,16 @@ def scale_norm(
     return (y * scale,)
 
 
-def layer_scale(x: Array, scale: Array, *, feature_axes: Any = -1, mask: Array = None) -> Leaves:
+def layer_scale(
+    x: Array,
+    scale: Array,
+    *,
+    multiplier: float = 1.0,
+    feature_axes: Any = -1,
+    mask: Array = None,
+) -> Leaves:
     """Touvron et al. (2021)."""
-    return (_readable(x, mask) * _along(scale, x, feature_axes),)
+    return (_readable(x, mask) * _along(scale, x, feature_axes) * multiplier,)
 
 
 def pixel_norm(
@@ -843,6 +871,17 @@ def local_response_norm(
 def _readable(x: Array, mask: Array) -> Any:
     """A masked NaN reads as 0."""
     return np.where(_or_all(mask) | np.isfinite(x), x, 0)
+
+
+def sim_norm(
+    x: Array, *, simplex_size: int = 8, feature_axes: Any = -1, mask: Array = None
+) -> Leaves:
+    """Lavoie et al. (2022)."""
+    powers = np.where(_or_all(mask), np.exp(_readable(x, mask)), 0)
+    groups = np.split(powers, x.shape[feature_axes] // simplex_size, feature_axes)
+    totals = [g.sum(feature_axes, keepdims=True) for g in groups]
+    shares = [g / np.where(t == 0, 1, t) for g, t in zip(groups, totals, strict=True)]
+    return (np.concatenate(shares, feature_axes),)
 
 
 def derf(

@@ -335,7 +335,7 @@ def start(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
 VALUES: dict[str, tuple[Any, ...]] = {
     "epsilon": (0.5,),
     "momentum": (0.5, None),
-    "unbiased": (True,),
+    **{name: (True,) for name in ("unbiased", "unbiased_instances")},
     "feature_axes": ((1, 3),),
     "axis": ((1, 3),),
     "reduction_axes": ((2, 3),),
@@ -345,6 +345,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "use_fast_variance": (False,),
     "force_float32_reductions": (False,),
     "max_abs": (0.5,),
+    "multiplier": (3.0,),
     "num_groups": (4,),
     "group_size": (2,),
     **{name: (False,) for name in ("norm_before_gate", "nonlinearity")},
@@ -454,6 +455,7 @@ ROWS: dict[str, Row] = {
         OF_WEIGHTS,
         tolerance=1e-5,
     ),
+    "SimNorm": Row(plain(jn.sim_norm), {"simplex_size": 4}, {**ONE_AXIS, "simplex_size": (2,)}),
     "Spade": Row(
         spade,
         {"map_channels": 3, "hidden": 4},

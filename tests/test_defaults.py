@@ -37,6 +37,7 @@ EVERYWHERE: Fields = {
     "feature_axes": -1,
     "reduction_axes": -1,
     "unbiased": False,
+    "unbiased_instances": False,
     "use_scale": True,
     "use_bias": True,
     "use_fast_variance": True,  # Flax's; ignored
@@ -80,6 +81,7 @@ FUNCTIONS: dict[str, Fields] = {
     "iterative_whitening": {"epsilon": 1e-5, "momentum": 0.9, "steps": 5},  # paper: momentum 0.1
     "l2_normalize": {"epsilon": 1e-12},  # Flax's helper
     "layer_norm": {"epsilon": 1e-6},  # Flax
+    "layer_scale": {"multiplier": 1.0},
     "local_response_norm": {"alpha": 1e-4, "beta": 0.75, "k": 1.0},  # PyTorch
     "lp_normalize": {"epsilon": 1e-12, "p": 2.0},  # PyTorch
     "magnitude_preserving": {"epsilon": 1e-4, "gain": 1.0},  # EDM2
@@ -90,6 +92,7 @@ FUNCTIONS: dict[str, Fields] = {
     "rms_norm": {"epsilon": 1e-6, "scale_offset": 0.0, "fraction": 1.0},  # Flax
     "scale_norm": {"epsilon": 1e-10, "scale": 1.0},  # the square of the paper's 1e-5
     "scaled_weight_standardization": {"epsilon": 1e-6},  # timm
+    "sim_norm": {"simplex_size": 8},  # TD-MPC2
     "spectral_norm": {"epsilon": 1e-12, "n_steps": 1},  # paper, Flax
     "switchable_norm": {"epsilon": 1e-5, "momentum": 0.9},  # the authors' code
     "switchable_norm_inference": {"epsilon": 1e-5},
@@ -112,6 +115,7 @@ OWN: dict[str, Fields] = {
     "LocalResponseNorm": {"size": 5, "num_features": ()},  # AlexNet; the function has no default
     "PixelNorm": {"num_features": ()},  # there are no parameters
     "ScaledWeightStandardization": {"use_gain": False},  # as WeightStandardization
+    "SimNorm": {"num_features": ()},  # there are no parameters
     "Spade": {"epsilon": 1e-5, "hidden": 128, "kernel_size": 3},  # the authors' code
     "SpectralNorm": {
         "collection_name": "batch_stats",

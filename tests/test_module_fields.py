@@ -59,6 +59,7 @@ NO_EFFECT = {
         "InputNorm",
         "LocalResponseNorm",
         "PixelNorm",
+        "SimNorm",
     },  # there are no parameters
 }
 # Fields that only matter together with another: without force_float32_reductions, the state has the

@@ -77,7 +77,7 @@ def test_defaults_promote_nothing(name: str) -> None:
     given = {
         k: jax.tree.map(lambda a: np.asarray(a, BF16) if is_array(a) else a, v)
         for k, v in arguments(name).items()
-        if k in required or k == "num_groups"
+        if k in required or k in ("num_groups", "simplex_size")
     }
     assert result(name, given) == BF16
 

@@ -255,6 +255,9 @@ ZOO: dict[str, Zoo] = {
         ((3, 4), (3, 1, 3, 1)),
         False,
     ),
+    "sim_norm": Zoo(
+        lambda x, **mask: jn.sim_norm(x, simplex_size=2, **mask), _of("sim_norm", simplex_size=2)
+    ),
     "pixel_norm": Zoo(
         lambda x, **mask: jn.pixel_norm(x, epsilon=EPSILON, **mask),
         lambda x, mask=None: x / np.sqrt(_mean(x**2, -1, mask) + EPSILON),

@@ -129,6 +129,9 @@ GAIN_SHAPE = (
 )
 NO_SUCH_DOMAIN = "domain must lie in [0, 1]; got 2. Create statistics for more domains."
 LOW_LIMIT = "rmax must be 1 or more; got rmax=0.5. rmax=1 with dmax=0 is batch norm."
+NO_SIMPLEX = (
+    "simplex_size must divide the number of features; got 3 for 4 features. Choose a divisor of 4."
+)
 NO_INPUT_STATS = (
     "stats must be InputStats; got RunningStats. Start from init_input_norm(feature_shape) and pass what the "
     "last step returned; convert a dict or a tuple from a checkpoint with InputStats(**d) or InputStats(*t)."
@@ -196,6 +199,7 @@ REAL_ONLY: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jn.evo_norm_b2_inference(COMPLEX, STATS),
         "batch_norm_inference",
     ),
+    "sim_norm": (lambda: jn.sim_norm(COMPLEX, simplex_size=2), "l2_normalize"),
     "evo_norm_s0": (lambda: jn.evo_norm_s0(COMPLEX, jnp.ones(4), num_groups=2), "group_norm"),
     "evo_norm_s1": (lambda: jn.evo_norm_s1(COMPLEX, num_groups=2), "group_norm"),
     "evo_norm_s2": (lambda: jn.evo_norm_s2(COMPLEX, num_groups=2), "group_norm"),
@@ -277,6 +281,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         NO_SUCH_FORM,
     ),
     "batch_renorm, warm-up": (lambda: jnl.BatchRenorm(warmup_steps=-1), NO_WARMUP),
+    "sim_norm, size": (lambda: jn.sim_norm(X, simplex_size=3), NO_SIMPLEX),
     "input_norm, stats": (
         lambda: jn.input_norm(X, STATS),  # pyright: ignore[reportArgumentType]
         NO_INPUT_STATS,

@@ -33,6 +33,7 @@ from ._derived import (
     Reparameterized as Reparameterized,
     ScaledWeightStandardization as ScaledWeightStandardization,
     ScaleNorm as ScaleNorm,
+    SimNorm as SimNorm,
     Spade as Spade,
     SwitchableNorm as SwitchableNorm,
     WeightStandardization as WeightStandardization,

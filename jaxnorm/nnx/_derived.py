@@ -28,6 +28,7 @@ from ..norms.sample._layer_scale import LayerScaleRecipe
 from ..norms.sample._local_response_norm import LocalResponseNormRecipe
 from ..norms.sample._pixel_norm import PixelNormRecipe
 from ..norms.sample._scale_norm import ScaleNormRecipe
+from ..norms.sample._sim_norm import SimNormRecipe
 from ..norms.weight._magnitude_preserving import MagnitudePreservingRecipe
 from ..norms.weight._reparameterized import ReparameterizedRecipe
 from ..norms.weight._scaled_weight_standardization import ScaledWeightStandardizationRecipe
@@ -124,6 +125,9 @@ class ScaleNorm(ScaleNormRecipe, FromRecipe): ...
 
 
 class ScaledWeightStandardization(ScaledWeightStandardizationRecipe, FromWeightRecipe): ...
+
+
+class SimNorm(WithoutVariables, SimNormRecipe, FromRecipe): ...
 
 
 class Spade(SpadeRecipe, FromConditionedRecipe): ...

@@ -106,6 +106,7 @@ REGISTRY = (
     Norm("sample", ("layer_scale",), "LayerScale"),
     Norm("sample", ("scale_norm",), "ScaleNorm", "scale"),
     Norm("sample", ("pixel_norm",), "PixelNorm", "pixel"),
+    Norm("sample", ("sim_norm",), "SimNorm"),
     Norm("sample", ("act_norm", "act_norm_inverse"), "ActNorm", "act", helpers=("init_act_norm",)),
     Norm("sample", ("dynamic_tanh",), "DynamicTanh", "dynamic_tanh"),
     Norm("sample", ("derf",), "Derf", "derf"),

@@ -70,6 +70,7 @@ NORMS: dict[str, Callable[..., jax.Array]] = {
     "mean only": lambda x, s, b: jn.mean_only_batch_norm(x, fresh(x), b)[0],
     "modulate": lambda x, s, b: jn.modulate(x, *modulation(x, s, b)),
     "scale": lambda x, s, b: jn.scale_norm(x, s[0]),
+    "sim": lambda x, s, b: jn.sim_norm(x, simplex_size=2) * s + b,
     "switchable": lambda x, s, b: jn.switchable_norm(x, fresh(x), s[:3], b[:3], s, b)[0],
     "whitening": lambda x, s, b: jn.iterative_whitening(x, jn.init_whitening(x.shape[-1]), s, b)[0],
 }

@@ -84,7 +84,11 @@ def test_read_as_the_mean(name: str, unreadable: float) -> None:
     instead = MEANS[name]() if name in MEANS else np.zeros(1)
     instead = np.broadcast_to(instead, X.shape).astype(np.float32)
     given = arguments(name)
-    options = {k: v for k, v in given.items() if k in ("num_groups", "running_share", "size")}
+    options = {
+        k: v
+        for k, v in given.items()
+        if k in ("num_groups", "running_share", "size", "simplex_size")
+    }
     inputs = {k: v for k, v in given.items() if k not in {"x", "reduction_axes", *options}}
     dy = draw(np.random.default_rng(3), X.shape, "float32")
 

@@ -53,6 +53,10 @@ VALUES: dict[str, list[dict[str, Any]]] = {
     "mask": [{"mask": MASK}],
     "momentum": [{"momentum": 0.6}, {"momentum": None, "stats": COUNTED}],
     "reduction_axes": [{"reduction_axes": (1, 2)}],
+    "unbiased_instances": [
+        {"unbiased_instances": True, "momentum": 0.6},
+        {"unbiased_instances": True, "mask": MASK},
+    ],
     "unbiased": [
         {"unbiased": True, "momentum": 0.6},
         {"unbiased": True, "momentum": 0.6, "mask": MASK},
@@ -118,6 +122,7 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ],
     ("iterative_whitening", "momentum"): [{"momentum": 0.6}],
     ("iterative_whitening", "steps"): [{"steps": 2}],
+    ("layer_scale", "multiplier"): [{"multiplier": 3.0}],
     ("layer_scale", "mask"): READS_A_MASKED_NAN,
     ("local_response_norm", "alpha"): [{"alpha": 0.5}],
     ("local_response_norm", "beta"): [{"alpha": 0.5, "beta": 2.0}],
@@ -137,13 +142,18 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"scale_offset": 1.0},
         {"scale_offset": 1.0, "scale": _narrow(INPUTS["scale"])},
     ],
+    ("sim_norm", "simplex_size"): [{"simplex_size": 4}],
     ("spectral_norm", "n_steps"): [{"n_steps": 3}],  # None: tests/norms/test_spectral_norm.py
+    ("switchable_norm_inference", "unbiased_instances"): [
+        {"unbiased_instances": True},
+        {"unbiased_instances": True, "mask": MASK},
+    ],
     ("update_running_stats", "unbiased"): [{"unbiased": True, "momentum": 0.6}],
 }
 """Values for an option of a single function."""
 ONE_AXIS = {
     *("evo_norm_s0", "evo_norm_s1", "evo_norm_s2"),
-    *("group_norm", "local_response_norm"),
+    *("group_norm", "sim_norm", "local_response_norm"),
     *("iterative_whitening", "iterative_whitening_inference"),
 }
 CHANGES_NO_VALUE = {("batch_norm", "save_as")}  # affects only residuals: tests/norms/test_saved.py

@@ -108,6 +108,7 @@ NUMBERS: Mapping[str, Number | Count] = {
         "It is the weight of the old average: 0.999 moves slowly.",
     ),
     "scale_offset": FINITE,
+    "multiplier": FINITE,
     "tolerance": Number("be zero or positive", lambda v: v >= 0, "1e-4 is usual."),
     "seed": Count("Any integer will do, such as 0.", "an integer", -math.inf),
     "virtual_batch_size": Count(
@@ -119,6 +120,7 @@ NUMBERS: Mapping[str, Number | Count] = {
     "group_size": GROUPS,
     "steps": Count("5 is usual; more steps are more accurate."),
     "warmup_steps": Count("0 is no warm-up.", "an integer of 0 or more", 0),
+    "simplex_size": Count("It is the number of features that share a softmax: 8 is usual."),
     "features": Count("It is the number of channels."),
     "num_classes": Count("It is the number of rows in the tables of scales and biases."),
     "num_domains": Count("Each domain has its own statistics."),
@@ -128,7 +130,7 @@ NUMBERS: Mapping[str, Number | Count] = {
     "kernel_size": Count("All convolutions of the layer use it."),
 }
 FLAGS = {
-    *("unbiased", "cumulative"),
+    *("unbiased", "unbiased_instances", "cumulative"),
     *("use_scale", "use_bias", "use_gain", "use_threshold", "track_running_stats"),
     *("norm_before_gate", "nonlinearity"),
     *("use_fast_variance", "force_float32_reductions", "error_on_non_matrix"),
