@@ -17,6 +17,7 @@ SHAPE = (4, 4, 2, 4)  # channels are last or, with feature_axes=1, second
 FEATURES = SHAPE[-1]
 ELSEWHERE = {
     "init_running_stats": "tests/core/test_running.py",
+    "init_whitening": "tests/norms/test_zoo_facts.py",
     "init_spectral_norm": "tests/norms/test_spectral_norm.py",  # it is random
 }
 """Functions whose options have their own tests."""

@@ -109,6 +109,8 @@ def test_functions(name: str, option: str, refused: list[Any]) -> None:
         given["num_groups"] = None
     if name == "init_running_stats":
         given["feature_shape"] = 4
+    if name == "init_whitening" and option != "features":
+        given["features"] = 4
     call = partial(getattr(jn, name), **given)
     assert_refused(call, option, refused)
     assert_refused(lambda **bad: jax.jit(partial(call, **bad))(), option, refused[:1])

@@ -74,6 +74,7 @@ FUNCTIONS: dict[str, Fields] = {
     "group_norm": {"epsilon": 1e-6, "num_groups": 32},  # Flax
     "init_act_norm": {"epsilon": 1e-6},  # Glow
     "init_running_stats": {"cumulative": False},
+    "init_whitening": {"num_groups": 1},
     "input_norm": {"epsilon": 1e-8},  # VecNormalize
     "input_norm_inference": {"epsilon": 1e-8},
     "input_norm_inverse": {"epsilon": 1e-8},
@@ -112,6 +113,7 @@ OWN: dict[str, Fields] = {
     "FilterResponseNorm": {"use_threshold": True},  # the paper's unit
     "GhostBatchNorm": {"track_running_stats": True, "virtual_batch_size": 32},  # the usual size
     "InstanceNorm": {"track_running_stats": False},  # PyTorch
+    "IterativeWhitening": {"num_groups": 1},
     "LocalResponseNorm": {"size": 5, "num_features": ()},  # AlexNet; the function has no default
     "PixelNorm": {"num_features": ()},  # there are no parameters
     "ScaledWeightStandardization": {"use_gain": False},  # as WeightStandardization

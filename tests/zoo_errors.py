@@ -132,6 +132,9 @@ LOW_LIMIT = "rmax must be 1 or more; got rmax=0.5. rmax=1 with dmax=0 is batch n
 NO_SIMPLEX = (
     "simplex_size must divide the number of features; got 3 for 4 features. Choose a divisor of 4."
 )
+NOT_IN_GROUPS = (
+    "num_groups must divide the number of channels; got 3 for 4 channels. Choose a divisor of 4."
+)
 NO_INPUT_STATS = (
     "stats must be InputStats; got RunningStats. Start from init_input_norm(feature_shape) and pass what the "
     "last step returned; convert a dict or a tuple from a checkpoint with InputStats(**d) or InputStats(*t)."
@@ -264,6 +267,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         NO_CONDITION,
     ),
     "init_whitening": (lambda: jn.init_whitening(0), NO_FEATURES),
+    "init_whitening, groups": (lambda: jn.init_whitening(4, num_groups=3), NOT_IN_GROUPS),
     "scale_offset": (lambda: jn.rms_norm(X, X[0, 0], scale_offset=float("nan")), NO_OFFSET),
     "adapted, share": (
         lambda: jn.batch_norm_adapted(X, STATS, running_share=2.0),
