@@ -213,6 +213,7 @@ def test_layers_without_running_statistics_say_so() -> None:
         for kind in (system.BatchNorm, system.InstanceNorm):
             assert kind(**more, track_running_stats=False).running_norm() is None
         assert system.FrozenBatchNorm(**more).running_norm() is None
+        assert system.EvoNormB1(**more, nonlinearity=False).running_norm() is None
 
 
 @over_classes

@@ -211,6 +211,8 @@ def _as_arrays(stats: InputStats) -> InputStats:
 class InputNormRecipe(Running):
     """Input norm (`jaxnorm.input_norm`): standardizes inputs by the statistics of all inputs so far.
 
+    The function takes weights, too.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
