@@ -25,6 +25,20 @@ from .norms.batch._evo_norm_b0 import (
     evo_norm_b0 as evo_norm_b0,
     evo_norm_b0_inference as evo_norm_b0_inference,
 )
+from .norms.batch._evo_norm_b1 import (
+    evo_norm_b1 as evo_norm_b1,
+    evo_norm_b1_inference as evo_norm_b1_inference,
+)
+from .norms.batch._evo_norm_b2 import (
+    evo_norm_b2 as evo_norm_b2,
+    evo_norm_b2_inference as evo_norm_b2_inference,
+)
+from .norms.batch._input_norm import (
+    input_norm as input_norm,
+    input_norm_inference as input_norm_inference,
+    input_norm_inverse as input_norm_inverse,
+)
+from .norms.batch._input_stats import InputStats as InputStats, init_input_norm as init_input_norm
 from .norms.batch._iterative_whitening import (
     iterative_whitening as iterative_whitening,
     iterative_whitening_inference as iterative_whitening_inference,
@@ -64,6 +78,8 @@ from .norms.sample._act_norm import (
 from .norms.sample._derf import derf as derf
 from .norms.sample._dynamic_tanh import dynamic_tanh as dynamic_tanh
 from .norms.sample._evo_norm_s0 import evo_norm_s0 as evo_norm_s0
+from .norms.sample._evo_norm_s1 import evo_norm_s1 as evo_norm_s1
+from .norms.sample._evo_norm_s2 import evo_norm_s2 as evo_norm_s2
 from .norms.sample._filter_response_norm import filter_response_norm as filter_response_norm
 from .norms.sample._global_response_norm import global_response_norm as global_response_norm
 from .norms.sample._group_norm import group_norm as group_norm
@@ -79,6 +95,7 @@ from .norms.sample._lp_normalize import lp_normalize as lp_normalize
 from .norms.sample._pixel_norm import pixel_norm as pixel_norm
 from .norms.sample._rms_norm import rms_norm as rms_norm
 from .norms.sample._scale_norm import scale_norm as scale_norm
+from .norms.sample._sim_norm import sim_norm as sim_norm
 from .norms.weight._conv_spectral_norm import conv_spectral_norm as conv_spectral_norm
 from .norms.weight._magnitude_preserving import (
     forced_magnitude as forced_magnitude,

@@ -17,6 +17,7 @@ SHAPE = (4, 4, 2, 4)  # channels are last or, with feature_axes=1, second
 FEATURES = SHAPE[-1]
 ELSEWHERE = {
     "init_running_stats": "tests/core/test_running.py",
+    "init_whitening": "tests/norms/test_zoo_facts.py",
     "init_spectral_norm": "tests/norms/test_spectral_norm.py",  # it is random
 }
 """Functions whose options have their own tests."""
@@ -82,7 +83,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "add_layer_norm": {"residual": X[::-1]},
     "add_rms_norm": {"residual": X[::-1]},
     "conv_spectral_norm": {"kernel": _normal(3, 3, 2, 3)},
-    "evo_norm_s0": {"num_groups": 2},
+    **{f"evo_norm_s{i}": {"num_groups": 2} for i in (0, 1, 2)},
     "group_norm": {"num_groups": 2},
     "iterative_whitening": {
         "stats": jn.WhiteningStats(
@@ -92,8 +93,16 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "magnitude_preserving": {"gain": np.float32(3.0)},
     "modulate": {"scale": _normal(4, FEATURES), "bias": _normal(4, FEATURES)},
     "scale_norm": {"scale": np.float32(3.0)},
+    "sim_norm": {"simplex_size": 2},
 }
 ARGUMENTS["iterative_whitening_inference"] = ARGUMENTS["iterative_whitening"]
+INPUT_STATS = jn.InputStats(
+    STATS.mean, STATS.var, jnp.full(FEATURES, 40.0), jnp.zeros((3, FEATURES))
+)
+ARGUMENTS |= {
+    name: {"stats": INPUT_STATS}
+    for name in ("input_norm", "input_norm_inference", "input_norm_inverse")
+}
 """Arguments for functions that need other inputs."""
 # In these functions the parameter is an option, like epsilon, not an input.
 _OPTIONS_THERE = {
@@ -133,6 +142,19 @@ def arguments(name: str) -> dict[str, Any]:
         elif parameter in INPUTS and (name, parameter) not in _OPTIONS_THERE:
             found[parameter] = INPUTS[parameter]
     return found
+
+
+def leaves(result: Any) -> list[jax.Array]:
+    """The leaves of a result. What rounding left out of statistics is added to them."""
+
+    def whole(part: Any) -> Any:
+        if isinstance(part, jn.InputStats):
+            return [a + b for a, b in zip(part[:3], part.remainder, strict=True)]
+        return part
+
+    return jax.tree.leaves(
+        jax.tree.map(whole, result, is_leaf=lambda part: isinstance(part, jn.InputStats))
+    )
 
 
 def expected(name: str, given: dict[str, Any]) -> tuple[Any, ...]:

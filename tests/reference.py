@@ -163,17 +163,22 @@ def batch_renorm(
     *,
     rmax: float = 3.0,
     dmax: float = 5.0,
+    form: str = "paper",
     feature_axes: Any = -1,
     momentum: float | None = 0.99,
     epsilon: float = 1e-3,
     mask: Array = None,
 ) -> Leaves:
-    """The running average is over standard deviations."""
+    """The running average is over standard deviations, or in CrossQ's form over variances."""
     m = oracle.moments(x, complement(feature_axes, x.ndim), mask)
     std, old_std = np.sqrt(m.var + epsilon), np.sqrt(stats[1] + epsilon)
     wide_old = _along(old_std, x, feature_axes)
     r = np.clip(std / wide_old, 1 / rmax, rmax)
     d = np.clip((m.mean - _along(stats[0], x, feature_axes)) / wide_old, -dmax, dmax)
+    if form == "crossq":
+        mean, var = m.mean - d * np.sqrt(m.var) / r, m.var / r**2
+        y = _affine((x - mean) / np.sqrt(var + epsilon), scale, bias, feature_axes)
+        return (y, *update_running_stats(stats, m, momentum=momentum))
     y = _affine((x - m.mean) / std * r + d, scale, bias, feature_axes)
     mean, moved_std, *seen = update_running_stats(
         (stats[0], old_std, stats[2]), oracle.Moments(m.mean, std, m.count), momentum=momentum
@@ -220,6 +225,53 @@ def batch_renorm_inference(
     return batch_norm_inference(x, stats, scale, bias, **options)
 
 
+def input_norm(
+    x: Array,
+    stats: Any,
+    *,
+    weights: Array = None,
+    max_abs: float | None = None,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-8,
+    mask: Array = None,
+) -> Leaves:
+    """The statistics of the values so far, and of x repeated ``weights`` times, in exact arithmetic."""
+    reduced = complement(feature_axes, x.ndim)
+    counts = np.broadcast_to(1 if weights is None else weights, x.shape) * _or_all(mask)
+    w = [stats[2], counts.sum(reduced)]
+    mean_of_x = (counts * x).sum(reduced) / w[1]
+    var_of_x = (counts * (x - _along(mean_of_x, x, feature_axes)) ** 2).sum(reduced) / w[1]
+    mean = (w[0] * stats[0] + w[1] * mean_of_x) / sum(w)
+    var = w[0] * (stats[1] + (stats[0] - mean) ** 2) + w[1] * (var_of_x + (mean_of_x - mean) ** 2)
+    updated = mean, var / sum(w), sum(w)
+    options: Any = {"max_abs": max_abs, "feature_axes": feature_axes, "epsilon": epsilon}
+    return (*input_norm_inference(x, updated, **options, mask=mask), *updated)
+
+
+def input_norm_inference(
+    x: Array,
+    stats: Any,
+    *,
+    max_abs: float | None = None,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-8,
+    mask: Array = None,
+) -> Leaves:
+    """A masked NaN reads as the mean."""
+    limit = np.inf if max_abs is None else max_abs
+    mean, var = (_along(a, x, feature_axes) for a in stats[:2])
+    x = np.where(_or_all(mask) | np.isfinite(x), x, mean)
+    return (np.clip((x - mean) / np.sqrt(var + epsilon), -limit, limit),)
+
+
+def input_norm_inverse(
+    y: Array, stats: Any, *, feature_axes: Any = -1, epsilon: float = 1e-8
+) -> Leaves:
+    """The inverse without a limit."""
+    mean, var = (_along(a, y, feature_axes) for a in stats[:2])
+    return (y * np.sqrt(var + epsilon) + mean,)
+
+
 def evo_norm_b0(
     x: Array,
     stats: Any,
@@ -260,6 +312,82 @@ def _evo_norm_b0(
 ) -> Any:
     instance = oracle.moments(x, _positions(x, axes), mask)
     line = _along(v, x, axes) * x + np.sqrt(instance.var + epsilon)
+    return _over_larger(x, var, line, scale, bias, axes, epsilon)
+
+
+def evo_norm_b1(
+    x: Array,
+    stats: Any,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    momentum: float | None = 0.9,
+    epsilon: float = 1e-5,
+    unbiased: bool = False,
+    mask: Array = None,
+) -> Leaves:
+    """Liu et al. (2020)."""
+    batch = oracle.moments(x, complement(feature_axes, x.ndim), mask)
+    line = (x + 1) * np.sqrt(_mean_square(x, _positions(x, feature_axes), mask) + epsilon)
+    y = _over_larger(x, batch.var, line, scale, bias, feature_axes, epsilon)
+    return (y, *update_running_stats(stats, batch, momentum=momentum, unbiased=unbiased))
+
+
+def evo_norm_b1_inference(
+    x: Array,
+    stats: Any,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-5,
+    mask: Array = None,
+) -> Leaves:
+    """The running variance replaces that of the batch."""
+    line = (x + 1) * np.sqrt(_mean_square(x, _positions(x, feature_axes), mask) + epsilon)
+    var = _along(stats[1], x, feature_axes)
+    return (_over_larger(x, var, line, scale, bias, feature_axes, epsilon),)
+
+
+def evo_norm_b2(
+    x: Array,
+    stats: Any,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    momentum: float | None = 0.9,
+    epsilon: float = 1e-5,
+    unbiased: bool = False,
+    mask: Array = None,
+) -> Leaves:
+    """Liu et al. (2020)."""
+    batch = oracle.moments(x, complement(feature_axes, x.ndim), mask)
+    line = np.sqrt(_mean_square(x, _positions(x, feature_axes), mask) + epsilon) - x
+    y = _over_larger(x, batch.var, line, scale, bias, feature_axes, epsilon)
+    return (y, *update_running_stats(stats, batch, momentum=momentum, unbiased=unbiased))
+
+
+def evo_norm_b2_inference(
+    x: Array,
+    stats: Any,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-5,
+    mask: Array = None,
+) -> Leaves:
+    """The running variance replaces that of the batch."""
+    line = np.sqrt(_mean_square(x, _positions(x, feature_axes), mask) + epsilon) - x
+    var = _along(stats[1], x, feature_axes)
+    return (_over_larger(x, var, line, scale, bias, feature_axes, epsilon),)
+
+
+def _over_larger(
+    x: Array, var: Array, line: Array, scale: Array, bias: Array, axes: Any, epsilon: float
+) -> Any:
     return _affine(x / np.maximum(np.sqrt(var + epsilon), line), scale, bias, axes)
 
 
@@ -274,12 +402,16 @@ def switchable_norm(
     feature_axes: Any = -1,
     momentum: float | None = 0.9,
     epsilon: float = 1e-5,
+    unbiased_instances: bool = False,
     mask: Array = None,
 ) -> Leaves:
     """Instance, layer and batch norm, each from its own definition."""
     batch = oracle.moments(x, complement(feature_axes, x.ndim), mask)
-    weights = mean_weights, var_weights
-    y = _switchable_norm(x, batch[:2], weights, scale, bias, feature_axes, epsilon, mask)
+    if unbiased_instances:
+        instance = _unbiased(oracle.moments(x, _positions(x, feature_axes), mask))
+        batch = oracle.Moments(batch.mean, _var_of_pool(instance, (0,)), batch.count)
+    weights, options = (mean_weights, var_weights), (epsilon, unbiased_instances, mask)
+    y = _switchable_norm(x, batch[:2], weights, scale, bias, feature_axes, *options)
     return (y, *update_running_stats(stats, batch, momentum=momentum))
 
 
@@ -293,11 +425,13 @@ def switchable_norm_inference(
     *,
     feature_axes: Any = -1,
     epsilon: float = 1e-5,
+    unbiased_instances: bool = False,
     mask: Array = None,
 ) -> Leaves:
     """The running statistics replace those of the batch."""
     batch, weights = [_along(a, x, feature_axes) for a in stats[:2]], (mean_weights, var_weights)
-    return (_switchable_norm(x, batch, weights, scale, bias, feature_axes, epsilon, mask),)
+    options = epsilon, unbiased_instances, mask
+    return (_switchable_norm(x, batch, weights, scale, bias, feature_axes, *options),)
 
 
 def _switchable_norm(
@@ -308,18 +442,33 @@ def _switchable_norm(
     bias: Array,
     axes: Any,
     epsilon: float,
+    unbiased: bool,
     mask: Any,
 ) -> Any:
-    kinds = [
-        oracle.moments(x, _positions(x, axes), mask),
-        oracle.moments(x, tuple(range(1, x.ndim)), mask),
-        batch,
-    ]
+    instance = oracle.moments(x, _positions(x, axes), mask)
+    layer = oracle.moments(x, tuple(range(1, x.ndim)), mask)
+    if unbiased:
+        instance = _unbiased(instance)
+        layer = layer.mean, _var_of_pool(instance, _axes(axes, x.ndim))
+    kinds = [instance, layer, batch]
     shares = [np.exp(w) / np.exp(w).sum() for w in weights]
     mean, var = (
         sum(share * kind[i] for share, kind in zip(shares[i], kinds, strict=True)) for i in (0, 1)
     )
     return _affine((x - mean) / np.sqrt(var + epsilon), scale, bias, axes)
+
+
+def _unbiased(m: oracle.Moments) -> oracle.Moments:
+    return oracle.Moments(m.mean, m.var * m.count / np.maximum(m.count - 1, 1), m.count)
+
+
+def _var_of_pool(m: oracle.Moments, axes: Any) -> Any:
+    """The variance of values in parts with the moments ``m``: mean of squares minus square of the mean."""
+    n, mean, square = (
+        a.sum(axes, keepdims=True)
+        for a in (m.count, m.count * m.mean, m.count * (m.var + m.mean**2))
+    )
+    return square / n - (mean / n) ** 2
 
 
 def iterative_whitening(
@@ -493,6 +642,40 @@ def evo_norm_s0(
     m = _moments_of_groups(x, num_groups, group_size, feature_axes, None, mask)
     swish = x / (1 + np.exp(-_along(v, x, feature_axes) * x))
     return (_affine(swish / np.sqrt(m.var + epsilon), scale, bias, feature_axes),)
+
+
+def evo_norm_s1(
+    x: Array,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-5,
+    mask: Array = None,
+) -> Leaves:
+    """Liu et al. (2020)."""
+    m = _moments_of_groups(x, num_groups, group_size, feature_axes, None, mask)
+    y = _activated(x, "silu") / np.sqrt(m.var + epsilon)
+    return (_affine(y, scale, bias, feature_axes),)
+
+
+def evo_norm_s2(
+    x: Array,
+    scale: Array = None,
+    bias: Array = None,
+    *,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
+    feature_axes: Any = -1,
+    epsilon: float = 1e-5,
+    mask: Array = None,
+) -> Leaves:
+    """Liu et al. (2020)."""
+    m = _moments_of_groups(x, num_groups, group_size, feature_axes, None, mask)
+    y = _activated(x, "silu") / np.sqrt(m.var + m.mean**2 + epsilon)
+    return (_affine(y, scale, bias, feature_axes),)
 
 
 def instance_norm(
@@ -715,9 +898,16 @@ def scale_norm(
     return (y * scale,)
 
 
-def layer_scale(x: Array, scale: Array, *, feature_axes: Any = -1, mask: Array = None) -> Leaves:
+def layer_scale(
+    x: Array,
+    scale: Array,
+    *,
+    multiplier: float = 1.0,
+    feature_axes: Any = -1,
+    mask: Array = None,
+) -> Leaves:
     """Touvron et al. (2021)."""
-    return (_readable(x, mask) * _along(scale, x, feature_axes),)
+    return (_readable(x, mask) * _along(scale, x, feature_axes) * multiplier,)
 
 
 def pixel_norm(
@@ -777,6 +967,17 @@ def local_response_norm(
 def _readable(x: Array, mask: Array) -> Any:
     """A masked NaN reads as 0."""
     return np.where(_or_all(mask) | np.isfinite(x), x, 0)
+
+
+def sim_norm(
+    x: Array, *, simplex_size: int = 8, feature_axes: Any = -1, mask: Array = None
+) -> Leaves:
+    """Lavoie et al. (2022)."""
+    powers = np.where(_or_all(mask), np.exp(_readable(x, mask)), 0)
+    groups = np.split(powers, x.shape[feature_axes] // simplex_size, feature_axes)
+    totals = [g.sum(feature_axes, keepdims=True) for g in groups]
+    shares = [g / np.where(t == 0, 1, t) for g, t in zip(groups, totals, strict=True)]
+    return (np.concatenate(shares, feature_axes),)
 
 
 def derf(

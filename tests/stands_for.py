@@ -65,6 +65,8 @@ class Asked(NamedTuple):
     def stats(self) -> Any:
         """The running statistics among the variables."""
         mean, var, count, matrix = self.named("mean", "var", "count", "matrix")
+        if "remainder" in self.variables:
+            return jn.InputStats(mean, var, count, self.variables["remainder"])
         if matrix is not None:
             return jn.WhiteningStats(mean, matrix)
         return jn.RunningStats(mean, var, count)
@@ -117,10 +119,12 @@ def instance_norm(a: Asked) -> Answer:
 
 
 def batch_renorm(a: Asked) -> Answer:
-    """Batch renorm with limits that are numbers or functions of the step count."""
+    """Batch renorm with limits that are numbers or functions of the step count, after a warm-up."""
     steps = a.variables["steps"]
-    limits = {n: a.fields[n] for n in ("rmax", "dmax")}
+    limits: Fields = {n: a.fields[n] for n in ("rmax", "dmax")}
     limits = {n: limit(steps) if callable(limit) else limit for n, limit in limits.items()}
+    for name, at_first in (("rmax", 1.0), ("dmax", 0.0)):
+        limits[name] = jnp.where(steps < a.fields["warmup_steps"], at_first, limits[name])
     a = a._replace(fields=a.fields | limits)
     y, updated = modes(jn.batch_renorm, jn.batch_renorm_inference)(a)
     return y, {**updated, "steps": steps + 1} if a.training else {}
@@ -243,6 +247,18 @@ def spade(a: Asked, bare: Any = None) -> Answer:
     return narrowed(a, y), {}
 
 
+def or_linear(norm: Reference) -> Reference:
+    """An EvoNorm, or x · scale + bias if it has no nonlinearity."""
+
+    def answer(a: Asked) -> Answer:
+        if a.fields["nonlinearity"]:
+            return norm(a)
+        scale, bias = (over(a, p[None]) for p in a.named("scale", "bias"))
+        return narrowed(a, a.x * scale + bias), {}
+
+    return answer
+
+
 def conditional_batch_norm(a: Asked) -> Answer:
     """Batch norm without scale and bias, followed by the rows of both tables for the labels."""
     (labels,), (scale, bias) = a.after, map(wide, a.named("scale", "bias"))
@@ -343,7 +359,7 @@ def start(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
 VALUES: dict[str, tuple[Any, ...]] = {
     "epsilon": (0.5,),
     "momentum": (0.5, None),
-    "unbiased": (True,),
+    **{name: (True,) for name in ("unbiased", "unbiased_instances")},
     "feature_axes": ((1, 3),),
     "axis": ((1, 3),),
     "reduction_axes": ((2, 3),),
@@ -352,9 +368,11 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "use_running_average": (True,),
     "use_fast_variance": (False,),
     "force_float32_reductions": (False,),
+    "max_abs": (0.5,),
+    "multiplier": (3.0,),
     "num_groups": (4,),
     "group_size": (2,),
-    "norm_before_gate": (False,),
+    **{name: (False,) for name in ("norm_before_gate", "nonlinearity")},
     "track_running_stats": (False,),
     "virtual_batch_size": (2,),
     "activation": ("gelu",),
@@ -428,6 +446,8 @@ ROWS: dict[str, Row] = {
         values={
             "rmax": (1.5, lambda steps: 1 + steps.astype(jnp.float32) / 8),
             "dmax": (0.25, lambda steps: steps.astype(jnp.float32) / 16),
+            "form": ("crossq",),
+            "warmup_steps": (5,),
         },
     ),
     "ConditionalBatchNorm": Row(
@@ -443,7 +463,12 @@ ROWS: dict[str, Row] = {
         {"num_domains": (3,)},
         lambda fields, n: (jnp.int32(fields["num_domains"] - 1),),
     ),
-    "EvoNormS0": Row(plain(jn.evo_norm_s0), {"num_groups": 2}, ONE_AXIS, split=1),
+    "EvoNormB0": Row(or_linear(modes(jn.evo_norm_b0, jn.evo_norm_b0_inference))),
+    "EvoNormB1": Row(or_linear(modes(jn.evo_norm_b1, jn.evo_norm_b1_inference))),
+    "EvoNormB2": Row(or_linear(modes(jn.evo_norm_b2, jn.evo_norm_b2_inference))),
+    "EvoNormS0": Row(or_linear(plain(jn.evo_norm_s0)), {"num_groups": 2}, ONE_AXIS, split=1),
+    "EvoNormS1": Row(or_linear(plain(jn.evo_norm_s1)), {"num_groups": 2}, ONE_AXIS, split=1),
+    "EvoNormS2": Row(or_linear(plain(jn.evo_norm_s2)), {"num_groups": 2}, ONE_AXIS, split=1),
     "FilterResponseNorm": Row(plain(jn.filter_response_norm), split=1),
     "FrozenBatchNorm": Row(frozen_batch_norm, tolerance=1e-5),
     "GhostBatchNorm": Row(
@@ -492,6 +517,7 @@ ROWS: dict[str, Row] = {
         OF_WEIGHTS,
         tolerance=1e-5,
     ),
+    "SimNorm": Row(plain(jn.sim_norm), {"simplex_size": 4}, {**ONE_AXIS, "simplex_size": (2,)}),
     "Spade": Row(
         spade,
         {"map_channels": 3, "hidden": 4},

@@ -47,9 +47,17 @@ SHAPES = {
 }
 SHAPES |= {"variable_filter", "axis_index_groups", "axis_name", "domain", "rngs", "parent", "name"}
 # Any number is valid; some of these may be trained, and are then arrays of any value.
-ANY = {"scale_offset", "beta", "seed", ("derf", "alpha"), "shift", ("dynamic_tanh", "alpha")}
+ANY = {
+    "scale_offset",
+    "multiplier",
+    "beta",
+    "seed",
+    ("derf", "alpha"),
+    "shift",
+    ("dynamic_tanh", "alpha"),
+}
 ANY |= {("scale_norm", "scale"), ("magnitude_preserving", "gain"), "num_groups", "group_size"}
-MAY_BE_TRAINED = ANY - {"scale_offset", "beta", "seed", "num_groups", "group_size"}
+MAY_BE_TRAINED = ANY - {"scale_offset", "multiplier", "beta", "seed", "num_groups", "group_size"}
 STATIC = {"p", "fraction"}  # never an array
 
 
@@ -101,6 +109,8 @@ def test_functions(name: str, option: str, refused: list[Any]) -> None:
         given["num_groups"] = None
     if name == "init_running_stats":
         given["feature_shape"] = 4
+    if name == "init_whitening" and option != "features":
+        given["features"] = 4
     call = partial(getattr(jn, name), **given)
     assert_refused(call, option, refused)
     assert_refused(lambda **bad: jax.jit(partial(call, **bad))(), option, refused[:1])

@@ -36,7 +36,11 @@ ORACLES = {
     "batch_renorm_inference": "tests/norms/test_zoo_facts.py",
     "conv_spectral_norm": "tests/norms/test_weights.py",
     "evo_norm_b0_inference": "tests/norms/test_zoo_facts.py",
+    "evo_norm_b1_inference": "tests/norms/test_zoo_facts.py",
+    "evo_norm_b2_inference": "tests/norms/test_zoo_facts.py",
     "forced_magnitude": "tests/norms/test_weights.py",
+    "input_norm_inference": "tests/norms/test_input_norm.py",
+    "input_norm_inverse": "tests/norms/test_input_norm.py",
     "iterative_whitening_inference": "tests/norms/test_zoo_facts.py",
     "local_response_norm": "tests/norms/test_local_response.py",
     "magnitude_preserving": "tests/norms/test_weights.py",
@@ -56,6 +60,8 @@ IN_THE_REFERENCE = {
     "act_norm_inverse": "act_norm",
     "batch_renorm_inference": "batch_renorm",
     "evo_norm_b0_inference": "evo_norm_b0",
+    "evo_norm_b1_inference": "evo_norm_b1",
+    "evo_norm_b2_inference": "evo_norm_b2",
     "iterative_whitening_inference": "iterative_whitening",
     "mean_only_batch_norm_inference": "mean_only_batch_norm",
     "switchable_norm_inference": "switchable_norm",
@@ -86,10 +92,15 @@ def test_running_statistics_are_followed() -> None:
     """All functions that update running statistics, and all classes that store them, have tests of these."""
     parameters = {n: inspect.signature(getattr(jn, n)).parameters for n in NORMS}
     moving = {n for n, known in parameters.items() if {"stats", "momentum"} <= set(known)}
-    followed = {n for n in moving for step in STEPS if n.startswith(step)}
-    assert left_out(moving, followed, STATES) == [] and len(followed) == len(STEPS)
+    moving |= {n for n in NORMS if f"{n}_inference" in NORMS}
+    steps = {step.split(",")[0] for step in STEPS}
+    followed = {n for n in moving for step in steps if n.startswith(step)}
+    assert left_out(moving, followed, STATES) == [] and len(followed) == len(steps)
     tracked = {n for n in CASES if "momentum" in fields_of("linen", n)}
-    assert left_out(STATE, tracked, {"FrozenBatchNorm"}) == [] and left_out(tracked, STATE) == []
+    assert (
+        left_out(STATE, tracked, {"FrozenBatchNorm", "InputNorm"}) == []
+        and left_out(tracked, STATE) == []
+    )
 
 
 def test_every_class_has_cases() -> None:

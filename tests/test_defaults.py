@@ -37,6 +37,7 @@ EVERYWHERE: Fields = {
     "feature_axes": -1,
     "reduction_axes": -1,
     "unbiased": False,
+    "unbiased_instances": False,
     "use_scale": True,
     "use_bias": True,
     "use_fast_variance": True,  # Flax's; ignored
@@ -53,14 +54,23 @@ FUNCTIONS: dict[str, Fields] = {
     "batch_norm": {"epsilon": 1e-5, "momentum": 0.99},  # Flax
     "batch_norm_adapted": {"epsilon": 1e-5},
     "batch_norm_inference": {"epsilon": 1e-5},
-    "batch_renorm": {"epsilon": 1e-3, "momentum": 0.99, "rmax": 3.0, "dmax": 5.0},  # paper, Keras
+    "batch_renorm": {  # paper, Keras
+        **{"epsilon": 1e-3, "momentum": 0.99, "rmax": 3.0, "dmax": 5.0},
+        "form": "paper",
+    },
     "batch_renorm_inference": {"epsilon": 1e-3},
     "conv_spectral_norm": {"n_steps": 1, "padding": "SAME", "strides": (1, 1)},
     "derf": {"alpha": 0.5, "shift": 0.0},  # paper
     "dynamic_tanh": {"alpha": 0.5},  # paper
     "evo_norm_b0": {"epsilon": 1e-3, "momentum": 0.9},  # timm, with momentum 0.1 there
     "evo_norm_b0_inference": {"epsilon": 1e-3},
+    "evo_norm_b1": {"epsilon": 1e-5, "momentum": 0.9},  # timm
+    "evo_norm_b1_inference": {"epsilon": 1e-5},
+    "evo_norm_b2": {"epsilon": 1e-5, "momentum": 0.9},  # timm
+    "evo_norm_b2_inference": {"epsilon": 1e-5},
     "evo_norm_s0": {"epsilon": 1e-5, "num_groups": 32},  # paper, timm
+    "evo_norm_s1": {"epsilon": 1e-5, "num_groups": 32},  # timm
+    "evo_norm_s2": {"epsilon": 1e-5, "num_groups": 32},  # timm
     "filter_response_norm": {"epsilon": 1e-6},  # paper
     "forced_magnitude": {"epsilon": 1e-4},  # EDM2
     "gated_rms_norm": {"epsilon": 1e-6, "num_groups": 1, "norm_before_gate": True},  # Qwen3-Next
@@ -68,10 +78,15 @@ FUNCTIONS: dict[str, Fields] = {
     "group_norm": {"epsilon": 1e-6, "num_groups": 32},  # Flax
     "init_act_norm": {"epsilon": 1e-6},  # Glow
     "init_running_stats": {"cumulative": False},
+    "init_whitening": {"num_groups": 1},
+    "input_norm": {"epsilon": 1e-8},  # VecNormalize
+    "input_norm_inference": {"epsilon": 1e-8},
+    "input_norm_inverse": {"epsilon": 1e-8},
     "instance_norm": {"epsilon": 1e-6},  # Flax
     "iterative_whitening": {"epsilon": 1e-5, "momentum": 0.9, "steps": 5},  # paper: momentum 0.1
     "l2_normalize": {"epsilon": 1e-12},  # Flax's helper
     "layer_norm": {"epsilon": 1e-6},  # Flax
+    "layer_scale": {"multiplier": 1.0},
     "local_response_norm": {"alpha": 1e-4, "beta": 0.75, "k": 1.0},  # PyTorch
     "lp_normalize": {"epsilon": 1e-12, "p": 2.0},  # PyTorch
     "magnitude_preserving": {"epsilon": 1e-4, "gain": 1.0},  # EDM2
@@ -85,6 +100,7 @@ FUNCTIONS: dict[str, Fields] = {
     },
     "scale_norm": {"epsilon": 1e-10, "scale": 1.0},  # the square of the paper's 1e-5
     "scaled_weight_standardization": {"epsilon": 1e-6},  # timm
+    "sim_norm": {"simplex_size": 8},  # TD-MPC2
     "spectral_norm": {"epsilon": 1e-12, "n_steps": 1},  # paper, Flax
     "switchable_norm": {"epsilon": 1e-5, "momentum": 0.9},  # the authors' code
     "switchable_norm_inference": {"epsilon": 1e-5},
@@ -101,17 +117,21 @@ OWN: dict[str, Fields] = {
     "BatchNorm": {"track_running_stats": True},
     "AdaRMSNorm": {"use_shift": True},
     "AdaRMSNormZero": {"use_shift": True},
+    "BatchRenorm": {"warmup_steps": 0},
+    **{f"EvoNorm{which}": {"nonlinearity": True} for which in ("B0", "B1", "B2", "S0", "S1", "S2")},
     "FilterResponseNorm": {"use_threshold": True},  # the paper's unit
     "GhostBatchNorm": {"track_running_stats": True, "virtual_batch_size": 32},  # the usual size
     "InstanceNorm": {"track_running_stats": False},  # PyTorch
+    "IterativeWhitening": {"num_groups": 1},
     "LocalResponseNorm": {"size": 5, "num_features": ()},  # AlexNet; the function has no default
     "PixelNorm": {"num_features": ()},  # there are no parameters
     "QKNorm": {"use_bias": False, "use_key_scale": True},  # language models have no biases
     "ScaledWeightStandardization": {"use_gain": False},  # as WeightStandardization
-    **dict.fromkeys(
-        ("Spade", "SpadeBatchNorm", "SpadeGroupNorm"),
-        {"epsilon": 1e-5, "hidden": 128, "kernel_size": 3},  # the authors' code
-    ),
+    "SimNorm": {"num_features": ()},  # there are no parameters
+    **{
+        name: {"epsilon": 1e-5, "hidden": 128, "kernel_size": 3}  # the authors' code
+        for name in ("Spade", "SpadeBatchNorm", "SpadeGroupNorm")
+    },
     "SpectralNorm": {
         "collection_name": "batch_stats",
         "error_on_non_matrix": False,
@@ -159,6 +179,7 @@ BEGIN: dict[str, float] = {
     **dict.fromkeys(("mean_weights", "var_weights"), 1.0),
     **dict.fromkeys(("bias", "shift", "threshold", "log_scale", "mean", "steps"), 0.0),
     **dict.fromkeys(("affine_kernel", "affine_bias", "query_bias", "key_bias"), 0.0),
+    **dict.fromkeys(("count", "remainder"), 0.0),
     "alpha": 0.5,
 }
 BEGIN_OWN: dict[str, Any] = {

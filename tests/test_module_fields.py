@@ -55,11 +55,17 @@ NO_EFFECT = {
     "use_fast_variance": set(CLASSES),  # accepted for compatibility with Flax
     "force_float32_reductions": {"GroupNorm", "LayerNorm", "RMSNorm"},  # likewise
     "promote_dtype": {"WeightNorm"},  # likewise
-    "param_dtype": {"AdaIN", "LocalResponseNorm", "PixelNorm"},  # there are no parameters
+    "param_dtype": {
+        "AdaIN",
+        "InputNorm",
+        "LocalResponseNorm",
+        "PixelNorm",
+        "SimNorm",
+    },  # there are no parameters
 }
 # Fields that only matter together with another: without force_float32_reductions, the state has the
-# param_dtype.
-BESIDE = {"force_float32_reductions": "param_dtype"}
+# param_dtype. A warm-up matters if the limits are not at 1 and 0 anyway.
+BESIDE = {"force_float32_reductions": "param_dtype", "warmup_steps": "rmax"}
 INSTEAD = {"group_size": {"num_groups": None}, "kind": {"use_bias": False}}
 # Fields that are always refused, a value, and part of the error message.
 REFUSED: dict[tuple[str, str], tuple[Any, str]] = {
@@ -298,7 +304,7 @@ def check_initial(name: str, case: Case, initial: Variables, versus: Variables) 
         assert changed and all(n.endswith(what) for n in changed)
     both = initial.keys() & versus.keys()
     changed = {n for n in both if initial[n].dtype != versus[n].dtype}
-    state = {"mean", "var", "matrix", "count", "steps"} & both
+    state = {"mean", "var", "matrix", "count", "remainder", "steps"} & both
     if field == "force_float32_reductions" and not is_idle(name, field):
         assert changed == {"mean", "var"} and all(initial[n].dtype == BF16 for n in changed)
     elif field == "param_dtype" and not is_idle(name, field):

@@ -33,7 +33,7 @@ BF16, F16, F32 = jnp.bfloat16, jnp.float16, jnp.float32
 # The dtypes of x and the parameters, and their promoted dtype.
 PAIRS = ((BF16, BF16, BF16), (F16, F16, F16), (BF16, F32, F32), (F32, F16, F32), (F16, BF16, F32))
 ACTIVATIONS = {"x", "y", "style", "query", "key", "kernel", "residual"}
-STATE = {"stats", "image"}  # not parameters
+STATE = {"stats", "image", "weights"}  # not parameters
 OF_THE_SECOND = {"key", "key_scale"}  # of `qk_norm`
 ONLY_OF_THE_FIRST = {"conv_spectral_norm", "magnitude_preserving"}  # as documented
 
@@ -77,7 +77,7 @@ def test_defaults_promote_nothing(name: str) -> None:
     given = {
         k: jax.tree.map(lambda a: np.asarray(a, BF16) if is_array(a) else a, v)
         for k, v in arguments(name).items()
-        if k in required or k == "num_groups"
+        if k in required or k in ("num_groups", "simplex_size")
     }
     assert result(name, given) == BF16
 

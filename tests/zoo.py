@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -143,6 +144,12 @@ def _correction(mask: Any, rmax: float = 1.5, dmax: float = 0.5) -> tuple[Any, A
     return r, np.clip((mean - old_mean) / old, -dmax, dmax)
 
 
+def _input_norm(x: Any, mask: Any = None) -> Any:
+    """The statistics are constants."""
+    at = np.asarray(primals("input_norm")[0], float)
+    return (x - _mean(at, (0, 1, 2), mask)) / np.sqrt(_var(at, (0, 1, 2), mask) + EPSILON)
+
+
 def _lp(p: float) -> Callable[..., Any]:
     return lambda x: x / (np.abs(x) ** p).sum(-1, keepdims=True) ** (1 / p)
 
@@ -151,9 +158,11 @@ def _stats() -> jn.RunningStats:
     return jn.RunningStats(*(jnp.asarray(a, jnp.float32) for a in OLD[:2]))
 
 
-def _of(name: str) -> Callable[..., Any]:
-    """The function in tests.reference."""
-    return lambda *args, **mask: getattr(reference, name)(*args, **mask)[0]
+def _of(name: str, **options: Any) -> Callable[..., Any]:
+    """The function in tests.reference, of x, the parameters, and running statistics if it takes these."""
+    stats = (np.zeros(4), np.ones(4), None)
+    given = (stats,) if "momentum" in signature(getattr(reference, name)).parameters else ()
+    return lambda x, *args, **mask: getattr(reference, name)(x, *given, *args, **options, **mask)[0]
 
 
 def _with(name: str, *parameters: tuple[int, ...], **options: Any) -> Zoo:
@@ -233,6 +242,26 @@ ZOO: dict[str, Zoo] = {
         _evo_s0,
         (_C, _C, _C),
     ),
+    "evo_norm_b1": Zoo(
+        lambda x, *more, **mask: jn.evo_norm_b1(x, _stats(), *more, epsilon=EPSILON, **mask)[0],
+        _of("evo_norm_b1", epsilon=EPSILON),
+        (_C, _C),
+    ),
+    "evo_norm_b2": Zoo(
+        lambda x, *more, **mask: jn.evo_norm_b2(x, _stats(), *more, epsilon=EPSILON, **mask)[0],
+        _of("evo_norm_b2", epsilon=EPSILON),
+        (_C, _C),
+    ),
+    "evo_norm_s1": Zoo(
+        lambda *args, **mask: jn.evo_norm_s1(*args, num_groups=2, epsilon=EPSILON, **mask),
+        _of("evo_norm_s1", num_groups=2, epsilon=EPSILON),
+        (_C, _C),
+    ),
+    "evo_norm_s2": Zoo(
+        lambda *args, **mask: jn.evo_norm_s2(*args, num_groups=2, epsilon=EPSILON, **mask),
+        _of("evo_norm_s2", num_groups=2, epsilon=EPSILON),
+        (_C, _C),
+    ),
     "filter_response_norm": Zoo(
         lambda *args, **mask: jn.filter_response_norm(*args, epsilon=EPSILON, **mask),
         _frn,
@@ -243,6 +272,10 @@ ZOO: dict[str, Zoo] = {
         lambda *args, **mask: jn.global_response_norm(*args, epsilon=EPSILON, **mask),
         _grn,
         (_C, _C),
+    ),
+    "input_norm": Zoo(
+        lambda x, **mask: jn.input_norm(x, jn.init_input_norm(4), epsilon=EPSILON, **mask)[0],
+        _input_norm,
     ),
     "group_norm, silu": _with("group_norm", _C, _C, num_groups=2, activation="silu"),
     "instance_norm, relu": _with("instance_norm", _C, _C, activation="relu"),
@@ -273,6 +306,9 @@ ZOO: dict[str, Zoo] = {
         lambda x, scale, bias: x * (1 + scale[:, None, None]) + bias,
         ((3, 4), (3, 1, 3, 1)),
         False,
+    ),
+    "sim_norm": Zoo(
+        lambda x, **mask: jn.sim_norm(x, simplex_size=2, **mask), _of("sim_norm", simplex_size=2)
     ),
     "pixel_norm": Zoo(
         lambda x, **mask: jn.pixel_norm(x, epsilon=EPSILON, **mask),

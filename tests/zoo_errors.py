@@ -141,6 +141,26 @@ GAIN_SHAPE = (
 )
 NO_SUCH_DOMAIN = "domain must lie in [0, 1]; got 2. Create statistics for more domains."
 LOW_LIMIT = "rmax must be 1 or more; got rmax=0.5. rmax=1 with dmax=0 is batch norm."
+NO_SIMPLEX = (
+    "simplex_size must divide the number of features; got 3 for 4 features. Choose a divisor of 4."
+)
+NOT_IN_GROUPS = (
+    "num_groups must divide the number of channels; got 3 for 4 channels. Choose a divisor of 4."
+)
+NO_INPUT_STATS = (
+    "stats must be InputStats; got RunningStats. Start from init_input_norm(feature_shape) and pass what the "
+    "last step returned; convert a dict or a tuple from a checkpoint with InputStats(**d) or InputStats(*t)."
+)
+WEIGHTS_SHAPE = (
+    "weights must be real and broadcast to x; got float32 weights of shape (6,) for x of shape (6, 5, 4). "
+    "Axes are aligned from the last: weights of the examples in x need shape (6, 1, 1)."
+)
+NO_LIMIT = "max_abs must be positive; got max_abs=0.0. 10 is usual."
+NO_SUCH_FORM = (
+    "form must be 'paper' or 'crossq'; got 'sbx'. The first averages the standard deviation, the second the "
+    "variance."
+)
+NO_WARMUP = "warmup_steps must be an integer of 0 or more; got -1. 0 is no warm-up."
 NEGATIVE_LIMIT = "dmax must be 0 or more; got dmax=-1.0. dmax=0 with rmax=1 is batch norm."
 DOMAINS = jn.init_running_stats((2, 4))
 
@@ -165,6 +185,15 @@ REAL_ONLY: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jnl.BatchRenorm(use_running_average=False).init(KEY, COMPLEX),
         "batch_norm",
     ),
+    "input_norm": (lambda: jn.input_norm(COMPLEX, jn.init_input_norm(4)), "batch_norm"),
+    "input_norm_inference": (
+        lambda: jn.input_norm_inference(COMPLEX, jn.init_input_norm(4)),
+        "batch_norm_inference",
+    ),
+    "input_norm_inverse": (
+        lambda: jn.input_norm_inverse(COMPLEX, jn.init_input_norm(4)),
+        "batch_norm_inference",
+    ),
     "batch_renorm, scale": (lambda: jn.batch_renorm(X, STATS, COMPLEX_SCALE), "batch_norm"),
     "conv_spectral_norm": (
         lambda: jn.conv_spectral_norm(KERNEL.astype(jnp.complex64), IMAGE),
@@ -175,7 +204,20 @@ REAL_ONLY: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jn.evo_norm_b0(COMPLEX, STATS, jnp.ones(4)),
         "batch_norm",
     ),
+    "evo_norm_b1": (lambda: jn.evo_norm_b1(COMPLEX, STATS), "batch_norm"),
+    "evo_norm_b1_inference": (
+        lambda: jn.evo_norm_b1_inference(COMPLEX, STATS),
+        "batch_norm_inference",
+    ),
+    "evo_norm_b2": (lambda: jn.evo_norm_b2(COMPLEX, STATS), "batch_norm"),
+    "evo_norm_b2_inference": (
+        lambda: jn.evo_norm_b2_inference(COMPLEX, STATS),
+        "batch_norm_inference",
+    ),
+    "sim_norm": (lambda: jn.sim_norm(COMPLEX, simplex_size=2), "l2_normalize"),
     "evo_norm_s0": (lambda: jn.evo_norm_s0(COMPLEX, jnp.ones(4), num_groups=2), "group_norm"),
+    "evo_norm_s1": (lambda: jn.evo_norm_s1(COMPLEX, num_groups=2), "group_norm"),
+    "evo_norm_s2": (lambda: jn.evo_norm_s2(COMPLEX, num_groups=2), "group_norm"),
     "filter_response_norm": (lambda: jn.filter_response_norm(COMPLEX), "instance_norm"),
     "iterative_whitening": (
         lambda: jn.iterative_whitening(COMPLEX, jn.init_whitening(4)),
@@ -241,6 +283,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         NO_CONDITION,
     ),
     "init_whitening": (lambda: jn.init_whitening(0), NO_FEATURES),
+    "init_whitening, groups": (lambda: jn.init_whitening(4, num_groups=3), NOT_IN_GROUPS),
     "scale_offset": (lambda: jn.rms_norm(X, X[0, 0], scale_offset=float("nan")), NO_OFFSET),
     "adapted, share": (
         lambda: jn.batch_norm_adapted(X, STATS, running_share=2.0),
@@ -253,6 +296,24 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "domain, number": (lambda: jn.stats_of_domain(DOMAINS, 2), NO_SUCH_DOMAIN),
     "batch_renorm, rmax": (lambda: jn.batch_renorm(X, STATS, rmax=0.5), LOW_LIMIT),
     "batch_renorm, dmax": (lambda: jn.batch_renorm(X, STATS, dmax=-1.0), NEGATIVE_LIMIT),
+    "batch_renorm, form": (
+        lambda: jn.batch_renorm(X, STATS, form="sbx"),  # pyright: ignore[reportArgumentType]
+        NO_SUCH_FORM,
+    ),
+    "batch_renorm, warm-up": (lambda: jnl.BatchRenorm(warmup_steps=-1), NO_WARMUP),
+    "sim_norm, size": (lambda: jn.sim_norm(X, simplex_size=3), NO_SIMPLEX),
+    "input_norm, stats": (
+        lambda: jn.input_norm(X, STATS),  # pyright: ignore[reportArgumentType]
+        NO_INPUT_STATS,
+    ),
+    "input_norm, weights": (
+        lambda: jn.input_norm(X, jn.init_input_norm(4), weights=jnp.ones(6)),
+        WEIGHTS_SHAPE,
+    ),
+    "input_norm, limit": (
+        lambda: jn.input_norm(X, jn.init_input_norm(4), max_abs=0.0),
+        NO_LIMIT,
+    ),
     "lp_normalize, p": (lambda: jn.lp_normalize(X, p=0.5), not_a_norm("0.5")),
     "lp_normalize, no number": (lambda: jn.lp_normalize(X, p="2"), not_a_norm("'2'")),  # pyright: ignore[reportArgumentType]
     "modulate, scale": (

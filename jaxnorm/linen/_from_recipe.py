@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ..core._axes import feature_shape
 from ..core.calling._explained import explaining_fields
-from ..norms._shared._recipe import Call, Recipe, Shared, Tracked
+from ..norms._shared._recipe import Call, Recipe, Running, Shared
 from ..norms._shared._weight_recipe import WeightRecipe
 from ._variables import Checked, devices_of, is_evaluating
 
@@ -80,7 +80,7 @@ class FromRecipe(Derived):
 
     @nn.nowrap
     def _is_evaluating(self, asked: bool | None) -> bool:
-        if not isinstance(self, Tracked):
+        if not isinstance(self, Running):
             return asked is not False
         return is_evaluating(self, asked)
 

@@ -2,7 +2,10 @@
 
 from ..norms.batch._batch_renorm import BatchRenormRecipe
 from ..norms.batch._evo_norm_b0 import EvoNormB0Recipe
+from ..norms.batch._evo_norm_b1 import EvoNormB1Recipe
+from ..norms.batch._evo_norm_b2 import EvoNormB2Recipe
 from ..norms.batch._frozen_batch_norm import FrozenBatchNormRecipe
+from ..norms.batch._input_norm import InputNormRecipe
 from ..norms.batch._iterative_whitening import IterativeWhiteningRecipe
 from ..norms.batch._mean_only_batch_norm import MeanOnlyBatchNormRecipe
 from ..norms.batch._switchable_norm import SwitchableNormRecipe
@@ -20,12 +23,15 @@ from ..norms.sample._act_norm import ActNormRecipe
 from ..norms.sample._derf import DerfRecipe
 from ..norms.sample._dynamic_tanh import DynamicTanhRecipe
 from ..norms.sample._evo_norm_s0 import EvoNormS0Recipe
+from ..norms.sample._evo_norm_s1 import EvoNormS1Recipe
+from ..norms.sample._evo_norm_s2 import EvoNormS2Recipe
 from ..norms.sample._filter_response_norm import FilterResponseNormRecipe
 from ..norms.sample._global_response_norm import GlobalResponseNormRecipe
 from ..norms.sample._layer_scale import LayerScaleRecipe
 from ..norms.sample._local_response_norm import LocalResponseNormRecipe
 from ..norms.sample._pixel_norm import PixelNormRecipe
 from ..norms.sample._scale_norm import ScaleNormRecipe
+from ..norms.sample._sim_norm import SimNormRecipe
 from ..norms.weight._magnitude_preserving import MagnitudePreservingRecipe
 from ..norms.weight._reparameterized import ReparameterizedRecipe
 from ..norms.weight._scaled_weight_standardization import ScaledWeightStandardizationRecipe
@@ -79,7 +85,19 @@ class DynamicTanh(DynamicTanhRecipe, FromRecipe): ...
 class EvoNormB0(Training, EvoNormB0Recipe, FromRecipe): ...
 
 
+class EvoNormB1(Training, EvoNormB1Recipe, FromRecipe): ...
+
+
+class EvoNormB2(Training, EvoNormB2Recipe, FromRecipe): ...
+
+
 class EvoNormS0(EvoNormS0Recipe, FromRecipe): ...
+
+
+class EvoNormS1(EvoNormS1Recipe, FromRecipe): ...
+
+
+class EvoNormS2(EvoNormS2Recipe, FromRecipe): ...
 
 
 class FilterResponseNorm(FilterResponseNormRecipe, FromRecipe): ...
@@ -92,6 +110,9 @@ class GatedRMSNorm(GatedRMSNormRecipe, FromConditionedRecipe): ...
 
 
 class GlobalResponseNorm(GlobalResponseNormRecipe, FromRecipe): ...
+
+
+class InputNorm(Training, InputNormRecipe, FromRecipe): ...
 
 
 class IterativeWhitening(Training, IterativeWhiteningRecipe, FromRecipe): ...
@@ -122,6 +143,9 @@ class ScaleNorm(ScaleNormRecipe, FromRecipe): ...
 
 
 class ScaledWeightStandardization(ScaledWeightStandardizationRecipe, FromWeightRecipe): ...
+
+
+class SimNorm(WithoutVariables, SimNormRecipe, FromRecipe): ...
 
 
 class Spade(SpadeRecipe, FromConditionedRecipe): ...

@@ -9,7 +9,7 @@ from flax import nnx
 
 from ..core.calling._arguments import check_fields
 from ..core.calling._explained import explaining_fields
-from ..norms._shared._recipe import Call, Recipe, Shared, Tracked
+from ..norms._shared._recipe import Call, Recipe, Running, Shared
 from ..norms._shared._weight_recipe import WeightRecipe
 from ._transformable import transformable
 from ._variables import Features, is_evaluating, parameter, shape_of, store, value_of
@@ -82,7 +82,7 @@ class FromRecipe(Derived):
         shape = shape_of(self.num_features)
         names = [*self._parameters(shape), *self._initial_state(shape, self.param_dtype)]
         variables = {name: value_of(getattr(self, name)) for name in names}
-        if isinstance(self, Tracked):
+        if isinstance(self, Running):
             evaluating = is_evaluating(self, use_running_average)
         else:
             evaluating = use_running_average is not False
@@ -101,7 +101,7 @@ class FromRecipe(Derived):
         Args:
             use_running_average: True for evaluation, False for training; None leaves the setting unchanged.
         """
-        if use_running_average is not None and isinstance(self, Tracked):
+        if use_running_average is not None and isinstance(self, Running):
             self.use_running_average = use_running_average
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
-from tests import oracle
+from tests import oracle, reference
 from tests.calls import (
     ARGUMENTS,
+    INPUT_STATS,
     INPUTS,
     MASK,
     MASKS,
@@ -62,6 +63,8 @@ MEANS: dict[str, Callable[[], Any]] = {
     "batch_renorm": partial(mean_over, BATCH),
     "batch_renorm_inference": lambda: wide(STATS.mean),
     "group_norm": mean_of_groups,
+    "input_norm": lambda: reference.input_norm(wide(X), [*map(wide, INPUT_STATS)], mask=MASK)[1],
+    "input_norm_inference": lambda: wide(STATS.mean),
     "instance_norm": partial(mean_over, INSTANCE),
     "iterative_whitening": partial(mean_over, BATCH, POSITIONS),
     "iterative_whitening_inference": lambda: wide(ARGUMENTS["iterative_whitening"]["stats"].mean),
@@ -84,7 +87,11 @@ def test_read_as_the_mean(name: str, unreadable: float) -> None:
     instead = MEANS[name]() if name in MEANS else np.zeros(1)
     instead = np.broadcast_to(instead, X.shape).astype(np.float32)
     given = arguments(name)
-    options = {k: v for k, v in given.items() if k in ("num_groups", "running_share", "size")}
+    options = {
+        k: v
+        for k, v in given.items()
+        if k in ("num_groups", "running_share", "size", "simplex_size")
+    }
     inputs = {k: v for k, v in given.items() if k not in {"x", "reduction_axes", *options}}
     dy = draw(np.random.default_rng(3), X.shape, "float32")
 

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxnorm as jn
-from tests.calls import ELSEWHERE, MASK, MASKS, arguments, functions, parameters
+from tests.calls import ELSEWHERE, MASK, MASKS, arguments, functions, leaves, parameters
 from tests.cases import draw
 from tests.oracle import assert_close
 
@@ -131,7 +131,7 @@ def test_small_arrays_need_not_be_split(name: str, axis: int) -> None:
         return jax.grad(f, allow_int=True, has_aux=True)(given)
 
     def numbers(tree: Any) -> list[Any]:
-        return [a for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0]
+        return [a for a in leaves(tree) if a.dtype != jax.dtypes.float0]
 
     want = jax.jit(of)(jax.tree.map(jnp.asarray, given))
     with jax.set_mesh(mesh):

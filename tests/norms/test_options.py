@@ -20,6 +20,7 @@ from tests.calls import (
     DEVICE_OPTIONS,
     ELSEWHERE,
     FEATURES,
+    INPUT_STATS,
     INPUTS,
     MASK,
     POSITIONS,
@@ -28,6 +29,7 @@ from tests.calls import (
     arguments,
     expected,
     functions,
+    leaves,
     options,
     parameters,
     pattern,
@@ -52,6 +54,10 @@ VALUES: dict[str, list[dict[str, Any]]] = {
     "mask": [{"mask": MASK}],
     "momentum": [{"momentum": 0.6}, {"momentum": None, "stats": COUNTED}],
     "reduction_axes": [{"reduction_axes": (1, 2)}],
+    "unbiased_instances": [
+        {"unbiased_instances": True, "momentum": 0.6},
+        {"unbiased_instances": True, "mask": MASK},
+    ],
     "unbiased": [
         {"unbiased": True, "momentum": 0.6},
         {"unbiased": True, "momentum": 0.6, "mask": MASK},
@@ -77,6 +83,10 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("batch_norm_inference", "mask"): READS_A_MASKED_NAN,
     ("batch_norm_inference", "residual"): [{"residual": X[::-1]}],
     ("batch_renorm", "dmax"): [{"dmax": 0.1}],
+    ("batch_renorm", "form"): [
+        {"form": "crossq", "momentum": 0.6},
+        {"form": "crossq", "rmax": 1.1, "dmax": 0.1, "mask": MASK},
+    ],
     ("batch_renorm_inference", "mask"): READS_A_MASKED_NAN,
     ("batch_renorm", "rmax"): [{"rmax": 1.1}],
     ("conv_spectral_norm", "n_steps"): [{"n_steps": 3}],
@@ -86,8 +96,10 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("dynamic_tanh", "mask"): READS_A_MASKED_NAN,
     ("ada_group_norm", "group_size"): [{"num_groups": None, "group_size": 1}],
     ("ada_group_norm", "num_groups"): [{"num_groups": 4}],
-    ("evo_norm_s0", "group_size"): [{"num_groups": None, "group_size": 1}],
-    ("evo_norm_s0", "num_groups"): [{"num_groups": 4}],
+    **{
+        (f"evo_norm_s{i}", "group_size"): [{"num_groups": None, "group_size": 1}] for i in (0, 1, 2)
+    },
+    **{(f"evo_norm_s{i}", "num_groups"): [{"num_groups": 4}] for i in (0, 1, 2)},
     ("gated_rms_norm", "num_groups"): [{"num_groups": 2}, {"num_groups": 2, "mask": MASK}],
     ("gated_rms_norm", "norm_before_gate"): [
         {"norm_before_gate": False},
@@ -96,12 +108,23 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("group_norm", "group_size"): [{"num_groups": None, "group_size": 1}],
     ("group_norm", "num_groups"): [{"num_groups": 4}],
     ("group_norm", "reduction_axes"): [{"reduction_axes": (1, 3)}],
+    ("input_norm", "max_abs"): [{"max_abs": 0.5}],
+    ("input_norm", "weights"): [
+        {"weights": np.linspace(0, 2, 4, dtype=np.float32).reshape(4, 1, 1, 1)},
+        {
+            "weights": np.linspace(0.01, 0.02, X.size, dtype=np.float32).reshape(X.shape),
+            "mask": MASK,
+        },
+    ],
+    ("input_norm_inference", "mask"): READS_A_MASKED_NAN,
+    ("input_norm_inference", "max_abs"): [{"max_abs": 0.5}],
     ("iterative_whitening", "mask"): [{"mask": POSITIONS}],
     ("iterative_whitening_inference", "mask"): [
         {"mask": POSITIONS, "x": np.where(POSITIONS, X, np.nan).astype(np.float32)}
     ],
     ("iterative_whitening", "momentum"): [{"momentum": 0.6}],
     ("iterative_whitening", "steps"): [{"steps": 2}],
+    ("layer_scale", "multiplier"): [{"multiplier": 3.0}],
     ("layer_scale", "mask"): READS_A_MASKED_NAN,
     ("local_response_norm", "alpha"): [{"alpha": 0.5}],
     ("local_response_norm", "beta"): [{"alpha": 0.5, "beta": 2.0}],
@@ -129,12 +152,18 @@ OF_ONE: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"scale_offset": 1.0},
         {"scale_offset": 1.0, "scale": _narrow(INPUTS["scale"])},
     ],
+    ("sim_norm", "simplex_size"): [{"simplex_size": 4}],
     ("spectral_norm", "n_steps"): [{"n_steps": 3}],  # None: tests/norms/test_spectral_norm.py
+    ("switchable_norm_inference", "unbiased_instances"): [
+        {"unbiased_instances": True},
+        {"unbiased_instances": True, "mask": MASK},
+    ],
     ("update_running_stats", "unbiased"): [{"unbiased": True, "momentum": 0.6}],
 }
 """Values for an option of a single function."""
 ONE_AXIS = {
-    *("ada_group_norm", "evo_norm_s0", "group_norm", "local_response_norm"),
+    *("ada_group_norm", "evo_norm_s0", "evo_norm_s1", "evo_norm_s2"),
+    *("group_norm", "sim_norm", "local_response_norm"),
     *("iterative_whitening", "iterative_whitening_inference"),
 }
 CHANGES_NO_VALUE = {
@@ -192,6 +221,8 @@ def tiny(name: str) -> dict[str, Any]:
     given = {k: v * size for k, v in arguments(name).items() if k in inputs}
     if isinstance(arguments(name).get("stats"), jn.RunningStats):
         given["stats"] = jn.RunningStats(STATS.mean * size, STATS.var * size**2)
+    if isinstance(arguments(name).get("stats"), jn.InputStats):
+        given["stats"] = INPUT_STATS._replace(mean=STATS.mean * size, var=STATS.var * size**2)
     if name == "spectral_norm":  # its epsilon matters next to a kernel of size 1
         state = arguments(name)["state"]
         given = {"state": state._replace(u=state.u * size)}
@@ -228,8 +259,7 @@ def results(name: str) -> dict[str, list[jax.Array]]:
     @jax.jit
     def run(arrays: dict[str, Any]) -> dict[str, Any]:
         return {
-            label: jax.tree.leaves(function(**(static | arrays | row)))
-            for label, row in calls(name).items()
+            label: leaves(function(**(static | arrays | row))) for label, row in calls(name).items()
         }
 
     return run(arrays)
@@ -309,6 +339,5 @@ def test_lists_are_arrays(name: str) -> None:
         k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in given.items()
     }
     f = getattr(jn, name)
-    leaves = zip(*map(jax.tree.leaves, (f(**listed), f(**given))), strict=True)
-    for got, want in leaves:
+    for got, want in zip(leaves(f(**listed)), leaves(f(**given)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

@@ -23,7 +23,11 @@ SPLIT = {
     "batch_norm_adapted": EXAMPLES,
     "batch_renorm": EXAMPLES,
     "evo_norm_b0": EXAMPLES,
+    "evo_norm_b1": EXAMPLES,
+    "evo_norm_b2": EXAMPLES,
     "evo_norm_s0": POSITIONS,
+    "evo_norm_s1": POSITIONS,
+    "evo_norm_s2": POSITIONS,
     "filter_response_norm": POSITIONS,
     "group_norm": POSITIONS,
     "instance_norm": POSITIONS,
@@ -39,6 +43,7 @@ SPLIT = {
     "tracked_instance_norm": POSITIONS,
 }
 """The axis that is split over devices."""
+ELSEWHERE = {"input_norm": "tests/norms/test_input_norm.py"}  # its statistics are constants
 OPTIONS: dict[str, dict[str, Any]] = {
     # Far from the batch: clipped r and d are constants for finite differences, too.
     "batch_renorm": {
@@ -99,7 +104,7 @@ def cotangents(leaves: Any) -> list[Any]:
     return [draw(rng, leaf.shape, "float32") for leaf in leaves]
 
 
-@pytest.mark.parametrize("name", sorted({*functions("axis_name"), *SPLIT}))
+@pytest.mark.parametrize("name", sorted({*functions("axis_name"), *SPLIT} - {*ELSEWHERE}))
 def test_devices_are_one(name: str) -> None:
     """All devices act as one, and groups do not affect each other."""
     assert name in SPLIT, f"{name} has axis_name: say in SPLIT of which axis devices have a part"

@@ -74,6 +74,7 @@ def test_free_features(name: str) -> None:
 STATES = {
     "RunningStats": jn.init_running_stats(3, cumulative=True),
     "Moments": INPUTS["moments"],
+    "InputStats": jn.init_input_norm(3),
     "WhiteningStats": jn.init_whitening(3),
     "SpectralState": jn.init_spectral_norm(jax.random.key(0), jnp.ones((4, 3))),
 }

@@ -102,7 +102,7 @@ def test_half_precision(name: str, dtype: str) -> None:
     assert y.dtype == jnp.dtype(dtype)
     assert {g.dtype for g in grads} == {jnp.dtype(dtype)}
     unit = float(jnp.finfo(dtype).eps)
-    if name != "batch_renorm":  # its constants depend on the unrounded x
+    if name not in ("batch_renorm", "input_norm"):  # their constants depend on the unrounded x
         expected = ZOO[name].oracle(*args)
         np.testing.assert_allclose(np.float64(y), expected, rtol=unit, atol=unit / 4)
 

@@ -119,11 +119,13 @@ def test_domains_keep_to_themselves() -> None:
     close(stats.mean, np.stack([once.mean, twice.mean, jn.batch_norm(images(2), once)[1].mean]))
 
 
-def test_evo_norm_b0_evaluates_as_it_trains_where_the_variance_is_the_same() -> None:
+def test_evo_norm_b_evaluates_as_it_trains_where_the_variance_is_the_same() -> None:
     """If the running variance equals the batch variance, evaluation gives the same result as training."""
     x = images()
     y, stats = jn.evo_norm_b0(x, jn.init_running_stats(8), jnp.ones(8), momentum=0.0)
     close(jn.evo_norm_b0_inference(x, stats, jnp.ones(8)), y)
+    close(jn.evo_norm_b1_inference(x, stats), jn.evo_norm_b1(x, stats)[0])
+    close(jn.evo_norm_b2_inference(x, stats), jn.evo_norm_b2(x, stats)[0])
 
 
 def test_evo_norm_s0_of_a_steep_line_is_relu_by_deviation() -> None:
@@ -191,6 +193,44 @@ def test_lp_normalize_has_length_1_at_any_size(p: float) -> None:
     zeros = jnp.zeros((2, 3))
     assert np.array_equal(jn.lp_normalize(zeros, p=p), zeros)
     assert np.isfinite(jax.grad(lambda x: jn.lp_normalize(x, p=p).sum())(zeros)).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_groups_of_channels_are_whitened_separately(masked: bool) -> None:
+    """Outputs, statistics, gradients and evaluation match those of each group alone."""
+    x, mask = images(), np.indices((4, 6, 5, 1)).sum(0) % 3 > 0 if masked else None
+    initial = jn.init_whitening(8, num_groups=2)
+    assert initial.matrix.shape == (2, 4, 4)
+
+    @jax.jit
+    def run(x: Any, stats: Any) -> Any:
+        def loss(x: Any) -> Any:
+            y, updated = jn.iterative_whitening(x, stats, mask=mask)
+            return (y * images(1)[..., : x.shape[-1]] ** 2).sum(), (y, updated)
+
+        (_, (y, updated)), dx = jax.value_and_grad(loss, has_aux=True)(x)
+        return y, dx, jn.iterative_whitening_inference(x, updated, mask=mask), updated
+
+    *arrays, stats = run(jnp.asarray(x), initial)
+    halves = [run(jnp.asarray(half), jn.init_whitening(4)) for half in np.split(x, 2, -1)]
+    for i in (0, 2):
+        close(arrays[i], np.concatenate([half[i] for half in halves], -1))
+    close(arrays[1][..., :4], halves[0][1], 1e-4)
+    close(stats.mean, np.concatenate([half[-1].mean for half in halves]))
+    close(stats.matrix, np.stack([half[-1].matrix for half in halves]))
+
+
+def test_groups_of_channels_are_whitened_on_devices() -> None:
+    """Devices that share an axis whiten groups of channels as one device does."""
+    x, initial = images(), jn.init_whitening(8, num_groups=4)
+    step = jax.vmap(
+        partial(jn.iterative_whitening, axis_name="devices"), (0, None), axis_name="devices"
+    )
+    y, stats = jax.jit(step)(x.reshape(2, 2, *x.shape[1:]), initial)
+    whole, expected = jax.jit(jn.iterative_whitening)(x, initial)
+    close(y.reshape(x.shape), whole)
+    for ours, book in zip(stats, expected, strict=True):
+        close(ours[1], book)
 
 
 def test_mean_only_batch_norm_leaves_the_variance() -> None:

@@ -21,9 +21,15 @@ DEVICES, EACH = 4, 6
 Step = Callable[..., tuple[Any, Any]]
 STEPS: dict[str, Step] = {
     "batch_renorm": partial(jn.batch_renorm, rmax=1.5, dmax=0.5, epsilon=EPSILON, momentum=0.8),
+    "batch_renorm, crossq": partial(
+        jn.batch_renorm, rmax=1.5, dmax=0.5, form="crossq", epsilon=EPSILON, momentum=0.8
+    ),
     "evo_norm_b0": lambda x, stats, **more: jn.evo_norm_b0(
         x, stats, V, epsilon=EPSILON, momentum=0.8, **more
     ),
+    "evo_norm_b1": partial(jn.evo_norm_b1, epsilon=EPSILON, momentum=0.8),
+    "evo_norm_b2": partial(jn.evo_norm_b2, epsilon=EPSILON, momentum=0.8),
+    "input_norm": partial(jn.input_norm, epsilon=EPSILON),
     "iterative_whitening": lambda x, stats, **more: jn.iterative_whitening(
         x, stats, epsilon=EPSILON, momentum=0.8, **more
     ),
@@ -37,7 +43,11 @@ over_steps = pytest.mark.parametrize("name", STEPS)
 
 def start(name: str) -> Any:
     """The initial state."""
-    return jn.init_whitening(4) if name == "iterative_whitening" else jn.init_running_stats(4)
+    starts: dict[str, Any] = {
+        "input_norm": jn.init_input_norm,
+        "iterative_whitening": jn.init_whitening,
+    }
+    return starts.get(name, jn.init_running_stats)(4)
 
 
 def batch(seed: int) -> np.ndarray:
@@ -51,6 +61,9 @@ def batch(seed: int) -> np.ndarray:
 
 def expected_after(name: str, batches: list[np.ndarray]) -> list[np.ndarray]:
     """The mean, and the variance or matrix, from the definition in float64."""
+    if name == "input_norm":  # it weights all values equally
+        rows = np.concatenate([np.float64(x).reshape(-1, 4) for x in batches])
+        return [rows.mean(0), rows.var(0)]
     mean, other = np.zeros(4), np.eye(4) if name == "iterative_whitening" else np.ones(4)
     for x in map(np.float64, batches):
         rows = x.reshape(-1, 4)
@@ -156,7 +169,11 @@ def test_evaluation_depends_on_no_other_example(name: str) -> None:
     _, stats = STEPS[name](batch(0), start(name))
     evaluate: dict[str, Callable[[Any], Any]] = {
         "batch_renorm": lambda x: jn.batch_renorm_inference(x, stats),
+        "batch_renorm, crossq": lambda x: jn.batch_renorm_inference(x, stats),
         "evo_norm_b0": lambda x: jn.evo_norm_b0_inference(x, stats, V),
+        "evo_norm_b1": lambda x: jn.evo_norm_b1_inference(x, stats),
+        "evo_norm_b2": lambda x: jn.evo_norm_b2_inference(x, stats),
+        "input_norm": lambda x: jn.input_norm_inference(x, stats),
         "iterative_whitening": lambda x: jn.iterative_whitening_inference(x, stats),
         "mean_only": lambda x: jn.mean_only_batch_norm_inference(x, stats),
         "switchable": lambda x: jn.switchable_norm_inference(x, stats, WEIGHTS, WEIGHTS),

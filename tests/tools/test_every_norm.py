@@ -99,7 +99,7 @@ CLASSES: dict[str, Any] = {
     "linen own": OwnLinen,
     "nnx own": OwnNnx,
 }
-NOT_OF_BATCH = {"DomainBatchNorm", "InstanceNorm", "IterativeWhitening"}
+NOT_OF_BATCH = {"DomainBatchNorm", "InputNorm", "InstanceNorm", "IterativeWhitening"}
 NOT_AVERAGED = {"BatchRenorm"}
 UNCHANGED = {"FrozenBatchNorm"}
 SILENT: dict[str, Any] = {"linen silent": SilentLinen, "nnx silent": SilentNnx}
@@ -201,7 +201,7 @@ def test_what_a_layer_says_are_its_fields(name: str, system: str) -> None:
     assert layer.running_norm() == tools.RunningNorm(
         axis=1,
         epsilon=0.3 if "epsilon" in taken else 0.0,
-        momentum=0.25,
+        momentum=0.25 if "momentum" in taken else None,
         unbiased="unbiased" in taken,
         of_batch=name not in NOT_OF_BATCH,
         averaged=name not in NOT_AVERAGED,
@@ -215,6 +215,7 @@ def test_layers_without_running_statistics_say_so() -> None:
         for kind in (system.BatchNorm, system.InstanceNorm):
             assert kind(**more, track_running_stats=False).running_norm() is None
         assert system.FrozenBatchNorm(**more).running_norm() is None
+        assert system.EvoNormB1(**more, nonlinearity=False).running_norm() is None
 
 
 @over_classes

@@ -101,12 +101,14 @@ NUMBERS: Mapping[str, Number | Count] = {
     ),
     "rmax": Number("be 1 or more", lambda v: v >= 1, "rmax=1 with dmax=0 is batch norm."),
     "dmax": Number("be 0 or more", lambda v: v >= 0, "dmax=0 with rmax=1 is batch norm."),
+    "max_abs": Number("be positive", lambda v: v > 0, "10 is usual.", or_none=True),
     "decay": Number(
         "lie in [0, 1]",
         lambda v: 0 <= v <= 1,
         "It is the weight of the old average: 0.999 moves slowly.",
     ),
     "scale_offset": FINITE,
+    "multiplier": FINITE,
     "tolerance": Number("be zero or positive", lambda v: v >= 0, "1e-4 is usual."),
     "seed": Count("Any integer will do, such as 0.", "an integer", -math.inf),
     "virtual_batch_size": Count(
@@ -122,6 +124,8 @@ NUMBERS: Mapping[str, Number | Count] = {
         "a positive integer or None",
         or_none=True,
     ),
+    "warmup_steps": Count("0 is no warm-up.", "an integer of 0 or more", 0),
+    "simplex_size": Count("It is the number of features that share a softmax: 8 is usual."),
     "features": Count("It is the number of channels."),
     "num_classes": Count("It is the number of rows in the tables of scales and biases."),
     "num_domains": Count("Each domain has its own statistics."),
@@ -131,9 +135,9 @@ NUMBERS: Mapping[str, Number | Count] = {
     "kernel_size": Count("All convolutions of the layer use it."),
 }
 FLAGS = {
-    *("unbiased", "cumulative"),
+    *("unbiased", "unbiased_instances", "cumulative"),
     *("use_scale", "use_key_scale", "use_bias", "use_gain", "use_threshold", "use_shift"),
-    *("norm_before_gate", "scale_after_cast", "track_running_stats"),
+    *("norm_before_gate", "nonlinearity", "scale_after_cast", "track_running_stats"),
     *("use_fast_variance", "force_float32_reductions", "error_on_non_matrix"),
     *("has_aux", "partial", "affine", "layer_by_layer", "progress"),
 }

@@ -141,18 +141,11 @@ class Shared(Recipe):
 
 
 @dataclass(kw_only=True, eq=False)
-class Tracked(Shared):
-    """A layer with running statistics, used in evaluation."""
+class Running(Shared):
+    """A layer with running statistics, updated in training and used in evaluation."""
 
     use_running_average: bool | None = None
     """Evaluation (True) or training (False); None means it is set in each call."""
-    momentum: float | jax.Array | None = 0.99
-    """Weight of the *old* running value (PyTorch: the new one); None weights all batches equally."""
-
-    def _initial_state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
-        """``mean``, ``var`` and, if ``momentum`` is None, ``count``."""
-        fresh = init_running_stats(shape, dtype_of_mean(dtype), cumulative=self.momentum is None)
-        return present(fresh)
 
     def running_norm(self) -> RunningNorm | None:
         """Tells the tools how the layer keeps running statistics."""
@@ -174,6 +167,19 @@ class Tracked(Shared):
             return evaluate(*given, **self._options(call, evaluate) | other), {}
         y, updated = train(*given, **self._options(call, train) | other)
         return y, present(updated)
+
+
+@dataclass(kw_only=True, eq=False)
+class Tracked(Running):
+    """A layer whose running statistics are moving averages of mean and variance."""
+
+    momentum: float | jax.Array | None = 0.99
+    """Weight of the *old* running value (PyTorch: the new one); None weights all batches equally."""
+
+    def _initial_state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
+        """``mean``, ``var`` and, if ``momentum`` is None, ``count``."""
+        fresh = init_running_stats(shape, dtype_of_mean(dtype), cumulative=self.momentum is None)
+        return present(fresh)
 
 
 def stats_of(variables: State) -> RunningStats:

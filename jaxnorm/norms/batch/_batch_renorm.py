@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from ...core._residuals import rematerialized
 from ...core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ...core.calling._public import public
 from ...core.lowering._cpu_hints import materialize
+from .._shared._arithmetic import root
 from .._shared._prepare import operands
 from .._shared._ramp import Ramp
 from .._shared._recipe import Affine, Call, Shape, State, Tracked, present, scale_and_bias, stats_of
@@ -26,6 +27,7 @@ from ._batch_norm import batch_norm_inference
 
 Limit: TypeAlias = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A number, or a schedule: a function of the number of completed steps."""
+Form: TypeAlias = Literal["paper", "crossq"]
 
 
 @public
@@ -38,6 +40,7 @@ def batch_renorm(
     *,
     rmax: float | jax.Array = 3.0,
     dmax: float | jax.Array = 5.0,
+    form: Form = "paper",
     feature_axes: Axes = -1,
     momentum: float | jax.Array | None = 0.99,
     epsilon: float = 1e-3,
@@ -55,6 +58,12 @@ def batch_renorm(
     rmax = 1 and dmax = 0 this is batch norm; where nothing is clipped, y equals the output of
     `batch_renorm_inference`.
 
+    With ``form="crossq"`` this is batch renorm as in CrossQ (Bhatt et al., 2024,
+    https://openreview.net/forum?id=PczQtTsTIX) and sbx. It adds ε after the correction, and keeps a running
+    average of σ² instead of s:
+
+        y = (x - μ + d σ / r) / sqrt(σ² / r² + ε) · scale + bias
+
     Args:
         x: activations of any rank and any integer or floating dtype.
             Computed in float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
@@ -64,9 +73,10 @@ def batch_renorm(
         bias: β, with the shape of the feature axes; None means 0.
         rmax: limit of r, at least 1. The paper increases it from 1 to 3.
         dmax: limit of d, at least 0. The paper increases it from 0 to 5.
+        form: ``"paper"``, or ``"crossq"`` for the form above.
         feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
         momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally. As in the
-            paper, the running average is of s, not of its square.
+            paper, the running average is of s, not of its square, unless ``form`` is ``"crossq"``.
         epsilon: ε, added to the variance; zero or positive.
         mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
         axis_name: mapped axis or axes (vmap, pmap or shard_map) whose devices share statistics.
@@ -78,7 +88,7 @@ def batch_renorm(
         evaluation, use `batch_renorm_inference`.
 
     Raises:
-        ValueError: If a shape, axis, mask, dtype, epsilon or momentum is invalid.
+        ValueError: If a shape, axis, mask, dtype, epsilon, momentum, limit or form is invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -89,6 +99,7 @@ def batch_renorm(
         True
     """
     check_real("batch_renorm", "batch_norm", x, scale, bias)
+    _check_form(form)
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     old_mean, old_var = (
@@ -103,6 +114,11 @@ def batch_renorm(
         default if p is None else p for p, default in zip(o.parameters, (1, 0), strict=True)
     )
     # Fold the correction into scale and bias.
+    if form == "crossq":
+        var = m.var / r**2
+        offset = materialize(d * _share(var, epsilon) * gain + offset)
+        y = normalize(o.x, m.mean, var, o.parameters[0], offset, epsilon=epsilon, mask=o.mask)
+        return y.astype(o.dtype), update_running_stats(stats, m, momentum=momentum)
     corrected = materialize(r * gain), materialize(d * gain + offset)
     y = normalize(o.x, m.mean, m.var, *corrected, epsilon=epsilon, mask=o.mask)
 
@@ -113,6 +129,20 @@ def batch_renorm(
     var = jnp.maximum(moved.var**2 - epsilon, 0).astype(stats.var.dtype)
     var = jnp.where(moved.var == old_std, stats.var, var)  # bitwise unchanged if nothing moved
     return y.astype(o.dtype), moved._replace(var=var)
+
+
+def _share(var: jax.Array, epsilon: float) -> jax.Array:
+    """Returns σ / sqrt(σ² + ε)."""
+    total = var + epsilon
+    return root(var) / jnp.sqrt(jnp.where(total == 0, 1, total))
+
+
+def _check_form(form: Form) -> None:
+    if form not in get_args(Form):
+        raise ValueError(
+            f"form must be 'paper' or 'crossq'; got {form!r}. The first averages the standard deviation, the "
+            f"second the variance."
+        )
 
 
 @public
@@ -167,6 +197,8 @@ PAPERS_DMAX = Ramp(5_000, 25_000, 0.0, 5.0)
 class BatchRenormRecipe(Affine, Tracked):
     """Batch renorm (`jaxnorm.batch_renorm`): batch norm whose training output agrees with evaluation.
 
+    For CrossQ as in sbx, use ``form="crossq", rmax=3.0, dmax=5.0, warmup_steps=100_000``.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
@@ -188,6 +220,10 @@ class BatchRenormRecipe(Affine, Tracked):
     """Limit of r: a number or a schedule; defaults to the schedule of the paper."""
     dmax: Limit = PAPERS_DMAX
     """Limit of d: a number or a schedule; defaults to the schedule of the paper."""
+    form: Form = "paper"
+    """``"paper"``, or ``"crossq"``, which averages the variance and adds ε after the correction."""
+    warmup_steps: int = 0
+    """Number of first steps in which r is 1 and d is 0, as in batch norm."""
 
     def _initial_state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """The running statistics, and ``steps`` for the schedules."""
@@ -195,7 +231,7 @@ class BatchRenormRecipe(Affine, Tracked):
 
     def running_norm(self) -> RunningNorm | None:
         """Tells the tools how the layer keeps running statistics."""
-        # It averages the standard deviation.
+        # It averages the standard deviation, and counts steps.
         return RunningNorm(self.feature_axes, self.epsilon, self.momentum, averaged=False)
 
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
@@ -205,7 +241,10 @@ class BatchRenormRecipe(Affine, Tracked):
             options = self._options(call, batch_renorm_inference)
             return batch_renorm_inference(x, stats, *affine, **options), {}
         options = self._options(call, batch_renorm)
-        for name in ("rmax", "dmax"):
-            options[name] = options[name](steps) if callable(options[name]) else options[name]
+        for name, of_batch_norm in (("rmax", 1.0), ("dmax", 0.0)):
+            limit = options[name](steps) if callable(options[name]) else options[name]
+            if self.warmup_steps:
+                limit = jnp.where(steps < self.warmup_steps, of_batch_norm, limit)
+            options[name] = limit
         y, updated = batch_renorm(x, stats, *affine, **options)
         return y, {**present(updated), "steps": steps + 1}

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
@@ -16,20 +15,18 @@ from ...core._running import RunningStats, broadcast_running_stats, update_runni
 from ...core._sync import pool_over_devices
 from ...core.calling._public import public
 from ...core.lowering._cpu_hints import rounded
-from .._shared._arithmetic import affine, moments_of_instances, root
+from .._shared._arithmetic import moments_of_instances, root
+from .._shared._evo_norm import OfBatch, divided_by_larger
 from .._shared._prepare import Operands, operands
 from .._shared._recipe import (
-    Affine,
     Call,
     Initializer,
     Parameter,
     Shape,
     State,
-    Tracked,
     scale_and_bias,
     stats_of,
 )
-from .._shared._running_norm import RunningNorm
 
 
 @public
@@ -95,7 +92,7 @@ def evo_norm_b0(
     broadcast_running_stats(stats, o.x, o.features)
     instances = moments_of_instances(o)
     m = pool_over_devices(pool(instances, 0), axis_name, axis_index_groups)
-    y = _divided(o, m.var, instances.var, epsilon)
+    y = divided_by_larger(o, m.var, _line(o, instances.var, epsilon), epsilon)
     return y, update_running_stats(stats, m, momentum=momentum, unbiased=unbiased)
 
 
@@ -148,20 +145,16 @@ def evo_norm_b0_inference(
     given = {"v": v, "scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask)
     _, var = broadcast_running_stats(stats, o.x, o.features)
-    return _divided(o, var.astype(o.x.dtype), moments_of_instances(o).var, epsilon)
+    line = _line(o, moments_of_instances(o).var, epsilon)
+    return divided_by_larger(o, var.astype(o.x.dtype), line, epsilon)
 
 
-def _divided(o: Operands, var: jax.Array, var_of_instances: jax.Array, epsilon: float) -> jax.Array:
-    """Returns y in the dtype of the result."""
-    slope, *of_features = o.parameters
-    line = rounded(slope * o.x) + root(var_of_instances + epsilon)
-    divisor = jnp.maximum(root(var + epsilon), line)
-    y = o.x / jnp.where(divisor == 0, 1, divisor)
-    return affine(y, *of_features).astype(o.dtype)
+def _line(o: Operands, var_of_instances: jax.Array, epsilon: float) -> jax.Array:
+    return rounded(o.parameters[0] * o.x) + root(var_of_instances + epsilon)
 
 
 @dataclass(kw_only=True, eq=False)
-class EvoNormB0Recipe(Affine, Tracked):
+class EvoNormB0Recipe(OfBatch):
     """EvoNorm-B0 (`jaxnorm.evo_norm_b0`): batch norm and activation in one layer.
 
     Example:
@@ -179,24 +172,19 @@ class EvoNormB0Recipe(Affine, Tracked):
         bias mean scale v var (8, 6, 6, 4)
     """
 
-    momentum: float | jax.Array | None = 0.9
-    """Weight of the *old* running value (PyTorch: the new one); None weights all batches equally."""
     epsilon: float = 1e-3
     """Added to the variances."""
-    unbiased: bool = False
-    """Update the running variance with the batch variance times n / (n - 1), as timm does."""
     v_init: Initializer = initializers.ones
     """Initializer of v."""
 
     def _parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """``v``, then scale and bias."""
-        return {"v": Parameter(self.v_init, shape), **super()._parameters(shape)}
-
-    def running_norm(self) -> RunningNorm | None:
-        """Tells the tools how the layer keeps running statistics."""
-        return RunningNorm(self.feature_axes, self.epsilon, self.momentum, self.unbiased)
+        """``v`` if there is a nonlinearity, then scale and bias."""
+        v = {"v": Parameter(self.v_init, shape)} if self.nonlinearity else {}
+        return v | super()._parameters(shape)
 
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
+        if not self.nonlinearity:
+            return self._linear(x, variables, call), {}
         given = (x, stats_of(variables), variables["v"], *scale_and_bias(variables))
         return self._in_mode(call, evo_norm_b0, evo_norm_b0_inference, *given)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 
 from ...core._all_reduce import AxisName
@@ -19,8 +18,8 @@ from .._shared._arithmetic import affine
 from .._shared._prepare import Operands, operands, readable
 from .._shared._recipe import Affine, Call, Shape, State, Tracked, scale_and_bias
 from .._shared._running_norm import RunningNorm
-from ._whitening_of import mask_of_rows, whitening_of
-from ._whitening_stats import WhiteningStats, init_whitening
+from ._whitening_of import mask_of_rows, whitened_rows, whitening_of_groups
+from ._whitening_stats import WhiteningStats, fits, init_whitening
 
 
 @public
@@ -43,7 +42,8 @@ def iterative_whitening(
 
         Σ = E[(x - μ)(x - μ)ᵀ] + ε I      y = Σ^(-1/2) (x - μ) · scale + bias
 
-    The inverse square root is computed by ``steps`` Newton iterations.
+    The inverse square root is computed by ``steps`` Newton iterations. If ``stats`` are those of groups of
+    channels (`init_whitening`), each group is whitened by itself, which takes fewer examples.
 
     Args:
         x: activations of any rank and any integer or floating dtype; computed in float32 or wider.
@@ -83,7 +83,7 @@ def iterative_whitening(
         )
     check_real("iterative_whitening", "batch_norm", x, scale, bias)
     r = _rows_of(x, stats, scale, bias, feature_axes, mask, dtype)
-    count, *own = whitening_of(r.rows, r.counted, steps, epsilon, axis_name)
+    count, *own = whitening_of_groups(r.rows, r.counted, stats.matrix, steps, epsilon, axis_name)
     old = WhiteningStats(*(replicated(a).astype(r.rows.dtype) for a in stats))
     moved = (moving_average(before, new, momentum) for before, new in zip(old, own, strict=True))
     # If all elements are masked, keep the old statistics.
@@ -162,7 +162,7 @@ def _rows_of(
     channel = one_axis(feature_axes, o.x.ndim, "feature_axes", "the channels")
     rows = jnp.moveaxis(o.x, channel, -1)
     features = rows.shape[-1]
-    if not isinstance(stats, WhiteningStats) or stats.matrix.shape != (features, features):
+    if not isinstance(stats, WhiteningStats) or not fits(stats, features):
         raise ValueError(
             f"stats must be WhiteningStats for the {features} channels of x; got {stats!r}. Start from "
             f"init_whitening({features})."
@@ -176,7 +176,7 @@ def _whitened(r: _Rows, mean: jax.Array, matrix: jax.Array) -> jax.Array:
     """Returns y in the dtype of the result."""
     mean = mean.reshape((1,) * (r.rows.ndim - 1) + mean.shape)
     centered = readable(r.rows, r.counted, mean) - mean
-    whitened = jnp.matmul(centered, matrix, precision=lax.Precision.HIGHEST)
+    whitened = whitened_rows(centered, matrix)
     y = affine(jnp.moveaxis(whitened, -1, r.channel), *r.operands.parameters)
     return y.astype(r.operands.dtype)
 
@@ -206,6 +206,8 @@ class IterativeWhiteningRecipe(Affine, Tracked):
     """Added to the variances."""
     steps: int = 5
     """Number of Newton iterations."""
+    num_groups: int = 1
+    """Number of groups of consecutive channels, each whitened by itself; must divide the channels."""
 
     def _initial_state(self, shape: Shape, dtype: DTypeLike) -> dict[str, jax.Array]:
         """``mean`` and ``matrix``."""
@@ -215,7 +217,7 @@ class IterativeWhiteningRecipe(Affine, Tracked):
                 f"{shape} and axis_index_groups={self.axis_index_groups}. Reshape the channels into one "
                 f"axis; give groups of devices their own axis name."
             )
-        return init_whitening(*shape)._asdict()
+        return init_whitening(*shape, num_groups=self.num_groups)._asdict()
 
     def running_norm(self) -> RunningNorm | None:
         """Tells the tools how the layer keeps running statistics."""

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from ...core._all_reduce import AxisIndexGroups, AxisName
 from ...core._axes import Axes
 from ...core._normalize import normalize
-from ...core._pool import Moments, pool
+from ...core._pool import Moments, pool, unbiased_variance
 from ...core._residuals import rematerialized
 from ...core._running import RunningStats, broadcast_running_stats, update_running_stats
 from ...core._sync import pool_over_devices
@@ -43,6 +43,7 @@ def switchable_norm(
     feature_axes: Axes = -1,
     momentum: float | jax.Array | None = 0.9,
     epsilon: float = 1e-5,
+    unbiased_instances: bool = False,
     mask: jax.Array | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: AxisIndexGroups | None = None,
@@ -54,8 +55,7 @@ def switchable_norm(
         y = (x - μ) / sqrt(σ² + ε) · scale + bias        k: instance, layer, batch
 
     Moments are computed once, for each channel of each example, and then pooled over channels and over
-    examples. All variances divide by the number of values n. (The authors' code divides the instance
-    variances by n - 1.)
+    examples. All variances divide by the number of values n, unless ``unbiased_instances``.
 
     Args:
         x: activations of rank 2 or more and any integer or floating dtype, batch axis first.
@@ -68,6 +68,8 @@ def switchable_norm(
         feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
         momentum: weight of the *old* running value, in [0, 1]; None weights all batches equally.
         epsilon: ε, added to the variance; zero or positive.
+        unbiased_instances: whether to multiply the variances of instances by n / (n - 1) before they are
+            pooled, as the authors' code does.
         mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics.
         axis_name: mapped axis or axes (vmap, pmap or shard_map) whose devices share the batch statistics.
         axis_index_groups: groups of devices along ``axis_name``; each group is reduced separately.
@@ -91,7 +93,7 @@ def switchable_norm(
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     broadcast_running_stats(stats, o.x, o.features)
-    of_instances = moments_of_instances(o)
+    of_instances = _moments_of_instances(o, unbiased_instances)
     of_batch = pool_over_devices(pool(of_instances, 0), axis_name, axis_index_groups)
     batch = of_batch.mean, of_batch.var
     y = _normalized_by_mixture(o, of_instances, batch, mean_weights, var_weights, epsilon)
@@ -110,6 +112,7 @@ def switchable_norm_inference(
     *,
     feature_axes: Axes = -1,
     epsilon: float = 1e-5,
+    unbiased_instances: bool = False,
     mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
@@ -127,6 +130,8 @@ def switchable_norm_inference(
         bias: β, with the shape of the feature axes; None means 0.
         feature_axes: axes that are not reduced: -1 for channels last, 1 for channels first.
         epsilon: ε, added to the variance; zero or positive.
+        unbiased_instances: whether to multiply the variances of instances by n / (n - 1) before they are
+            pooled, as the authors' code does.
         mask: boolean or integer, broadcastable to ``x``; True includes an element in the statistics of
             instance and layer norm.
         dtype: dtype of ``y``; None means the dtype that ``x``, ``scale`` and ``bias`` promote to.
@@ -149,8 +154,13 @@ def switchable_norm_inference(
     given = {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     mean, var = (a.astype(o.x.dtype) for a in broadcast_running_stats(stats, o.x, o.features))
-    of_instances = moments_of_instances(o)
+    of_instances = _moments_of_instances(o, unbiased_instances)
     return _normalized_by_mixture(o, of_instances, (mean, var), mean_weights, var_weights, epsilon)
+
+
+def _moments_of_instances(o: Operands, unbiased: bool) -> Moments:
+    m = moments_of_instances(o)
+    return m._replace(var=unbiased_variance(m.var, jnp.asarray(m.count))) if unbiased else m
 
 
 def _normalized_by_mixture(
@@ -208,6 +218,8 @@ class SwitchableNormRecipe(Affine, Tracked):
     """Weight of the *old* running value (PyTorch: the new one); None weights all batches equally."""
     epsilon: float = 1e-5
     """Added to the variance."""
+    unbiased_instances: bool = False
+    """Multiply the variances of instances by n / (n - 1) before they are pooled, as the authors' code."""
 
     def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``mean_weights`` and ``var_weights``, then scale and bias."""
@@ -216,7 +228,8 @@ class SwitchableNormRecipe(Affine, Tracked):
 
     def running_norm(self) -> RunningNorm | None:
         """Tells the tools how the layer keeps running statistics."""
-        return RunningNorm(self.feature_axes, self.epsilon, self.momentum)
+        averaged = not self.unbiased_instances
+        return RunningNorm(self.feature_axes, self.epsilon, self.momentum, averaged=averaged)
 
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""

@@ -39,6 +39,38 @@ def whitening_of(
     return count, m.mean.reshape(-1), inverse_root(covariance, steps)
 
 
+def whitening_of_groups(
+    rows: jax.Array,
+    counted: jax.Array | None,
+    like: jax.Array,
+    steps: int,
+    epsilon: float,
+    axis_name: AxisName | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns count, mean and a matrix, or a matrix of each group of channels, shaped as ``like``."""
+    if like.ndim == 2:
+        return whitening_of(rows, counted, steps, epsilon, axis_name)
+    groups = jnp.moveaxis(_in_groups(rows, like), -2, 0)
+    count, mean, matrix = jax.vmap(
+        lambda group: whitening_of(group, counted, steps, epsilon, axis_name)
+    )(groups)
+    return count.reshape(-1)[0], mean.reshape(-1), matrix
+
+
+def whitened_rows(centered: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Returns the product of each row, or of each group of channels in it, and the matrix."""
+    if matrix.ndim == 2:
+        return jnp.matmul(centered, matrix, precision=lax.Precision.HIGHEST)
+    groups = _in_groups(centered, matrix)
+    product = jnp.einsum("...gi,gij->...gj", groups, matrix, precision=lax.Precision.HIGHEST)
+    return product.reshape(centered.shape)
+
+
+def _in_groups(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Splits the last axis into groups, one for each matrix."""
+    return rows.reshape(*rows.shape[:-1], *matrix.shape[:2])
+
+
 def mask_of_rows(mask: jax.Array | None, channel: int) -> jax.Array | None:
     """Returns the mask with the channel axis, which must have size 1, moved last."""
     if mask is None:

@@ -12,17 +12,9 @@ from ...core._normalize import normalize
 from ...core._precision import check_real
 from ...core._residuals import rematerialized
 from ...core.calling._public import public
+from .._shared._evo_norm import OfGroups
 from .._shared._prepare import operands
-from .._shared._recipe import (
-    Affine,
-    Call,
-    Initializer,
-    Parameter,
-    Shape,
-    Shared,
-    State,
-    scale_and_bias,
-)
+from .._shared._recipe import Call, Initializer, Parameter, Shape, State, scale_and_bias
 from ._group_norm import moments_of_groups
 
 
@@ -92,7 +84,7 @@ def evo_norm_s0(
 
 
 @dataclass(kw_only=True, eq=False)
-class EvoNormS0Recipe(Affine, Shared):
+class EvoNormS0Recipe(OfGroups):
     """EvoNorm-S0 (`jaxnorm.evo_norm_s0`): group norm and activation in one layer.
 
     Example:
@@ -110,25 +102,17 @@ class EvoNormS0Recipe(Affine, Shared):
         bias scale v (2, 8, 8, 4)
     """
 
-    num_groups: int | None = 32
-    """Number of groups; must divide the number of channels."""
-    group_size: int | None = None
-    """Channels per group, as an alternative to ``num_groups``, which must then be None."""
-    epsilon: float = 1e-5
-    """Added to the variance."""
     v_init: Initializer = initializers.ones
     """Initializer of v."""
 
     def _parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """``v``, then scale and bias."""
-        return {"v": Parameter(self.v_init, shape), **super()._parameters(shape)}
+        """``v`` if there is a nonlinearity, then scale and bias."""
+        v = {"v": Parameter(self.v_init, shape)} if self.nonlinearity else {}
+        return v | super()._parameters(shape)
 
     def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
-        y = evo_norm_s0(
-            x,
-            variables["v"],
-            *scale_and_bias(variables),
-            **self._options(call, evo_norm_s0),
-        )
-        return y, {}
+        if not self.nonlinearity:
+            return self._linear(x, variables, call), {}
+        given = (x, variables["v"], *scale_and_bias(variables))
+        return evo_norm_s0(*given, **self._options(call, evo_norm_s0)), {}

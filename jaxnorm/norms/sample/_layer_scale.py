@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 
 from ...core._axes import Axes
 from ...core._residuals import rematerialized
+from ...core.calling._arguments import is_number
 from ...core.calling._public import public
 from .._shared._initial import small
 from .._shared._prepare import operands
@@ -19,20 +20,25 @@ def layer_scale(
     x: jax.Array,
     scale: jax.Array,
     *,
+    multiplier: float | jax.Array = 1.0,
     feature_axes: Axes = -1,
     mask: jax.Array | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """LayerScale: multiplies each channel by a learned number that starts near 0.
 
-        y = x · scale
+        y = x · (scale · multiplier)
 
     At the end of a residual branch, x + layer_scale(f(norm(x)), scale), it lets deep networks start out as
-    the identity. It takes no statistics.
+    the identity. It takes no statistics. With a multiplier, the product is learned that many times as fast
+    by optimizers such as Adam, whose steps do not depend on the size of gradients. This is the scaler of
+    nGPT and SimbaV2: with their ``init`` and ``scale``, initialize γ to ``scale``, and multiply it by
+    ``init / scale``.
 
     Args:
         x: the output of a residual branch, of any rank and any integer, floating or complex dtype.
         scale: γ, with the shape of the feature axes.
+        multiplier: a constant factor of γ.
         feature_axes: axes along which ``scale`` varies: -1 for channels last, 1 for channels first.
         mask: boolean or integer, broadcastable to ``x``; a masked NaN or infinity is treated as 0, so it does
             not affect gradients.
@@ -42,7 +48,7 @@ def layer_scale(
         ``y``, with the shape of ``x``.
 
     Raises:
-        ValueError: If a shape, axis, mask or dtype is invalid.
+        ValueError: If a shape, axis, mask, dtype or the multiplier is invalid.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -51,7 +57,9 @@ def layer_scale(
          [0.1 0.2 0.3]]
     """
     o = operands(x, {"scale": scale}, feature_axes=feature_axes, dtype=dtype, mask=mask)
-    return (o.x * o.parameters[0]).astype(o.dtype)
+    gain = o.parameters[0]
+    gain = gain if is_number(multiplier) and multiplier == 1 else gain * multiplier
+    return (o.x * gain).astype(o.dtype)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -72,6 +80,9 @@ class LayerScaleRecipe(Recipe):
 
     scale_init: Initializer = small
     """Initializer of the scale; 1e-5 by default. The paper uses 0.1 up to 18 blocks, and 1e-6 beyond 24."""
+
+    multiplier: float | jax.Array = 1.0
+    """Constant factor of the scale."""
 
     def _parameters(self, shape: Shape) -> dict[str, Parameter]:
         """``scale``."""
