@@ -27,7 +27,7 @@ zoo: $(VENV)/examples.done ## train the same CNN with every norm, print the tabl
 test: $(VENV)/dev.done ## check style, types, tests and documentation, in ten minutes on two cores
 	@$(call timed,check unit docs)
 
-test-all: $(VENV)/dev.done $(VENV)/converters.done ## the same with all tests, compiled as in user code; run before a release
+test-all: $(VENV)/dev.done $(VENV)/converters.done $(VENV)/browser.done ## the same with all tests, compiled as in user code; run before a release
 	@$(call timed,check unit-all docs)
 
 timed-%:
@@ -55,7 +55,7 @@ conformance: $(VENV)/dev.done ## run Flax's own tests of its norms with jaxnorm'
 	$(BIN)/python -m tests.conformance
 
 docs: $(VENV)/dev.done
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/bench.done ## benchmark every norm against other libraries, then whole training steps; write the tables in docs/performance.md, benchmarks/tables.md and README.md
 	$(BIN)/python -m benchmarks.norms --write

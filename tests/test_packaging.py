@@ -20,6 +20,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 build = pytest.importorskip(
@@ -147,6 +148,20 @@ def test_dependencies_are_those_that_are_imported() -> None:
     assert of_flax - needed - LATE.keys() == with_flax
     assert LATE["matplotlib"] == "plots" and names(EXTRAS["plots"]) == {"matplotlib"}
     assert "optax" in names(distribution("flax").requires or [])
+
+
+def test_supported_versions() -> None:
+    """The package, hosted CI and the documentation agree on the versions of Python and jax."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    matrix = workflow["jobs"]["versions"]["strategy"]["matrix"]
+    classifiers = PROJECT["project"]["classifiers"]
+    pythons = [c.split(" :: ")[2] for c in classifiers if c.startswith("Programming Language ::")]
+    assert matrix["python"] == pythons
+    (oldest,) = (Requirement(r).specifier for r in NEEDED if Requirement(r).name == "jax")
+    assert matrix["jax"] == [f"jax=={str(oldest).removeprefix('>=')}.*", "jax"]
+    page = (ROOT / "docs" / "versions.md").read_text()
+    assert f"| Python | {pythons[0]} | {', '.join(pythons)} |" in page
+    assert f"| jax | {str(oldest).removeprefix('>=')} |" in page
 
 
 def closure(requirements: Iterable[str]) -> Iterator[str]:
