@@ -1,6 +1,6 @@
 # `make demo` and `make test` need only Python 3.11 or later: each creates its own environment.
 # To use another Python: make test PYTHON=python3.13 VENV=.venv-3.13
-# To use another jax: make unit JAX='jax==0.8.*' VENV=.venv-jax0.8
+# To use another jax: make unit JAX='jax==0.8.1' VENV=.venv-jax0.8
 PYTHON ?= python3
 JAX ?= jax
 VENV ?= .venv

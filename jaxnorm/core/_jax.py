@@ -41,6 +41,13 @@ def varying_over(a: jax.Array) -> frozenset[str]:
     return aval.vma  # before jax 0.10
 
 
+def as_varying(a: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Returns ``a`` cast to vary over ``axes`` of shard_map."""
+    if hasattr(lax, "pcast"):
+        return lax.pcast(a, axes, to="varying")
+    return lax.pvary(a, axes)  # before 0.8.2  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def jaxprs_in(params: dict[str, Any]) -> list[Any]:
     """Returns the jaxprs among the parameters of an equation."""
     try:
