@@ -1,6 +1,8 @@
 # `make demo` and `make test` need only Python 3.11 or later: each creates its own environment.
 # To use another Python: make test PYTHON=python3.13 VENV=.venv-3.13
+# To use another jax: make unit JAX='jax==0.8.1' VENV=.venv-jax0.8
 PYTHON ?= python3
+JAX ?= jax
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := -n auto --maxprocesses 8 --dist worksteal -q -ra --durations=15
@@ -11,7 +13,10 @@ times=$$(mktemp); $(MAKE) --no-print-directory -j TIMES=$$times $(addprefix time
 sort -n $$times; rm $$times; exit $$status
 endef
 
-.PHONY: accelerators demo zoo test test-all quick check unit unit-all conformance mutants docs bench clean
+.PHONY: accelerators setup demo zoo test test-all quick check unit unit-all conformance mutants docs bench clean
+
+setup: $(VENV)/dev.done ## create an environment for development; style and types are checked before every commit
+	$(BIN)/pre-commit install
 
 demo: $(VENV)/examples.done ## train the quick preset, print the table and the paths of the plots
 	$(BIN)/python -m examples.cifar10 train
@@ -22,7 +27,7 @@ zoo: $(VENV)/examples.done ## train the same CNN with every norm, print the tabl
 test: $(VENV)/dev.done ## check style, types, tests and documentation, in ten minutes on two cores
 	@$(call timed,check unit docs)
 
-test-all: $(VENV)/dev.done $(VENV)/converters.done ## the same with all tests, compiled as in user code; run before a release
+test-all: $(VENV)/dev.done $(VENV)/converters.done $(VENV)/browser.done ## the same with all tests, compiled as in user code; run before a release
 	@$(call timed,check unit-all docs)
 
 timed-%:
@@ -50,9 +55,9 @@ conformance: $(VENV)/dev.done ## run Flax's own tests of its norms with jaxnorm'
 	$(BIN)/python -m tests.conformance
 
 docs: $(VENV)/dev.done
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-bench: $(VENV)/bench.done ## benchmark every norm against other libraries, then whole training steps; write the tables in README.md
+bench: $(VENV)/bench.done ## benchmark every norm against other libraries, then whole training steps; write the tables in docs/performance.md, benchmarks/tables.md and README.md
 	$(BIN)/python -m benchmarks.norms --write
 	$(BIN)/python -m benchmarks.norms --write --allocator default --sizes large
 	$(BIN)/python -m benchmarks.steps --write
@@ -64,6 +69,7 @@ bench: $(VENV)/bench.done ## benchmark every norm against other libraries, then 
 	$(BIN)/python -m benchmarks.saving --readme
 	$(BIN)/python -m benchmarks.folding --readme
 	$(BIN)/python -m benchmarks.tracing --readme
+	$(BIN)/python -m benchmarks.summary
 
 accelerators: ## compile every norm and Flax's for TPUs and GPUs, without these devices
 	$(MAKE) .venv-tpu/tpu.done VENV=.venv-tpu
@@ -73,12 +79,13 @@ accelerators: ## compile every norm and Flax's for TPUs and GPUs, without these 
 	.venv-tpu/bin/python -m benchmarks.tracing --target v5e --write
 	.venv-gpu/bin/python -m benchmarks.tracing --target h100 --write
 	.venv-gpu/bin/python -m benchmarks.tracing --readme
+	.venv-gpu/bin/python -m benchmarks.summary
 
 clean:
 	rm -rf $(VENV) .venv-tpu .venv-gpu build dist site
 
 $(VENV)/%.done: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]' '$(JAX)'
 	@touch $@
 
 $(VENV)/bin/python:

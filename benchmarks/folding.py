@@ -1,7 +1,7 @@
 """Compares evaluation before and after `tools.fold`: time, memory and contents of the compiled programs.
 
     python -m benchmarks.folding [--write]
-    python -m benchmarks.folding --readme       # write the stored figures to README.md, and draw the plot
+    python -m benchmarks.folding --readme       # write the stored figures to tables.md, and draw the plot
 
 Runs the networks of the CIFAR-10 example with random weights and statistics: with Flax's batch norms, with
 ours, and folded. Each runs as one compiled program, as in deployment, and without jit.
@@ -41,7 +41,7 @@ class Options:
     write: bool = False
     """Store the figures in benchmarks/results."""
     readme: bool = False
-    """Measure nothing; write the table of the stored figures to benchmarks/README.md, and draw the plot."""
+    """Measure nothing; write the table of the stored figures to benchmarks/tables.md, and draw the plot."""
 
 
 def flax_norm() -> Callable[..., jax.Array]:
@@ -148,7 +148,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def section(stored: list[dict[str, Any]]) -> str:
-    """Returns the section of README.md with all stored figures."""
+    """Returns the section of the page with all stored figures."""
     return "\n\n".join(map(table, stored)) or NOTHING
 
 
@@ -184,7 +184,7 @@ def draw(found: dict[str, Any]) -> None:
 def main(options: Options) -> None:
     """Measures, prints the table, and stores the figures if requested."""
     if options.readme:
-        results.into_readme("folding", section)
+        results.into_page("folding", section, results.TABLES)
         for found in results.stored("folding"):
             draw(found)
         return

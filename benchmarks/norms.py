@@ -2,7 +2,7 @@
 
     python -m benchmarks.norms --quick --norms batch          # prints; progress goes to stderr
     python -m benchmarks.norms --write                        # also stores the figures and the plot
-    python -m benchmarks.norms --readme                       # writes the stored figures to README.md
+    python -m benchmarks.norms --readme                       # writes the stored figures to their pages
 
 A program computes y (phases eval and forward), or y, dx, dscale and dbias from x and dy (phase both). Results
 that disagree with float64 are rejected. Ratios are medians over rounds in which all contestants take turns.
@@ -71,7 +71,7 @@ class Options:
     write: bool = False
     """Store the figures of this allocator in benchmarks/results, and draw the plot."""
     readme: bool = False
-    """Measure nothing; write the tables of the stored figures to benchmarks/README.md."""
+    """Measure nothing; write the tables of the stored figures to their pages."""
 
 
 def program_of(library: str, case: Case, phase: Phase, data: Data) -> measure.Program | None:
@@ -146,8 +146,8 @@ def measured(options: Options) -> dict[str, Any]:
 def main(options: Options) -> None:
     """Measures, prints the tables, and stores the figures if requested."""
     if options.readme:
-        results.into_readme("norms", tables.norms_section)
-        results.into_readme("norms", tables.headline_section, results.PROJECT_README)
+        results.into_page("norms", tables.norms_section, results.TABLES)
+        results.into_page("norms", tables.headline_section, results.PERFORMANCE)
         return
     found = measured(options)
     print(tables.norms(found))

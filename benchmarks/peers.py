@@ -1,4 +1,4 @@
-"""Measures what peers get wrong: Flax's norms and ours on the same data, compared with float64.
+"""Measures what Flax's norms get wrong, and ours get right, on the same data, compared with float64.
 
 python -m benchmarks.peers
 """
@@ -17,11 +17,11 @@ from jaxnorm import linen as jnl, nnx as jnx
 
 
 class Row(NamedTuple):
-    """One figure from peers, from jaxnorm and in float64. NaN is a possible value."""
+    """One figure from Flax, from jaxnorm and in float64. NaN is a possible value."""
 
     case: str
     figure: str
-    peers: float
+    flax: float
     jaxnorm: float
     truth: float
 
@@ -119,12 +119,12 @@ def half_precision() -> Row:
 
 
 def replicas() -> Row:
-    """The variance over four replicas with means 0, 2, 4 and 6; a common idiom averages their variances."""
+    """The variance over four replicas with means 0, 2, 4 and 6; many average their variances."""
     x = np.random.default_rng(0).normal([[0.0], [2.0], [4.0], [6.0]], size=(4, 1000))
     each = jn.moments(jnp.asarray(x, jnp.float32), 1)
     pooled = float(jn.pool(each, 0).var[0, 0])
     return Row(
-        "statistics of four replicas, their variances averaged",
+        "four replicas (not Flax: their variances averaged by hand)",
         "variance",
         float(each.var.mean()),
         pooled,
@@ -182,7 +182,7 @@ CASES: tuple[Callable[[], Row], ...] = (
 
 def main() -> None:
     """Prints the table in Markdown."""
-    print("| | | peers | jaxnorm | truth (float64) |\n|---|---|---|---|---|")
+    print("| | | Flax | jaxnorm | float64 |\n|---|---|---|---|---|")
     for case in CASES:
         row = case()
         figures = " | ".join(f"{value:.3f}" for value in row[2:])

@@ -1,4 +1,4 @@
-"""Stores the figures of the benchmarks, and writes their tables to README.md."""
+"""Stores the figures of the benchmarks, and writes their tables to the pages that show them."""
 
 import json
 from collections.abc import Callable
@@ -10,9 +10,11 @@ import jax
 from examples.page import with_section
 
 HERE = Path(__file__).parent
-RESULTS, README, PICTURES = HERE / "results", HERE / "README.md", HERE.parent / "docs" / "images"
+RESULTS, PICTURES = HERE / "results", HERE.parent / "docs" / "images"
+# A summary, what users want to know, and all cases.
 PROJECT_README = HERE.parent / "README.md"
-COSTS_PAGE = HERE.parent / "docs" / "what-a-norm-costs.md"
+PERFORMANCE = HERE.parent / "docs" / "performance.md"
+TABLES = HERE / "tables.md"
 
 
 def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -37,8 +39,6 @@ def stored(what: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{what}-*.json"))]
 
 
-def into_readme(
-    what: str, section: Callable[[list[dict[str, Any]]], str], readme: Path = README
-) -> None:
-    """Writes the tables of the stored figures to a README.md."""
-    readme.write_text(with_section(readme.read_text(), what, section(stored(what))))
+def into_page(what: str, section: Callable[[list[dict[str, Any]]], str], page: Path) -> None:
+    """Writes the tables of the stored figures between the marks on a page."""
+    page.write_text(with_section(page.read_text(), what, section(stored(what))))

@@ -1,7 +1,7 @@
 """Compares what batch norm can save for the backward pass of a deep stack: time, memory, gradient error.
 
     python -m benchmarks.saving [--write]
-    python -m benchmarks.saving --readme        # write the stored figures to README.md
+    python -m benchmarks.saving --readme        # write the stored figures to tables.md
 
 Each row is a training step of dense → batch norm → leaky_relu, 16 times. The rows differ only in the norm.
 """
@@ -49,7 +49,7 @@ class Options:
     write: bool = False
     """Store the figures in benchmarks/results."""
     readme: bool = False
-    """Measure nothing; write the table of the stored figures to benchmarks/README.md."""
+    """Measure nothing; write the table of the stored figures to benchmarks/tables.md."""
 
 
 class Stack(nn.Module):
@@ -140,14 +140,14 @@ def table(found: dict[str, Any]) -> str:
 
 
 def section(stored: list[dict[str, Any]]) -> str:
-    """Returns the section of README.md with all stored figures."""
+    """Returns the section of the page with all stored figures."""
     return "\n\n".join(map(table, stored)) or NOTHING
 
 
 def main(options: Options) -> None:
     """Measures, prints the table, and stores the figures if requested."""
     if options.readme:
-        results.into_readme("saving", section)
+        results.into_page("saving", section, results.TABLES)
         return
     found = measured(options.rounds)
     print(table(found))

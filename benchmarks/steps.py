@@ -1,7 +1,7 @@
 """Compares whole training steps with our layers and with Flax's in the same model: time and memory.
 
     python -m benchmarks.steps [--write]
-    python -m benchmarks.steps --readme        # write the stored figures to README.md
+    python -m benchmarks.steps --readme        # write the stored figures to docs/performance.md
 
 A step is one program: loss, gradients and SGD, on random data, with donated state. The first losses must
 agree. Memory is as reported by the compiler.
@@ -62,7 +62,7 @@ class Options:
     write: bool = False
     """Store the figures of this allocator in benchmarks/results."""
     readme: bool = False
-    """Measure nothing; write the table of the stored figures to benchmarks/README.md."""
+    """Measure nothing; write the table of the stored figures to docs/performance.md."""
 
 
 class Task(NamedTuple):
@@ -257,14 +257,14 @@ def table(found: dict[str, Any]) -> str:
 
 
 def section(stored: list[dict[str, Any]]) -> str:
-    """Returns the section of README.md with all stored figures."""
+    """Returns the section of the page with all stored figures."""
     return "\n\n".join(map(table, stored)) or NOTHING
 
 
 def main(options: Options) -> None:
     """Measures, prints the table, and stores the figures if requested."""
     if options.readme:
-        results.into_readme("steps", section)
+        results.into_page("steps", section, results.PERFORMANCE)
         return
     found = measured(options)
     print(table(found))

@@ -1,4 +1,4 @@
-"""The tables of `norms` in Markdown, for printing and for README.md."""
+"""The tables of `norms` in Markdown, for printing and for the pages."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import geometric_mean
@@ -159,7 +159,7 @@ def norms(found: dict[str, Any], fold: bool = False) -> str:
 
 
 def norms_section(stored: Sequence[dict[str, Any]]) -> str:
-    """Returns the section of README.md with all stored figures."""
+    """Returns the section of the page with all stored figures."""
     return "\n\n".join(norms(found, fold=True) for found in stored) or NOTHING
 
 
@@ -200,7 +200,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def headline_section(stored: Sequence[dict[str, Any]]) -> str:
-    """Returns the section of the project's README: the figures of the oldest stored versions."""
+    """Returns the section of the documentation: the figures of the oldest stored versions."""
     return (
         f"{stored[0]['versions']}; {stored[0]['machine']}\n\n{headline(stored[0])}"
         if stored

@@ -2,7 +2,7 @@
 
     python -m benchmarks.tracing [--write]
     python -m benchmarks.tracing --target v5e    # compiled for a device that need not be present
-    python -m benchmarks.tracing --readme        # write the stored figures to README.md
+    python -m benchmarks.tracing --readme        # write the stored figures to docs/performance.md
 
 Compares training steps with our norms and with Flax Linen's. Times are CPU time (wall time for eager calls),
 medians over rounds in which both libraries take turns.
@@ -27,7 +27,6 @@ from benchmarks.accelerators import targets  # before jax starts
 import flax.linen as nn  # isort: skip
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import results
@@ -35,6 +34,7 @@ from benchmarks.accelerators.models import ResNet
 from benchmarks.accelerators.programs import LIBRARIES, Library
 from benchmarks.tables import NOTHING, markdown
 from examples.environment import machine_used, versions_used
+from jaxnorm.core._jax import jaxprs_in
 
 STACKED: dict[str, dict[str, Any]] = {
     "BatchNorm": {"use_running_average": False},
@@ -56,7 +56,7 @@ class Options:
     write: bool = False
     """Store the figures in benchmarks/results."""
     readme: bool = False
-    """Measure nothing; write the table of the stored figures to benchmarks/README.md."""
+    """Measure nothing; write the table of the stored figures to docs/performance.md."""
 
 
 class Stack(nn.Module):
@@ -98,7 +98,7 @@ def steps(library: Library) -> Iterator[tuple[str, Callable[..., Any], Any]]:
 
 def equations(jaxpr: Any) -> int:
     """The number of equations in a program, including nested programs."""
-    inner = (j for eqn in jaxpr.eqns for j in jaxprs_in_params(eqn.params))
+    inner = (j for eqn in jaxpr.eqns for j in jaxprs_in(eqn.params))
     return len(jaxpr.eqns) + sum(map(equations, inner))
 
 
@@ -200,15 +200,14 @@ def table(found: dict[str, Any]) -> str:
 
 
 def section(stored: list[dict[str, Any]]) -> str:
-    """Returns the section of README.md with all stored figures."""
+    """Returns the section of the page with all stored figures."""
     return "\n\n".join(map(table, stored)) or NOTHING
 
 
 def main(options: Options) -> None:
     """Measures, prints the table, and stores the figures if requested."""
     if options.readme:
-        for page in (results.README, results.COSTS_PAGE):
-            results.into_readme("tracing", section, page)
+        results.into_page("tracing", section, results.PERFORMANCE)
         return
     if options.target and (problem := targets.missing(targets.platform(options.target))):
         sys.exit(problem)

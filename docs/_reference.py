@@ -1,11 +1,17 @@
-"""Fills the reference page with the entries of the registry, and gives derived classes their docstrings."""
+"""Fills the reference page with the entries of the registry, and prepares docstrings for it."""
 
 import re
 from typing import Any
 
 import griffe
 
+import jaxnorm
 from jaxnorm.norms._registry import REGISTRY
+
+
+def on_config(config: Any, **_: Any) -> None:
+    """Shows the version beside the link to the repository; called by MkDocs."""
+    config.extra["release"] = jaxnorm.__version__
 
 
 def names(package: str, kind: str | None = None) -> list[str]:
@@ -39,3 +45,12 @@ class DerivedDocstrings(griffe.Extension):
                 paths = [members[str(base)].target_path for base in cls.bases]
                 recipe = next(path for path in paths if path.startswith("jaxnorm.norms."))
                 cls.docstring = pkg[recipe.removeprefix("jaxnorm.")].docstring
+
+
+class Examples(griffe.Extension):
+    """Shows an example as a program: griffe knows a section "Examples", and ours are called "Example"."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Called by mkdocstrings for each object."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(r"(?m)^( *)Example:$", r"\1Examples:", obj.docstring.value)

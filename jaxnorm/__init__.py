@@ -112,4 +112,4 @@ from .norms.weight._spectral_norm import (
 from .norms.weight._weight_norm import weight_norm as weight_norm
 from .norms.weight._weight_standardization import weight_standardization as weight_standardization
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

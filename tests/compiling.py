@@ -21,6 +21,6 @@ def compiler_flags() -> str:
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
-    if version("jaxlib").startswith("0.10."):  # later versions always use MLIR
+    if version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):  # later versions always use MLIR
         flags.append("--xla_cpu_use_fusion_emitters=false")
     return " ".join(flags)

@@ -21,6 +21,7 @@ from benchmarks import (
     saving,
     step_models,
     steps,
+    summary,
     tables,
     tracing,
 )
@@ -229,18 +230,18 @@ def test_readme_section() -> None:
 @pytest.mark.parametrize(
     ("what", "section", "path"),
     [
-        ("norms", tables.norms_section, results.README),
-        ("norms", tables.headline_section, results.PROJECT_README),
-        ("steps", steps.section, results.README),
-        ("saving", saving.section, results.README),
-        ("folding", folding.section, results.README),
-        ("tracing", tracing.section, results.README),
-        ("tracing", tracing.section, results.COSTS_PAGE),
-        ("accelerators", accelerators.section, results.README),
-        ("accelerators", accelerators.summary_section, results.COSTS_PAGE),
+        ("norms", tables.norms_section, results.TABLES),
+        ("norms", tables.headline_section, results.PERFORMANCE),
+        ("steps", steps.section, results.PERFORMANCE),
+        ("saving", saving.section, results.TABLES),
+        ("folding", folding.section, results.TABLES),
+        ("tracing", tracing.section, results.PERFORMANCE),
+        ("accelerators", accelerators.section, results.TABLES),
+        ("accelerators", accelerators.summary_section, results.PERFORMANCE),
+        ("summary", lambda _: summary.section(), results.PROJECT_README),
     ],
 )
-def test_readme_has_the_stored_figures(
+def test_pages_have_the_stored_figures(
     what: str, section: Callable[[Any], str], path: Path
 ) -> None:
     """The tables in the pages match benchmarks/results."""

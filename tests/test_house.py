@@ -4,6 +4,7 @@ import ast
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import inspect
 import io
 import itertools
@@ -310,7 +311,8 @@ def pages() -> list[Path]:
 def snippets() -> list[Any]:
     """Code that must run by itself, named by page and line: a block of README.md, or all blocks of a page.
 
-    Each comes with the text that it must print, from the blocks after it.
+    Each comes with the text that it must print, from the blocks after it. A block below ``<!-- needs: X -->``
+    is left out where X is not installed.
     """
     found = []
     for page in pages():
@@ -318,6 +320,9 @@ def snippets() -> list[Any]:
         blocks: list[tuple[int, str, list[str]]] = []
         pattern = r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```)?"
         for block in re.finditer(pattern, text, re.M | re.S):
+            needs = re.search(r"<!-- needs: (\w+) -->\n$", text[: block.start()])
+            if needs and not importlib.util.find_spec(needs[1]):
+                continue
             line = text[: block.start()].count("\n") + 2
             printed = [block[2]] if block[2] else []
             if page.name == "README.md" or not blocks:

@@ -52,7 +52,7 @@ class Options:
     run: bool = False
     """Time them too, on the device that is there; JAX_PLATFORMS names it."""
     write: bool = False
-    """Keep the figures in benchmarks/results, and their tables in README.md and the documentation."""
+    """Keep the figures in benchmarks/results, and their tables on the pages."""
     out: Path | None = None
     """A file for the figures."""
     dump: Path | None = None
@@ -178,8 +178,8 @@ def main(options: Options) -> int:
         path.write_text(json.dumps(found, indent=1) + "\n")
         print(f"\nThe raw figures are in {path}")
     if options.write:
-        results.into_readme("accelerators", tables.section)
-        results.into_readme("accelerators", tables.summary_section, results.COSTS_PAGE)
+        results.into_page("accelerators", tables.section, results.TABLES)
+        results.into_page("accelerators", tables.summary_section, results.PERFORMANCE)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Everything that jaxnorm uses from jax outside of its stable API. Tested with jax 0.10.2 and 0.12.0.
+"""Everything that jaxnorm uses from jax outside of its stable API. Tested with jax 0.8, 0.10 and 0.12.
 
 - `Primitive`, `ad`, `batching`, `mlir`: primitives with their differentiation, batching and lowering rules.
   They have no substitute: without them, all norms would be those of `portable`, on every platform.
@@ -8,12 +8,13 @@
 - `SymbolicZero`: differentiation of evaluation with respect to only some arguments. Without it, it is with
   respect to all.
 - `manual_axis_type.varying`: over which axes of shard_map an operand varies. It was called ``vma``.
+- `jaxprs_in_params`: the functions that an equation calls. The tools follow a model's values through them.
 - `get_axis_env`: the mapped axes that an error message lists. Without it, the message lists none.
 
 The tools also read jaxprs (`jax.extend.core` in `tools/_fold/_dataflow.py`).
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax import lax
@@ -34,7 +35,26 @@ else:  # the same class without jax.extend, which imports Pallas: that takes lon
 
 def varying_over(a: jax.Array) -> frozenset[str]:
     """Returns the axes of shard_map over which ``a`` varies."""
-    return jax.typeof(a).manual_axis_type.varying
+    aval = jax.typeof(a)
+    if hasattr(aval, "manual_axis_type"):
+        return aval.manual_axis_type.varying
+    return aval.vma  # before jax 0.10
+
+
+def as_varying(a: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Returns ``a`` cast to vary over ``axes`` of shard_map."""
+    if hasattr(lax, "pcast"):
+        return lax.pcast(a, axes, to="varying")
+    return lax.pvary(a, axes)  # before 0.8.2  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def jaxprs_in(params: dict[str, Any]) -> list[Any]:
+    """Returns the jaxprs among the parameters of an equation."""
+    try:
+        from jax.extend.core import jaxprs_in_params  # imported late, as above
+    except ImportError:  # before jax 0.10
+        from jax.core import jaxprs_in_params
+    return list(jaxprs_in_params(params))
 
 
 def axes_bound() -> tuple[str, ...]:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-from jax import lax
 from jax.sharding import PartitionSpec
 
-from ._jax import varying_over
+from ._jax import as_varying, varying_over
 
 
 def match_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
@@ -22,8 +21,7 @@ def match_varying(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     varying = [varying_over(a) for a in operands]
     missing = [tuple(sorted(frozenset().union(*varying) - own)) for own in varying]
     return tuple(
-        lax.pcast(a, names, to="varying") if names else a
-        for a, names in zip(operands, missing, strict=True)
+        as_varying(a, names) if names else a for a, names in zip(operands, missing, strict=True)
     )
 
 

@@ -1,5 +1,6 @@
 """Flax NNX modules for the norms of `jaxnorm`, with the names, arguments and variables of Flax."""
 
+from ..core.calling import _needs_flax as _needs_flax
 from ..norms._registry import NormName as NormName
 from ._batch_norm import BatchNorm as BatchNorm, GhostBatchNorm as GhostBatchNorm
 from ._derived import (

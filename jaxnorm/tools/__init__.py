@@ -1,5 +1,6 @@
 """Tools for models with norms, including Flax's own: they take and return models and trees of variables."""
 
+from ..core.calling import _needs_flax as _needs_flax
 from ..norms._shared._running_norm import RunningNorm as RunningNorm
 from ._convert._convert import convert as convert
 from ._convert._torch_options import torch_options as torch_options

@@ -20,6 +20,8 @@ from jaxnorm.core.lowering._cpu_sums import sums_on_cpu
 from tests.modules import loose
 
 Shape = tuple[int, ...]
+HAS_LIBRARY = not jax.__version__.startswith(("0.8.", "0.9."))
+"""Whether XLA passes sums on a CPU to a library."""
 
 
 class Cost(NamedTuple):
@@ -122,7 +124,7 @@ def test_cost(name: str, shape: Shape, dtype: str) -> None:
     temporaries, moved = in_units_of(program, shape, dtype)
     assert temporaries <= 0.5
     assert 8 <= moved <= (cost.of_float32 if dtype == "float32" else cost.of_bfloat16)
-    squares_in_memory = name == "rms" and dtype == "float32"
+    squares_in_memory = name == "rms" and dtype == "float32" and HAS_LIBRARY
     assert (read_by_the_library(program) >= math.prod(shape)) == squares_in_memory
 
 
@@ -132,7 +134,7 @@ def test_the_bounds_can_fail() -> None:
     with loose():
         program = compiled(flax_batch, 2, shape, "float32")
     assert in_units_of(program, shape, "float32")[1] > 1.4 * COSTS["batch"].of_float32
-    assert read_by_the_library(program) == math.prod(shape)
+    assert read_by_the_library(program) == HAS_LIBRARY * math.prod(shape)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

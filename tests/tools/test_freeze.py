@@ -207,7 +207,13 @@ def test_freezing_again_where_the_model_is_the_layer() -> None:
 def test_pickle_and_copies(make: Callable[[], Subject]) -> None:
     """A frozen model can be pickled and cloned."""
     subject = frozen(frozen(make(), "first", affine=True), "second")
-    again = subject.like(pickle.loads(pickle.dumps(subject.model)))
+    try:
+        pickled = pickle.dumps(subject.model)
+    except TypeError as error:  # before jax 0.10
+        if "PRNGKeyArray" in str(error):
+            pytest.skip("this jax cannot pickle the keys of a model")
+        raise
+    again = subject.like(pickle.loads(pickled))
     if isinstance(subject.model, nn.Module):
         assert again.model == subject.model == subject.model.clone()
     np.testing.assert_array_equal(again.output(train=True), subject.output(train=True))

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
+from ...core._jax import jaxprs_in
 from .._model._intercept import LayerCall
 from .._model._interface import Model, Run
 from .._model._types import Batch, Layer, Tree
@@ -139,7 +140,7 @@ class _Reader:
         name = eqn.primitive.name
         if (mark := _mark(eqn)) is not None:
             return [self.at_mark(*mark, eqn.invars[0].aval.shape, values[0])]
-        inner = list(_jaxprs(eqn))
+        inner = jaxprs_in(eqn.params)
         if name in _CALLS and len(inner) == 1 and len(inner[0].invars) == len(values):
             return self.read_through(inner[0], values)
         moved = _moved(eqn, values)
@@ -181,7 +182,7 @@ class _Reader:
         for eqn in jaxpr.eqns:
             if (mark := _mark(eqn)) is not None:
                 self.flow.within[mark[1]] = by
-            for inner in _jaxprs(eqn):
+            for inner in jaxprs_in(eqn.params):
                 self.note_hidden(inner, by)
 
 
@@ -197,11 +198,6 @@ def _mark(eqn: Any) -> tuple[str, str] | None:
         return None
     role, _, path = eqn.params["name"].removeprefix(f"{_MARK} ").partition(" ")
     return role, path
-
-
-def _jaxprs(eqn: Any) -> list[core.Jaxpr]:
-    """The functions that an equation calls."""
-    return list(core.jaxprs_in_params(eqn.params))
 
 
 def _moved(eqn: Any, values: list[Value]) -> Origin | None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ...core._pool import Moments
 from ...core._running import RunningStats
+from ...core.calling._extras import require
 
 FEW = 16
 """With fewer values per channel, the variance is uncertain by a third or more."""
@@ -103,6 +104,7 @@ class Examination(NamedTuple):
         Returns:
             A matplotlib figure: ``examination.figure().savefig("examination.png")``.
         """
+        require("matplotlib", "A figure", "plots")
         from matplotlib.figure import Figure
 
         worst = sorted(self.layers, key=lambda path: -self.layers[path].kl)[:most]
