@@ -208,7 +208,7 @@ def ada_rms_norm(a: Asked) -> Answer:
 
 def ada_group_norm(a: Asked) -> Answer:
     """Group norm with scale and shift from the condition."""
-    options = a._replace(variables={}).options(jn.group_norm) | {"dtype": None}
+    options: Any = a._replace(variables={}).options(jn.group_norm) | {"dtype": None}
     return adapted(a, jn.group_norm(a.x, **options))
 
 
@@ -230,7 +230,7 @@ def spade_batch_norm(a: Asked) -> Answer:
 
 def spade_group_norm(a: Asked) -> Answer:
     """SPADE on group norm."""
-    options = a._replace(variables={}).options(jn.group_norm) | {"dtype": None}
+    options: Any = a._replace(variables={}).options(jn.group_norm) | {"dtype": None}
     return spade(a, jn.group_norm(a.x, **options))
 
 

@@ -1,6 +1,7 @@
 """Spatially adaptive normalization, SPADE (Park et al., 2019, https://arxiv.org/abs/1903.07291)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,8 @@ class SpadeRecipe(MappedRecipe):
         self, x: jax.Array, variables: State, call: Call, dtype: DTypeLike
     ) -> tuple[jax.Array, State]:
         """Instance norm."""
-        return instance_norm(x, **self._options(call, instance_norm) | {"dtype": dtype}), {}
+        options: dict[str, Any] = self._options(call, instance_norm) | {"dtype": dtype}
+        return instance_norm(x, **options), {}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -147,7 +149,8 @@ class SpadeGroupNormRecipe(MappedRecipe):
         self, x: jax.Array, variables: State, call: Call, dtype: DTypeLike
     ) -> tuple[jax.Array, State]:
         """Group norm."""
-        return group_norm(x, **self._options(call, group_norm) | {"dtype": dtype}), {}
+        options: dict[str, Any] = self._options(call, group_norm) | {"dtype": dtype}
+        return group_norm(x, **options), {}
 
 
 @dataclass(kw_only=True, eq=False)
