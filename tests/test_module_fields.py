@@ -21,6 +21,7 @@ from tests.modules import (
     KEY,
     Fields,
     assert_close,
+    assert_equal,
     compiled,
     loose,
     normal,
@@ -453,21 +454,25 @@ def test_metadata(name: str) -> None:
         assert variable.get_metadata()["said"] == field
 
 
-def test_scale_after_cast() -> None:
+@pytest.mark.parametrize("name", ["RMSNorm", "AddRMSNorm"])
+def test_scale_after_cast(name: str) -> None:
     """With ``scale_after_cast``, both round as the function does."""
     fields: Fields = {"scale_after_cast": True, "param_dtype": BF16, "scale_init": start}
-    x = X.astype(BF16)
+    function: Any = jn.rms_norm if name == "RMSNorm" else jn.add_rms_norm
 
-    def run(x: jax.Array) -> Any:
-        layer, module = (made(system, "RMSNorm", fields) for system in SYSTEMS)
+    def run(*args: jax.Array) -> Any:
+        layer, module = (made(system, name, fields) for system in SYSTEMS)
         scale = start(KEY, X.shape[-1:], BF16)
-        expected, usual = (jn.rms_norm(x, scale, scale_after_cast=after) for after in (True, False))
-        return [layer.init_with_output(KEY, x)[0], module(x)], expected, usual
+        expected, usual = (
+            function(*args, scale, scale_after_cast=after) for after in (True, False)
+        )
+        return [layer.init_with_output(KEY, *args)[0], module(*args)], expected, usual
 
-    found, expected, usual = compiled(run, x)
+    args = (X, X[::-1])[: 1 if name == "RMSNorm" else 2]
+    found, expected, usual = compiled(run, *(a.astype(BF16) for a in args))
     for y in found:
-        np.testing.assert_array_equal(y, expected)
-    assert not np.array_equal(expected, usual)
+        assert_equal(y, expected)
+    assert is_unlike(expected, usual)
 
 
 def test_where_spectral_norm_keeps_its_state() -> None:

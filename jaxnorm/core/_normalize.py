@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from ._activation import map_activated
 from ._derivative_of import with_derivative_of
 from ._elementwise import Elementwise
-from ._precision import upcast
+from ._precision import rounded_to, upcast
 from .lowering._cpu_hints import materialize, materialize_as, rounded
 
 
@@ -87,12 +87,9 @@ def _scaled(x: jax.Array, *gains: jax.Array) -> tuple[jax.Array]:
 @functools.cache
 def _rounded_and_scaled(dtype: DTypeLike) -> Elementwise:
     """Returns `_scaled` with the first product rounded to ``dtype``."""
-    info = jnp.finfo(dtype)
 
     def scaled(x: jax.Array, gain: jax.Array, *scales: jax.Array) -> tuple[jax.Array]:
-        # Unlike two casts, XLA never removes this.
-        unit = lax.reduce_precision(lax.mul(x, gain), info.nexp, info.nmant)
-        return _scaled(unit, *scales)
+        return _scaled(rounded_to(dtype, lax.mul(x, gain)), *scales)
 
     return scaled
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
+
+from ._portable import is_portable
 
 
 def arithmetic_dtype(*arrays: Any) -> jnp.dtype:
@@ -75,6 +78,14 @@ def upcast(x: jax.Array, *parameters: jax.Array | None) -> jax.Array:
     This is done once, at the start, so that all gradients of x are added in this dtype and rounded once.
     """
     return x.astype(arithmetic_dtype(x, *parameters))
+
+
+def rounded_to(dtype: DTypeLike, x: jax.Array) -> jax.Array:
+    """Rounds a real ``x`` to the values of ``dtype``. XLA never leaves this out, as it does two casts."""
+    if is_portable():
+        return x.astype(dtype).astype(x.dtype)
+    info = jnp.finfo(dtype)
+    return lax.reduce_precision(x, info.nexp, info.nmant)
 
 
 def promoted_dtype(*arrays: Any) -> jnp.dtype:

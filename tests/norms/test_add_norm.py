@@ -94,3 +94,12 @@ def test_gradients_of_both_results(name: str) -> None:
         want = gradient(formula, [wide(a) for a in args], i)
         np.testing.assert_allclose(ours_of_one, want, atol=2e-5 * np.abs(want).max())
     np.testing.assert_array_equal(got[0], got[1])
+
+
+@every_norm
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nothing_wide_is_stored(name: str, dtype: str) -> None:
+    """The program needs no memory beside the two results: not for a sum in float32, either."""
+    args = arguments(name, dtype, dtype, shape=(512, 1024))
+    memory: Any = jax.jit(NORMS[name][0]).lower(*args).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < args[0].nbytes / 2

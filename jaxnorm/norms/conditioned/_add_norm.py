@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ...core._axes import Axes
-from ...core._precision import promoted_dtype, upcast
+from ...core._precision import promoted_dtype, rounded_to, upcast
 from ...core.calling._public import public
 from .._shared._recipe import (
     Affine,
@@ -50,7 +49,8 @@ def add_rms_norm(
     Args:
         x: output of a branch, of any rank and any integer, floating or complex dtype. The norm is computed in
             float32 or wider; in float32, accurate for magnitudes between 1e-15 and 1e15.
-        residual: the residual stream, with the shape of ``x``.
+        residual: the residual stream, with the shape of ``x``. (`batch_norm` adds its ``residual`` after the
+            norm.)
         scale: γ, with the shape of the feature axes; None means 1.
         feature_axes: the feature axes, which are reduced.
         epsilon: ε, added to the mean square; zero or positive.
@@ -156,9 +156,8 @@ def _sum(x: jax.Array, residual: jax.Array) -> jax.Array:
     dtype = promoted_dtype(x, residual)
     if not (jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32):
         return x.astype(dtype) + residual.astype(dtype)
-    # XLA adds 16-bit numbers in float32, and would leave out a cast to 16 bits and back.
-    info, total = jnp.finfo(dtype), upcast(x, residual) + upcast(residual, x)
-    return lax.reduce_precision(total, info.nexp, info.nmant).astype(dtype)
+    # XLA would add in float32 and pass the sum on to the norm as it is.
+    return rounded_to(dtype, upcast(x, residual) + upcast(residual, x)).astype(dtype)
 
 
 @dataclass(kw_only=True, eq=False)
