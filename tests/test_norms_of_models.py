@@ -108,9 +108,10 @@ def global_response(x: Any, scale: Any, bias: Any) -> Any:
 
 def batch_renorm(x: Any) -> Any:
     """CrossQ's, with a running mean of 0 and a running variance of 1."""
-    mean, std, running = x.mean((0, 1, 2)), np.sqrt(x.var((0, 1, 2)) + 1e-3), np.sqrt(1 + 1e-3)
-    r, d = np.clip(std / running, 1 / 3, 3), np.clip(mean / running, -5, 5)
-    return (x - mean) / std * r + d
+    mean, var, running = x.mean((0, 1, 2)), x.var((0, 1, 2)), np.sqrt(1 + 1e-3)
+    r = np.clip(np.sqrt(var + 1e-3) / running, 1 / 3, 3)
+    d = np.clip(mean / running, -5, 5)
+    return (x - mean + d * np.sqrt(var) / r) / np.sqrt(var / r**2 + 1e-3)
 
 
 def input_norm(x: Any) -> Any:
