@@ -27,8 +27,8 @@ from examples.environment import versions_used
 from . import hlo, models, programs, tables, timed
 from .programs import AXIS, LIBRARIES, NORMS, Library, Program
 
-Part: TypeAlias = Literal["norms", "sync", "blocks", "steps"]
-PARTS: tuple[Part, ...] = ("norms", "sync", "blocks", "steps")
+Part: TypeAlias = Literal["norms", "fused", "sync", "blocks", "steps"]
+PARTS: tuple[Part, ...] = ("norms", "fused", "sync", "blocks", "steps")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Options:
     targets: tuple[str, ...] = ()
     """Devices [unset: v5e and v6e, or h100 and b200]."""
     parts: tuple[Part, ...] = PARTS
-    """Norms alone, batch norm over devices, norms between layers, training steps."""
+    """Norms alone, norms of sums and gates, batch norm over devices, norms between layers, training steps."""
     norms: tuple[str, ...] = NORMS
     """Which norms, alone."""
     dtypes: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
@@ -118,6 +118,8 @@ def chosen(options: Options, target: str) -> Iterator[Program]:
         yield from programs.norms(options.norms, options.dtypes, quick=options.quick)
         if "BatchNorm" in options.norms:
             yield from programs.activated(options.dtypes, quick=options.quick)
+    if "fused" in options.parts:
+        yield from programs.fused(options.dtypes, quick=options.quick)
     if "sync" in options.parts:
         yield from programs.sync(targets.counts(target, quick=options.quick))
     if "blocks" in options.parts:

@@ -6,6 +6,7 @@ Each program is written once, and takes the norms of Flax Linen or of jaxnorm; a
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -147,6 +148,79 @@ def activated(dtypes: tuple[str, ...], *, quick: bool) -> Iterator[Program]:
         name = f'BatchNorm, activation="relu"{reads} {shape}'
         unit = math.prod(shape) * x.dtype.itemsize
         yield Program(name, dtype, "both", of, unit, 8 + 2 * (branches - 1))
+
+
+# --- norms with what comes before or after them, in one pass ---------------------------------------
+
+
+class Added(nn.Module):
+    """The norm of x + residual, and the sum: the residual stream of a transformer."""
+
+    library: Library
+    norm: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, residual: jax.Array) -> Any:
+        """Two arrays like x."""
+        if self.library == "jaxnorm":
+            return layer(self.library, f"Add{self.norm}", self.dtype)(x, residual)
+        x = x + residual
+        return layer(self.library, self.norm, self.dtype)(x), x
+
+
+class Gated(nn.Module):
+    """RMS norm, times silu of a gate."""
+
+    library: Library
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
+        """Shape as x."""
+        if self.library == "jaxnorm":
+            return layer(self.library, "GatedRMSNorm", self.dtype)(x, gate)
+        return layer(self.library, "RMSNorm", self.dtype)(x) * nn.silu(gate)
+
+
+class Silu(nn.Module):
+    """Group norm and silu, as one where the library has that."""
+
+    library: Library
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Shape as x."""
+        if self.library == "jaxnorm":
+            return layer(self.library, "GroupNorm", self.dtype, activation="silu")(x)
+        return nn.silu(layer(self.library, "GroupNorm", self.dtype)(x))
+
+
+# The module, its shapes, the number of inputs, and what must be read and written forward and in total.
+FUSED: dict[str, tuple[Callable[..., nn.Module], Any, int, tuple[int, int]]] = {
+    "x + residual, RMSNorm": (partial(Added, norm="RMSNorm"), ROWS, 2, (4, 8)),
+    "x + residual, LayerNorm": (partial(Added, norm="LayerNorm"), ROWS, 2, (4, 8)),
+    "RMSNorm · silu(gate)": (Gated, ROWS, 2, (3, 8)),
+    'GroupNorm, activation="silu"': (Silu, IMAGES, 1, (3, 8)),
+}
+
+
+def fused(dtypes: tuple[str, ...], *, quick: bool) -> Iterator[Program]:
+    """Norms with a sum before them, or an activation or a gate after them."""
+    for name, (module, shapes, inputs, floors) in FUSED.items():
+        for shape, dtype in itertools.product(shapes[: 1 if quick else None], dtypes):
+            xs = (jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)),) * inputs
+            phases: tuple[Phase, ...] = ("forward", "both")
+            for phase, floor in zip(phases, floors, strict=True):
+
+                def of(
+                    library: Library, module: Any = module, xs: Any = xs, phase: Any = phase
+                ) -> Any:
+                    return steps_of(module(library=library, dtype=xs[0].dtype), phase, *xs)
+
+                unit = math.prod(shape) * xs[0].dtype.itemsize
+                yield Program(f"{name} {shape}", dtype, phase, of, unit, floor)
 
 
 # --- norms over many devices ---------------------------------------------------------------------
