@@ -169,6 +169,7 @@ def test_wrappers_pass_on_all_arguments(name: str) -> None:
 # --- meshes with explicit axes -------------------------------------------------------------------
 
 
+@pytest.mark.jax_0_10
 @pytest.mark.parametrize("name", [n for n in CLASSES if n != "IterativeWhitening"])
 def test_channels_may_be_split_by_an_explicit_mesh(name: str) -> None:
     """With sharded channels, variables, gradients and state stay replicated.

@@ -305,6 +305,7 @@ def test_saved(save_as: str, activation: str | None, dtype: str) -> None:
     assert found == [dtype if save_as == "output" else save_as]
 
 
+@pytest.mark.jax_0_10
 def test_the_output_is_what_is_saved() -> None:
     """The output itself is saved, neither a copy nor x, so the next layer can share it."""
     x, scale, bias = arguments()
@@ -420,6 +421,7 @@ def test_memory_of_a_deep_stack(save_as: Any) -> None:
     assert least < memory.temp_size_in_bytes / (4 * rows * width) / LAYERS <= most
 
 
+@pytest.mark.jax_0_10
 @pytest.mark.parametrize(("save_as", "activation"), [*OUTPUT, ("bfloat16", "relu")])
 def test_modules(save_as: str, activation: str | None) -> None:
     """Linen and NNX pass save_as on: values and gradients match the function bit for bit."""

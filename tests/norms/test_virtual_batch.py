@@ -28,7 +28,13 @@ def by_hand(x: Any, mask: Any, size: int) -> tuple[Any, jn.RunningStats]:
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("size", [1, 4, 8, 32])
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize(
+    "axis_type",
+    [
+        pytest.param(AxisType.Auto, id="auto"),
+        pytest.param(AxisType.Explicit, id="explicit", marks=pytest.mark.jax_0_10),
+    ],
+)
 def test_over_a_mesh(axis_type: AxisType, size: int) -> None:
     """Results match under jit over a mesh with four examples per device; no activation is communicated."""
     mesh = jax.make_mesh((8,), ("d",), (axis_type,))
