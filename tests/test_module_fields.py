@@ -319,7 +319,7 @@ def test_refused(name: str, field: str) -> None:
     """Both systems raise the expected error."""
     value, message = REFUSED[name, field]
     fields = dict(ROWS[name].base) | ({} if field == "mask" else {field: value})
-    call = {"mask": value} if field == "mask" else {}
+    call = {"use_running_average": False, **({"mask": value} if field == "mask" else {})}
     after = after_of(name, fields, len(X))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: made("linen", name, fields).init(KEY, X, *after, **call))
