@@ -5,10 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ...core._axes import Axes
+from ...core._derivative_of import with_derivative_of
+from ...core._portable import is_portable
 from ...core._precision import promoted_dtype, rounded_to, upcast
 from ...core.calling._public import public
 from .._shared._recipe import (
@@ -154,10 +157,20 @@ def _sum(x: jax.Array, residual: jax.Array) -> jax.Array:
             f"elementwise, before the norm: broadcast it or project it to that shape."
         )
     dtype = promoted_dtype(x, residual)
-    if not (jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32):
-        return x.astype(dtype) + residual.astype(dtype)
-    # XLA would add in float32 and pass the sum on to the norm as it is.
-    return rounded_to(dtype, upcast(x, residual) + upcast(residual, x)).astype(dtype)
+    total = x.astype(dtype) + residual.astype(dtype)
+    is_wide = not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32
+    if is_wide or is_portable():
+        return total
+    # XLA would add in float32 and pass the sum on to the norm as it is. Both of these prevent it, but a barrier
+    # takes another kernel on a TPU, and rounding a second addition on a GPU.
+    barrier = lax.optimization_barrier
+    stored = lax.platform_dependent(
+        total,
+        cuda=barrier,
+        rocm=barrier,
+        default=lambda total: rounded_to(dtype, upcast(total)).astype(dtype),
+    )
+    return with_derivative_of([stored], [total])[0]
 
 
 @dataclass(kw_only=True, eq=False)
