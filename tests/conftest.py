@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.compiling import EVERYTHING, compiler_flags
-from tests.selecting import covering
+from tests.selecting import covering, is_of_twin
 
 # These must be set before JAX starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -33,14 +33,16 @@ def users_promotion() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without `make test-all`, deselects ``thorough`` tests and most cases of ``sampled`` ones."""
+    """Without `make test-all`, deselects ``thorough`` tests, twins, and most cases of ``sampled`` ones."""
     if jax.__version_info__ < (0, 10):
         for item in items:
             if item.get_closest_marker("jax_0_10"):
                 item.add_marker(pytest.mark.skip(f"jax {jax.__version__} cannot do this"))
     if EVERYTHING:
         return
-    kept = [item for item in items if not item.get_closest_marker("thorough")]
+    kept = [
+        item for item in items if not item.get_closest_marker("thorough") and not is_of_twin(item)
+    ]
     sampled: dict[str, list[Any]] = {}
     for item in kept:
         if item.get_closest_marker("sampled"):

@@ -59,6 +59,7 @@ def test_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "mean KL" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_transfer(tmp_path: Path) -> None:
     """Every recipe has one result per seed."""
     arguments = ["--epochs", "1", "--images", "64", "--fine-tuning-epochs", "1", "--seeds", "1"]
@@ -68,6 +69,7 @@ def test_transfer(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_shift(tmp_path: Path) -> None:
     """Every corruption has results for all kinds of statistics, and really changes the images."""
     found = run(shift.Shift, tmp_path, "--epochs", "1", "--images", "128", "--seeds", "2")

@@ -14,7 +14,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import jaxnorm as jn
 from tests.cases import EPSILON, MOMENTUM, Case, draw
 from tests.oracle import BatchNorm, Outputs, Primals, assert_close
-from tests.selecting import thorough_but
 
 MAPS = ("vmap", "pmap", "shard_map", "shard_map_unchecked", "mesh")
 
@@ -140,7 +139,8 @@ def check(split: Split) -> None:
             assert_close(variances[device], want.var)
 
 
-@pytest.mark.parametrize("seed", thorough_but(range(4), 0))
+@pytest.mark.thorough
+@pytest.mark.parametrize("seed", range(4))
 def test_any_split(seed: int) -> None:
     """Results match the oracle for any devices, split, mask, dtype, groups, virtual batch and transform."""
 

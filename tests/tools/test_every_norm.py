@@ -15,6 +15,7 @@ from flax import nnx
 import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx, tools
 from tests.oracle import assert_close
+from tests.selecting import thorough_but
 
 X = np.random.default_rng(0).normal(2, 3, (8, 3, 2, 4)).astype(np.float32)
 BATCHES = [X[:6], 5 * X[6:] + 1]
@@ -103,7 +104,12 @@ NOT_OF_BATCH = {"DomainBatchNorm", "InputNorm", "InstanceNorm", "IterativeWhiten
 NOT_AVERAGED = {"BatchRenorm"}
 UNCHANGED = {"FrozenBatchNorm"}
 SILENT: dict[str, Any] = {"linen silent": SilentLinen, "nnx silent": SilentNnx}
-over_classes = pytest.mark.parametrize("name", CLASSES)
+# In `make test`, NNX has those whose layer or statistics are of a kind of their own.
+BRIEFLY = [n for n in CLASSES if n.startswith("linen")] + [
+    f"nnx {name}"
+    for name in ("BatchNorm", "ConditionalBatchNorm", "DomainBatchNorm", "Flax", "own")
+]
+over_classes = pytest.mark.parametrize("name", thorough_but(CLASSES, *BRIEFLY))
 
 
 def kind(name: str) -> str:

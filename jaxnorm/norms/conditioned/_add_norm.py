@@ -161,8 +161,8 @@ def _sum(x: jax.Array, residual: jax.Array) -> jax.Array:
     is_wide = not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32
     if is_wide or is_portable():
         return total
-    # XLA would add in float32 and pass the sum on to the norm as it is. Both of these prevent it, but a barrier
-    # takes another kernel on a TPU, and rounding a second addition on a GPU.
+    # XLA would add in float32 and pass the sum on to the norm as it is. Both of these prevent it, but a
+    # barrier takes another kernel on a TPU, and rounding a second addition on a GPU.
     barrier = lax.optimization_barrier
     stored = lax.platform_dependent(
         total,
