@@ -113,6 +113,28 @@ def test_norms_and_blocks_on_a_tpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
+def test_fused_norms_on_a_tpu(tmp_path: Path) -> None:
+    """Norms of sums, gated norms and a fused silu take as long as Flax's with separate layers."""
+    rows = accounts("tpu", "v5e", tmp_path, "fused")
+    assert len(rows) == 4 * 2 * 2
+    for row in rows:
+        assert row["jaxnorm"]["cycles"] <= 1.06 * row["Flax"]["cycles"], row
+
+
+@pytest.mark.thorough
+def test_fused_norms_on_a_gpu(tmp_path: Path) -> None:
+    """They move as many bytes forward, and at most N more in all; docs/what-a-norm-costs.md has an exception."""
+    rows = accounts("gpu", "h100", tmp_path, "fused")
+    assert len(rows) == 4 * 2 * 2
+    for row in rows:
+        more = row["jaxnorm"]["moved"] - row["Flax"]["moved"]
+        forward = row["phase"] == "forward"
+        is_exception = row["program"].startswith("GroupNorm") and row["dtype"] == "bfloat16"
+        limit = 0.05 if forward else 3.1 if is_exception else 1.1
+        assert more <= limit * row["unit"], row
+
+
+@pytest.mark.thorough
 def test_norms_and_blocks_on_a_gpu(tmp_path: Path) -> None:
     """No copy of x is stored, and no pass over x and no kernel is added to a forward and backward pass."""
     rows = accounts("gpu", "h100", tmp_path, "norms", "blocks")
