@@ -123,7 +123,7 @@ def test_fused_norms_on_a_tpu(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_fused_norms_on_a_gpu(tmp_path: Path) -> None:
-    """They move as many bytes forward, and at most N more in all; docs/what-a-norm-costs.md has an exception."""
+    """They move as many bytes forward, and at most N more in all; group norm with silu is an exception."""
     rows = accounts("gpu", "h100", tmp_path, "fused")
     assert len(rows) == 4 * 2 * 2
     for row in rows:
