@@ -34,6 +34,7 @@ def fields_of(name: str) -> dict[str, Any]:
 
 
 @every_way
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_linen_module(name: str, how: str) -> None:
     """A copy has the same fields and creates the same variables."""
@@ -50,6 +51,7 @@ def test_a_linen_module(name: str, how: str) -> None:
 
 
 @every_way
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", CLASSES)
 def test_an_nnx_module(name: str, how: str) -> None:
     """A copy has the same variables and gives outputs of the same shapes."""

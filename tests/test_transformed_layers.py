@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from jaxnorm import linen as jnl, nnx as jnx
 from tests.modules import KEY, assert_close, assert_equal, compiled, loose
+from tests.selecting import thorough_but
 from tests.stands_for import (
     CLASSES,
     ROWS,
@@ -24,7 +25,8 @@ from tests.stands_for import (
     systems_with,
 )
 
-every_class = pytest.mark.parametrize("name", CLASSES)
+HALF = CLASSES[::2]  # in `make test`
+every_class = pytest.mark.parametrize("name", thorough_but(CLASSES, *HALF))
 EVALUATION = {"use_running_average": True}
 
 
@@ -83,7 +85,7 @@ def test_jax_transforms_capture_a_layer_in_evaluation(name: str) -> None:
     assert_equal(variables(), before)
 
 
-@pytest.mark.parametrize("name", [n for n in CLASSES if n != "SpectralNorm"])
+@pytest.mark.parametrize("name", thorough_but([n for n in CLASSES if n != "SpectralNorm"], *HALF))
 def test_linen_transforms_take_a_class(name: str) -> None:
     """`nn.vmap`, `nn.remat` and `nn.jit` of a class create the same variables and give the same results.
 
@@ -170,7 +172,9 @@ def test_wrappers_pass_on_all_arguments(name: str) -> None:
 
 
 @pytest.mark.jax_0_10
-@pytest.mark.parametrize("name", [n for n in CLASSES if n != "IterativeWhitening"])
+@pytest.mark.parametrize(
+    "name", thorough_but([n for n in CLASSES if n != "IterativeWhitening"], *HALF)
+)
 def test_channels_may_be_split_by_an_explicit_mesh(name: str) -> None:
     """With sharded channels, variables, gradients and state stay replicated.
 

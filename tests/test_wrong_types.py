@@ -15,6 +15,7 @@ import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx, tools
 from tests.calls import INPUTS, X, arguments, functions, parameters
 from tests.modules import assert_equal
+from tests.selecting import thorough_but
 from tests.stands_for import CLASSES, ROWS, SYSTEMS, X as X_OF_MODULES, after_of, fields_of, made
 from tests.test_module_fields import BOOKKEEPING, NO_EFFECT
 
@@ -60,7 +61,7 @@ def is_wrong(name: str, parameter: str, kind: str) -> bool:
     return kind != "None" or not may_be_none
 
 
-@pytest.mark.parametrize("name", functions())
+@pytest.mark.parametrize("name", thorough_but(functions(), *functions()[::2]))
 def test_the_argument_is_named(name: str) -> None:
     """A ValueError or TypeError names the argument before anything is compiled."""
     given = {**arguments(name), **MORE.get(name, {})}

@@ -101,6 +101,7 @@ def test_labels_in_percent(limits: tuple[float, float]) -> None:
     plt.close(figure)
 
 
+@pytest.mark.thorough
 def test_eval_repeats_the_measurement(trained: tuple[Path, str]) -> None:
     """The eval command reproduces the figures from the checkpoint."""
     runs, _ = trained
