@@ -4,12 +4,23 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ...core._pool import Moments
 from ._arithmetic import affine, root
 from ._prepare import Operands, operands
-from ._recipe import Affine, Call, Shape, Shared, State, Tracked, scale_and_bias
+from ._recipe import (
+    Affine,
+    Call,
+    Initializer,
+    Parameter,
+    Shape,
+    Shared,
+    State,
+    Tracked,
+    scale_and_bias,
+)
 from ._running_norm import RunningNorm
 
 
@@ -32,13 +43,32 @@ class EvoNorm(Affine):
     nonlinearity: bool = True
     """False computes only x · scale + bias, as in the paper's networks where no activation follows."""
 
-    def _linear(self, x: jax.Array, variables: State, call: Call) -> jax.Array:
-        """Returns x · scale + bias."""
+    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Normalizes ``x``, or computes only x · scale + bias."""
+        if self.nonlinearity:
+            return self._activated(x, variables, call)
         scale, bias = scale_and_bias(variables)
         given = {"scale": scale, "bias": bias}
         options = {"feature_axes": self.feature_axes, "dtype": self.dtype, "mask": call.mask}
         o = operands(x, given, **options)
-        return affine(o.x, *o.parameters).astype(o.dtype)
+        return affine(o.x, *o.parameters).astype(o.dtype), {}
+
+    def _activated(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+        """Returns the output with the nonlinearity and the updated state variables."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, eq=False)
+class Sloped(EvoNorm):
+    """An EvoNorm with a learned coefficient of x."""
+
+    v_init: Initializer = initializers.ones
+    """Initializer of v."""
+
+    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
+        """``v`` if there is a nonlinearity, then scale and bias."""
+        v = {"v": Parameter(self.v_init, shape)} if self.nonlinearity else {}
+        return v | super()._parameters(shape)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import jax
-from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ...core._all_reduce import AxisIndexGroups, AxisName
@@ -16,13 +15,10 @@ from ...core._sync import pool_over_devices
 from ...core.calling._public import public
 from ...core.lowering._cpu_hints import rounded
 from .._shared._arithmetic import moments_of_instances, root
-from .._shared._evo_norm import OfBatch, divided_by_larger
+from .._shared._evo_norm import OfBatch, Sloped, divided_by_larger
 from .._shared._prepare import Operands, operands
 from .._shared._recipe import (
     Call,
-    Initializer,
-    Parameter,
-    Shape,
     State,
     scale_and_bias,
     stats_of,
@@ -154,7 +150,7 @@ def _line(o: Operands, var_of_instances: jax.Array, epsilon: float) -> jax.Array
 
 
 @dataclass(kw_only=True, eq=False)
-class EvoNormB0Recipe(OfBatch):
+class EvoNormB0Recipe(Sloped, OfBatch):
     """EvoNorm-B0 (`jaxnorm.evo_norm_b0`): batch norm and activation in one layer.
 
     Example:
@@ -174,17 +170,8 @@ class EvoNormB0Recipe(OfBatch):
 
     epsilon: float = 1e-3
     """Added to the variances."""
-    v_init: Initializer = initializers.ones
-    """Initializer of v."""
 
-    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """``v`` if there is a nonlinearity, then scale and bias."""
-        v = {"v": Parameter(self.v_init, shape)} if self.nonlinearity else {}
-        return v | super()._parameters(shape)
-
-    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _activated(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
-        if not self.nonlinearity:
-            return self._linear(x, variables, call), {}
         given = (x, stats_of(variables), variables["v"], *scale_and_bias(variables))
         return self._in_mode(call, evo_norm_b0, evo_norm_b0_inference, *given)

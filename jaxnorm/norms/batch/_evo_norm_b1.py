@@ -160,9 +160,7 @@ class EvoNormB1Recipe(OfBatch):
     epsilon: float = 1e-5
     """Added to the variance and the mean square."""
 
-    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _activated(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Normalizes ``x``; in training, also updates the running statistics."""
-        if not self.nonlinearity:
-            return self._linear(x, variables, call), {}
         given = (x, stats_of(variables), *scale_and_bias(variables))
         return self._in_mode(call, evo_norm_b1, evo_norm_b1_inference, *given)

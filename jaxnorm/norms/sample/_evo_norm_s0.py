@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import jax
-from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ...core._all_reduce import AxisIndexGroups, AxisName
@@ -12,9 +11,9 @@ from ...core._normalize import normalize
 from ...core._precision import check_real
 from ...core._residuals import rematerialized
 from ...core.calling._public import public
-from .._shared._evo_norm import OfGroups
+from .._shared._evo_norm import OfGroups, Sloped
 from .._shared._prepare import operands
-from .._shared._recipe import Call, Initializer, Parameter, Shape, State, scale_and_bias
+from .._shared._recipe import Call, State, scale_and_bias
 from ._group_norm import moments_of_groups
 
 
@@ -84,7 +83,7 @@ def evo_norm_s0(
 
 
 @dataclass(kw_only=True, eq=False)
-class EvoNormS0Recipe(OfGroups):
+class EvoNormS0Recipe(Sloped, OfGroups):
     """EvoNorm-S0 (`jaxnorm.evo_norm_s0`): group norm and activation in one layer.
 
     Example:
@@ -102,17 +101,7 @@ class EvoNormS0Recipe(OfGroups):
         bias scale v (2, 8, 8, 4)
     """
 
-    v_init: Initializer = initializers.ones
-    """Initializer of v."""
-
-    def _parameters(self, shape: Shape) -> dict[str, Parameter]:
-        """``v`` if there is a nonlinearity, then scale and bias."""
-        v = {"v": Parameter(self.v_init, shape)} if self.nonlinearity else {}
-        return v | super()._parameters(shape)
-
-    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _activated(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
-        if not self.nonlinearity:
-            return self._linear(x, variables, call), {}
         given = (x, variables["v"], *scale_and_bias(variables))
         return evo_norm_s0(*given, **self._options(call, evo_norm_s0)), {}

@@ -98,9 +98,7 @@ class EvoNormS2Recipe(OfGroups):
         bias scale (2, 8, 8, 4)
     """
 
-    def _normalized(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
+    def _activated(self, x: jax.Array, variables: State, call: Call) -> tuple[jax.Array, State]:
         """Applies the norm; there is no state to update."""
-        if not self.nonlinearity:
-            return self._linear(x, variables, call), {}
         affine = scale_and_bias(variables)
         return evo_norm_s2(x, *affine, **self._options(call, evo_norm_s2)), {}
