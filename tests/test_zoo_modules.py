@@ -240,6 +240,15 @@ def test_a_string_is_one_part_of_a_path() -> None:
     assert np.array_equal(y, jnp.ones((2, 3)))
 
 
+@pytest.mark.parametrize("name", [n for n in CASES if issubclass(getattr(jnl, n), Recipe)])
+def test_options_need_their_names(name: str) -> None:
+    """An option without its name is an error that says so; Flax would take it for the parent module."""
+    with pytest.raises(
+        TypeError, match=f"options of {name} must be given by keyword; got 0.5 without"
+    ):
+        getattr(jnl, name)(0.5, **CASES[name][0])
+
+
 def test_adaptive_layers_begin_as_their_base() -> None:
     """AdaLN-Zero starts with a gate of 0, SPADE as instance norm, and GRN as the identity."""
     layer = jnl.AdaLayerNormZero(condition_features=5)

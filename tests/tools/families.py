@@ -166,9 +166,10 @@ class Actor(nn.Module):
     def __call__(self, x: X, train: bool = False) -> X:
         """Returns actions."""
         for i in range(2):
-            x = nn.relu(
-                nn.Dense(8)(jnl.BatchRenorm(use_running_average=not train, name=f"norm{i}")(x))
+            norm = jnl.BatchRenorm(
+                use_running_average=not train, form="crossq", rmax=3.0, dmax=5.0, name=f"norm{i}"
             )
+            x = nn.relu(nn.Dense(8)(norm(x)))
         return nn.Dense(2)(x)
 
 

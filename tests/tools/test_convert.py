@@ -227,13 +227,9 @@ def test_models(name: str) -> None:
 
 def test_separators(caplog: pytest.LogCaptureFixture) -> None:
     """Names may have other separators if that leaves only one meaning; messages say what was paired."""
-    state_dict = {"blocks.0.1.mlp.fc1.weight": np.ones((3, 2)), "head.fc.weight": np.ones((4, 3))}
-    like = {
-        "params": {
-            "blocks_0_1": {"mlp_fc1": {"kernel": jnp.zeros((2, 3))}},
-            "head_fc": {"kernel": jnp.zeros((3, 4))},
-        }
-    }
+    square = {"kernel": jnp.zeros((2, 2))}  # the same shape twice, so that names must tell
+    state_dict = {"blocks.0.1.mlp.fc1.weight": np.ones((2, 2)), "head.fc.weight": np.ones((2, 2))}
+    like: Any = {"params": {"blocks_0_1": {"mlp_fc1": square}, "head_fc": square}}
     with caplog.at_level("DEBUG", "jaxnorm"):
         found = tools.convert(state_dict, like=like)
     assert jax.tree.all(jax.tree.map(lambda a: (a == 1).all(), found))
@@ -245,7 +241,6 @@ def test_separators(caplog: pytest.LogCaptureFixture) -> None:
     back = tools.convert(found, like=state_dict)
     assert back.keys() == state_dict.keys()
 
-    square = {"kernel": jnp.zeros((2, 2))}
     twice = {"params": {"a_b": square, "a": {"b": square}}}
     with pytest.raises(ValueError, match=r"'a_b' with kernel .*: no 'a_b' in source"):
         tools.convert({"a.b.weight": np.ones((2, 2)), "c.weight": np.ones((2, 2))}, like=twice)
