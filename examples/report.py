@@ -96,20 +96,22 @@ def draw_train_vs_eval(
     low, high = min(*values, running), max(*values, running)
     room = max(high - low, 0.02)
     axes.set_ylim(low - 0.15 * room, high + 0.25 * room)
+    # Labels are on the side of a point that is away from the line, and right of the rising curve.
     for size, value in zip(sizes, values, strict=True):
         axes.annotate(
             f"{value:.1%}",
             (size, value),
-            (0, -14),
+            (0, 8) if value >= running else (6, -14),
             textcoords="offset points",
-            ha="center",
+            ha="center" if value >= running else "left",
             color=ORANGE,
         )
     axes.annotate(
         f"running statistics (eval mode): {running:.1%}",
-        (sizes[0], running),
-        (0, 5),
+        (sizes[-1], running),
+        (0, -14) if values[-1] >= running else (0, 5),
         textcoords="offset points",
+        ha="right",
         color=BLUE,
     )
     # Place it beside the first segment: the curve rises there, so the space below it is free.
