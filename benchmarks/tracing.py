@@ -87,13 +87,17 @@ def step_of(model: nn.Module, x: jax.Array) -> tuple[Callable[..., Any], tuple[A
     return step, (variables, x)
 
 
-def steps(library: Library) -> Iterator[tuple[str, Callable[..., Any], Any]]:
-    """Yields the programs: name, function and arguments."""
-    for name, options in STACKED.items():
-        norm = partial(getattr(LIBRARIES[library], name), **options)
-        yield f"{DEPTH} x dense, {name}, relu", *step_of(Stack(norm), jnp.ones((32, 64)))
+PROGRAMS = {f"{DEPTH} x dense, {name}, relu": name for name in STACKED} | {"ResNet-50": ""}
+"""The norm in each program; ResNet-50 has batch norm throughout."""
+
+
+def program(name: str, library: Library) -> tuple[Callable[..., Any], Any]:
+    """Returns the training step of one of `PROGRAMS`, and its arguments."""
+    if norm := PROGRAMS[name]:
+        layer = partial(getattr(LIBRARIES[library], norm), **STACKED[norm])
+        return step_of(Stack(layer), jnp.ones((32, 64)))
     resnet = ResNet(library=library, dtype=jnp.float32, depths=(3, 4, 6, 3))
-    yield "ResNet-50", *step_of(resnet, jnp.ones((2, 64, 64, 3)))
+    return step_of(resnet, jnp.ones((2, 64, 64, 3)))
 
 
 def equations(jaxpr: Any) -> int:
@@ -155,11 +159,9 @@ def importing(rounds: int) -> float:
 
 def rows(rounds: int, target: str | None) -> Iterator[dict[str, Any]]:
     """Yields the figures of each program with both libraries, as medians over `rounds` rounds."""
-    ours, flax = ({name: (f, a) for name, f, a in steps(of)} for of in ("jaxnorm", "Flax"))
-    for name in ours:
-        turns = [
-            (measured(*ours[name], target), measured(*flax[name], target)) for _ in range(rounds)
-        ]
+    for name in PROGRAMS:
+        ours, flax = program(name, "jaxnorm"), program(name, "Flax")
+        turns = [(measured(*ours, target), measured(*flax, target)) for _ in range(rounds)]
         yield {
             "program": name,
             "allocator": "keep",

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.compiling import EVERYTHING, compiler_flags
-from tests.selecting import covering, is_of_twin
 
 # These must be set before JAX starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -20,6 +19,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 
+from tests.selecting import covering, is_represented
+
 # In a numerical library, an implicit broadcast or promotion is a bug.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -33,7 +34,7 @@ def users_promotion() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without `make test-all`, deselects ``thorough`` tests, twins, and most cases of ``sampled`` ones."""
+    """In `make test`, deselects ``thorough`` tests and, where fewer cases stand for all, the others."""
     if jax.__version_info__ < (0, 10):
         for item in items:
             if item.get_closest_marker("jax_0_10"):
@@ -41,14 +42,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if EVERYTHING:
         return
     kept = [
-        item for item in items if not item.get_closest_marker("thorough") and not is_of_twin(item)
+        item
+        for item in items
+        if not item.get_closest_marker("thorough") and not is_represented(item)
     ]
     sampled: dict[str, list[Any]] = {}
     for item in kept:
         if item.get_closest_marker("sampled"):
             sampled.setdefault(item.nodeid.split("[")[0], []).append(item)
-    for cases in sampled.values():
-        occurring = covering(cases)
-        kept = [item for item in kept if item not in cases or item in occurring]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    chosen = {item for cases in sampled.values() for item in covering(cases)}
+    kept = [item for item in kept if not item.get_closest_marker("sampled") or item in chosen]
+    config.hook.pytest_deselected(items=list(set(items).difference(kept)))
     items[:] = kept

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from jaxnorm.norms._registry import REGISTRY
+
 
 def thorough_but(cases: Iterable[Any], *quick: Any) -> list[Any]:
     """``cases`` for parametrize, all marked ``thorough`` except those in ``quick``."""
@@ -13,23 +15,37 @@ def thorough_but(cases: Iterable[Any], *quick: Any) -> list[Any]:
     ]
 
 
-TWINS = {
-    *("AdaLayerNormZero", "AdaRMSNormZero", "AddLayerNorm", "SpadeBatchNorm", "SpadeGroupNorm"),
-    *("EvoNormB1", "EvoNormB2", "EvoNormS1", "EvoNormS2"),
-    *("ada_group_norm", "add_layer_norm", "evo_norm_s1", "evo_norm_s2"),
-    *("evo_norm_b1", "evo_norm_b1_inference", "evo_norm_b2", "evo_norm_b2_inference"),
+REPRESENTATIVES = {
+    *("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm"),
+    *("InstanceNorm", "SpectralNorm", "WeightNorm"),
+    *("batch_norm", "layer_norm", "rms_norm", "group_norm"),
+    *("instance_norm", "spectral_norm", "weight_norm"),
+    *("batch_norm_inference", "tracked_instance_norm", "input_norm"),
+    *("AdaRMSNorm", "BatchRenorm", "DomainBatchNorm", "EvoNormS0"),
+    *("FilterResponseNorm", "QKNorm", "Spade"),
+    *("ada_rms_norm", "batch_renorm", "evo_norm_s0"),
+    *("filter_response_norm", "qk_norm", "add_rms_norm"),
+    *("iterative_whitening", "ScaledWeightStandardization", "scaled_weight_standardization"),
 }
-"""Norms that share nearly all of their code with another one. Their values are tested against the oracles in
-`make test`, and all else in `make test-all`."""
-AGAINST_ORACLES = ("test_options", "test_zoo", "test_completeness", "test_defaults", "test_house")
+"""Norms that stand for all in tests of what all share: devices, masks, dtypes, transforms, tools. They are
+those of Flax, and one of each kind that is made in another way."""
+FOR_EVERY_NORM = {
+    *("test_arguments", "test_arguments_are_read", "test_completeness"),
+    *("test_defaults", "test_errors", "test_get_norm"),
+    *("test_house", "test_masks", "test_module_fields"),
+    *("test_options", "test_zoo", "test_zoo_state"),
+}
+"""Files whose tests `make test` runs for every norm: values against the oracles, errors and documentation."""
+NORMS = {name for norm in REGISTRY for name in (*norm.functions, norm.layer)}
 
 
-def is_of_twin(case: Any) -> bool:
-    """Whether a test case is about a twin only, and not about its values."""
-    if not hasattr(case, "callspec") or case.path.stem in AGAINST_ORACLES:
+def is_represented(case: Any) -> bool:
+    """Whether a test case is about norms for which others stand in `make test`."""
+    if not hasattr(case, "callspec") or case.path.stem in FOR_EVERY_NORM:
         return False
-    words = (word for v in case.callspec.params.values() for word in str(v).split())
-    return not TWINS.isdisjoint(words)
+    words = {word for v in case.callspec.params.values() for word in str(v).split()}
+    named = words & NORMS
+    return bool(named) and named.isdisjoint(REPRESENTATIVES)
 
 
 def covering(cases: list[Any]) -> list[Any]:

@@ -16,6 +16,7 @@ from flax import nnx
 
 import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx
+from tests.compiling import EVERYTHING
 from tests.modules import (
     ACTIVATIONS,
     KEY,
@@ -26,7 +27,7 @@ from tests.modules import (
     loose,
     normal,
 )
-from tests.selecting import thorough_but
+from tests.selecting import REPRESENTATIVES, thorough_but
 from tests.stands_for import (
     BF16,
     CLASSES,
@@ -185,7 +186,10 @@ def is_idle(name: str, field: str) -> bool:
 
 
 def cases_of(name: str) -> dict[str, Case]:
-    """A case for each value of each field, and one without."""
+    """A case for each value of each field, and one without.
+
+    In `make test`, only representatives have cases with fields.
+    """
     base = dict(ROWS[name].base)
     found = {"base": Case("", base)}
     if not is_wrapper(name) and (name, "mask") not in REFUSED:
@@ -200,6 +204,8 @@ def cases_of(name: str) -> dict[str, Case]:
                 beside = case.fields | {other: values_of(name, other)[0]}
                 case = Case(field, beside, f"{other} 0")
             found[f"{field} {i}"] = case
+    if name not in REPRESENTATIVES and not EVERYTHING:
+        return {label: found[label] for label in ("base", "mask") if label in found}
     return found
 
 
@@ -400,7 +406,7 @@ def together(
     return jnp.split(y, len(group), axis), updated
 
 
-@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize("name", thorough_but(SHARING, *ACTIVATIONS, "BatchRenorm"))
 def test_devices(name: str) -> None:
     """With ``axis_name`` and groups, modules match the function on devices, and on the whole batch."""
     found = compiled(lambda xs: on_devices(name, xs), XS)

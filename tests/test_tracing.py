@@ -1,7 +1,5 @@
 """The size of programs compared with Flax's, and how often they are traced."""
 
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,37 +7,38 @@ import pytest
 from jax import export
 
 from benchmarks import tracing
+from benchmarks.accelerators.programs import Library
 from jaxnorm import linen as jnl
 from jaxnorm.norms.sample import _layer_norm
+from tests.selecting import thorough_but
 
-STEPS = {name: (step, arguments) for name, step, arguments in tracing.steps("jaxnorm")}
-FLAX = {name: (step, arguments) for name, step, arguments in tracing.steps("Flax")}
-PROGRAMS = [
-    pytest.param(name, marks=pytest.mark.thorough if name == "ResNet-50" else ()) for name in STEPS
-]
+every_program = pytest.mark.parametrize(
+    "program", thorough_but(tracing.PROGRAMS, *(name for name in tracing.PROGRAMS if "12" in name))
+)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@every_program
 def test_equations(program: str) -> None:
     """A training step has at most 1.5 times the equations of one with Flax's norms."""
-    ours, flax = (
-        tracing.equations(jax.make_jaxpr(f)(*arguments).jaxpr)
-        for f, arguments in (STEPS[program], FLAX[program])
-    )
-    assert ours <= 1.5 * flax
+
+    def equations(library: Library) -> int:
+        f, arguments = tracing.program(program, library)
+        return tracing.equations(jax.make_jaxpr(f)(*arguments).jaxpr)
+
+    assert equations("jaxnorm") <= 1.5 * equations("Flax")
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-@pytest.mark.parametrize("program", PROGRAMS)
+@every_program
 def test_lines(program: str, platform: str) -> None:
     """The lowered program has at most twice the lines of Flax's on every platform."""
 
-    def lines(step: Any) -> int:
-        f, arguments = step
+    def lines(library: Library) -> int:
+        f, arguments = tracing.program(program, library)
         module = export.export(jax.jit(f), platforms=[platform])(*arguments).mlir_module()
         return len(module.splitlines())
 
-    assert lines(STEPS[program]) <= 2 * lines(FLAX[program])
+    assert lines("jaxnorm") <= 2 * lines("Flax")
 
 
 def test_layers_that_are_alike_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:

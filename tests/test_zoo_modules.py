@@ -73,7 +73,6 @@ STATE = {
     "SpadeBatchNorm": {"mean", "var"},
     "SwitchableNorm": {"mean", "var"},
 }
-over_cases = pytest.mark.parametrize("name", CASES)
 
 
 def both(name: str, **more: Any) -> tuple[nn.Module, Any, Any]:
@@ -171,7 +170,7 @@ def test_masked(name: str) -> None:
     assert_equal(jax.tree.map(lambda a: a[:, :3], y), expected)
 
 
-@over_cases
+@pytest.mark.parametrize("name", thorough_but(CASES, *STATE))
 def test_half_precision(name: str) -> None:
     """For bfloat16 input y has ``dtype``, parameters have ``param_dtype``, and the state is float32."""
     layer, _, variables = both(name, param_dtype=jnp.float32, dtype=jnp.bfloat16)

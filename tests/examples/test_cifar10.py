@@ -110,12 +110,13 @@ def test_eval_repeats_the_measurement(trained: tuple[Path, str]) -> None:
     assert numbers(runs / "whole") == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("sign", "kill"),
     [
         # Before any checkpoint; once the first epoch's exists; by Ctrl-C in the second epoch.
-        pytest.param("config.json", signal.SIGKILL, marks=pytest.mark.thorough),
-        pytest.param("checkpoints/22", signal.SIGKILL, marks=pytest.mark.thorough),
+        ("config.json", signal.SIGKILL),
+        ("checkpoints/22", signal.SIGKILL),
         ("metrics.jsonl", signal.SIGINT),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from jaxnorm import linen as jnl
 from tests.modules import KEY, Fields, assert_close, compiled, loose, normal, ramp
+from tests.selecting import thorough_but
 
 X = normal((5, 6))
 STATE: Any = ["batch_stats"]
@@ -57,7 +58,7 @@ MODELS: dict[str, Callable[[Any], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", thorough_but(MODELS, *list(MODELS)[::3]))
 def test_under_the_transforms_of_flax(name: str) -> None:
     """Names and shapes match Flax under the same transform, and so do results for the same variables."""
 

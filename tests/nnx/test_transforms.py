@@ -12,12 +12,14 @@ from flax import nnx
 from jaxnorm import nnx as jnx
 from tests.modules import assert_close, called, compiled, flat, moved, normal
 from tests.nnx.models import MODELS, STATEFUL, forward, model_of, numbers
+from tests.selecting import thorough_but
 
 X = normal((4, 5, 6))
 TARGET = normal((4, 5, 6), seed=1)
-every_model = pytest.mark.parametrize("name", MODELS)
-several = pytest.mark.parametrize("name", ["LayerNorm", *STATEFUL])
-stateful = pytest.mark.parametrize("name", STATEFUL)
+BRIEFLY = ["BatchNorm", "LayerNorm", "SpectralNorm"]  # in `make test`
+every_model = pytest.mark.parametrize("name", thorough_but(MODELS, *list(MODELS)[::2]))
+several = pytest.mark.parametrize("name", thorough_but(["LayerNorm", *STATEFUL], *BRIEFLY))
+stateful = pytest.mark.parametrize("name", thorough_but(STATEFUL, *BRIEFLY))
 
 
 def loss_of(model: Any, x: jax.Array) -> jax.Array:

@@ -368,6 +368,7 @@ def test_is_the_norm_and_then_the_activation(activation: str, adds: bool) -> Non
         assert_close(got, np.float64(want), FIRST.get(activation, 1e-5))
 
 
+@pytest.mark.sampled
 @with_and_without
 @every_activation
 def test_far_from_zero(activation: str, adds: bool) -> None:
@@ -388,6 +389,7 @@ def test_far_from_zero(activation: str, adds: bool) -> None:
             assert_close(a, b, 2e-3)
 
 
+@pytest.mark.sampled
 @with_and_without
 @every_activation
 def test_nan_under_the_mask_stays_there(activation: str, adds: bool) -> None:
@@ -422,6 +424,7 @@ def test_nan_under_the_mask_stays_there(activation: str, adds: bool) -> None:
         assert_equal(got[2:], want[2:])
 
 
+@pytest.mark.sampled
 @with_and_without
 @every_activation
 def test_batch_of_one(activation: str, adds: bool) -> None:
