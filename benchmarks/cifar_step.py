@@ -8,6 +8,7 @@ Images are random; only time is measured.
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,16 @@ def convolution(channels: int, pixels: int, features: int) -> list[float]:
     return [work / milliseconds(lambda p=p: p(x, kernel)) / 1e6 for p in programs]
 
 
-def stepper(settings: cifar10.Settings) -> Callable[[], float]:
-    """Returns a function that trains for some steps and returns the images per second."""
+def stepper(settings: cifar10.Settings, norm: models.Norm | None = None) -> Callable[[], float]:
+    """Returns a function that trains for some steps and returns the images per second.
+
+    ``norm`` replaces the norm of the settings.
+    """
     images = np.random.default_rng(0).integers(0, 256, (2560, 32, 32, 3), np.uint8)
     labels = np.arange(2560, dtype=np.int32) % 10
     dataset = Dataset("random", images, labels, images, labels, CLASSES)
     model = cifar10.build_model(settings, 10)
+    model = model if norm is None else model.clone(norm=norm)
     state = cifar10.create_state(model, settings, images, 1000)
     training = cifar10.Training(settings, dataset, model, Run(Path(), ""), *cifar10.shardings(1))
     step = cifar10.make_train_step(settings, 10)
@@ -93,6 +98,9 @@ def main() -> None:
     replace = cifar10.replace
     trains = {
         "quick": stepper(quick),
+        "quick, with Flax's BatchNorm": stepper(
+            quick, partial(nn.BatchNorm, momentum=quick.momentum)
+        ),
         "quick, without batch norm": stepper(replace(quick, norm="none")),
         "quick, batches of 128": stepper(replace(quick, batch_size=128)),
         "quick, batches of 256": stepper(replace(quick, batch_size=256)),
