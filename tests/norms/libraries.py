@@ -50,12 +50,12 @@ def differentiated(
     return y, (gradients, *(leaf.grad.numpy() for leaf in leaves))
 
 
-def assert_same(ours: Any, theirs: Any, what: str = "") -> None:
+def assert_same(ours: Any, theirs: Any) -> None:
     """Compares trees of arrays in float32."""
 
     def close(a: Any, b: Any) -> None:
         b = np.asarray(b)
-        assert a.shape == b.shape and a.dtype == np.float32, what
-        np.testing.assert_allclose(a, b, rtol=0, atol=5e-6 * np.abs(b).max(), err_msg=what)
+        assert a.shape == b.shape and a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=0, atol=5e-6 * np.abs(b).max())
 
     jax.tree.map(close, ours, theirs)
