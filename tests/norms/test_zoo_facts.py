@@ -223,7 +223,8 @@ def test_groups_of_channels_are_whitened_separately(masked: bool) -> None:
 def test_complex_whitening() -> None:
     """Groups of a real and an imaginary part give the batch norm of Trabelsi et al. (2018)."""
     rng = np.random.default_rng(0)
-    parts = draw(rng, (64, 3, 2), "float32") @ np.float32([[2, 1], [0, 0.5]]) + np.float32([3, -1])
+    mixed = np.array([[2, 1], [0, 0.5]], np.float32)
+    parts = draw(rng, (64, 3, 2), "float32", 1.0) @ mixed
     stats = jn.init_whitening(6, num_groups=3)
     options: Any = {"steps": 12, "epsilon": 1e-4, "momentum": 0.0}
     y, stats = jn.iterative_whitening(parts.reshape(64, 6), stats, **options)
