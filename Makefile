@@ -13,7 +13,7 @@ times=$$(mktemp); $(MAKE) --no-print-directory -j TIMES=$$times $(addprefix time
 sort -n $$times; rm $$times; exit $$status
 endef
 
-.PHONY: accelerators setup demo zoo test test-all quick check unit unit-all conformance mutants docs bench clean
+.PHONY: accelerators setup demo zoo test test-all quick check unit unit-all references conformance mutants docs bench clean
 
 setup: $(VENV)/dev.done ## create an environment for development; style and types are checked before every commit
 	$(BIN)/pre-commit install
@@ -51,6 +51,10 @@ unit-all: $(VENV)/dev.done
 mutants: $(VENV)/dev.done ## insert one-line bugs into the package and list those that no test detects
 	$(BIN)/python -m tests.mutants --most 100
 
+references: ## compare with PyTorch, timm, transformers, diffusers, brax and sbx, in an environment of several GB
+	$(MAKE) .venv-references/references.done VENV=.venv-references
+	JAXNORM_TESTS=all .venv-references/bin/python -m pytest $(PYTEST) tests/norms tests/tools -k 'torch or timm or library'
+
 conformance: $(VENV)/dev.done ## run Flax's own tests of its norms with jaxnorm's instead, in all modes
 	$(BIN)/python -m tests.conformance
 
@@ -82,7 +86,7 @@ accelerators: ## compile every norm and Flax's for TPUs and GPUs, without these 
 	.venv-gpu/bin/python -m benchmarks.summary
 
 clean:
-	rm -rf $(VENV) .venv-tpu .venv-gpu build dist site
+	rm -rf $(VENV) .venv-tpu .venv-gpu .venv-references build dist site
 
 $(VENV)/%.done: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]' '$(JAX)'

@@ -40,7 +40,10 @@ console = Console()
 BATCH_SIZES = (512, 32, 8, 2)
 # The norm of activations to combine a norm of weights with.
 PARTNERS = {"weight_standardization": "group"}
-WITH_ACTIVATION = ("evo_b0", "evo_s0", "filter_response")
+WITH_ACTIVATION = (
+    *("evo_b0", "evo_b1", "evo_b2", "evo_s0", "evo_s1", "evo_s2"),
+    "filter_response",
+)
 
 
 # --- settings ------------------------------------------------------------------------------------

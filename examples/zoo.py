@@ -62,7 +62,7 @@ class Zoo(OnImages):
             [
                 norm,
                 mean_and_range(run["accuracy"]),
-                f"{run['milliseconds']:.1f}",
+                f"{run['milliseconds']:.1f}" if run["milliseconds"] else "",
                 f"{run['megabytes']:.1f}",
             ]
             for norm, run in in_order(found)
@@ -109,7 +109,7 @@ def trained(norm: jnl.NormName, options: Zoo, dataset: data.Dataset) -> dict[str
 
 
 def in_order(found: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Sorts the results, the most accurate norm first."""
+    """Sorts the results, the most accurate norm first. A norm added later has no time (None)."""
     return sorted(found.items(), key=lambda item: -statistics.mean(item[1]["accuracy"]))
 
 
@@ -127,7 +127,7 @@ def draw(found: dict[str, Any], title: str, path: Path) -> None:
         left.plot(run["accuracy"], [row] * len(run["accuracy"]), "o", color=report.ORANGE, ms=3)
     report.percents(left.xaxis)
     left.set_xlabel("Held-out accuracy")
-    right.barh(names, [run["milliseconds"] for _, run in runs], color=report.GREY)
+    right.barh(names, [run["milliseconds"] or 0 for _, run in runs], color=report.GREY)
     right.set_xlabel("Milliseconds")
     report.save(figure, path)
 

@@ -251,10 +251,10 @@ NO_UPDATE_FLAG = (
 )
 NO_SUCH_NORM = (
     "norm must be one of batch, layer, rms, group, instance, local_response, none, act, batch_renorm, derf, "
-    "dynamic_tanh, evo_b0, evo_s0, filter_response, frozen_batch, ghost_batch, global_response, "
-    "iterative_whitening, mean_only_batch, pixel, scale, switchable, magnitude_preserving, "
-    "scaled_weight_standardization, spectral, weight, weight_standardization; got 'bach'. Did you mean "
-    "'batch'?"
+    "dynamic_tanh, evo_b0, evo_b1, evo_b2, evo_s0, evo_s1, evo_s2, filter_response, frozen_batch, "
+    "ghost_batch, global_response, iterative_whitening, mean_only_batch, pixel, scale, switchable, "
+    "magnitude_preserving, scaled_weight_standardization, spectral, weight, weight_standardization; got "
+    "'bach'. Did you mean 'batch'?"
 )
 BOTH_GROUPS = (
     "Either `num_groups` or `group_size` should be specified. If `group_size` is to be specified, pass "

@@ -220,6 +220,25 @@ def test_groups_of_channels_are_whitened_separately(masked: bool) -> None:
     close(stats.matrix, np.stack([half[-1].matrix for half in halves]))
 
 
+def test_complex_whitening() -> None:
+    """Groups of a real and an imaginary part give the batch norm of Trabelsi et al. (2018)."""
+    rng = np.random.default_rng(0)
+    mixed = np.array([[2, 1], [0, 0.5]], np.float32)
+    parts = draw(rng, (64, 3, 2), "float32", 1.0) @ mixed
+    stats = jn.init_whitening(6, num_groups=3)
+    options: Any = {"steps": 12, "epsilon": 1e-4, "momentum": 0.0}
+    y, stats = jn.iterative_whitening(parts.reshape(64, 6), stats, **options)
+
+    real, imaginary = np.moveaxis(np.float64(parts) - np.float64(parts).mean(0), -1, 0)
+    rr, ii = ((a**2).mean(0) + 1e-4 for a in (real, imaginary))
+    ri = (real * imaginary).mean(0)
+    s = np.sqrt(rr * ii - ri**2)  # the inverse root of a 2×2 matrix in closed form
+    t = s * np.sqrt(rr + ii + 2 * s)
+    expected = (ii + s) * real - ri * imaginary, (rr + s) * imaginary - ri * real
+    close(y, (np.stack(expected, -1) / t[:, None]).reshape(64, 6), 1e-4)
+    close(jn.iterative_whitening_inference(parts.reshape(64, 6), stats), y)
+
+
 def test_groups_of_channels_are_whitened_on_devices() -> None:
     """Devices that share an axis whiten groups of channels as one device does."""
     x, initial = images(), jn.init_whitening(8, num_groups=4)

@@ -313,6 +313,14 @@ def test_dtypes_are_those_of_like() -> None:
     assert_same(back, np.asarray(half["params"]["n"]["scale"]).astype(np.float32))
 
 
+def test_numbers() -> None:
+    """A variable may be a Python number, which becomes an array."""
+    found = tools.convert({"params": {"n": 3}}, like={"params": {"n": jnp.zeros((), jnp.int32)}})
+    assert found["params"]["n"].dtype == jnp.int32 and found["params"]["n"] == 3
+    found = tools.convert(found, like={"params": {"n": 0}})
+    assert found["params"]["n"] == 3
+
+
 def test_nothing_is_shared() -> None:
     """Writing to a result does not change the source, nor the other way round."""
     sd = {"n.weight": np.ones(4, np.float32)}

@@ -36,7 +36,8 @@ def gated_rms_norm(
         y = x / sqrt(mean(x²) + ε) · scale · silu(gate)
 
     Without ``norm_before_gate``, it is the RMS norm of x · silu(gate). Qwen3-Next normalizes before the gate,
-    Mamba-2 after it. The gate is applied in float32 or wider, and only ``y`` is rounded.
+    Mamba-2 after it. The gate is applied in float32 or wider, and only ``y`` is rounded. (The code of both in
+    transformers also rounds before it multiplies by the scale.)
 
     Args:
         x: activations of any rank and any integer or floating dtype. Computed in float32 or wider; in

@@ -44,7 +44,8 @@ def qk_norm(
     The norm is `rms_norm`, `layer_norm` or `l2_normalize`. By default it is RMS norm of each head, so that
     |q · k| ≤ d · max |query_scale · key_scale|, where d is the head size. Models differ in the options:
 
-    - Qwen3: the defaults. Gemma 3: ``scale_offset=1``.
+    - Qwen3: the defaults; its own code also rounds before it multiplies by the scale, as `rms_norm` does with
+      ``scale_after_cast``. Gemma 3: ``scale_offset=1``.
     - OLMo 2, one norm over all heads: ``reduction_axes=(-2, -1), feature_axes=(-2, -1)``.
     - ViT-22B (https://arxiv.org/abs/2302.05442): ``kind="layer"``.
     - Command R+, a scale for each head: ``kind="layer", feature_axes=(-2, -1)``. Chameleon adds biases.

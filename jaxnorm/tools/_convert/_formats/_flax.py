@@ -14,6 +14,7 @@ _Variables = TypeVar("_Variables", bound=Mapping[str, Any])
 _NNXModel = TypeVar("_NNXModel", bound=nnx.Module)
 _Values = Mapping[Path, Mapping[str, np.ndarray]]
 _Leaf = tuple[str, Path, str, Any]  # name, layer, role, value
+_NUMBERS = (bool, int, float, complex)  # what a variable may hold instead of an array
 
 # Where NNX wrappers keep values for a layer's parameters, and the role of each value.
 _OF_WRAPPERS = {"scales": "scale", "gains": "gain"}
@@ -100,7 +101,7 @@ def _linen_leaves(variables: Mapping[str, Any]) -> Iterator[_Leaf]:
         if isinstance(keys[-1], jax.tree_util.GetAttrKey):
             keys = keys[:-1]  # the box of a partitioned parameter
         names = [str(getattr(k, "key", getattr(k, "idx", k))) for k in keys]
-        found.append((names, leaf))
+        found.append((names, jnp.asarray(leaf) if isinstance(leaf, _NUMBERS) else leaf))
     layers = {tuple(names[1:-1]) for names, _ in found}
     for names, leaf in found:
         _, *path, last = names
