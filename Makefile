@@ -74,6 +74,7 @@ bench: $(VENV)/bench.done ## benchmark every norm against other libraries, then 
 	$(BIN)/python -m benchmarks.folding --readme
 	$(BIN)/python -m benchmarks.tracing --readme
 	$(BIN)/python -m benchmarks.summary
+	$(BIN)/python -m benchmarks.exactness
 
 accelerators: ## compile every norm and Flax's for TPUs and GPUs, without these devices
 	$(MAKE) .venv-tpu/tpu.done VENV=.venv-tpu

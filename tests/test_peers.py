@@ -2,13 +2,14 @@
 
 import math
 import re
+from html import unescape
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import peers
+from benchmarks import exactness, peers
 
 ROOT = Path(peers.__file__).parents[1]
 
@@ -40,3 +41,26 @@ def test_the_readme_has_the_first_rows() -> None:
     """The README has the first rows of the benchmarks' table."""
     every = rows_of("benchmarks/README.md")
     assert len(every) == len(peers.CASES) and every[:5] == rows_of("README.md")
+
+
+def test_the_picture_has_the_same_rows() -> None:
+    """The picture has a line for each row of the README, with our point to the left of Flax's."""
+    svg = exactness.PICTURE.read_text()
+    texts = list(map(unescape, re.findall(r"<text [^>]*>(.*?)</text>", svg)))
+    names = [row[0] for row in rows_of("README.md")]
+    assert [words for words in texts if words in names] == names
+    points = {
+        kind: list(map(int, re.findall(rf'<circle class="{kind}" cx="(\d+)"', svg)))[1:]
+        for kind in ("jaxnorm", "flax")
+    }
+    assert len(points["jaxnorm"]) == len(points["flax"]) == len(names)
+    assert max(points["jaxnorm"]) < min(points["flax"])
+
+
+def test_the_picture_says_how_wrong() -> None:
+    """Errors are put into words, and those beyond the ends of the axis are drawn at its ends."""
+    assert exactness.off(math.nan, 1) == "NaN"
+    assert exactness.off(0.5, 1) == "50 % off"
+    assert exactness.off(300, 1) == "300 times too large"
+    assert exactness.place(1, 1) == exactness.LEFT and exactness.place(1001, 1) == exactness.RIGHT
+    assert exactness.place(math.nan, 1) == exactness.NAN

@@ -85,13 +85,16 @@ def test_shift(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_batch_size(tmp_path: Path) -> None:
-    """There is a line for each norm, three for batch norm, and two for eight devices."""
-    arguments = ["--sizes", "8", "--norms", "batch", "group", "--images", "256", "--seeds", "1"]
-    found = run(batch_size.BatchSize, tmp_path, *arguments)
-    assert len(found) == 3 + 1 + 2
-    assert all(
-        0 <= share <= 1 for sizes in found.values() for shares in sizes.values() for share in shares
+    """Both ways of training have three lines for batch norm, and one for group norm, trained only once."""
+    found = run(
+        batch_size.BatchSize, tmp_path, "--sizes", "8", "64", "--images", "64", "--seeds", "1"
     )
+    assert [len(lines) for lines in found.values()] == [3 + 1, 3 + 1]
+    assert all(0 <= shares["8"][0] <= 1 for lines in found.values() for shares in lines.values())
+    spread, single = found.values()
+    assert spread["group"]["8"] == spread["group"]["64"] == single["group"]["64"]
+    for line in spread:  # a step of 64 images is the same either way
+        assert spread[line]["64"] == single[line]["64"]
 
 
 @pytest.mark.thorough
@@ -157,15 +160,23 @@ def test_redraw(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_gan(tmp_path: Path) -> None:
-    """Both kinds are measured; the singular value is the operator's, the distance that of Gaussians."""
-    arguments = ["--steps", "2", "--seeds", "1", "--batch-size", "8"]
+    """Both kinds are measured at each rate; the bound is the matrices' product, the distance of Gaussians."""
+    arguments = ["--steps", "2", "--seeds", "2", "--batch-size", "8", "--rates", "0.001", "0.01"]
     found = run(gan.Gan, tmp_path, *arguments)
     assert found["measured"].keys() == gan.KINDS.keys() and found["samples"] is None
     assert (tmp_path / "gan_samples.png").exists()
+    for of_rates in found["measured"].values():
+        for of_seeds in of_rates.values():
+            assert of_seeds["step"] == [1, 2]
+            assert all(np.shape(of_seeds[what]) == (2, 2) for what in gan.LABELS)
 
-    kernel = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
-    found = gan.largest_singular_value(lambda x: x @ kernel + 1, jnp.zeros((1, 7)), 200)
-    np.testing.assert_allclose(found, np.linalg.norm(kernel, 2), rtol=1e-4)
+    discriminator = gan.Discriminator(spectral=False)
+    variables: Any = jax.vmap(lambda key: discriminator.init(key, jnp.zeros((1, 9)), False))(
+        jax.random.split(jax.random.key(0), 2)
+    )
+    kernels = [layer["kernel"] for _, layer in sorted(variables["params"].items())]
+    want = np.prod([np.linalg.norm(kernel, 2, (1, 2)) for kernel in kernels], 0)
+    np.testing.assert_allclose(gan.lipschitz_bounds(discriminator, 9, variables), want, rtol=1e-4)
 
     cloud = np.random.default_rng(0).normal(size=(4000, 3))
     assert abs(gan.frechet(cloud, cloud)) < 1e-6
