@@ -34,7 +34,9 @@ def into_layer_before(
         return {"embedding": as_float64(layer["embedding"]) * factor + offset}
     along = factor[..., None] if transposed else factor
     return {
-        "kernel": as_float64(layer["kernel"]) * along,
+        "kernel": np.multiply(
+            layer["kernel"], along
+        ),  # in float64, which is the dtype of the factor
         "bias": as_float64(layer.get("bias", 0.0)) * factor + offset,
     }
 
