@@ -430,6 +430,10 @@ If names differ, pass names={path in like: name in source}; remove arrays from s
 not need. \
 For transposed convolutions and layers after a flatten, see the arguments transposed and channels_last; for \
 layers in a loop, stacked; for layers that are new in like, keep."""
+NOT_BY_SHAPE = """every array in source must match one in like, and vice versa; got
+  like's 'fc' with kernel (6, 2): no 'fc' in source
+  source's 'dense' with weight (2, 6): nothing in like
+With keep, layers are paired by name only. """ + MISMATCH[MISMATCH.index("If names") :]
 OTHER_INPUTS = (
     "channels_last must give the sizes (C, H, W) of the inputs that PyTorch flattens; got (3, 2, 2), with 12 "
     "elements, for a layer with 6 inputs. Use the sizes of the array that is flattened."
@@ -448,6 +452,8 @@ ACTIVATED = (
     "apply. Apply it after the norm in the model, and pass a plain GroupNorm of the same options here."
 )
 DENSE: Any = {"params": {"fc": {"kernel": np.zeros((6, 2), np.float32)}}}
+
+WITH_NEW: Any = {"params": {**DENSE["params"], "new": {"bias": np.zeros(2, np.float32)}}}
 
 
 def group_norm_act() -> Any:
@@ -953,6 +959,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         converted({"fc.weight": np.zeros((2, 6))}, keep="head/*"),
         "keep must match at least one layer of like; got 'head/*', but like has fc. Use a pattern such as "
         "'head/*'.",
+    ),
+    "convert, keep by name": (
+        converted({"dense.weight": np.zeros((2, 6))}, WITH_NEW, keep="new"),
+        NOT_BY_SHAPE,
     ),
     "convert, keep shapes": (
         converted({"fc.weight": np.zeros((2, 6))}, jax.eval_shape(lambda: DENSE), keep="fc"),

@@ -1,6 +1,7 @@
 """Small models of the families that people train, in Linen and NNX, with random arrays."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from flax import nnx
 
 from examples.models import ResNet20
 from jaxnorm import linen as jnl, nnx as jnx
-from tests.tools import timm_models as timm
+from tests.tools import families_nnx, timm_models as timm
 
 X: TypeAlias = jax.Array
 IMAGES = np.random.default_rng(0).normal(0.5, 2, (8, 16, 16, 3)).astype(np.float32)
@@ -173,42 +174,6 @@ class Actor(nn.Module):
         return nn.Dense(2)(x)
 
 
-class NnxGenerator(nnx.Module):
-    """`Generator` in NNX."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        """Creates the layers."""
-        self.project = nnx.Linear(8, 128, use_bias=False, rngs=rngs)
-        self.bn0 = jnx.BatchNorm(8, activation="relu", rngs=rngs)
-        self.up1 = nnx.ConvTranspose(8, 8, (4, 4), (2, 2), use_bias=False, rngs=rngs)
-        self.bn1 = jnx.BatchNorm(8, activation="relu", rngs=rngs)
-        self.image = nnx.Conv(8, 3, (3, 3), rngs=rngs)
-
-    def __call__(self, z: X, train: bool = False) -> X:
-        """Returns images."""
-        x = self.bn0(self.project(z).reshape(-1, 4, 4, 8), use_running_average=not train)
-        return jnp.tanh(self.image(self.bn1(self.up1(x), use_running_average=not train)))
-
-
-class NnxUNet(nnx.Module):
-    """A small U-Net with group norm in NNX."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        """Creates the layers."""
-        self.first = nnx.Conv(3, 8, (3, 3), rngs=rngs)
-        self.norms = nnx.List([jnx.GroupNorm(8, 4, rngs=rngs), jnx.GroupNorm(16, 4, rngs=rngs)])
-        self.down = nnx.Conv(8, 8, (3, 3), (2, 2), rngs=rngs)
-        self.last = nnx.Conv(16, 3, (3, 3), rngs=rngs)
-
-    def __call__(self, x: X, train: bool = False) -> X:
-        """Returns an image; it does not matter whether it trains."""
-        del train
-        high = self.first(x)
-        low = self.down(nnx.silu(self.norms[0](high)))
-        low = jax.image.resize(low, high.shape, "nearest")
-        return self.last(nnx.silu(self.norms[1](jnp.concatenate([high, low], axis=-1))))
-
-
 class Family(NamedTuple):
     """A model with its input; ``variables`` is None in NNX."""
 
@@ -237,18 +202,23 @@ _MOBILE = (((8, 3, 2, None, 4, nn.relu),), ((8, 5, 1, 12, 4, nn.hard_swish),))
 
 FAMILIES: dict[str, Callable[[], Family]] = {
     "ResNet": lambda: _linen(ResNet20(), IMAGES),
+    "ResNet (NNX)": lambda: _nnx(families_nnx.ResNet, IMAGES),
     "RegNet": lambda: _linen(timm.RegNet((1, 2), (8, 16), 4, 8, 4), IMAGES),
     "MobileNetV3, EfficientNet": lambda: _linen(timm.MobileNetV3(_MOBILE, 16, 16, 4), IMAGES),
     "DenseNet": lambda: _linen(DenseNet(), IMAGES),
     "Inception": lambda: _linen(Inception(), IMAGES),
     "ConvNeXt": lambda: _linen(timm.ConvNeXt((1, 1), (8, 16), 4), IMAGES),
     "ViT": lambda: _linen(Transformer(), WORDS),
+    "ViT (NNX)": lambda: _nnx(families_nnx.Transformer, WORDS),
     "GPT, Llama": lambda: _linen(Transformer(jnl.RMSNorm), WORDS),
+    "GPT, Llama (NNX)": lambda: _nnx(partial(families_nnx.Transformer, norm=jnx.RMSNorm), WORDS),
     "U-Net": lambda: _linen(UNet(), IMAGES),
-    "U-Net (NNX)": lambda: _nnx(NnxUNet, IMAGES),
+    "U-Net (NNX)": lambda: _nnx(families_nnx.UNet, IMAGES),
     "GAN: generator": lambda: _linen(Generator(), NOISE),
-    "GAN: generator (NNX)": lambda: _nnx(NnxGenerator, NOISE),
+    "GAN: generator (NNX)": lambda: _nnx(families_nnx.Generator, NOISE),
     "GAN: discriminator": lambda: _linen(Discriminator(), IMAGES),
+    "GAN: discriminator (NNX)": lambda: _nnx(families_nnx.Discriminator, IMAGES),
     "LSTM": lambda: _linen(LSTM(), WORDS),
+    "LSTM (NNX)": lambda: _nnx(families_nnx.LSTM, WORDS),
     "CrossQ": lambda: _linen(Actor(), NOISE),
 }

@@ -123,6 +123,51 @@ def test_attention_in_one_dense_layer() -> None:
     np.testing.assert_array_equal(same["attn.qkv.weight"], state_dict["attn.qkv.weight"])
 
 
+class Fused(nn.Module):
+    """Self-attention with query, key and value in one layer, and then with layers of their own."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        """Attends twice."""
+        qkv = nn.DenseGeneral((3, HEADS, DIM // HEADS), name="first_qkv")(x)
+        y = nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        y = nn.Dense(DIM, name="first_proj")(y.reshape(x.shape))
+        return nn.MultiHeadDotProductAttention(HEADS, name="second")(y)
+
+
+@pytest.mark.parametrize("names", [None, {"first_qkv": "first.qkv"}])
+def test_attention_in_one_layer_with_an_axis_for_the_heads(names: Any) -> None:
+    """A layer that the other model has, too, is not taken apart, whatever becomes of others."""
+    split = [split_weights(), split_weights()]
+    state_dict = {
+        f"{name}.{key}": array
+        for name, of_layer in zip(("first", "second"), split, strict=True)
+        for key, array in fused(of_layer, "qkv.weight", "qkv.bias", "proj").items()
+    }
+    wide = [{n: a.astype(np.float64) for n, a in of_layer.items()} for of_layer in split]
+    expected = attended(wide[1], attended(wide[0], X.astype(np.float64)))
+    like = jax.eval_shape(Fused().init, KEY, X)
+    variables = tools.convert(state_dict, like=like, names=names)
+    np.testing.assert_allclose(applied(Fused(), variables, jnp.asarray(X)), expected, 1e-4, 1e-5)
+    back = tools.convert(variables, like={n: np.zeros_like(a) for n, a in state_dict.items()})
+    for name, array in state_dict.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_a_name_keeps_a_layer_whole() -> None:
+    """A fused layer with another name is paired as such in both directions."""
+    like: Any = {"attn": {"c_attn": {"kernel": np.zeros((DIM, 3 * DIM))}}}
+    like["cross"] = {"query": {"kernel": np.zeros((DIM, HEADS, DIM // HEADS))}}
+    state_dict = {"attn.qkv.weight": normal(3 * DIM, DIM), "cross.query.weight": normal(DIM, DIM)}
+    names = {"attn/c_attn": "attn.qkv"}
+    for given in (names, lambda path: "attn.qkv" if path == "attn/c_attn" else path):
+        found: Any = tools.convert(state_dict, like={"params": like}, names=given)
+        kernel = found["params"]["attn"]["c_attn"]["kernel"]
+        np.testing.assert_array_equal(kernel, state_dict["attn.qkv.weight"].T)
+    back = tools.convert(found, like=state_dict, names={"attn.qkv": "attn/c_attn"})
+    np.testing.assert_array_equal(back["attn.qkv.weight"], state_dict["attn.qkv.weight"])
+
+
 def test_query_key_and_value_of_different_sizes() -> None:
     """They are not cut into thirds: with fewer heads for key and value, nothing is lost silently."""
     state_dict = fused(split_weights(), "attn.qkv.weight", "attn.qkv.bias", "attn.proj")
@@ -274,6 +319,30 @@ def test_keep() -> None:
     np.testing.assert_array_equal(back["fc.weight"], like["params"]["fc"]["kernel"].T)
     for name in ("head.weight", "head.bias", "other.weight"):
         np.testing.assert_array_equal(back[name], new[name])
+
+
+def test_keep_by_pytorchs_names() -> None:
+    """Dots are as good as slashes, and a pattern can name single arrays, in Flax's or PyTorch's terms."""
+    state_dict = {"fc.0.weight": normal(4, 3), "fc.0.bias": normal(4)}
+    like: Any = {"params": {"fc": {"0": {"kernel": normal(3, 4), "bias": normal(4)}}}}
+    layer = like["params"]["fc"]["0"]
+    for keep, kept in {
+        "fc.0": ("kernel", "bias"),
+        "fc/0": ("kernel", "bias"),
+        "fc.0.weight": ("kernel",),
+        "fc/0/kernel": ("kernel",),
+        "*.bias": ("bias",),
+    }.items():
+        found = tools.convert(state_dict, like=like, keep=keep)["params"]["fc"]["0"]
+        for role, value in {
+            "kernel": state_dict["fc.0.weight"].T,
+            "bias": state_dict["fc.0.bias"],
+        }.items():
+            np.testing.assert_array_equal(found[role], layer[role] if role in kept else value)
+        back = tools.convert(like, like=state_dict, keep=keep.replace("kernel", "weight"))
+        for role, name in {"kernel": "weight", "bias": "bias"}.items():
+            value = state_dict[f"fc.0.{name}"] if role in kept else layer[role].T
+            np.testing.assert_array_equal(back[f"fc.0.{name}"], value)
 
 
 def test_keep_more_or_less_than_the_source_has() -> None:

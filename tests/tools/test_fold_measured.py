@@ -1,5 +1,8 @@
 """`fold` compares what models compute: sizes, dtypes, outputs and devices that made the comparison wrong."""
 
+import math
+import re
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -120,6 +123,46 @@ def test_cancellation_in_half_precision() -> None:
         variables["params"]["layers_0"]["kernel"] = kernel - kernel.mean(0)
         variables = tools.recalibrate(model, [x], variables=variables)
         assert tools.fold(model, x, variables=variables).pairs == PAIR
+
+
+class Clipped(nn.Dense):
+    """A dense layer that clips its kernel."""
+
+    def param(self, name: str, *args: Any, **options: Any) -> Any:
+        """Returns the clipped kernel, or the bias as it is."""
+        value = super().param(name, *args, **options)
+        return jnp.clip(value, -9, 9) if name == "kernel" else value
+
+
+def test_every_call_compares_its_own_arrays() -> None:
+    """Of two models that share a program, one can be refused."""
+    model, x = Layers((Clipped(8), nn.BatchNorm(True))), data(16, 4)
+    variables = linen(model, x)
+    large = jax.tree.map(lambda a: a, variables)
+    large["batch_stats"]["layers_1"]["var"] /= 1000
+    for _ in range(2):
+        assert tools.fold(model, x, variables=variables).pairs == PAIR
+        with pytest.raises(ValueError, match="arrays does not return what the two return"):
+            tools.fold(model, x, variables=large)
+
+
+def test_arrays_are_arguments_of_the_programs(tmp_path: Path) -> None:
+    """A kernel that is a constant of a program makes it slow to compile, and of no use for the next model."""
+    model, x = (
+        Layers((nn.Dense(41), nn.BatchNorm(True), nn.Dense(43), nn.BatchNorm(True))),
+        data(5, 37),
+    )
+    variables = linen(model, x)
+    jax.config.update("jax_dump_ir_to", str(tmp_path))
+    try:
+        tools.fold(model, x, variables=variables)
+    finally:
+        jax.config.update("jax_dump_ir_to", None)
+    programs = [file.read_text() for file in tmp_path.iterdir()]
+    constants = [re.findall(r"constant dense.*: tensor<(.*)x\w+>", text) for text in programs]
+    sizes = [math.prod(map(int, shape.split("x"))) for shapes in constants for shape in shapes]
+    assert len(programs) >= 2 and max(sizes, default=0) < 41
+    assert sum("tensor<37x41xf32>" in text for text in programs) >= 2
 
 
 def test_variables_without_a_device_of_their_own() -> None:

@@ -61,11 +61,15 @@ CALLS: dict[str, Callable[..., Any]] = {
     "layer by layer": lambda model, options: tools.recalibrate(
         model, [ROWS], layer_by_layer=True, **options
     ),
+    "fold": lambda model, options: tools.fold(model, ROWS, **options),
 }
 
 
 def numbers(found: Any) -> list[np.ndarray]:
-    """The statistics in what a tool returned."""
+    """The statistics in what a tool returned, or the kernel of a folded model."""
+    if isinstance(found, tools.Folded):
+        state = found.variables or nnx.state(found.model, nnx.Param)
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(state) if leaf.ndim == 2]
     if isinstance(found, tools.Examination):
         return [np.asarray(leaf) for leaf in jax.tree.leaves(found.batch)]
     if isinstance(found, nnx.Module):
@@ -78,7 +82,10 @@ def numbers(found: Any) -> list[np.ndarray]:
 def test_the_second_call_compiles_nothing(
     system: str, call: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It traces the model once, to find its norms, and gives the result of its own arrays."""
+    """It traces the model once, to find its norms, and gives the result of its own arrays.
+
+    `fold` traces it once more, to follow its values.
+    """
     results = []
     for train in (None, False):
         for seed in (1, 2):
@@ -87,7 +94,7 @@ def test_the_second_call_compiles_nothing(
             model, options = MODELS[system](seed)
             caplog.clear()
             results.append(CALLS[call](model, {**options, **given}))
-        assert caplog.messages == ["traced"]
+        assert caplog.messages == ["traced"] * (2 if call == "fold" else 1)
     for seed in (0, 1):
         for a, b in zip(numbers(results[seed]), numbers(results[2 + seed]), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -192,6 +199,8 @@ def test_functions_that_read_only_what_is_fixed() -> None:
     assert is_fixed(lambda model, batch: model(jnp.tanh(batch), train=flag))
     assert is_fixed(lambda model, batch: model(nn.relu(batch["image"]), train=False))
     assert is_fixed(scaled) and is_fixed(functools.partial(scaled)) and is_fixed(scaled_inside)
+    names = frozenset({"a", "b"})
+    assert is_fixed(lambda model, batch: {n: model(batch) for n in names})
     assert is_fixed(ResNet20()) and is_fixed(
         nn.Sequential([nn.Dense(3), nn.relu, jax.jit(nn.relu)])
     )

@@ -16,7 +16,15 @@ from ._formats._read import read_like, read_source, write
 from ._formats._source import COUNT, Entry, Layer, Path, Source, parts_of, slot_in, some
 from ._formats._views import Place, View, attention, stacks, viewed
 from ._layouts import Layouts
-from ._matching import Names, arrays_named, beginnings, check_names, kept_layers, paired
+from ._matching import (
+    Names,
+    arrays_named,
+    beginnings,
+    check_names,
+    kept_arrays,
+    named_alike,
+    paired,
+)
 
 _Module = TypeVar("_Module", bound=nnx.Module)
 _NEW_LINE = "\n  "
@@ -84,7 +92,8 @@ def convert(
             layers, as `flax.linen.scan` and `flax.nnx.vmap` make them. The layers are then numbered on both
             sides: ``blocks/0/norm`` is ``blocks.0.norm``.
         keep: selects layers of ``like`` that keep their values, by path: a pattern such as ``"head"`` or
-            ``"head/*"``, or a function. What ``source`` has for them, in any shape, is ignored.
+            ``"head/*"``, or a function. What ``source`` has for them, in any shape, is ignored. A pattern can
+            also name arrays, and use dots: ``"head.bias"``. With ``keep``, layers are not paired by shape.
 
     Returns:
         Linen variables or a new NNX model with JAX arrays; for PyTorch, a dictionary of NumPy arrays for
@@ -104,25 +113,25 @@ def convert(
         >>> tools.convert(state_dict, like=like)["params"]["fc"]["kernel"].shape
         (2, 3)
     """
-    target, given = _views(read_like(like), read_source(source), stacked)
+    target, given = _views(read_like(like), read_source(source), names, stacked)
     wanted, found = target.source, given.source
     one_by_one = {} if callable(names) or names is None else arrays_named(names, wanted, found)
     if names is not None and not callable(names):
         names = {name: other for name, other in names.items() if name not in one_by_one}
         check_names(names, beginnings(wanted.layers), "names")
     layouts = Layouts(wanted, found, transposed, channels_last or {})
-    pairs = paired(wanted, found, names, layouts.fit)
+    pairs = paired(wanted, found, names, layouts.fit if keep is None else None)
     sources = {
         (path, slot): (pairs[path], slot_in(found.layers.get(pairs[path], {}), slot))
         for path, layer in wanted.layers.items()
         for slot in layer
     } | dict(one_by_one.values())
-    kept = kept_layers(keep, wanted)
+    kept = kept_arrays(keep, wanted)
     values: dict[Path, dict[str, np.ndarray]] = {path: {} for path in wanted.layers}
     problems = []
     for (path, slot), (partner, came) in sources.items():
         entry, other = wanted.layers[path][slot], found.layers.get(partner, {})
-        if path in kept or (slot == COUNT and wanted.is_torch and came not in other):
+        if (path, slot) in kept or (slot == COUNT and wanted.is_torch and came not in other):
             values[path][slot] = entry.numpy()
         elif came in other:
             values[path][slot] = value = layouts.translated(slot, path, partner, came)
@@ -133,17 +142,19 @@ def convert(
         else:
             described = _described(path, wanted.layers[path])
             problems.append(f"like's {described}: no {_joined(partner)!r} in source")
-    ignored = {(pairs[path], slot) for path in kept for slot in found.layers.get(pairs[path], {})}
+    new = [path for path, layer in wanted.layers.items() if kept >= {(path, s) for s in layer}]
+    ignored = {(pairs[path], slot) for path in new for slot in found.layers.get(pairs[path], {})}
     left_over = list(_left_over(found, {*sources.values(), *ignored}))
     problems = list(dict.fromkeys(problems))
     if problems or left_over:
         both = [some(lines, between=_NEW_LINE) for lines in (problems, left_over) if lines]
+        by_name = "" if keep is None or names else "With keep, layers are paired by name only. "
         raise ValueError(
             f"every array in source must match one in like, and vice versa; got\n  "
-            f"{_NEW_LINE.join(both)}\nIf names differ, pass names={{path in like: name in source}}; remove "
-            f"arrays from source that like does not need. For transposed convolutions and layers after a "
-            f"flatten, see the arguments transposed and channels_last; for layers in a loop, stacked; for "
-            f"layers that are new in like, keep."
+            f"{_NEW_LINE.join(both)}\n{by_name}If names differ, pass names={{path in like: name in source}}; "
+            f"remove arrays from source that like does not need. For transposed convolutions and layers "
+            f"after a flatten, see the arguments transposed and channels_last; for layers in a loop, "
+            f"stacked; for layers that are new in like, keep."
         )
     for path, padding in {**wanted.uneven, **found.uneven}.items():
         if wanted.is_torch != found.is_torch:
@@ -154,18 +165,20 @@ def convert(
             )
     _log.info(
         "convert: %d layers from source, %d kept%s",
-        len(pairs) - len(kept),
-        len(kept),
-        f" ({some(map(_joined, kept))})" if kept else "",
+        len(pairs) - len(new),
+        len(new),
+        f" ({some(map(_joined, new))})" if new else "",
     )
     for path, partner in pairs.items():
         _log.debug(
-            "convert: %s from %s", _joined(path), "like" if path in kept else _joined(partner)
+            "convert: %s from %s", _joined(path), "like" if path in new else _joined(partner)
         )
     return write(like, target.joined(values))
 
 
-def _views(wanted: Source, found: Source, stacked: Collection[str]) -> tuple[View, View]:
+def _views(
+    wanted: Source, found: Source, names: Names | None, stacked: Collection[str]
+) -> tuple[View, View]:
     """Both models with the same arrangement of layers and arrays.
 
     Raises:
@@ -174,14 +187,14 @@ def _views(wanted: Source, found: Source, stacked: Collection[str]) -> tuple[Vie
     stacked = (stacked,) if isinstance(stacked, str) else stacked
     above = set(map(parts_of, stacked))
     check_names(stacked, beginnings([*wanted.layers, *found.layers]), "stacked", "like or source")
-    views = []
-    for model, other in ((wanted, found), (found, wanted)):
+    views, (alike, alike_found) = [], named_alike(wanted, found, names)
+    for model, other, whole in ((wanted, found, alike), (found, wanted, alike_found)):
         own = [path for path in above if _is_stack(path, model)]
         has_heads = any(path[-1:] == ("query",) for path in other.layers)
         if own:
             views.append(viewed(model, stacks(own)))
         elif model.is_torch and not other.is_torch and has_heads:
-            views.append(viewed(model, attention))
+            views.append(viewed(model, attention(whole)))
         else:
             views.append(View(model, {}))
     return views[0], views[1]

@@ -59,14 +59,15 @@ class Layouts:
 
     def _heads(self, path: Path, partner: Path) -> bool:
         """Whether a layer of Flax has an axis for the heads of attention."""
-        in_flax, source = (partner, self._found) if self._wanted.is_torch else (path, self._wanted)
-        kernel = source.layers[in_flax].get("weight")
-        return (
-            in_flax[-1:] != ()
-            and in_flax[-1] in HEADS
-            and kernel is not None
-            and len(kernel.shape) == 3
-        )
+        layers = self._wanted.layers.get(path, {}), self._found.layers.get(partner, {})
+        flax, torch = reversed(layers) if self._wanted.is_torch else layers
+        name = (partner if self._wanted.is_torch else path)[-1:]
+        if "weight" not in flax or "weight" not in torch:
+            return False
+        kernel, weight = flax["weight"].shape, torch["weight"].shape
+        if len(kernel) == 4 and len(weight) == 2 and kernel[1] == 3:
+            return True  # query, key and value in one: (inputs, 3, heads, features of a head)
+        return len(kernel) == 3 and bool(name) and name[0] in HEADS
 
 
 def _empty(entry: Entry) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Pairs the layers of two models."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import jax
@@ -13,15 +13,29 @@ Names: TypeAlias = Mapping[str, str] | Callable[[str], str]
 
 
 def paired(
-    wanted: Source, found: Source, names: Names | None, fits: Callable[[Path, Path], bool]
+    wanted: Source, found: Source, names: Names | None, fits: Callable[[Path, Path], bool] | None
 ) -> dict[Path, Path]:
-    """Pairs each layer of ``wanted`` with its counterpart in ``found``, which may be missing there."""
+    """Pairs each layer of ``wanted`` with its counterpart in ``found``, which may be missing there.
+
+    If no name matches, layers are paired by shape, unless there is nothing that says which ones ``fit``.
+    """
     renamed = {path: _renamed(path, names) for path in wanted.layers}
     resolve = _resolver(renamed.values(), found.layers)
     pairs = {path: resolve(name) for path, name in renamed.items()}
-    if names is None and not any(partner in found.layers for partner in pairs.values()):
+    by_name = any(partner in found.layers for partner in pairs.values())
+    if names is None and fits is not None and not by_name:
         return _by_shape(wanted, found, fits) or pairs
     return pairs
+
+
+def named_alike(wanted: Source, found: Source, names: Names | None) -> tuple[set[Path], set[Path]]:
+    """The layers of both models for which the other one has a layer of that name."""
+    if callable(names) and wanted.is_torch:  # it may know only layers that are taken apart
+        names = None
+    renamed = {path: _form(_renamed(path, names)) for path in wanted.layers}
+    forms = set(renamed.values()) & set(map(_form, found.layers))
+    in_wanted = {path for path, form in renamed.items() if form in forms}
+    return in_wanted, {path for path in found.layers if _form(path) in forms}
 
 
 def check_names(
@@ -60,28 +74,42 @@ def arrays_named(
     return pairs
 
 
-def kept_layers(keep: Where | None, wanted: Source) -> set[Path]:
-    """The layers that keep their values.
+def kept_arrays(keep: Where | None, wanted: Source) -> set[tuple[Path, str]]:
+    """The layers and slots of the arrays that keep their values.
 
     Raises:
         ValueError: If there is none, or one has no values.
     """
     if keep is None:
         return set()
-    kept = {path for path in wanted.layers if matches(keep, "/".join(path))}
+    kept = {
+        (path, slot): entry
+        for path, layer in wanted.layers.items()
+        for slot, entry in layer.items()
+        if any(matches(keep, name) for name in _spellings(path, slot, entry.role, keep))
+    }
     if not kept:
         raise ValueError(
             f"keep must match at least one layer of like; got {keep!r}, but like has "
             f"{some(map('/'.join, wanted.layers))}. Use a pattern such as 'head/*'."
         )
-    for path in kept:
-        for entry in wanted.layers[path].values():
-            if isinstance(entry.leaf, jax.ShapeDtypeStruct):
-                raise ValueError(
-                    f"like must hold the values of layers to keep; got only the shape of {entry.name}. Pass "
-                    f"variables from init, not from jax.eval_shape."
-                )
-    return kept
+    for entry in kept.values():
+        if isinstance(entry.leaf, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"like must hold the values of layers to keep; got only the shape of {entry.name}. Pass "
+                f"variables from init, not from jax.eval_shape."
+            )
+    return set(kept)
+
+
+def _spellings(path: Path, slot: str, role: str, keep: Where) -> Iterator[str]:
+    """The names that select an array: of its layer and, in a pattern, with dots or its own name, too."""
+    yield "/".join(path)
+    if not callable(keep):
+        yield ".".join(path)
+        for name in {slot, role}:
+            yield "/".join((*path, name))
+            yield ".".join((*path, name))
 
 
 def beginnings(layers: Iterable[Path]) -> list[Path]:

@@ -34,7 +34,8 @@ def into_layer_before(
         return {"embedding": as_float64(layer["embedding"]) * factor + offset}
     along = factor[..., None] if transposed else factor
     return {
-        "kernel": as_float64(layer["kernel"]) * along,
+        # In float64, the dtype of the factor, without another copy of the kernel.
+        "kernel": np.multiply(layer["kernel"], along),
         "bias": as_float64(layer.get("bias", 0.0)) * factor + offset,
     }
 

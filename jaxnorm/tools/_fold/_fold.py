@@ -1,28 +1,27 @@
 """Folds batch norms into adjacent layers."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from flax.errors import ModifyScopeVariableError
 
 from ...core.calling._arguments import checked
 from ...core.calling._explained import explained
-from .._model._flax_layers import CONVS
 from .._model._intercept import BATCH_NORMS, LayerCall
 from .._model._interface import Model, Run
 from .._model._model_of import call_model, model_of
-from .._model._types import Batch, ModelT, Rngs, Tree, Variables
+from .._model._reuse import reused
+from .._model._types import Batch, Layer, ModelT, Rngs, Tree, Variables
 from .._model._where import Where, select
 from .._stats._collect_moments import find_norms
-from ._affine import factor_and_offset, into_layer_after, into_layer_before
-from ._dataflow import Flow, follow, n_features
-from ._eligibility import Pair, axes_from_the_end, is_norm_or_layer, pair_of
-from ._folded import Arrays, Dtypes, without_norms
-from ._measure import Fold, difference, measured
+from ._arrays import arrays_of, with_norms
+from ._dataflow import follow
+from ._eligibility import Pair, is_norm_or_layer, pair_of
+from ._folded import without_norms
+from ._measure import difference, fold_of, measuring
 
 
 class Folded(NamedTuple, Generic[ModelT]):
@@ -153,11 +152,9 @@ def _fold(
     ]
     outcomes = {path: pair_of(flow, path) for path in select(where, norms, "batch norm")}
     pairs = [outcome for outcome in outcomes.values() if isinstance(outcome, Pair)]
-    folds = [
-        Fold(pair, _with_norm(flow, pair, flow.arrays(pair.layer)), _promoting(flow, pair.norm))
-        for pair in pairs
-    ]
-    y, wrong = measured(subject, run, batch, flow, folds)
+    folds = [fold_of(flow, pair) for pair in pairs]
+    arrays = [arrays_of(flow, pair) for pair in pairs]
+    y, wrong = measuring(subject, run, tuple(folds))(subject.state, batch, subject.keys(), arrays)
     refused = {path: why for path, why in {**outcomes, **wrong}.items() if isinstance(why, str)}
     if refused and not partial:
         reasons = "; ".join(f"{path!r} because {reason}" for path, reason in refused.items())
@@ -166,17 +163,17 @@ def _fold(
             f"{len(outcomes)} that cannot: {reasons}. Change the model there, or keep these batch norms "
             f"with partial=True or a where that excludes them."
         )
-    folds = [fold for fold in folds if fold.pair.norm not in refused]
-    changed: dict[str, Arrays] = {}
-    for pair, arrays, _ in folds:
-        earlier = changed.get(pair.layer)  # another norm, on the other side of the layer
-        if earlier is not None:
-            arrays = _with_norm(flow, pair, {**flow.arrays(pair.layer), **earlier})
-        changed[pair.layer] = arrays
-    dtypes = {fold.pair.norm: fold.dtypes for fold in folds}
+    kept = [i for i, pair in enumerate(pairs) if pair.norm not in refused]
+    changed = {pairs[i].layer: arrays[i].layer for i in kept}
+    for layer in changed:
+        around = [pairs[i] for i in kept if pairs[i].layer == layer]
+        if len(around) > 1:
+            changed[layer] = with_norms(flow, around)
+    dtypes = {pairs[i].norm: folds[i].dtypes for i in kept}
     smaller, its_variables = without_norms(model, variables, changed, dtypes)
-    result = subject_of(smaller, its_variables, is_watched=lambda layer: False)
-    away = difference(flow, y, _output(result, run, batch))
+    result = subject_of(smaller, its_variables, is_watched=_watch_nothing)
+    z = _evaluating(result, run)(result.state, batch, result.keys())
+    away = difference(flow, y, z)
     if not away.is_rounding:
         raise ValueError(
             f"the folded model must compute what the model computes; the outputs differ by {away}, more "
@@ -187,50 +184,25 @@ def _fold(
         smaller,
         its_variables,
         away.largest,
-        {pair.norm: pair.layer for pair, *_ in folds},
+        {pairs[i].norm: pairs[i].layer for i in kept},
         refused,
         (_size(subject), _size(result)),
     )
 
 
-def _with_norm(flow: Flow, pair: Pair, layer: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a pair's layer with the norm folded in, given its arrays ``layer`` without it."""
-    seen, into = flow.seen[pair.norm], flow.seen[pair.layer]
-    factor, offset = factor_and_offset(seen.call.layer.epsilon, flow.arrays(pair.norm))
-    kind: Any = into.call.layer
-    if pair.before:
-        features, axes = into.y[-n_features(kind) :], axes_from_the_end(flow, pair.norm)
-        ones = [n if i - len(features) in axes else 1 for i, n in enumerate(features)]
-        affine = (np.broadcast_to(a.reshape(ones), features) for a in (factor, offset))
-        return into_layer_before(
-            layer, *affine, transposed=getattr(kind, "transpose_kernel", False)
-        )
-    is_conv = isinstance(kind, CONVS)
-    return into_layer_after(
-        layer,
-        factor,
-        offset,
-        groups=kind.feature_group_count if is_conv else 1,
-        window=layer["kernel"].ndim - 2 if is_conv else 0,
-    )
-
-
-def _promoting(flow: Flow, norm: str) -> Dtypes:
-    """The dtypes of the arrays with which a batch norm's result is promoted."""
-    names = ["scale", "bias"]
-    if isinstance(flow.seen[norm].call.layer, nnx.BatchNorm):  # Flax's, in NNX
-        names += ["mean", "var"]
-    return tuple(sorted({a.dtype.name for n, a in flow.arrays(norm).items() if n in names}))
-
-
-def _output(subject: Model, run: Run, batch: Batch) -> Any:
-    """The output of the compiled ``run``."""
+@reused
+def _evaluating(model: Model, run: Run) -> Callable[[Tree, Batch, Any], Any]:
+    """The compiled output of ``run``, a function of the model's state, a batch and random keys."""
 
     @jax.jit
-    def compiled(state: Tree, batch: Batch) -> Any:
-        return subject.run(state, {}, run, batch, _unchanged, subject.keys())[0]
+    def compiled(state: Tree, batch: Batch, keys: Any) -> Any:
+        return model.run(state, {}, run, batch, _unchanged, keys)[0]
 
-    return compiled(subject.state, batch)
+    return compiled
+
+
+def _watch_nothing(layer: Layer) -> bool:
+    return False
 
 
 def _size(subject: Model) -> int:

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from flax.core import freeze, unfreeze
 from flax.core.frozen_dict import FrozenDict
@@ -22,8 +21,8 @@ from .._model._types import Layer, ModelT, Tree
 from ._dataflow import COLLECTIONS
 from ._eligibility import is_norm_or_layer
 
-Arrays: TypeAlias = Mapping[str, np.ndarray]
-"""New arrays of a layer, in float64."""
+Arrays: TypeAlias = Mapping[str, jax.Array]
+"""New arrays of a layer."""
 
 Changed: TypeAlias = Mapping[str, Arrays]
 """New arrays of layers by path."""
@@ -142,7 +141,7 @@ class _Rest(nnx.Module):
         return what_is_left(self, self.dtypes, x, residual)
 
 
-def array_like(old: Tree, array: np.ndarray, kernel: Any = None) -> Any:
+def array_like(old: Tree, array: Any, kernel: Any = None) -> Any:
     """``array`` as a replacement of ``old``: with its dtype, devices and box of metadata.
 
     Without ``old``, it has the dtype of ``kernel`` and no particular device.

@@ -1,8 +1,9 @@
 """Measures whether a layer with a norm folded into it computes what the two compute one after the other."""
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -10,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ...core._precision import upcast
+from ...core._precision import real_dtype, upcast
 from .._model._intercept import LayerCall, rebuilt
 from .._model._interface import Model, Run
+from .._model._reuse import reused
 from .._model._types import Batch, Layer, Tree
-from ._affine import factor_and_offset
+from ._arrays import PairArrays
 from ._dataflow import Flow
 from ._eligibility import Pair, axes_from_the_end
 from ._folded import Arrays, Dtypes, array_like, set_arrays, what_is_left
@@ -24,8 +26,21 @@ class Fold(NamedTuple):
     """A batch norm, the layer that it folds into, and what becomes of both."""
 
     pair: Pair
-    arrays: Arrays  # of the layer, with the norm folded in
     dtypes: Dtypes  # that the norm's result is promoted with
+    axes: tuple[int, ...]  # of the features, counted from the end
+
+
+def fold_of(flow: Flow, pair: Pair) -> Fold:
+    """How the norm of a pair folds."""
+    names = ["scale", "bias"]
+    if isinstance(flow.seen[pair.norm].call.layer, nnx.BatchNorm):  # Flax's, in NNX
+        names += ["mean", "var"]
+    dtypes = {a.dtype.name for n, a in flow.arrays(pair.norm).items() if n in names}
+    return Fold(pair, tuple(sorted(dtypes)), axes_from_the_end(flow, pair.norm))
+
+
+Measure: TypeAlias = Callable[[Tree, Batch, Any, Sequence[PairArrays]], tuple[Tree, dict[str, str]]]
+"""A function of a model's state, a batch, random keys, and the arrays of each fold."""
 
 
 class Difference(NamedTuple):
@@ -53,14 +68,14 @@ def tolerance(*dtypes: Any) -> float:
     return max([0.01, *(32 * float(jnp.finfo(dtype).eps) for dtype in inexact)])
 
 
-def measured(
-    model: Model, run: Run, batch: Batch, flow: Flow, folds: Sequence[Fold]
-) -> tuple[Tree, dict[str, str]]:
-    """Returns the output of ``model``, and for each norm that must not fold the reason.
+@reused
+def measuring(model: Model, run: Run, folds: tuple[Fold, ...]) -> Measure:
+    """Returns a function that runs ``model``, and gives for each norm that must not fold the reason.
 
     The layer itself is called with its new arrays, so it does not matter what its class overrides.
     """
     reasons: dict[str, str] = {}
+    one_at_a_time = threading.Lock()  # because all calls note their reasons there
 
     def note(norm: str, what: str, limit: float, largest: Any, scale: Any) -> None:
         found = Difference(float(largest), float(scale), limit)
@@ -71,25 +86,28 @@ def measured(
         # What comes in was rounded, so the scale is also that of factor · x, of which little may be left.
         limit = tolerance(jnp.result_type(got))
         got, want = upcast(jnp.asarray(got)), upcast(jnp.asarray(want))
-        values = jnp.stack([got - want, want, jnp.asarray(scaled, want.dtype)])
-        # One reduction: XLA:CPU (of jax 0.10) fails to compile several of the model's output.
-        largest = jnp.max(jnp.abs(values).reshape(len(values), -1), axis=1, initial=0)
+        sizes = jnp.abs(got - want), jnp.maximum(jnp.abs(want), jnp.abs(scaled))
+        sizes = [size.astype(real_dtype(jnp.result_type(got, want))) for size in sizes]
+        # One reduction of both, which stores neither. XLA:CPU (of jax 0.10) fails to compile several of the
+        # model's output.
+        zero = jnp.zeros((), sizes[0].dtype)
+        largest = jax.lax.reduce(sizes, [zero, zero], _larger, range(want.ndim))
         # A callback, because the layer may be in a function that the model itself compiles.
         noting = partial(note, fold.pair.norm, what, limit)
-        jax.debug.callback(noting, largest[0], largest[1:].max())
+        jax.debug.callback(noting, *largest)
 
-    def watch(call: LayerCall, arrays: Sequence[Arrays]) -> Any:
+    def watch(call: LayerCall, arrays: Sequence[PairArrays]) -> Any:
         y = call.proceed(*call.args, **call.kwargs)
-        for fold, of_layer in zip(folds, arrays, strict=True):
+        for fold, of_pair in zip(folds, arrays, strict=True):
             norm, layer, before = fold.pair
-            affine = partial(_affine, flow, norm)
+            affine = partial(_affine, fold.axes, of_pair)
             if call.path == norm:
                 moved, scaled = affine(call.x)
                 want = what_is_left(call.layer, fold.dtypes, moved, call.kwargs.get("residual"))
                 what = f"{norm} ({call.kind}) does not return the affine function of its arrays"
                 compare(fold, what, y, want, scaled)
             if call.path == layer:
-                changed, (x, *others) = _changed(call.layer, of_layer), call.args
+                changed, (x, *others) = _changed(call.layer, of_pair.layer), call.args
                 if before:
                     want, scaled = affine(y)
                 else:  # with any input of the norm
@@ -105,13 +123,23 @@ def measured(
         return y
 
     @jax.jit
-    def compiled(state: Tree, batch: Batch, arrays: Sequence[Arrays]) -> Any:
-        return model.run(state, {}, run, batch, partial(watch, arrays=arrays), model.keys())[0]
+    def compiled(state: Tree, batch: Batch, keys: Any, arrays: Sequence[PairArrays]) -> Any:
+        return model.run(state, {}, run, batch, partial(watch, arrays=arrays), keys)[0]
 
-    # Arguments, because kernels that are constants of a program make it slow to compile.
-    y = compiled(model.state, batch, [fold.arrays for fold in folds])
-    jax.effects_barrier()
-    return y, reasons
+    def measure(
+        state: Tree, batch: Batch, keys: Any, arrays: Sequence[PairArrays]
+    ) -> tuple[Any, dict[str, str]]:
+        with one_at_a_time:
+            reasons.clear()
+            y = compiled(state, batch, keys, arrays)
+            jax.effects_barrier()
+            return y, dict(reasons)
+
+    return measure
+
+
+def _larger(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> list[jax.Array]:
+    return [jnp.maximum(*pair) for pair in zip(a, b, strict=True)]
 
 
 def difference(flow: Flow, a: Tree, b: Tree) -> Difference:
@@ -140,17 +168,14 @@ def difference(flow: Flow, a: Tree, b: Tree) -> Difference:
     return next(wrong, max(found, key=lambda each: each.largest))
 
 
-def _affine(flow: Flow, norm: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What the batch norm at ``norm`` makes of ``x``, or of the output of the layer before it.
+def _affine(axes: tuple[int, ...], arrays: PairArrays, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a batch norm makes of ``x``, or of the output of the layer before it.
 
     Also returns the first of its two terms, factor · x.
     """
-    x, axes = upcast(jnp.asarray(x)), axes_from_the_end(flow, norm)
+    x = upcast(jnp.asarray(x))
     shape = [x.shape[axis] if axis in axes else 1 for axis in range(-x.ndim, 0)]
-    epsilon = flow.seen[norm].call.layer.epsilon
-    factor, offset = (
-        jnp.asarray(a.reshape(shape)) for a in factor_and_offset(epsilon, flow.arrays(norm))
-    )
+    factor, offset = (jnp.reshape(a, shape) for a in (arrays.factor, arrays.offset))
     return factor * x + offset, factor * x
 
 

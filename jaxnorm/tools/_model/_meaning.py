@@ -55,6 +55,8 @@ def meaning_of(value: Any, seen: set[int] | None = None) -> Hashable:
     if isinstance(value, tuple | list | dict) and len(value) <= _LARGEST:  # as they are now
         parts = (*value, *value.values()) if isinstance(value, dict) else value
         return type(value), len(value), *(meaning_of(part, seen) for part in parts)
+    if isinstance(value, set | frozenset) and all(isinstance(part, _VALUES) for part in value):
+        return type(value), frozenset(map(meaning_of, value))
     if isinstance(value, functools.partial):
         parts = (value.func, *value.args, *value.keywords.values())
         return _Same(functools.partial), *value.keywords, *(meaning_of(p, seen) for p in parts)

@@ -66,26 +66,33 @@ def stacks(above: Collection[Path]) -> Callable[[Source, Path, str, Entry], Part
     return parts_of
 
 
-def attention(source: Source, path: Path, slot: str, entry: Entry) -> Parts | None:
-    """Makes query, key and value three layers next to ``out``, which PyTorch and timm have in one array."""
-    *above, name = path or ("",)
-    if slot.startswith("in_proj_"):  # torch.nn.MultiheadAttention
-        above, slot = path, slot.removeprefix("in_proj_")
-    elif name != "qkv":
-        projects = {
-            "out_proj": (tuple(above), "in_proj_weight"),
-            "proj": ((*above, "qkv"), "weight"),
-        }
-        layer, of_heads = projects.get(name, (path, ""))
-        if of_heads not in source.layers.get(layer, {}):
+def attention(whole: Collection[Path]) -> Callable[[Source, Path, str, Entry], Parts | None]:
+    """Makes query, key and value three layers next to ``out``, which PyTorch and timm have in one array.
+
+    Layers called ``qkv`` stay as they are if they are among those to leave ``whole``.
+    """
+
+    def parts_of(source: Source, path: Path, slot: str, entry: Entry) -> Parts | None:
+        *above, name = path or ("",)
+        if slot.startswith("in_proj_"):  # torch.nn.MultiheadAttention
+            above, slot = path, slot.removeprefix("in_proj_")
+        elif name != "qkv":
+            projects = {
+                "out_proj": (tuple(above), "in_proj_weight"),
+                "proj": ((*above, "qkv"), "weight"),
+            }
+            layer, of_heads = projects.get(name, (path, ""))
+            if of_heads not in source.layers.get(layer, {}) or layer in whole:
+                return None
+            return {((*above, "out"), slot): entry}, lambda values: values[0]
+        if not entry.shape or entry.shape[0] % 3 or path in whole:
             return None
-        return {((*above, "out"), slot): entry}, lambda values: values[0]
-    if not entry.shape or entry.shape[0] % 3:
-        return None
-    n = entry.shape[0] // 3
-    thirds = [_part(entry, slice(i * n, (i + 1) * n)) for i in range(3)]
-    places = [((*above, head), slot) for head in HEADS[:3]]
-    return dict(zip(places, thirds, strict=True)), np.concatenate
+        n = entry.shape[0] // 3
+        thirds = [_part(entry, slice(i * n, (i + 1) * n)) for i in range(3)]
+        places = [((*above, head), slot) for head in HEADS[:3]]
+        return dict(zip(places, thirds, strict=True)), np.concatenate
+
+    return parts_of
 
 
 def _part(entry: Entry, index: int | slice) -> Entry:
