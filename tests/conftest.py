@@ -1,7 +1,7 @@
 """The environment of all tests (8 CPU devices, strict promotion), and the selection for `make test`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.compiling import EVERYTHING, compiler_flags
@@ -46,11 +46,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
         if not item.get_closest_marker("thorough") and not is_represented(item)
     ]
-    sampled: dict[str, list[Any]] = {}
-    for item in kept:
-        if item.get_closest_marker("sampled"):
-            sampled.setdefault(item.nodeid.split("[")[0], []).append(item)
-    chosen = {item for cases in sampled.values() for item in covering(cases)}
-    kept = [item for item in kept if not item.get_closest_marker("sampled") or item in chosen]
+    some: dict[str, Callable[[list[Any]], list[Any]]]
+    some = {"sampled": covering, "halved": lambda cases: cases[::2]}
+    for mark, some_of in some.items():
+        tests: dict[str, list[Any]] = {}
+        for item in kept:
+            if item.get_closest_marker(mark):
+                tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+        chosen = {item for cases in tests.values() for item in some_of(cases)}
+        kept = [item for item in kept if not item.get_closest_marker(mark) or item in chosen]
     config.hook.pytest_deselected(items=list(set(items).difference(kept)))
     items[:] = kept

@@ -28,6 +28,7 @@ def test_equations(program: str) -> None:
     assert equations("jaxnorm") <= 1.5 * equations("Flax")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 @every_program
 def test_lines(program: str, platform: str) -> None:

@@ -78,6 +78,7 @@ MEANS: dict[str, Callable[[], Any]] = {
 FUNCTIONS = [name for name in functions("mask") if name != "moments"]  # which returns no y
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("unreadable", [np.nan, -np.inf])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_read_as_the_mean(name: str, unreadable: float) -> None:

@@ -107,6 +107,7 @@ def test_half_precision(name: str, dtype: str) -> None:
         np.testing.assert_allclose(np.float64(y), expected, rtol=unit, atol=unit / 4)
 
 
+@pytest.mark.halved
 @over_zoo
 def test_vmap(name: str) -> None:
     """Two nested vmaps match the separate calls."""

@@ -64,6 +64,7 @@ def used(name: str, subject: Subject) -> Subject:
             return subject
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("first", TOOLS)
 @pytest.mark.parametrize("system", thorough_but(SYSTEMS, "Linen", "NNX, Flax's"))
 def test_every_tool_after_every_other(system: str, first: str) -> None:
