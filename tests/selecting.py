@@ -35,7 +35,7 @@ FOR_EVERY_NORM = {
     *("test_house", "test_masks", "test_module_fields"),
     *("test_options", "test_zoo", "test_zoo_state"),
 }
-"""Files whose tests `make test` runs for every norm: values against the oracles, errors and documentation."""
+"""Files in which no norm stands for others: values against the oracles, errors and documentation."""
 NORMS = {name for norm in REGISTRY for name in (*norm.functions, norm.layer)}
 
 
