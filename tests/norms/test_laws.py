@@ -11,6 +11,7 @@ import pytest
 
 import jaxnorm as jn
 from tests.cases import EPSILON, MOMENTUM, Case, draw
+from tests.compiling import EVERYTHING
 from tests.oracle import BatchNorm, Primals, assert_close
 
 CASES = (Case("rows", (33, 3)), Case("images", (6, 12, 11, 3)), Case("first", (6, 3, 7, 5), 1))
@@ -112,7 +113,9 @@ def cases(draw_one: Any) -> tuple[Primals, BatchNorm, str]:
     return case.primals(), norm, case.result_dtype
 
 
-@hypothesis.settings(deadline=None, derandomize=True, max_examples=35, database=None)
+@hypothesis.settings(
+    deadline=None, derandomize=True, max_examples=35 if EVERYTHING else 12, database=None
+)
 @hypothesis.given(cases())
 def test_any_input(made_up: tuple[Primals, BatchNorm, str]) -> None:
     """Values and gradients match the oracle for any shape, axes, mask and dtype."""

@@ -65,7 +65,7 @@ def used(name: str, subject: Subject) -> Subject:
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize("first", TOOLS)
+@pytest.mark.parametrize("first", thorough_but(TOOLS, *TOOLS[::3]))
 @pytest.mark.parametrize("system", thorough_but(SYSTEMS, "Linen", "NNX, Flax's"))
 def test_every_tool_after_every_other(system: str, first: str) -> None:
     """The second tool does what it does to any model, and what the first one did stays."""
@@ -141,6 +141,7 @@ class Setup(nn.Module):
         return None, self.inner(x, train)
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_result_as_a_part_of_a_larger_model(name: str) -> None:
     """It does the same there, with its variables under its name: paths are relative to the part."""
