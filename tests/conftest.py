@@ -1,7 +1,7 @@
 """The environment of all tests (8 CPU devices, strict promotion), and the selection for `make test`."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from tests.compiling import EVERYTHING, compiler_flags
@@ -19,7 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 
-from tests.selecting import covering, is_represented
+from tests.selecting import covering, half_of, is_represented
 
 # In a numerical library, an implicit broadcast or promotion is a bug.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -46,9 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
         if not item.get_closest_marker("thorough") and not is_represented(item)
     ]
-    some: dict[str, Callable[[list[Any]], list[Any]]]
-    some = {"sampled": covering, "halved": lambda cases: cases[::2]}
-    for mark, some_of in some.items():
+    for mark, some_of in (("sampled", covering), ("halved", half_of)):
         tests: dict[str, list[Any]] = {}
         for item in kept:
             if item.get_closest_marker(mark):

@@ -61,3 +61,21 @@ def covering(cases: list[Any]) -> list[Any]:
         chosen.append(max(cases, key=lambda case: len(values[case] & missing)))
         missing -= values[chosen[-1]]
     return chosen
+
+
+def half_of(cases: list[Any]) -> list[Any]:
+    """Half of the cases of one ``halved`` test, as the squares of one colour on a chessboard.
+
+    Every second case in order would always have the same value of a parameter with two values.
+    """
+    places: dict[str, dict[int, int]] = {}
+
+    def place(name: str, value: Any) -> int:
+        of_values = places.setdefault(name, {})
+        return of_values.setdefault(id(value), len(of_values))
+
+    return [
+        case
+        for case in cases
+        if sum(place(*item) for item in case.callspec.params.items()) % 2 == 0
+    ]

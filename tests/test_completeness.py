@@ -14,7 +14,7 @@ import pytest
 import jaxnorm as jn
 from docs._reference import on_page_markdown
 from jaxnorm.norms._registry import REGISTRY, NormName
-from tests import family
+from tests import family, selecting
 from tests.modules import OPTIONS
 from tests.norms.test_zoo_state import STEPS
 from tests.stands_for import CLASSES, ROWS, SYSTEMS, fields_of, is_wrapper
@@ -110,6 +110,14 @@ def test_every_class_has_cases() -> None:
     wrappers = {name for name, _, _ in WRAPPED.values()}
     assert left_out(CLASSES, options | wrappers | CASES.keys()) == []
     assert left_out(wrappers, filter(is_wrapper, CLASSES)) == []
+
+
+def test_the_selection_names_what_exists() -> None:
+    """A representative that is renamed, or a file, does not leave the selection of `make test` silently."""
+    assert selecting.REPRESENTATIVES <= selecting.NORMS
+    assert {
+        path.stem for path in Path(__file__).parent.rglob("test_*.py")
+    } >= selecting.FOR_EVERY_NORM
 
 
 def test_every_name_is_registered() -> None:
