@@ -151,9 +151,8 @@ def _fold(
         if path in found or isinstance(seen.call.layer, BATCH_NORMS)
     ]
     outcomes = {path: pair_of(flow, path) for path in select(where, norms, "batch norm")}
-    pairs = [outcome for outcome in outcomes.values() if isinstance(outcome, Pair)]
-    folds = [fold_of(flow, pair) for pair in pairs]
-    arrays = [arrays_of(flow, pair) for pair in pairs]
+    folds = [fold_of(flow, outcome) for outcome in outcomes.values() if isinstance(outcome, Pair)]
+    arrays = [arrays_of(flow, fold.pair) for fold in folds]
     y, wrong = measuring(subject, run, tuple(folds))(subject.state, batch, subject.keys(), arrays)
     refused = {path: why for path, why in {**outcomes, **wrong}.items() if isinstance(why, str)}
     if refused and not partial:
@@ -163,13 +162,13 @@ def _fold(
             f"{len(outcomes)} that cannot: {reasons}. Change the model there, or keep these batch norms "
             f"with partial=True or a where that excludes them."
         )
-    kept = [i for i, pair in enumerate(pairs) if pair.norm not in refused]
-    changed = {pairs[i].layer: arrays[i].layer for i in kept}
+    kept = [each for each in zip(folds, arrays, strict=True) if each[0].pair.norm not in refused]
+    changed = {fold.pair.layer: of_pair.layer for fold, of_pair in kept}
     for layer in changed:
-        around = [pairs[i] for i in kept if pairs[i].layer == layer]
+        around = [fold.pair for fold, _ in kept if fold.pair.layer == layer]
         if len(around) > 1:
             changed[layer] = with_norms(flow, around)
-    dtypes = {pairs[i].norm: folds[i].dtypes for i in kept}
+    dtypes = {fold.pair.norm: fold.dtypes for fold, _ in kept}
     smaller, its_variables = without_norms(model, variables, changed, dtypes)
     result = subject_of(smaller, its_variables, is_watched=_watch_nothing)
     z = _evaluating(result, run)(result.state, batch, result.keys())
@@ -184,7 +183,7 @@ def _fold(
         smaller,
         its_variables,
         away.largest,
-        {pairs[i].norm: pairs[i].layer for i in kept},
+        {fold.pair.norm: fold.pair.layer for fold, _ in kept},
         refused,
         (_size(subject), _size(result)),
     )
