@@ -3,7 +3,7 @@
     python -m benchmarks.tool_costs [--write]
 
 Each figure is compared with a compiled evaluation and a compiled training step of the same model on the same
-images. The last convolutions see 4 × 4 pixels: XLA:CPU copies kernels that are larger than their input.
+images. The last convolutions see 4 × 4 pixels, so that their kernels do not dominate the memory.
 Memory is the largest resident size during a call, less the size before it; it is read from Linux's /proc.
 """
 
