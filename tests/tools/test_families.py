@@ -97,7 +97,7 @@ def test_family(name: str) -> None:
     model, variables = (recalibrated, None) if variables is None else (model, recalibrated)
     family = Family(model, x, variables)
     evaluated, stats = outputs(model, variables, x, train=False)
-    if name != "CrossQ":  # its first steps have no correction in training
+    if not name.startswith("CrossQ"):  # its first steps have no correction in training
         assert_close(outputs(model, variables, x, train=True)[0], evaluated)
 
     frozen = tools.freeze(model, **given(family))
