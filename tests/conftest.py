@@ -1,8 +1,8 @@
 """The environment of all tests (8 CPU devices, strict promotion), and the selection for `make test`."""
 
+import gc
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from tests.compiling import EVERYTHING, compiler_flags
 
@@ -19,7 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 
-from tests.selecting import covering, half_of, is_represented
+from tests.selecting import selected
 
 # In a numerical library, an implicit broadcast or promotion is a bug.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -34,24 +34,22 @@ def users_promotion() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In `make test`, deselects ``thorough`` tests and, where fewer cases stand for all, the others."""
+    """Skips what this jax cannot do, and in `make test` all but the selection."""
     if jax.__version_info__ < (0, 10):
         for item in items:
             if item.get_closest_marker("jax_0_10"):
                 item.add_marker(pytest.mark.skip(f"jax {jax.__version__} cannot do this"))
     if EVERYTHING:
         return
-    kept = [
-        item
-        for item in items
-        if not item.get_closest_marker("thorough") and not is_represented(item)
-    ]
-    for mark, some_of in (("sampled", covering), ("halved", half_of)):
-        tests: dict[str, list[Any]] = {}
-        for item in kept:
-            if item.get_closest_marker(mark):
-                tests.setdefault(item.nodeid.split("[")[0], []).append(item)
-        chosen = {item for cases in tests.values() for item in some_of(cases)}
-        kept = [item for item in kept if not item.get_closest_marker(mark) or item in chosen]
-    config.hook.pytest_deselected(items=list(set(items).difference(kept)))
-    items[:] = kept
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    kept = {item for cases in tests.values() for item in selected(cases)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector all that was imported and collected: 5 % of the time of the tests."""
+    gc.collect()
+    gc.freeze()

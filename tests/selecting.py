@@ -29,27 +29,35 @@ REPRESENTATIVES = {
 }
 """Norms that stand for all in tests of what all share: devices, masks, dtypes, transforms, tools. They are
 those of Flax, and one of each kind that is made in another way."""
-FOR_EVERY_NORM = {
-    *("test_arguments", "test_arguments_are_read", "test_completeness"),
-    *("test_defaults", "test_errors", "test_get_norm"),
-    *("test_house", "test_masks", "test_module_fields"),
-    *("test_options", "test_zoo", "test_zoo_state"),
-}
-"""Files in which no norm stands for others: values against the oracles, errors and documentation."""
+MANY = 8
+"""So many cases of a test are many: half of them stand for the rest."""
 NORMS = {name for norm in REGISTRY for name in (*norm.functions, norm.layer)}
+
+
+def selected(cases: list[Any]) -> list[Any]:
+    """The cases of one test that `make test` runs.
+
+    ``thorough`` cases are left out. Unless the test is marked ``every_case``, a few norms stand for all norms;
+    if it is not about norms and has at least `MANY` cases, half of them stand for the rest.
+    """
+    quick = [case for case in cases if not case.get_closest_marker("thorough")]
+    if not hasattr(cases[0], "callspec") or cases[0].get_closest_marker("every_case"):
+        return quick
+    quick = [case for case in quick if not is_represented(case)]
+    if cases[0].get_closest_marker("sampled"):
+        return covering(quick)
+    return half_of(quick) if len(quick) == len(cases) >= MANY else quick
 
 
 def is_represented(case: Any) -> bool:
     """Whether a test case is about norms for which others stand in `make test`."""
-    if not hasattr(case, "callspec") or case.path.stem in FOR_EVERY_NORM:
-        return False
     words = {word for v in case.callspec.params.values() for word in str(v).split()}
     named = words & NORMS
     return bool(named) and named.isdisjoint(REPRESENTATIVES)
 
 
 def covering(cases: list[Any]) -> list[Any]:
-    """Enough cases of one ``sampled`` test for every value of every parameter to occur.
+    """Enough cases of one test for every value of every parameter to occur.
 
     The selection is greedy: it always adds the case with the most values that have not occurred yet.
     """
@@ -64,7 +72,7 @@ def covering(cases: list[Any]) -> list[Any]:
 
 
 def half_of(cases: list[Any]) -> list[Any]:
-    """Half of the cases of one ``halved`` test, as the squares of one colour on a chessboard.
+    """Half of the cases of one test, as the squares of one colour on a chessboard.
 
     Every second case in order would always have the same value of a parameter with two values.
     """

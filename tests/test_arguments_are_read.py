@@ -4,7 +4,11 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 import jaxnorm
+
+pytestmark = pytest.mark.every_case
 
 ROOT = Path(jaxnorm.__file__).parent
 # Arguments that only make norms interchangeable, without an effect on results.

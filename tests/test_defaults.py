@@ -31,6 +31,8 @@ from tests.stands_for import (
     variables_of,
 )
 
+pytestmark = pytest.mark.every_case
+
 # Defaults that are the same everywhere: channels last, biased statistics, all parameters.
 EVERYWHERE: Fields = {
     "axis": -1,

@@ -21,6 +21,8 @@ import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx, tools
 from tests import zoo_errors
 
+pytestmark = pytest.mark.every_case
+
 X = jnp.ones((6, 5, 4))
 COMPLEX = X.astype(jnp.complex64)
 STATS = jn.init_running_stats(4)

@@ -17,6 +17,8 @@ from jaxnorm.norms._registry import REGISTRY
 from tests.modules import KEY, Fields, called, compiled, flat, load, moved, normal
 from tests.selecting import thorough_but
 
+pytestmark = pytest.mark.every_case
+
 ACTIVATIONS: dict[str, Fields] = {
     **{norm.name: {} for norm in REGISTRY if norm.name and norm.kind != "weight"},
     "batch": {"momentum": 0.5},

@@ -29,6 +29,8 @@ from jaxnorm.norms._shared._recipe import Recipe
 from jaxnorm.norms._shared._weight_recipe import WeightRecipe
 from tests.selecting import thorough_but
 
+pytestmark = pytest.mark.every_case
+
 ROOT = Path(jaxnorm.__file__).parents[1]
 PACKAGE = ROOT / "jaxnorm"
 FILES = sorted(PACKAGE.rglob("*.py"))

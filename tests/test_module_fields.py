@@ -247,6 +247,7 @@ def seen_of(name: str, whole: jax.Array) -> dict[str, dict[str, dict[str, Seen]]
     return found
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_field_has_a_value(system: str, name: str) -> None:
@@ -262,6 +263,7 @@ def test_every_field_has_a_value(system: str, name: str) -> None:
             assert not any(value is usual for value in values), f"{name}.{field}"
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("name", thorough_but(CLASSES, *{*CLASSES} - {"GhostBatchNorm"}))
 def test_every_field(name: str) -> None:
     """Output and variables match the function, and every field changes something."""

@@ -21,6 +21,7 @@ def rows_of(page: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in table.splitlines()]
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("case", peers.CASES, ids=lambda case: case.__name__)
 def test_right_where_flax_is_wrong(case) -> None:
     """Our figure matches float64 to 1e-3, and Flax's does not (else the row must go); the table has both."""

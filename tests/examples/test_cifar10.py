@@ -18,6 +18,7 @@ from matplotlib import image, pyplot as plt
 from examples import cifar10, measure, models, report
 from examples.data import load
 from jaxnorm import linen as jnl
+from tests.compiling import compiler_flags
 from tests.selecting import thorough_but
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def command(*arguments: str, runs: Path) -> subprocess.Popen[str]:
     """Starts `python -m examples.cifar10` in a separate process, as by hand."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "",  # otherwise gradients of maxima differ (tests/norms/maxima.py)
+        "XLA_FLAGS": compiler_flags(exact_maxima=True),
         "COLUMNS": "200",
         # All processes compile the same programs; the cache compiles them once.
         "JAX_COMPILATION_CACHE_DIR": str(runs / "compiled"),

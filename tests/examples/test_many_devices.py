@@ -15,6 +15,7 @@ import pytest
 
 from examples import cifar10, many_devices, multihost
 from examples.data import load
+from tests.compiling import compiler_flags
 
 ROOT = Path(__file__).parents[2]
 # 1,437 digits in batches of 84: the last one has 9, so only the first process has any of it.
@@ -26,7 +27,7 @@ def start(program: str, runs: Path, *arguments: str) -> subprocess.Popen[str]:
     """Starts `python -m examples.PROGRAM`, as by hand."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "",  # otherwise gradients of maxima differ (tests/norms/maxima.py)
+        "XLA_FLAGS": compiler_flags(exact_maxima=True),
         "COLUMNS": "200",
         "JAX_COMPILATION_CACHE_DIR": str(runs / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -150,7 +150,6 @@ def test_construction_by_position() -> None:
 # --- variables -----------------------------------------------------------------------------------
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize(
     "fields",
     [
@@ -267,7 +266,6 @@ def test_result_dtype_is_that_of_flax(x_dtype: Any, dtype: Any, param_dtype: Any
         )
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("evaluating", [False, True], ids=["train", "eval"])
 @pytest.mark.parametrize(("x_dtype", "ulp"), [(jnp.bfloat16, 2**-7), (jnp.float16, 2**-10)])
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16, jnp.float32], ids=["none", "bf16", "f32"])

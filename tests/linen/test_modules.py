@@ -243,7 +243,6 @@ def test_takes_the_call_of_every_norm(name: str) -> None:
     assert (listed.shape, listed.dtype) == (y.shape, y.dtype)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("direction", ["theirs to ours", "ours to theirs"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_checkpoints_are_interchangeable(name: str, direction: str) -> None:

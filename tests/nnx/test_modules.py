@@ -158,7 +158,6 @@ def test_no_variables_where_none_are_kept(name: str, fields: Fields) -> None:
 # --- results -------------------------------------------------------------------------------------
 
 
-@pytest.mark.halved
 @pytest.mark.sampled
 @pytest.mark.parametrize(("name", "option"), OF_FLAX)
 def test_checkpoints_of_flax_give_flax_answers(name: str, option: str) -> None:

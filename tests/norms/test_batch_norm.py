@@ -56,7 +56,6 @@ def derivatives(f: Any, at: tuple, along: tuple, choose: Any = None) -> tuple:
     return *everything(tuple(at), tuple(along), cotangents), cotangents
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_outputs_tangents_and_gradients(case: Case) -> None:
     """The output, running statistics and their derivatives in both modes match the oracle."""

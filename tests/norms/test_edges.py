@@ -90,7 +90,6 @@ def test_zeros_and_constants(name: str, options: Any) -> None:
     assert all_finite(derivatives(of(ALL[name], **options), x, *parameters(name, x)))
 
 
-@pytest.mark.halved
 @EPSILONS
 @pytest.mark.parametrize("name", {**SUBTRACTING, **DIVIDING})
 def test_zeros_stay(name: str, options: Any) -> None:
@@ -102,7 +101,6 @@ def test_zeros_stay(name: str, options: Any) -> None:
         np.testing.assert_allclose(y[1], 0, atol=1e-3)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", {**SUBTRACTING, **DIVIDING})
 def test_an_epsilon_that_float32_rounds_to_none(name: str) -> None:
     """A positive epsilon that float32 flushes to 0 gives finite results."""
@@ -164,7 +162,6 @@ def test_where_nothing_counts_values_stay(name: str) -> None:
     np.testing.assert_allclose(y[0], x[0], rtol=1e-5)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [*SUBTRACTING, *DIVIDING])
 def test_what_is_not_finite_is_not_hidden(name: str, value: float) -> None:
@@ -177,7 +174,6 @@ def test_what_is_not_finite_is_not_hidden(name: str, value: float) -> None:
     assert not np.any(np.asarray(y[4]) == x[4])
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", {**SUBTRACTING, **DIVIDING})
 def test_an_overflow_is_not_hidden(name: str) -> None:
     """If its squares overflow, an example does not come out unnormalized."""

@@ -124,7 +124,6 @@ def test_rms_norm_is_layer_norm_without_a_mean() -> None:
     assert_close(jn.rms_norm(x), np.asarray(jn.layer_norm(x)))
 
 
-@pytest.mark.halved
 @every
 def test_statistics_of_the_output(name: str) -> None:
     """Each cell of the output has mean 0 and variance 1, mean square 1, or length 1."""
@@ -140,7 +139,6 @@ def test_statistics_of_the_output(name: str) -> None:
     )
 
 
-@pytest.mark.halved
 @every
 def test_shift_and_scale_change_nothing(name: str) -> None:
     """Exact scaling by powers of two changes nothing but the sign; only RMS is sensitive to shifts."""
@@ -157,7 +155,6 @@ def test_shift_and_scale_change_nothing(name: str) -> None:
         assert np.abs(f(x + 16, *affine) - y).max() > 0.1
 
 
-@pytest.mark.halved
 @every
 def test_idempotent_as_epsilon_goes_to_0(name: str) -> None:
     """As ε goes to 0, a second norm undoes a first one that has uniform scale and bias."""
@@ -173,7 +170,6 @@ def test_idempotent_as_epsilon_goes_to_0(name: str) -> None:
     assert errors[2] < 2e-6 * float(jnp.abs(once).max()) + 1e-6
 
 
-@pytest.mark.halved
 @every
 def test_gradient_is_orthogonal_to_shift_and_scale(name: str) -> None:
     """Σ dx x = 0 in each cell, so training rotates a kernel without scaling it; Σ dx = 0 as well."""
@@ -189,7 +185,6 @@ def test_gradient_is_orthogonal_to_shift_and_scale(name: str) -> None:
         assert np.all(np.abs(sums(norm, dx)) < tolerance)
 
 
-@pytest.mark.halved
 @every
 def test_order_within_a_cell_does_not_matter(name: str) -> None:
     """Reversing x along every reduced axis, groups included, reverses y."""

@@ -85,7 +85,6 @@ def check(norm: Norm, dtype: str, with_mask: bool, *nestings: Any) -> None:
             assert_close(got, np.where(np.abs(expected) < 1e-5 * largest, 0, expected), tolerance)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", AXES)
 def test_every_choice_of_axes(name: str) -> None:
     """Derivatives match float64 without a mask."""

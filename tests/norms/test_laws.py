@@ -114,7 +114,7 @@ def cases(draw_one: Any) -> tuple[Primals, BatchNorm, str]:
 
 
 @hypothesis.settings(
-    deadline=None, derandomize=True, max_examples=35 if EVERYTHING else 12, database=None
+    deadline=None, derandomize=True, max_examples=35 if EVERYTHING else 6, database=None
 )
 @hypothesis.given(cases())
 def test_any_input(made_up: tuple[Primals, BatchNorm, str]) -> None:

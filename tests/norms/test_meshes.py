@@ -15,6 +15,7 @@ import jaxnorm as jn
 from tests.calls import ELSEWHERE, MASK, MASKS, arguments, functions, leaves, parameters
 from tests.cases import draw
 from tests.oracle import assert_close
+from tests.selecting import thorough_but
 
 SHAPE = (16, 8, 4, 8)
 SPECS = {
@@ -104,12 +105,13 @@ def test_every_axis_is_split() -> None:
 # --- replicated parameters and state, sharded activation ------------------------------------------
 
 MESHED = [name for name in functions("feature_axes") if name not in ELSEWHERE]
+MESHED += ["spectral_norm", "conv_spectral_norm"]
 LARGE = {"x", "y", "kernel", "style", "query", "key"}
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("axis", [0, -1], ids=["batch", "channels"])
-@pytest.mark.parametrize("name", [*MESHED, "spectral_norm", "conv_spectral_norm"])
+@pytest.mark.parametrize("name", thorough_but(MESHED, *MESHED[::2]))
 def test_small_arrays_need_not_be_split(name: str, axis: int) -> None:
     """Results and gradients match one device, and each gradient is sharded like its input."""
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)

@@ -284,7 +284,6 @@ def test_the_reference_has_the_same_options(name: str) -> None:
     assert {p.default for k, p in parameters(name).items() if k not in ours} <= {None}
 
 
-@pytest.mark.halved
 @over_functions
 def test_defaults(name: str) -> None:
     """All inputs without options match the reference, and so do inputs for which epsilon matters."""
@@ -299,6 +298,7 @@ def test_rows_are_of_options() -> None:
     assert ELSEWHERE.keys() <= set(functions())
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
 def test_option(name: str, option: str) -> None:
     """Each option at another value matches the reference and changes the result."""
@@ -318,7 +318,6 @@ def _alike(a: Any, b: Any) -> bool:
     return all(x.shape == y.shape and np.allclose(x, y, atol=1e-3) for x, y in pairs)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if "dtype" in parameters(name)])
 def test_dtype(name: str) -> None:
     """Results are computed in float32, whatever the input dtype, and rounded once to the requested dtype."""
@@ -333,7 +332,6 @@ def test_dtype(name: str) -> None:
         assert y.dtype == dtype, label
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", sorted({name for norm in REGISTRY for name in norm.functions}))
 def test_lists_are_arrays(name: str) -> None:
     """Python lists and numbers are accepted in place of arrays, also if no argument is an array."""

@@ -24,7 +24,6 @@ def masked(norm: Norm) -> dict[str, Any]:
 
 
 @pytest.mark.sampled
-@pytest.mark.halved
 @pytest.mark.parametrize(
     ("name", "with_mask"),
     [(name, m) for name, norm in NORMS.items() for m in (False, True) if norm.takes_mask or not m],
@@ -55,7 +54,6 @@ def test_value_and_derivatives(name: str, with_mask: bool) -> None:
     assert abs(paired - float(np.vdot(weights, along))) < 1e-3 * size
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", AXES)
 def test_epsilon(name: str) -> None:
     """ε is added to the variance, the mean square or the squared length, for any axes."""
@@ -110,7 +108,6 @@ def test_complex_values(name: str) -> None:
     assert_close(y, norm.oracle(*at))
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", [name for name, norm in NORMS.items() if norm.takes_mask])
 def test_padding_is_not_read(name: str) -> None:
     """NaN under the mask affects no other output and no gradient."""

@@ -104,7 +104,6 @@ def cotangents(leaves: Any) -> list[Any]:
     return [draw(rng, leaf.shape, "float32") for leaf in leaves]
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", sorted({*functions("axis_name"), *SPLIT} - {*ELSEWHERE}))
 def test_devices_are_one(name: str) -> None:
     """All devices act as one, and groups do not affect each other."""

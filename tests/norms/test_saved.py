@@ -202,7 +202,6 @@ def test_values_that_the_dtype_cannot_hold(activation: str) -> None:
         assert_near(jax.jit(pull, static_argnums=0)("float16"), pull(None), TOLERANCES["float16"])
 
 
-@pytest.mark.halved
 @a_few_ways
 def test_with_a_name(save_as: str, activation: str | None) -> None:
     """With an axis name, gradients over devices match those of the whole batch on one."""
@@ -229,7 +228,6 @@ def test_with_a_name(save_as: str, activation: str | None) -> None:
     assert_near(got, want, TOLERANCES[save_as])
 
 
-@pytest.mark.halved
 @a_few_ways
 def test_forward_mode_and_second_order(save_as: str, activation: str | None) -> None:
     """Derivatives along a direction, and Hessian products in three nestings, are finite and close."""
@@ -259,7 +257,6 @@ def slope_of_penalty(*at: Any, **options: Any) -> Any:
     return jax.grad(lambda *at: (jax.grad(f)(*at) ** 2).sum(), (0, 1, 2))(*at)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("mapped", [(0, None, None), (None, 0, None), (0, 0, 0)], ids=str)
 @a_few_ways
 def test_second_order_under_vmap(save_as: str, activation: str | None, mapped: Any) -> None:
@@ -281,7 +278,6 @@ def test_second_order_of_two(save_as: str, activation: str | None) -> None:
     assert_near(together, alone, 1e-5)
 
 
-@pytest.mark.halved
 @a_few_ways
 def test_remat_and_eager(save_as: str, activation: str | None) -> None:
     """Gradients are the same under `jax.checkpoint`, which saves nothing, and without jit."""

@@ -111,7 +111,6 @@ def over(names: Any, briefly: tuple[str, ...]) -> Any:
     return pytest.mark.parametrize(("name", "case"), pairs, ids=lambda v: getattr(v, "name", v))
 
 
-@pytest.mark.halved
 @over(FIRST_ORDER, ("jit_grad", "jacfwd"))
 def test_first_order(name: str, case: Case) -> None:
     """Every way to take a first derivative matches the oracle."""

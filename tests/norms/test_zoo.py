@@ -47,6 +47,7 @@ def gradient(f: Callable[..., Any], args: list[np.ndarray], i: int) -> np.ndarra
     return found
 
 
+@pytest.mark.every_case
 @over_zoo
 def test_value_and_gradients(name: str) -> None:
     """Values and gradients match the oracle to float32 precision."""
@@ -59,6 +60,7 @@ def test_value_and_gradients(name: str) -> None:
         np.testing.assert_allclose(ours, expected, atol=tolerance, err_msg=f"argument {i}")
 
 
+@pytest.mark.every_case
 @over_masked
 def test_masked(name: str) -> None:
     """Masked elements, even NaN, affect nothing else; all other results match the oracle."""
@@ -107,7 +109,6 @@ def test_half_precision(name: str, dtype: str) -> None:
         np.testing.assert_allclose(np.float64(y), expected, rtol=unit, atol=unit / 4)
 
 
-@pytest.mark.halved
 @over_zoo
 def test_vmap(name: str) -> None:
     """Two nested vmaps match the separate calls."""

@@ -82,6 +82,7 @@ def expected_after(name: str, batches: list[np.ndarray]) -> list[np.ndarray]:
     return [mean, other]
 
 
+@pytest.mark.every_case
 @over_steps
 def test_after_three_steps(name: str) -> None:
     """After three steps in a scan, the state matches float64 and is float32 for any input dtype."""
@@ -98,7 +99,6 @@ def test_after_three_steps(name: str) -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(halved)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.halved
 @over_steps
 def test_state_that_comes_back_is_not_traced_again(name: str) -> None:
     """The returned state has the dtypes, shapes and weak types of the given one, so nothing is retraced."""
@@ -163,7 +163,6 @@ def test_devices_are_one(name: str, masked: bool) -> None:
             np.testing.assert_allclose(leaf[device], whole, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.halved
 @over_steps
 def test_evaluation_depends_on_no_other_example(name: str) -> None:
     """In evaluation, examples do not depend on each other."""

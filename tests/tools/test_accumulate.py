@@ -88,7 +88,6 @@ def by_hand(subject: Subject) -> tuple[Any, dict[str, np.ndarray]]:
     return np.mean(losses), {path: np.mean([g[path] for g in grads], 0) for path in grads[0]}
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", ["Flax's itself", "NNX, shared"])
 def test_gradients_are_the_mean_of_the_parts(name: str) -> None:
     """Loss and gradients are means over the parts, and the given model does not change."""
@@ -105,7 +104,6 @@ def test_gradients_are_the_mean_of_the_parts(name: str) -> None:
         np.testing.assert_array_equal(subject.arrays[path], array)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize(
     ("system", "fields"),
     [
@@ -220,7 +218,6 @@ def test_within_shard_map() -> None:
         np.testing.assert_allclose(got.stats[path], once.stats[path], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("system", ["Linen", "NNX"])
 def test_every_part_draws_its_own_numbers(system: str) -> None:
     """Dropout differs between parts and is reproducible."""

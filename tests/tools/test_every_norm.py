@@ -224,7 +224,6 @@ def test_layers_without_running_statistics_say_so() -> None:
         assert system.EvoNormB1(**more, nonlinearity=False).running_norm() is None
 
 
-@pytest.mark.halved
 @over_classes
 def test_freeze(name: str) -> None:
     """A frozen model gives the output of evaluation in training, and updates nothing."""
@@ -258,7 +257,6 @@ def refusal(name: str, tool: str) -> str:
     return str(error.value)
 
 
-@pytest.mark.halved
 @over_classes
 def test_recalibrate(name: str) -> None:
     """Mean and variance are those of all values, or the norm is refused."""
@@ -273,7 +271,6 @@ def test_recalibrate(name: str) -> None:
         assert_close(found["var"], rows.var(0), 1e-6)
 
 
-@pytest.mark.halved
 @over_classes
 def test_examine(name: str) -> None:
     """The moments are those of the batch, or the norm is refused."""
@@ -288,7 +285,6 @@ def test_examine(name: str) -> None:
         assert examination.layers["norm"].dead == 0
 
 
-@pytest.mark.halved
 @over_classes
 def test_accumulate(name: str) -> None:
     """The statistics after micro-batches are those of a step on the whole batch, or the norm is refused."""
@@ -303,7 +299,6 @@ def test_accumulate(name: str) -> None:
             assert_close(updated["norm"][statistic], expected["norm"][statistic], 1e-6)
 
 
-@pytest.mark.halved
 @over_classes
 def test_fold_and_swap(name: str) -> None:
     """Other norms than batch norm are refused, and stay if they are excluded."""

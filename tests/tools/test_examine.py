@@ -110,7 +110,6 @@ HEALTHY = {
 }
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", HEALTHY)
 def test_no_advice_for_the_healthy(name: str) -> None:
     """Healthy models get no advice, also for other data of the same kind, or if they are frozen."""
@@ -181,7 +180,6 @@ SICK: dict[str, tuple[Callable[[], Subject], Any, dict[str, str]]] = {
 }
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", SICK)
 def test_advice_names_what_is_broken(name: str) -> None:
     """The advice is at the right layers, and the table marks these."""

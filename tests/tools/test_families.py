@@ -20,7 +20,7 @@ from tests.tools.families import FAMILIES, Family
 pytestmark = pytest.mark.usefixtures("users_promotion")
 
 PAGE = Path(__file__).parents[2] / "docs" / "model-families.md"
-SMALL = ["GAN: generator (NNX)", "CrossQ"]
+SMALL = ["GAN: generator (NNX)"]
 
 
 def named(names: list[str]) -> list[Any]:

@@ -88,7 +88,6 @@ def inputs(kind: str, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.A
     return jnp.arange(21).reshape(shape) % 5 if kind == "Embed" else data(*shape, dtype=dtype)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("case", LAYERS)
 def test_into_the_layer_before(case: str) -> None:
     """Every kind of layer absorbs the norm after it, with scales of both signs and zero."""
@@ -109,7 +108,6 @@ def test_into_the_layer_before(case: str) -> None:
     assert_same(folded, other, x)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("case", AFTER)
 def test_into_the_layer_after(case: str) -> None:
     """A layer that reads the norm's output, without zero padding, absorbs it."""
@@ -137,7 +135,6 @@ def test_several_axes_of_channels(axis: Any) -> None:
     assert_same(tools.fold(model, x, variables=variables), model, x, variables)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("case", [*LAYERS, *(f"after: {case}" for case in AFTER)][::3])
 def test_float64(case: str) -> None:
     """Results in float64 are accurate to the last digits."""

@@ -305,7 +305,6 @@ CASES: dict[str, tuple[nn.Module | Callable[[jax.Array], Any], str]] = {
 }
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("case", CASES)
 def test_reason(case: str) -> None:
     """The norm stays, and the reason is given in words."""

@@ -65,7 +65,6 @@ def gradients(subject: Subject) -> dict[str, float]:
     return {"/".join(map(str, path)): float(np.abs(leaf).max()) for path, leaf in flat.items()}
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", [n for n in SUBJECTS if n not in ("Flax's reused", "NNX, itself")])
 def test_training_is_evaluation(name: str) -> None:
     """A frozen model updates nothing in training; the given model still does."""
@@ -86,7 +85,6 @@ def test_nineteen_norms() -> None:
     assert len(same) == 18
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", ["reused", "Flax's itself", "MLP", "NNX, shared", "NNX, Flax's"])
 @pytest.mark.parametrize("affine", [False, True])
 def test_gradients_of_scale_and_bias(name: str, affine: bool) -> None:
@@ -332,7 +330,6 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.halved
 @pytest.mark.usefixtures("users_promotion")
 @pytest.mark.parametrize("way", ["masked", "partition"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

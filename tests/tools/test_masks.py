@@ -8,6 +8,8 @@ from jaxnorm import linen as jnl, tools
 from jaxnorm.norms._shared._recipe import Recipe
 from tests.stands_for import ROWS
 
+pytestmark = pytest.mark.every_case
+
 OTHERS = {name for name in ROWS if name.startswith(("Ada", "Spade")) and name != "AdaIN"}
 """Layers with a kernel: their biases are those of a dense layer or a convolution."""
 NAMES = {

@@ -141,7 +141,6 @@ class Setup(nn.Module):
         return None, self.inner(x, train)
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_result_as_a_part_of_a_larger_model(name: str) -> None:
     """It does the same there, with its variables under its name: paths are relative to the part."""

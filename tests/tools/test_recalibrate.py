@@ -15,6 +15,7 @@ from flax.core import freeze
 from examples.models import ResNet20
 from jaxnorm import linen as jnl, nnx as jnx, tools
 from tests import oracle
+from tests.selecting import thorough_but
 from tests.tools.models import (
     IMAGES,
     KEY,
@@ -48,7 +49,10 @@ def of_itself(x: Any = ROWS, **fields: Any) -> Subject:
     return linen(jnl.BatchNorm(**fields), x)
 
 
-@pytest.mark.parametrize("name", ["CNN", "MLP", "Flax's itself", "NNX", "NNX, Flax's"])
+POPULATION = ["CNN", "MLP", "Flax's itself", "NNX", "NNX, Flax's"]
+
+
+@pytest.mark.parametrize("name", thorough_but(POPULATION, "Flax's itself", "NNX"))
 def test_evaluation_is_training_on_the_population(name: str) -> None:
     """Every layer matches over several batches of different sizes, and only statistics change."""
     subject = SUBJECTS[name]()
@@ -100,7 +104,7 @@ STACKS = {
 }
 
 
-@pytest.mark.parametrize("system", STACKS)
+@pytest.mark.parametrize("system", thorough_but(STACKS, "Linen", "NNX"))
 def test_layer_by_layer_in_a_loop(system: str) -> None:
     """A stack of layers takes as many passes as it has layers, not as it has paths."""
     subject = STACKS[system]()
