@@ -37,8 +37,8 @@ NORMS = {name for norm in REGISTRY for name in (*norm.functions, norm.layer)}
 def selected(cases: list[Any]) -> list[Any]:
     """The cases of one test that `make test` runs.
 
-    ``thorough`` cases are left out. Unless the test is marked ``every_case``, a few norms stand for all norms;
-    if it is not about norms and has at least `MANY` cases, half of them stand for the rest.
+    ``thorough`` cases are left out. Unless the test is marked ``every_case``, a few norms stand for all of
+    them; if no case was left out so far, and there are at least `MANY`, half of them stand for the rest.
     """
     quick = [case for case in cases if not case.get_closest_marker("thorough")]
     if not hasattr(cases[0], "callspec") or cases[0].get_closest_marker("every_case"):
