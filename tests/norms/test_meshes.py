@@ -117,6 +117,8 @@ def test_small_arrays_need_not_be_split(name: str, axis: int) -> None:
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
     given = arguments(name)
     given |= {"mask": MASKS.get(name, MASK)} if "mask" in parameters(name) else {}
+    # A small epsilon would amplify rounding where all unmasked values of a row are equal.
+    given |= {"epsilon": 0.1} if "epsilon" in parameters(name) else {}
     options = {n: v for n, v in given.items() if isinstance(v, bool | int | float)}
     given = {n: v for n, v in given.items() if n not in options}
 
