@@ -104,7 +104,7 @@ def test_half_precision(name: str, dtype: str) -> None:
     assert y.dtype == jnp.dtype(dtype)
     assert {g.dtype for g in grads} == {jnp.dtype(dtype)}
     unit = float(jnp.finfo(dtype).eps)
-    # The constants of the first two depend on the unrounded x; test_add_norm.py has the norms of rounded sums.
+    # The constants of the first two depend on the unrounded x. Norms of sums are in test_add_norm.py.
     if name not in ("batch_renorm", "input_norm", "add_rms_norm", "add_layer_norm"):
         expected = ZOO[name].oracle(*args)
         np.testing.assert_allclose(np.float64(y), expected, rtol=unit, atol=unit / 4)
