@@ -60,8 +60,8 @@ CASES = [(name, option) for name, options in OPTIONS.items() for option in optio
 
 def normal(shape: tuple[int, ...], dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:
     """Well-scaled activations, for which Flax's fast variance is accurate."""
-    values = np.asarray(jax.random.normal(jax.random.key(seed), shape, jnp.float32))
-    return jnp.asarray(np.float32(0.3) + np.float32(1.5) * values, dtype)
+    values = jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+    return (0.3 + 1.5 * values).astype(dtype)
 
 
 X = normal((3, 4, 2, 32))
