@@ -23,9 +23,8 @@ def compiler_flags(*, exact_maxima: bool = False) -> str:
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
-    optional = version("jaxlib").startswith(
-        ("0.8.", "0.9.", "0.10.")
-    )  # later versions always use MLIR
+    optional = version("jaxlib").startswith(("0.8.", "0.9.", "0.10."))
+    # Later versions always use MLIR.
     if optional and not exact_maxima:
         flags.append("--xla_cpu_use_fusion_emitters=false")
     return " ".join(flags)

@@ -50,6 +50,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector all that was imported and collected: 5 % of the time of the tests."""
+    """Spares the garbage collector all that was imported and collected."""
     gc.collect()
     gc.freeze()
