@@ -17,6 +17,18 @@ PERFORMANCE = HERE.parent / "docs" / "performance.md"
 TABLES = HERE / "tables.md"
 
 
+def with_others(
+    found: dict[str, Any], path: Path, key: Callable[[dict[str, Any]], Any]
+) -> dict[str, Any]:
+    """Adds the rows at ``path`` of the same machine and versions whose ``key`` was not measured now."""
+    old = json.loads(path.read_text()) if path.exists() else {}
+    if any(old.get(name) != found.get(name) for name in ("machine", "versions")):
+        return found
+    now = {key(row) for row in found["rows"]}
+    others = [row for row in old["rows"] if key(row) not in now]
+    return {**found, "rows": others + found["rows"]}
+
+
 def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:
     """Stores figures; keeps those of other allocators if they have the same machine and versions.
 
@@ -24,11 +36,7 @@ def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:
         All figures that are stored now.
     """
     path = RESULTS / f"{what}-{jax.default_backend()}-jax{jax.__version__}.json"
-    old = json.loads(path.read_text()) if path.exists() else {}
-    if all(old.get(key) == found[key] for key in ("machine", "versions")):
-        now = {row["allocator"] for row in found["rows"]}
-        others = [row for row in old["rows"] if row["allocator"] not in now]
-        found = {**found, "rows": found["rows"] + others}
+    found = with_others(found, path, lambda row: row["allocator"])
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     return found

@@ -11,7 +11,7 @@ def compiler_flags(*, exact_maxima: bool = False) -> str:
     """XLA_FLAGS for the tests and the processes that they start.
 
     Most of a test's time goes into compiling programs that run once. `make test` turns off LLVM's
-    optimizations and generates code without MLIR where XLA still can; XLA's own passes all run. Tests of
+    optimizations and generates code without MLIR where XLA can; XLA's own passes all run. Tests of
     compiler output use users' settings, and so does `make test-all`.
 
     Without MLIR, gradients of maxima of a norm differ (norms/maxima.py). ``exact_maxima`` keeps it.
@@ -23,8 +23,7 @@ def compiler_flags(*, exact_maxima: bool = False) -> str:
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
-    optional = version("jaxlib").startswith(("0.8.", "0.9.", "0.10."))
-    # Later versions always use MLIR.
-    if optional and not exact_maxima:
+    can_do_without = version("jaxlib").startswith(("0.8.", "0.9.", "0.10."))
+    if can_do_without and not exact_maxima:
         flags.append("--xla_cpu_use_fusion_emitters=false")
     return " ".join(flags)

@@ -30,15 +30,16 @@ REPRESENTATIVES = {
 """Norms that stand for all in tests of what all share: devices, masks, dtypes, transforms, tools. They are
 those of Flax, and one of each kind that is made in another way."""
 MANY = 8
-"""So many cases of a test are many: half of them stand for the rest."""
+"""In a test with at least so many cases, half of them stand for the rest."""
 NORMS = {name for norm in REGISTRY for name in (*norm.functions, norm.layer)}
 
 
 def selected(cases: list[Any]) -> list[Any]:
     """The cases of one test that `make test` runs.
 
-    ``thorough`` cases are left out. Unless the test is marked ``every_case``, a few norms stand for all of
-    them; if no case was left out so far, and there are at least `MANY`, half of them stand for the rest.
+    ``thorough`` cases never run. Unless the test is marked ``every_case``, norms for which others stand are
+    left out, too. If it is marked ``sampled``, as many cases remain as cover every value of every parameter;
+    otherwise, if nothing was left out and there are at least `MANY`, half of them.
     """
     quick = [case for case in cases if not case.get_closest_marker("thorough")]
     if not hasattr(cases[0], "callspec") or cases[0].get_closest_marker("every_case"):

@@ -320,3 +320,14 @@ def test_programs(norm: Norm, by: list[str]) -> None:
     assert [part.by.split(",")[0] for part in of_x] == by
     assert sum(part.writes >= size for part in of_x) == 1
     assert programs.table(case, "float32", "forward").count("small ones") == 2  # ours, Flax's
+
+
+def test_a_part_that_is_measured_again_keeps_the_rest(tmp_path: Path) -> None:
+    """Rows with the same key are replaced, others stay, and those of other versions go."""
+    path = tmp_path / "stored.json"
+    old = {"versions": "1", "rows": [{"name": "a", "time": 1}, {"name": "b", "time": 1}]}
+    path.write_text(json.dumps(old))
+    for versions, expected in {"1": [("b", 1), ("a", 2)], "2": [("a", 2)]}.items():
+        found = {"versions": versions, "rows": [{"name": "a", "time": 2}]}
+        kept = results.with_others(found, path, lambda row: row["name"])
+        assert [(row["name"], row["time"]) for row in kept["rows"]] == expected

@@ -52,7 +52,7 @@ class Options:
     run: bool = False
     """Time them too, on the device that is there; JAX_PLATFORMS names it."""
     write: bool = False
-    """Keep the figures in benchmarks/results, with those of other programs, and their tables on the pages."""
+    """Keep the figures in benchmarks/results beside those of other programs, and the tables on the pages."""
     out: Path | None = None
     """A file for the figures."""
     dump: Path | None = None
@@ -156,16 +156,6 @@ def measured(options: Options) -> Iterator[dict[str, Any]]:
             }
 
 
-def with_others(found: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Adds the stored rows of the same versions for programs that were not compiled now."""
-    old = json.loads(path.read_text()) if path.exists() else {}
-    if old.get("versions") != found["versions"]:
-        return found
-    now = {program_of(row): row for row in found["rows"]}
-    rows = [now.pop(program_of(row), row) for row in old["rows"]]
-    return {**found, "rows": [*rows, *now.values()]}
-
-
 def program_of(row: dict[str, Any]) -> tuple[str, ...]:
     """What identifies a row."""
     return tuple(row[key] for key in ("target", "program", "dtype", "phase"))
@@ -191,7 +181,7 @@ def main(options: Options) -> int:
     path = options.out
     if options.write:
         path = results.RESULTS / f"accelerators-{options.platform}-jax{jax.__version__}.json"
-        found = with_others(found, path)
+        found = results.with_others(found, path, program_of)
     if path:
         path.write_text(json.dumps(found, indent=1) + "\n")
         print(f"\nThe raw figures are in {path}")

@@ -12,7 +12,7 @@ X: TypeAlias = jax.Array
 
 
 class ConvNorm(nnx.Module):
-    """A convolution and a batch norm."""
+    """A convolution, a batch norm and, if given, an activation."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class ConvNorm(nnx.Module):
         self.norm = jnx.BatchNorm(outputs, activation=activation, rngs=rngs)
 
     def __call__(self, x: X, train: bool) -> X:
-        """Returns the activations; without ``activation``, before the nonlinearity."""
+        """Returns the activations."""
         return self.norm(self.conv(x), use_running_average=not train)
 
 
