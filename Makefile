@@ -24,7 +24,7 @@ demo: $(VENV)/examples.done ## train the quick preset, print the table and the p
 zoo: $(VENV)/examples.done ## train the same CNN with every norm, print the table and the path of the plot
 	$(BIN)/python -m examples.zoo
 
-test: $(VENV)/dev.done ## check style, types, tests and documentation, in twelve minutes on two cores
+test: $(VENV)/dev.done ## check style, types, tests and documentation, in thirteen minutes on two cores
 	@$(call timed,check unit docs)
 
 test-all: $(VENV)/dev.done $(VENV)/converters.done $(VENV)/browser.done ## the same with all tests, compiled as in user code; run before a release
