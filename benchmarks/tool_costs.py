@@ -1,10 +1,11 @@
 """Measures what the tools cost on a ResNet-18: the first call, the next ones, and their memory.
 
-    python -m benchmarks.tool_costs [--write]
+    python -m benchmarks.tool_costs [--size 64] [--write]
 
 Each figure is compared with a compiled evaluation and a compiled training step of the same model on the same
-images. The last convolutions see 4 × 4 pixels, so that their kernels do not dominate the memory.
-Memory is the largest resident size during a call, less the size before it; it is read from Linux's /proc.
+images. In images of 64 × 64 pixels, kernels take most of the memory; in larger ones, activations do.
+Memory is that of the model's variables and the growth of the process during a call, at its largest. It is
+read from Linux's /proc.
 """
 
 import gc
@@ -32,17 +33,19 @@ class Options:
     """Measures what the tools cost on a ResNet-18."""
 
     images: int = 16
-    """Images in the batch, of 128 × 128 pixels."""
+    """Images in the batch."""
+    size: int = 128
+    """Height and width of an image."""
     calls: int = 5
     """Calls after the first, of which the median is taken."""
     write: bool = False
     """Store the figures in benchmarks/results."""
 
 
-def programs(images: int) -> dict[str, Callable[[], Any]]:
-    """Evaluation, a training step, and each tool."""
+def programs(images: int, size: int) -> tuple[dict[str, Callable[[], Any]], int]:
+    """Evaluation, a training step, and each tool; and the bytes of the variables."""
     model: Any = ResNet18()
-    x = np.random.default_rng(0).normal(size=(images, 128, 128, 3)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(images, size, size, 3)).astype(np.float32)
     labels = np.arange(images) % 1000
     variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), x, False)
     evaluation = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
@@ -63,23 +66,25 @@ def programs(images: int) -> dict[str, Callable[[], Any]]:
         return model(x, train=False)
 
     given = {"variables": variables, "run": run}
-    return {
+    calls = {
         "evaluation": lambda: evaluation(variables, x),
         "training step": lambda: step(variables, x),
         "`examine`": lambda: tools.examine(model, x, **given),
         "`recalibrate`, one pass": lambda: tools.recalibrate(model, [x], **given),
         "`fold`": lambda: tools.fold(model, x, **given).variables,
     }
+    return calls, sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
 
 
 def measured(options: Options) -> list[dict[str, Any]]:
     """A row for each program."""
     rows = []
-    for name, call in programs(options.images).items():
+    calls, held = programs(options.images, options.size)
+    for name, call in calls.items():
         first = seconds(call)
-        memory = peak(call)
-        rest = [seconds(call) for _ in range(options.calls)]
-        rows.append({"name": name, "first": first, "later": float(np.median(rest)), "peak": memory})
+        memory = held + max(growth(call) for _ in range(options.calls))
+        later = float(np.median([seconds(call) for _ in range(options.calls)]))
+        rows.append({"name": name, "first": first, "later": later, "memory": memory})
     return rows
 
 
@@ -90,7 +95,7 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def peak(call: Callable[[], Any]) -> int:
+def growth(call: Callable[[], Any]) -> int:
     """Bytes by which the process grows during a call, at most."""
     gc.collect()
     before = resident("VmRSS")
@@ -113,13 +118,13 @@ def table(found: dict[str, Any]) -> str:
             row["name"],
             f"{row['first']:.1f} s",
             f"{row['later']:.2f} s",
-            f"{row['later'] / evaluation['later']:.1f}",
             f"{row['later'] / step['later']:.1f}",
-            f"{row['peak'] / 2**20:.0f} MiB",
+            f"{row['memory'] / 2**20:.0f} MiB",
+            f"{row['memory'] / evaluation['memory']:.1f}",
         ]
         for row in found["rows"]
     ]
-    header = ["", "first call", "later calls", "/ evaluation", "/ training step", "memory"]
+    header = ["", "first call", "later calls", "/ training step", "memory", "/ evaluation"]
     return f"{found['machine']}; {found['versions']}\n\n{markdown(header, lines)}"
 
 
@@ -129,12 +134,13 @@ def main(options: Options) -> None:
         "machine": machine_used(),
         "versions": versions_used(),
         "images": options.images,
+        "size": options.size,
         "rows": measured(options),
     }
     print(table(found))
     if options.write:
-        path = RESULTS / f"tool_costs-{jax.default_backend()}-jax{jax.__version__}.json"
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        name = f"tool_costs-{options.size}-{jax.default_backend()}-jax{jax.__version__}.json"
+        (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..core.calling._arguments import checked
+from ._stats._progress import progress_bar
 
 Tree: TypeAlias = Any
 ModelFunction: TypeAlias = Callable[[Tree, Tree, str | None], tuple[Tree, Tree]]
@@ -48,6 +49,7 @@ def assert_parity(
     devices: Sequence[Any] | None = None,
     tolerance: float = 1e-4,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> list[Parity]:
     """Checks that ``f`` has the same outputs, state and gradients under every transform as on one device.
 
@@ -65,6 +67,7 @@ def assert_parity(
         tolerance: the largest difference allowed, relative to the largest value of the same array (or to a
             hundredth of the largest value of all outputs, all state or all gradients, if that is more).
         seed: seed of the random linear function.
+        progress: whether to show a progress bar, as in `recalibrate`.
 
     Returns:
         A `Parity` for each transform.
@@ -94,15 +97,18 @@ def assert_parity(
         )
     params, batch = jax.device_get((params, batch))  # so that each transform can place them
     one_device = _Map("one device", lambda p, b: _with_replicas(f(p, b, None)))
-    expected = _measured(one_device, params, batch, seed)
-    rows = []
-    for mapped in _maps(f, devices):
-        try:
-            got = _measured(mapped, params, batch, seed)
-            outputs, state, gradients = map(_difference, got, expected)
-            rows.append(Parity(mapped.name, outputs, state, gradients))
-        except Exception as error:  # errors of the user's function are part of the result
-            rows.append(Parity(mapped.name, problem=f"{type(error).__name__}: {error}"))
+    maps, rows = _maps(f, devices), []
+    with progress_bar("Comparing", 1 + len(maps), progress) as advance:
+        expected = _measured(one_device, params, batch, seed)
+        for mapped in maps:
+            advance()
+            try:
+                got = _measured(mapped, params, batch, seed)
+                outputs, state, gradients = map(_difference, got, expected)
+                rows.append(Parity(mapped.name, outputs, state, gradients))
+            except Exception as error:  # errors of the user's function are part of the result
+                rows.append(Parity(mapped.name, problem=f"{type(error).__name__}: {error}"))
+        advance()
     if not all(row.worst <= tolerance for row in rows):
         raise AssertionError(
             f"results on {len(devices)} devices differ from those on one (tolerance {tolerance:g})\n"

@@ -139,9 +139,9 @@ FLAGS = {
     *("use_scale", "use_key_scale", "use_bias", "use_gain", "use_threshold", "use_shift"),
     *("norm_before_gate", "nonlinearity", "scale_after_cast", "track_running_stats"),
     *("use_fast_variance", "force_float32_reductions", "error_on_non_matrix"),
-    *("has_aux", "partial", "affine", "layer_by_layer", "progress"),
+    *("has_aux", "partial", "affine", "layer_by_layer"),
 }
-FLAGS_OR_NONE = {"use_running_average", "update_stats"}
+FLAGS_OR_NONE = {"use_running_average", "update_stats", "progress"}
 
 
 def check_flag(name: str, value: Any) -> None:

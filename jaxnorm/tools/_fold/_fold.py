@@ -17,6 +17,7 @@ from .._model._reuse import reused
 from .._model._types import Batch, Layer, ModelT, Rngs, Tree, Variables
 from .._model._where import Where, select
 from .._stats._collect_moments import find_norms
+from .._stats._progress import progress_bar
 from ._arrays import arrays_of, with_norms
 from ._dataflow import follow
 from ._eligibility import Pair, is_norm_or_layer, pair_of
@@ -77,6 +78,7 @@ def fold(
     where: Where | None = None,
     partial: bool = False,
     rngs: Rngs | None = None,
+    progress: bool | None = None,
 ) -> Folded[ModelT]:
     """Folds the batch norms of a model into adjacent layers, for evaluation.
 
@@ -101,6 +103,7 @@ def fold(
         where: selects batch norms by path: a pattern such as ``"stem/*"``, or a function; the others stay.
         partial: whether batch norms that cannot be folded may stay; if False, they are an error.
         rngs: random keys for a Linen module whose ``run`` draws random numbers.
+        progress: whether to show a progress bar, as in `recalibrate`.
 
     Returns:
         The smaller model, its variables, and a report. Folded batch norms always evaluate, whatever flag or
@@ -124,10 +127,14 @@ def fold(
         {'params': {'layers_0': {'bias': (8,), 'kernel': (3, 3, 3, 8)}}}
         >>> y = folded.model.apply(folded.variables, x)
     """
-    try:
-        return _fold(model, batch, variables, run, where, partial, rngs, evaluates=True)
-    except ModifyScopeVariableError:  # some norms train, and are refused
-        return _fold(model, batch, variables, run, where, partial, rngs, evaluates=False)
+    with progress_bar("Folding", 4, progress) as advance:
+        attempt = functools.partial(
+            _fold, model, batch, variables, run, where, partial, rngs, advance
+        )
+        try:
+            return attempt(evaluates=True)
+        except ModifyScopeVariableError:  # some norms train, and are refused
+            return attempt(evaluates=False)
 
 
 def _fold(
@@ -138,13 +145,16 @@ def _fold(
     where: Where | None,
     partial: bool,
     rngs: Rngs | None,
+    advance: Callable[[], None],
     *,
     evaluates: bool,
 ) -> Folded[ModelT]:
     subject_of = functools.partial(model_of, rngs=rngs, evaluates=evaluates)
     found = find_norms(subject_of(model, variables), run, batch)
     subject = subject_of(model, variables, is_watched=is_norm_or_layer)
+    advance()
     flow = follow(subject, run, batch)
+    advance()
     norms = [
         path
         for path, seen in flow.seen.items()
@@ -154,6 +164,7 @@ def _fold(
     folds = [fold_of(flow, outcome) for outcome in outcomes.values() if isinstance(outcome, Pair)]
     arrays = [arrays_of(flow, fold.pair) for fold in folds]
     y, wrong = measuring(subject, run, tuple(folds))(subject.state, batch, subject.keys(), arrays)
+    advance()
     refused = {path: why for path, why in {**outcomes, **wrong}.items() if isinstance(why, str)}
     if refused and not partial:
         reasons = "; ".join(f"{path!r} because {reason}" for path, reason in refused.items())
@@ -173,6 +184,7 @@ def _fold(
     result = subject_of(smaller, its_variables, is_watched=_watch_nothing)
     z = _evaluating(result, run)(result.state, batch, result.keys())
     away = difference(flow, y, z)
+    advance()
     if not away.is_rounding:
         raise ValueError(
             f"the folded model must compute what the model computes; the outputs differ by {away}, more "

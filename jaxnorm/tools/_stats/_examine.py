@@ -8,6 +8,7 @@ import numpy as np
 
 from ...core._pool import Moments
 from ...core._running import RunningStats
+from ...core.calling._arguments import checked
 from ...core.calling._explained import explained
 from ...norms._shared._running_norm import RunningNorm
 from .._model._interface import Model, Run
@@ -22,9 +23,11 @@ from ._collect_moments import (
     pooled,
 )
 from ._examination import Examination, LayerHealth
+from ._progress import progress_bar
 
 
 @explained
+@checked
 def examine(
     model: AnyModel,
     batch: Batch,
@@ -33,6 +36,7 @@ def examine(
     run: Run = call_model,
     where: Where | None = None,
     rngs: Rngs | None = None,
+    progress: bool | None = None,
 ) -> Examination:
     """Compares the input of every norm with running statistics in a model with these statistics.
 
@@ -50,6 +54,7 @@ def examine(
         run: calls the model on the batch, as in `recalibrate`.
         where: selects layers by path: a pattern such as ``"stem/*"``, or a function. None selects all.
         rngs: random keys for a Linen module whose ``run`` draws random numbers.
+        progress: whether to show a progress bar, as in `recalibrate`.
 
     Returns:
         An Examination, a tree of numbers and per-channel statistics: use ``print(examination)``,
@@ -70,23 +75,27 @@ def examine(
         >>> print(examination.advice()[""][:47])
         The running statistics are those of a new layer
     """
-    subject = model_of(model, variables, rngs)
-    norms = norms_of_batches(subject, run, batch, where, "examine")
-    paths = list(norms)
-    held = {path: subject.stats(path) for path in paths}
-    nothing = {path: nothing_gathered(of_layer["mean"]) for path, of_layer in held.items()}
-    outputs = {}
-    stats: Tree = None
-    for evaluating in (True, False):
-        gather = gathering(subject, run, pooled, evaluating, frozenset(paths), True)
-        outputs[evaluating], stats = gather(subject.state, nothing, batch, subject.keys(0))
-    moments = {path: jax.device_get(gathered(stats[path])) for path in paths}
-    running = {path: _running(held[path]) for path in paths}
-    health = {
-        path: _health(subject, path, norms[path].norm, moments[path], running[path])
-        for path in paths
-    }
-    return Examination(health, moments, running, _change(outputs[True], outputs[False]))
+    with progress_bar("Examining", 3, progress) as advance:
+        subject = model_of(model, variables, rngs)
+        norms = norms_of_batches(subject, run, batch, where, "examine")
+        advance()
+        paths = list(norms)
+        held = {path: subject.stats(path) for path in paths}
+        nothing = {path: nothing_gathered(of_layer["mean"]) for path, of_layer in held.items()}
+        outputs = {}
+        stats: Tree = None
+        for evaluating in (True, False):
+            gather = gathering(subject, run, pooled, evaluating, frozenset(paths), True)
+            outputs[evaluating], stats = gather(subject.state, nothing, batch, subject.keys(0))
+            advance()
+        moments = {path: jax.device_get(gathered(stats[path])) for path in paths}
+        running = {path: _running(held[path]) for path in paths}
+        health = {
+            path: _health(subject, path, norms[path].norm, moments[path], running[path])
+            for path in paths
+        }
+        change = _change(outputs[True], outputs[False])
+    return Examination(health, moments, running, change)
 
 
 def _running(held: Any) -> RunningStats:

@@ -1,37 +1,49 @@
-"""A progress bar for tools that iterate over batches."""
+"""A progress bar for tools that take a while."""
 
-import time
-from collections.abc import Generator, Iterable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import TypeVar
 
-_Item = TypeVar("_Item")
 _SOON = 2.0  # seconds
 
 
-def tracked(
-    items: Iterable[_Item], what: str, total: int | None, progress: bool | None
-) -> Generator[_Item, None, None]:
-    """Iterates over ``items`` with a progress bar, if ``progress``.
+@contextmanager
+def progress_bar(
+    what: str, steps: int | None, progress: bool | None
+) -> Generator[Callable[[], None]]:
+    """Yields a function to call after each step, which advances a bar if ``progress``.
 
     If it is None, the bar appears after two seconds, in a terminal or a notebook.
     """
-    import rich  # imported late: only recalibrate needs it
+    import rich  # imported late, so that importing the tools takes less time
+    from rich.errors import LiveError
     from rich.progress import Progress
 
     console = rich.get_console()
     in_notebook = console.is_jupyter and find_spec("ipywidgets") is not None  # rich needs it there
-    shown = (console.is_terminal or in_notebook) if progress is None else progress
-    bar, task = Progress(console=console), None
-    wait = 0.0 if progress else _SOON
-    began = time.monotonic()
+    if not (console.is_terminal or in_notebook if progress is None else progress):
+        yield lambda: None
+        return
+    bar = Progress(console=console)
+    task = bar.add_task(what, total=steps)
+
+    def appear() -> None:
+        with suppress(LiveError):  # before rich 14.1, only one bar can be shown at a time
+            bar.start()
+
+    # A timer, because the first step may compile for a minute.
+    later = threading.Timer(_SOON, appear)
+    later.daemon = True
+    if progress:
+        appear()
+    else:
+        later.start()
     try:
-        for done, item in enumerate(items):
-            if shown and task is None and time.monotonic() - began >= wait:
-                task = bar.add_task(what, total=total, completed=done)
-                bar.start()
-            yield item
-            if task is not None:
-                bar.update(task, completed=done + 1)
+        yield lambda: bar.advance(task)
     finally:
-        bar.stop()
+        if not progress:
+            later.cancel()
+            later.join()
+        if bar.live.is_started:
+            bar.stop()

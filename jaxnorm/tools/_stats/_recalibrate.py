@@ -26,7 +26,7 @@ from ._collect_moments import (
     nothing_gathered,
     pooled,
 )
-from ._progress import tracked
+from ._progress import progress_bar
 
 _log = logging.getLogger(__name__)
 Method: TypeAlias = Literal["population", "precise_bn", "update_bn"]
@@ -171,9 +171,11 @@ def recalibrate(
         gather = gathering(subject, run, way, evaluating, meant, False)
         stats: Stats = {path: {**used.get(path, {}), **nothing[path]} for path in paths}
         finite = []
-        for number, batch in enumerate(tracked(batches, "Recalibrating", length, progress)):
-            _, stats = gather(subject.state, stats, batch, subject.keys(number))
-            finite.append(_all_finite(stats))
+        with progress_bar("Recalibrating", length, progress) as advance:
+            for number, batch in enumerate(batches):
+                _, stats = gather(subject.state, stats, batch, subject.keys(number))
+                finite.append(_all_finite(stats))
+                advance()
         return _estimates(stats, held, finite)
 
     stats = one_pass(itertools.chain([first], iterator), {}, evaluating=False)
