@@ -14,7 +14,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,13 @@ from jaxnorm import linen as jnl, tools
 from . import data, measure, report
 from .models import CNN, Place, ResNet20
 from .runs import Run, RunError, free_name, interruptible
+from .whitening import whitening_convolution
 
 console = Console()
 BATCH_SIZES = (512, 32, 8, 2)
+STEM = "Conv_0"  # the name of the first convolution
+MUON_LR = 0.2  # Muon's learning rate relative to that of SGD
+AS_MATRIX = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
 # The norm of activations to combine a norm of weights with.
 PARTNERS = {"weight_standardization": "group"}
 WITH_ACTIVATION = (
@@ -67,6 +71,8 @@ class Settings:
     """Channels of the first convolution (cnn only)."""
     stem_stride: int = 2
     """Stride of the first convolution: 2 computes on 16x16 pixels, 1 on 32x32 (cnn only)."""
+    stem: Literal["trained", "whitened"] = "trained"
+    """Train the first convolution, or compute one that whitens patches of the training images (cnn only)."""
     norm: jnl.NormName = "batch"
     """Norm after each convolution, or of its weights (weight standardization is followed by group norm).
     With none, use a smaller --lr."""
@@ -82,8 +88,10 @@ class Settings:
     """Peak learning rate."""
     schedule: Literal["onecycle", "cosine"] = "onecycle"
     """Learning-rate schedule: linear up and down (onecycle), or warmup and cosine decay (cosine)."""
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    """SGD for everything, or Muon for the kernels of convolutions and SGD for everything else."""
     sgd_momentum: float = 0.9
-    """Momentum of the optimizer (Nesterov)."""
+    """Momentum of SGD (Nesterov)."""
     weight_decay: float = 5e-4
     """Weight decay of the kernels; scales and biases are not decayed."""
     label_smoothing: float = 0.1
@@ -104,7 +112,15 @@ class Settings:
 
 PRESETS = {
     "quick": Settings(),
-    "full": Settings(preset="full", stem_width=16, stem_stride=1, widths=(32, 128, 128), crop=3),
+    "full": Settings(
+        preset="full",
+        stem_width=16,
+        stem_stride=1,
+        stem="whitened",
+        widths=(32, 128, 128),
+        optimizer="muon",
+        crop=3,
+    ),
 }
 EPOCHS = {
     ("quick", "cifar10"): 4,
@@ -130,7 +146,24 @@ class TrainState(tools.TrainState):
 def create_state(model: nn.Module, settings: Settings, images: Any, steps: int) -> TrainState:
     """Returns the initial parameters, running statistics (mean 0, variance 1) and optimizer state."""
     example = measure.scaled(jnp.asarray(images[:1]))
-    return initial_state(model, optimizer(settings, steps))(settings.seed, example)
+    state = initial_state(model, optimizer(settings, steps))(settings.seed, example)
+    return with_stem(state, settings, images)
+
+
+def with_stem(state: TrainState, settings: Settings, images: Any) -> TrainState:
+    """Replaces the first convolution if `settings` ask for one that whitens."""
+    if not has_whitened_stem(settings):
+        return state
+    params: Any = state.params
+    size, _, _, features = params[STEM]["kernel"].shape
+    some = np.asarray(measure.scaled(jnp.asarray(images[:500])))
+    kernel, bias = whitening_convolution(some, size, features)
+    return state.replace(params={**params, STEM: {"kernel": kernel, "bias": bias}})
+
+
+def has_whitened_stem(settings: Settings) -> bool:
+    """Whether the first convolution is not trained."""
+    return settings.stem == "whitened" and settings.model == "cnn"
 
 
 def initial_state(
@@ -198,18 +231,26 @@ def make_train_step(settings: Settings, classes: int) -> Callable[..., TrainStat
     return train_step
 
 
-def evaluate(model: nn.Module, state: TrainState, images: Any, labels: Any) -> dict[str, Any]:
-    """Returns accuracy with running and batch statistics (several batch sizes), and the gap per layer."""
+def evaluate(
+    model: nn.Module, state: TrainState, images: Any, labels: Any, *, flip: bool = False
+) -> dict[str, Any]:
+    """Returns accuracy with running and batch statistics (several batch sizes), and the gap per layer.
+
+    With `flip`, also that of the average over each image and its mirror image.
+    """
     variables = jax.device_get(state.variables)
     compares = measure.has_batch_norm(variables)
-    by_batch = partial(measure.accuracy_with_batch_statistics, model, variables, images, labels)
+    given = model, variables, images, labels
+    by_batch = partial(measure.accuracy_with_batch_statistics, *given)
+    running = measure.accuracy_with_running_statistics
     return {
         "images": len(labels),
-        "running": measure.accuracy_with_running_statistics(model, variables, images, labels),
+        "running": running(*given),
+        **({"mirrored": running(*given, mirrored=True)} if flip else {}),
         "batch": {str(min(size, len(labels))): by_batch(size) for size in BATCH_SIZES}
         if compares
         else {},
-        "gap": [gap._asdict() for gap in measure.statistics_gap(model, variables, images, labels)],
+        "gap": [gap._asdict() for gap in measure.statistics_gap(*given)],
     }
 
 
@@ -229,24 +270,42 @@ def augment(key: jax.Array, images: jax.Array, crop: int, flip: bool) -> jax.Arr
 
 
 def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum, and weight decay for kernels only."""
-    if settings.schedule == "onecycle":
+    """SGD with Nesterov momentum, and weight decay for kernels only; or Muon where `settings` say so."""
+
+    def schedule(peak: float) -> optax.Schedule:
+        if settings.schedule == "cosine":
+            return optax.warmup_cosine_decay_schedule(0.0, peak, steps // 20, steps)
         rise = max(1, steps // 5)
-        rate = optax.join_schedules(
-            [
-                optax.linear_schedule(0.2 * settings.lr, settings.lr, rise),
-                optax.linear_schedule(settings.lr, 0.01 * settings.lr, steps - rise),
-            ],
-            [rise],
+        up = optax.linear_schedule(0.2 * peak, peak, rise)
+        return optax.join_schedules(
+            [up, optax.linear_schedule(peak, 0.01 * peak, steps - rise)], [rise]
         )
-    else:
-        rate = optax.warmup_cosine_decay_schedule(0.0, settings.lr, steps // 20, steps)
-    return optax.chain(
-        optax.add_decayed_weights(
-            settings.weight_decay, lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+
+    def way(path: tuple[Any, ...], param: jax.Array) -> str:
+        if has_whitened_stem(settings) and path[0].key == STEM:
+            return "none"
+        return settings.optimizer if param.ndim == 4 else "sgd"
+
+    ways: dict[Hashable, optax.GradientTransformation] = {
+        "sgd": optax.chain(
+            optax.add_decayed_weights(
+                settings.weight_decay, lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+            ),
+            optax.sgd(schedule(settings.lr), settings.sgd_momentum, nesterov=True),
         ),
-        optax.sgd(rate, settings.sgd_momentum, nesterov=True),
-    )
+        # Kernels shrink as fast as with SGD: momentum multiplies its decay by 1 / (1 - momentum).
+        "muon": optax.chain(
+            optax.contrib.scale_by_muon(
+                beta=0.8, weight_dimension_numbers=partial(jax.tree.map, lambda _: AS_MATRIX)
+            ),
+            optax.add_decayed_weights(
+                settings.weight_decay / (1 - settings.sgd_momentum) / MUON_LR
+            ),
+            optax.scale_by_learning_rate(schedule(MUON_LR * settings.lr)),
+        ),
+        "none": optax.set_to_zero(),
+    }
+    return optax.partition(ways, partial(jax.tree.map_with_path, way))
 
 
 def fields_of(name: str) -> set[str]:
@@ -359,7 +418,7 @@ def measured_epoch(
     loss, accuracy = epoch_averages(state)
     images = training.settings.eval_images or len(training.dataset.test_labels)
     held_out = training.dataset.test_images[:images], training.dataset.test_labels[:images]
-    measured = evaluate(training.model, state, *held_out)
+    measured = evaluate(training.model, state, *held_out, flip=training.settings.flip)
     by_batch = "  ".join(f"{share:.1%} ({size})" for size, share in measured["batch"].items())
     console.print(
         f"epoch {epoch:2}  loss {loss:.3f}  train {accuracy:.1%}  held out {measured['running']:.1%}"
@@ -393,7 +452,8 @@ def progress_bar() -> Progress:
 def finish(training: Training, state: TrainState, metrics: list[dict[str, Any]]) -> None:
     """Evaluates on all held-out images, prints the tables and draws the plots."""
     dataset, folder = training.dataset, training.run.folder
-    measured = evaluate(training.model, state, dataset.test_images, dataset.test_labels)
+    held_out = dataset.test_images, dataset.test_labels
+    measured = evaluate(training.model, state, *held_out, flip=training.settings.flip)
     training.run.write("results.json", json.dumps(measured, indent=2))
     console.print(report.accuracy_table(measured))
     if measured["gap"]:

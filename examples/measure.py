@@ -34,11 +34,19 @@ class Gap(NamedTuple):
 
 
 def accuracy_with_running_statistics(
-    model: nn.Module, variables: Variables, images: Images, labels: Labels
+    model: nn.Module,
+    variables: Variables,
+    images: Images,
+    labels: Labels,
+    *,
+    mirrored: bool = False,
 ) -> float:
-    """Fraction of `images` classified correctly in evaluation mode; independent of the batch size."""
+    """Fraction of `images` classified correctly in evaluation mode; independent of the batch size.
+
+    With `mirrored`, the logits are averages over an image and its mirror image.
+    """
     correct = sum(
-        int(_correct_by_running_statistics(model, variables, *chunk))
+        int(_correct_by_running_statistics(model, variables, *chunk, mirrored=mirrored))
         for chunk in _chunks(images, labels)
     )
     return correct / len(labels)
@@ -95,11 +103,19 @@ def scaled(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 64 - 2
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(jax.jit, static_argnames=("model", "mirrored"))
 def _correct_by_running_statistics(
-    model: Any, variables: Variables, images: jax.Array, labels: jax.Array, counted: jax.Array
+    model: Any,
+    variables: Variables,
+    images: jax.Array,
+    labels: jax.Array,
+    counted: jax.Array,
+    *,
+    mirrored: bool,
 ) -> jax.Array:
     logits = model.apply(variables, scaled(images), train=False)
+    if mirrored:
+        logits += model.apply(variables, scaled(images[:, :, ::-1]), train=False)
     return ((logits.argmax(-1) == labels) & counted).sum()
 
 

@@ -25,6 +25,9 @@ def accuracy_table(measured: Mapping[str, Any]) -> Table:
     table.add_column("normalized with")
     table.add_column("accuracy", justify="right")
     table.add_row("running statistics (eval mode)", f"{measured['running']:.2%}")
+    if "mirrored" in measured:
+        average = "running statistics, average with the mirror image"
+        table.add_row(average, f"{measured['mirrored']:.2%}")
     for size, accuracy in measured["batch"].items():
         table.add_row(f"statistics of batches of {size} (train mode)", f"{accuracy:.2%}")
     return table

@@ -81,7 +81,8 @@ def begun(
     blank = cifar10.replace(settings, seed=0)
     state_of, train_step = compiled(model, blank, steps, len(dataset.classes))
     one_image = measure.scaled(jnp.asarray(dataset.train_images[:1]))
-    return state_of(settings.seed, one_image), train_step
+    state = state_of(settings.seed, one_image)
+    return cifar10.with_stem(state, settings, dataset.train_images), train_step
 
 
 def step_count(settings: cifar10.Settings, dataset: data.Dataset) -> int:

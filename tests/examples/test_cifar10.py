@@ -22,7 +22,10 @@ from tests.compiling import compiler_flags
 from tests.selecting import thorough_but
 
 ROOT = Path(__file__).parents[2]
-SHORT = ("--data", "digits", "--widths", "8", "16", "--stem-width", "8", "--batch-size", "64")
+SHORT = (
+    *("--data", "digits", "--widths", "8", "16", "--stem-width", "8", "--batch-size", "64"),
+    *("--stem", "whitened", "--optimizer", "muon"),
+)
 
 
 def command(*arguments: str, runs: Path) -> subprocess.Popen[str]:
@@ -164,6 +167,7 @@ def test_two_devices_train_as_one(trained: tuple[Path, str]) -> None:
         (("--resume",), "--resume needs --name"),
         (("--epochs", "0"), "must be 1 or more; got epochs=0"),
         (("--momentum", "2"), "momentum must lie in [0, 1]; got 2.0"),
+        (("--stem", "whitened"), "an even number of channels, at most 18, to whiten patches"),
     ],
 )
 def test_mistakes_are_explained(
@@ -263,6 +267,47 @@ def test_every_norm_trains(norm: jnl.NormName) -> None:
     assert losses[-1] < losses[0] - (0.002 if norm in ("derf", "dynamic_tanh") else 0.05)
     logits = model.apply(state.variables, measure.scaled(jnp.asarray(images)), train=False)
     assert jnp.isfinite(jnp.asarray(logits)).all()
+
+
+@pytest.mark.usefixtures("users_promotion")
+@pytest.mark.parametrize("stem", ["trained", "whitened"])
+@pytest.mark.parametrize("way", ["sgd", "muon"])
+def test_what_a_step_changes(way: Any, stem: Any) -> None:
+    """A whitened stem stays as it is. Muon's updates of a kernel have equal singular values."""
+    settings = cifar10.Settings(
+        widths=(8,), stem_width=8, optimizer=way, stem=stem, weight_decay=0.0
+    )
+    images, labels = (a[:64] for a in load("digits")[1:3])
+    model = cifar10.build_model(settings, 10)
+    state = cifar10.create_state(model, settings, images, steps=60)
+    before = jax.device_get(state.params)
+    after = cifar10.make_train_step(settings, 10)(state, 0, images, labels).params
+    update: Any = jax.tree.map(np.subtract, after, before)
+    same = jax.tree.map(lambda a: not a.any(), update[cifar10.STEM])
+    assert same == dict.fromkeys(["kernel", "bias"], stem == "whitened")
+    kernel = update["NormalizedConv_0"]["Conv_0"]["kernel"].reshape(-1, 8)
+    values = np.linalg.svd(kernel, compute_uv=False)
+    assert (values.max() < 2 * values.min()) == (way == "muon")
+    assert update["Dense_0"]["kernel"].any()
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_average_with_the_mirror_image(flip: bool) -> None:
+    """It is measured if training images are mirrored, too."""
+    dataset = load("digits")
+    images, labels = dataset.test_images[:100], dataset.test_labels[:100]
+    settings = cifar10.Settings(widths=(8,), stem_width=8)
+    model = cifar10.build_model(settings, 10)
+    state = cifar10.create_state(model, settings, images, steps=60)
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        x = measure.scaled(jnp.asarray(images))
+        return np.asarray(model.apply(state.variables, x, train=False))
+
+    measured = cifar10.evaluate(model, state, images, labels, flip=flip)
+    both = logits(images) + logits(images[:, :, ::-1])
+    expected = {"mirrored": float(np.mean(both.argmax(-1) == labels))} if flip else {}
+    assert {k: v for k, v in measured.items() if k == "mirrored"} == pytest.approx(expected)
 
 
 @pytest.mark.usefixtures("users_promotion")
