@@ -123,15 +123,15 @@ def test_fused_norms_on_a_tpu(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_fused_norms_on_a_gpu(tmp_path: Path) -> None:
-    """They move as many bytes forward, and at most N more in all; group norm with silu is an exception."""
+    """They move as many bytes forward, and at most N more in all; silu costs group norm nothing."""
     rows = accounts("gpu", "h100", tmp_path, "fused")
     assert len(rows) == 4 * 2 * 2
     for row in rows:
-        more = row["jaxnorm"]["moved"] - row["Flax"]["moved"]
-        forward = row["phase"] == "forward"
-        is_exception = row["program"].startswith("GroupNorm") and row["dtype"] == "bfloat16"
-        limit = 0.05 if forward else 3.1 if is_exception else 1.1
-        assert more <= limit * row["unit"], row
+        ours, unit = row["jaxnorm"]["moved"], row["unit"]
+        limit = 0.05 if row["phase"] == "forward" else 1.1
+        assert ours - row["Flax"]["moved"] <= limit * unit, row
+        if row["program"].startswith("GroupNorm"):
+            assert ours <= (row["floor"] + 0.05) * unit, row
 
 
 @pytest.mark.thorough
@@ -143,6 +143,9 @@ def test_norms_and_blocks_on_a_gpu(tmp_path: Path) -> None:
         ours, flax = row["jaxnorm"], row["Flax"]
         assert ours["temporaries"] <= flax["temporaries"] + 0.01 * row["unit"], row
         assert ours["moved"] <= 1.02 * flax["moved"], row
+        if row["program"].startswith("BatchNorm") and "activation" in row["program"]:
+            copied = 2 if "two" in row["program"] else 0  # a result that is returned twice
+            assert ours["moved"] <= (row["floor"] + copied + 0.1) * row["unit"], row
         alone = row["phase"] == "both" and "," not in row["program"].split(" (")[0]
         assert not alone or ours["kernels"] <= flax["kernels"], row
         if row["program"].startswith("LayerNorm") and row["phase"] == "forward":

@@ -89,6 +89,18 @@ def read_by(f: Elementwise, dtypes: Dtypes) -> Which:
 
 
 @functools.cache
+def shares_work(f: Elementwise, dtypes: Dtypes) -> bool:
+    """Returns whether several results of ``f`` depend on the same operation."""
+    jaxpr = jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct((), dtype) for dtype in dtypes)).jaxpr
+    results = range(len(jaxpr.outvars))
+
+    def operations(which: Sequence[int]) -> int:
+        return len(partial_eval.dce_jaxpr(jaxpr, [i in which for i in results])[0].eqns)
+
+    return sum(operations([i]) for i in results) > operations(results)
+
+
+@functools.cache
 def without_unread(f: Elementwise, read: Which, dtypes: Dtypes) -> Elementwise:
     """Returns ``f`` as a function of only the operands that it reads."""
 

@@ -15,7 +15,7 @@ and nowhere else.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from ._elementwise import (
     partition,
     read_by,
     result_dtypes,
+    shares_work,
     some_of,
     tangent_of,
     without_unread,
@@ -181,6 +182,19 @@ def _in_one_reduction(
     return [jnp.expand_dims(s, axes) for s in sums]
 
 
+def _as_complex_sum(
+    *operands: jax.Array, f: Elementwise, axes: tuple[int, ...], shape: Shape
+) -> list[jax.Array]:
+    """Takes two real sums as one complex sum.
+
+    XLA:GPU expects a reduction of two arrays to compute what they share twice, and so stores it: the backward
+    pass of silu wrote and read dy times the derivative in float32.
+    """
+    results = f(*(_repeated(a, shape, (None,) * len(shape)) for a in operands))
+    total = lax.complex(*results).sum(axes, keepdims=True)
+    return [lax.real(total), lax.imag(total)]
+
+
 # XLA cannot partition the reductions for a CPU or a GPU: it may gather their operands. So a program that XLA
 # partitions uses `_plain`.
 
@@ -191,10 +205,22 @@ def _lower_on_cpu(context: Any, *operands: Any, axes: Any, shape: Shape, **param
     return _lower(compute, context, *operands, axes=axes, shape=shape, **params)
 
 
-def _lower_on_gpu(context: Any, *operands: Any, axes: Any, **params: Any) -> Any:
-    several = len(context.avals_out) > 1 and len(axes) > 0
-    compute = _in_one_reduction if several and not is_partitioned(context) else None
-    return _lower(compute, context, *operands, axes=axes, **params)
+def _lower_on_gpu(context: Any, *operands: Any, f: Any, axes: Any, **params: Any) -> Any:
+    compute = None
+    if len(context.avals_out) > 1 and len(axes) > 0 and not is_partitioned(context):
+        as_one = _is_best_as_complex(context.avals_in, context.avals_out, f, axes)
+        compute = _as_complex_sum if as_one else _in_one_reduction
+    return _lower(compute, context, *operands, f=f, axes=axes, **params)
+
+
+def _is_best_as_complex(
+    operands: Sequence[Any], results: Sequence[Any], f: Elementwise, axes: tuple[int, ...]
+) -> bool:
+    kind, *others = [result.dtype for result in results]
+    along_rows = results[0].ndim - 1 in axes  # where layer norm would not be one kernel any more
+    if along_rows or others != [kind] or kind not in (jnp.float32, jnp.float64):
+        return False
+    return shares_work(f, tuple(operand.dtype for operand in operands))
 
 
 def _lower(compute: Any, context: Any, *operands: Any, partitions: Any, **params: Any) -> Any:

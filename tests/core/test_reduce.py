@@ -9,7 +9,12 @@ import pytest
 
 from jaxnorm.core import _elementwise
 from jaxnorm.core._elementwise import identity
-from jaxnorm.core._reduce import map_elementwise, sum_elementwise
+from jaxnorm.core._reduce import (
+    _as_complex_sum,
+    _in_one_reduction,
+    map_elementwise,
+    sum_elementwise,
+)
 from tests.cases import draw
 from tests.oracle import wide
 
@@ -210,6 +215,36 @@ def test_a_function_that_reads_nothing() -> None:
     x, y = jnp.ones((5, 3)), jnp.ones((1, 3))
     assert _elementwise.read_by(twos, (x.dtype, y.dtype)) == (True, False)
     np.testing.assert_array_equal(sum_elementwise(twos, x, y, axes=(0,))[0], jnp.full((1, 3), 10.0))
+
+
+@pytest.mark.parametrize("compute", [_in_one_reduction, _as_complex_sum])
+@shapes
+def test_sums_as_on_a_gpu(compute: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    """Both ways to take two sums add the same numbers; infinities and NaN stay in their own sum."""
+    a, b = values(shape)
+    sums = jax.jit(lambda a, b: compute(a, b, f=identity, axes=axes, shape=shape))
+    assert_sums(sums(a, b), (a, b), axes)
+    for bad in (jnp.inf, jnp.nan):
+        first, second = sums(jnp.where(a == a.max(initial=-9), bad, a), b)
+        np.testing.assert_array_equal(second, sums(a, b)[1])
+        assert 0 in shape or not np.isfinite(first).all()
+
+
+@pytest.mark.parametrize(
+    ("f", "shares"),
+    [
+        (lambda a, b: (a, b), False),
+        (lambda a, b: (a + b, a * b), False),
+        (lambda a, b: (a, (a - b) * b), False),
+        (lambda a, b: (a - b, (a - b) * b), False),  # computed twice, as written
+        (lambda a, b: (jnp.exp(a) * b,), False),
+        (lambda a, b: (lambda d: (d, d * b))(a - b), True),
+        (lambda a, b: (lambda d: (d * a, d * b))(jnp.exp(a)), True),
+    ],
+)
+def test_shared_work(f: Any, shares: bool) -> None:
+    """Two results share work if an operation is needed for both."""
+    assert _elementwise.shares_work(f, (jnp.dtype("float32"),) * 2) == shares
 
 
 def test_functions_are_derived_once() -> None:
