@@ -24,9 +24,10 @@ def with_others(
     old = json.loads(path.read_text()) if path.exists() else {}
     if any(old.get(name) != found.get(name) for name in ("machine", "versions")):
         return found
-    now = {key(row) for row in found["rows"]}
-    others = [row for row in old["rows"] if key(row) not in now]
-    return {**found, "rows": others + found["rows"]}
+    rows = {
+        key(row): row for row in old["rows"] + found["rows"]
+    }  # in the place of those they replace
+    return {**found, "rows": list(rows.values())}
 
 
 def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:

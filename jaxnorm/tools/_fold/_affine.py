@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 Arrays = Mapping[str, Any]
 
@@ -23,19 +24,28 @@ def factor_and_offset(epsilon: float, norm: Arrays) -> tuple[np.ndarray, np.ndar
 
 
 def into_layer_before(
-    layer: Arrays, factor: np.ndarray, offset: np.ndarray, *, transposed: bool
+    layer: Arrays,
+    factor: np.ndarray,
+    offset: np.ndarray,
+    *,
+    transposed: bool,
+    dtype: DTypeLike | None,
 ) -> dict[str, np.ndarray]:
     """The arrays of a layer that returns factor · y + offset instead of y.
 
     ``factor`` and ``offset`` have the rank of the features. The features are the last axes of the kernel, or
-    the last but one if the kernel is ``transposed``.
+    the last but one if the kernel is ``transposed``. The new kernel has ``dtype``, or
+    that of float64 arithmetic if it is None.
     """
     if "embedding" in layer:  # each output is a row of the embedding
         return {"embedding": as_float64(layer["embedding"]) * factor + offset}
     along = factor[..., None] if transposed else factor
+    kernel = np.asarray(layer["kernel"])
+    wide = np.promote_types(kernel.dtype, np.float64)
+    rounded = np.empty(kernel.shape, dtype or wide)
     return {
-        # In float64, the dtype of the factor, without another copy of the kernel.
-        "kernel": np.multiply(layer["kernel"], along),
+        # In float64 or complex128, but in pieces: a kernel of that dtype would take most of the memory.
+        "kernel": np.multiply(kernel, along, out=rounded, dtype=wide, casting="unsafe"),
         "bias": as_float64(layer.get("bias", 0.0)) * factor + offset,
     }
 

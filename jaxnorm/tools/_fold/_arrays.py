@@ -31,21 +31,26 @@ def with_norms(flow: Flow, pairs: Sequence[Pair]) -> dict[str, jax.Array]:
     held = flow.arrays(pairs[0].layer)
     new: dict[str, np.ndarray] = {}
     for pair in pairs:
-        new = _with_norm(flow, pair, {**held, **new})
+        dtype = held["kernel"].dtype if "kernel" in held and pair is pairs[-1] else None
+        new = _with_norm(flow, pair, {**held, **new}, dtype)
     return {name: array_like(held.get(name), a, held.get("kernel")) for name, a in new.items()}
 
 
-def _with_norm(flow: Flow, pair: Pair, layer: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a pair's layer in float64 with the norm folded in, given its arrays without it."""
+def _with_norm(
+    flow: Flow, pair: Pair, layer: Mapping[str, Any], dtype: Any
+) -> dict[str, np.ndarray]:
+    """The arrays of a pair's layer with the norm folded in, given its arrays without it.
+
+    They are in float64, but the kernel of a layer before the norm has ``dtype`` if that is not None.
+    """
     into, (factor, offset) = flow.seen[pair.layer], _factor_and_offset(flow, pair)
     kind: Any = into.call.layer
     if pair.before:
         features, axes = into.y[-n_features(kind) :], axes_from_the_end(flow, pair.norm)
         ones = [n if i - len(features) in axes else 1 for i, n in enumerate(features)]
         affine = (np.broadcast_to(a.reshape(ones), features) for a in (factor, offset))
-        return into_layer_before(
-            layer, *affine, transposed=getattr(kind, "transpose_kernel", False)
-        )
+        transposed = getattr(kind, "transpose_kernel", False)
+        return into_layer_before(layer, *affine, transposed=transposed, dtype=dtype)
     is_conv = isinstance(kind, CONVS)
     return into_layer_after(
         layer,
