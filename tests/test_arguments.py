@@ -175,6 +175,7 @@ TOOLS: dict[str, Callable[..., Any]] = {
     "accumulate": partial(tools.accumulate, lambda m, x: m(x).mean()),
     "assert_parity": partial(tools.assert_parity, lambda p, b, a: (b, p), {}, X),
     "average": partial(tools.average, X, X),
+    "examine": tools.examine,
     "fold": tools.fold,
     "freeze": tools.freeze,
     "recalibrate": tools.recalibrate,
@@ -187,6 +188,7 @@ def test_tools(name: str) -> None:
     model = nnx.Sequential(SYSTEMS["nnx"].BatchNorm(8, rngs=nnx.Rngs(0)))
     inputs = {
         "accumulate": (model, X),
+        "examine": (model, X),
         "fold": (model, X),
         "freeze": (model,),
         "recalibrate": (model, [X]),
