@@ -20,14 +20,17 @@ TABLES = HERE / "tables.md"
 def with_others(
     found: dict[str, Any], path: Path, key: Callable[[dict[str, Any]], Any]
 ) -> dict[str, Any]:
-    """Adds the rows at ``path`` of the same machine and versions whose ``key`` was not measured now."""
+    """Adds the rows at ``path`` of the same machine and versions whose ``key`` was not measured now.
+
+    Several rows may have the same key. Rows that replace others take their place.
+    """
     old = json.loads(path.read_text()) if path.exists() else {}
     if any(old.get(name) != found.get(name) for name in ("machine", "versions")):
         return found
-    rows = {
-        key(row): row for row in old["rows"] + found["rows"]
-    }  # in the place of those they replace
-    return {**found, "rows": list(rows.values())}
+    now = {key(row) for row in found["rows"]}
+    others = [row for row in old["rows"] if key(row) not in now]
+    order = list(dict.fromkeys(map(key, old["rows"] + found["rows"])))
+    return {**found, "rows": sorted(others + found["rows"], key=lambda row: order.index(key(row)))}
 
 
 def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:

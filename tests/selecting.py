@@ -75,16 +75,16 @@ def covering(cases: list[Any]) -> list[Any]:
 def half_of(cases: list[Any]) -> list[Any]:
     """Half of the cases of one test, as the squares of one colour on a chessboard.
 
-    Every second case in order would always have the same value of a parameter with two values.
+    Every second case in order would always have the same value of a parameter with two values. Parameters
+    that are given together are one side of the board.
     """
-    places: dict[str, dict[int, int]] = {}
-
-    def place(name: str, value: Any) -> int:
-        of_values = places.setdefault(name, {})
-        return of_values.setdefault(id(value), len(of_values))
-
-    return [
-        case
-        for case in cases
-        if sum(place(*item) for item in case.callspec.params.items()) % 2 == 0
+    columns = [
+        [id(case.callspec.params[name]) for case in cases] for name in cases[0].callspec.params
     ]
+    sides: list[list[int]] = []
+    for column in sorted(columns, key=lambda column: len(set(column)), reverse=True):
+        # A parameter that follows from another is given together with it.
+        if all(len(set(zip(side, column, strict=True))) > len(set(side)) for side in sides):
+            sides.append(column)
+    places = [[list(dict.fromkeys(side)).index(value) for value in side] for side in sides]
+    return [case for case, *place in zip(cases, *places, strict=True) if sum(place) % 2 == 0]

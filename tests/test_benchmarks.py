@@ -325,9 +325,14 @@ def test_programs(norm: Norm, by: list[str]) -> None:
 def test_a_part_that_is_measured_again_keeps_the_rest(tmp_path: Path) -> None:
     """Rows with the same key are replaced in their place, others stay, and those of other versions go."""
     path = tmp_path / "stored.json"
-    old = {"versions": "1", "rows": [{"name": "a", "time": 1}, {"name": "b", "time": 1}]}
-    path.write_text(json.dumps(old))
-    for versions, expected in {"1": [("a", 2), ("b", 1)], "2": [("a", 2)]}.items():
-        found = {"versions": versions, "rows": [{"name": "a", "time": 2}]}
-        kept = results.with_others(found, path, lambda row: row["name"])
-        assert [(row["name"], row["time"]) for row in kept["rows"]] == expected
+
+    def rows(*pairs: tuple[str, int]) -> list[dict[str, Any]]:
+        return [{"name": name, "time": time} for name, time in pairs]
+
+    old = rows(("a", 1), ("a", 2), ("b", 3), ("b", 4))
+    path.write_text(json.dumps({"versions": "1", "rows": old}))
+    now = rows(("c", 5), ("a", 6), ("a", 7), ("a", 8))
+    together = rows(("a", 6), ("a", 7), ("a", 8), ("b", 3), ("b", 4), ("c", 5))
+    for versions, expected in {"1": together, "2": now}.items():
+        found = {"versions": versions, "rows": now}
+        assert results.with_others(found, path, lambda row: row["name"])["rows"] == expected

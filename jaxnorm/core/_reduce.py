@@ -187,8 +187,8 @@ def _as_complex_sum(
 ) -> list[jax.Array]:
     """Takes two real sums as one complex sum.
 
-    XLA:GPU expects a reduction of two arrays to compute what they share twice, and so stores it: the backward
-    pass of silu wrote and read dy times the derivative in float32.
+    If a reduction has two operands, XLA:GPU stores what both are computed from: the backward pass of silu
+    wrote and read dy times the derivative in float32.
     """
     results = f(*(_repeated(a, shape, (None,) * len(shape)) for a in operands))
     total = lax.complex(*results).sum(axes, keepdims=True)

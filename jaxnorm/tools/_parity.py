@@ -100,15 +100,15 @@ def assert_parity(
     maps, rows = _maps(f, devices), []
     with progress_bar("Comparing", 1 + len(maps), progress) as advance:
         expected = _measured(one_device, params, batch, seed)
+        advance()
         for mapped in maps:
-            advance()
             try:
                 got = _measured(mapped, params, batch, seed)
                 outputs, state, gradients = map(_difference, got, expected)
                 rows.append(Parity(mapped.name, outputs, state, gradients))
             except Exception as error:  # errors of the user's function are part of the result
                 rows.append(Parity(mapped.name, problem=f"{type(error).__name__}: {error}"))
-        advance()
+            advance()
     if not all(row.worst <= tolerance for row in rows):
         raise AssertionError(
             f"results on {len(devices)} devices differ from those on one (tolerance {tolerance:g})\n"

@@ -217,6 +217,7 @@ def test_a_function_that_reads_nothing() -> None:
     np.testing.assert_array_equal(sum_elementwise(twos, x, y, axes=(0,))[0], jnp.full((1, 3), 10.0))
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("compute", [_in_one_reduction, _as_complex_sum])
 @shapes
 def test_sums_as_on_a_gpu(compute: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:

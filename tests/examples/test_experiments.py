@@ -143,6 +143,33 @@ def test_the_page_has_the_stored_numbers() -> None:
             assert (path.parent / picture).exists()
 
 
+def test_the_readme_has_the_stored_runs() -> None:
+    """Its table has the accuracy, speed and time of the stored runs of the CIFAR-10 example."""
+    lines = (RESULTS.parent / "README.md").read_text().splitlines()
+    cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
+    table = {row[0]: row[1:] for row in cells if len(row) == 4}
+    for column, run in enumerate(("quick", "full", "full-6")):
+        found = json.loads((RESULTS / run / "results.json").read_text())
+        metrics = (RESULTS / run / "metrics.jsonl").read_text().splitlines()
+        seconds = sum(json.loads(line)["seconds"] for line in metrics)
+        images = len(metrics) * (50_000 // 64 * 64)
+        expected = {
+            "running statistics (eval mode)": found["running"],
+            "statistics of batches of 512 (train mode)": found["batch"]["512"],
+            **{f"statistics of batches of {n}": found["batch"][n] for n in ("32", "8", "2")},
+        }
+        for name, value in expected.items():
+            assert table[name][column] == f"{value:.2%}".replace("%", " %"), (name, run)
+        average = table["the same, average over an image and its mirror image"][column]
+        assert average == (
+            f"{found['mirrored']:.2%}".replace("%", " %") if "mirrored" in found else "not measured"
+        )
+        speed = table["epochs; training images per second"][column]
+        assert speed == f"{len(metrics)}; {images / seconds:.0f}"
+        time = table["time of training, without evaluation"][column]
+        assert time == f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
 def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Missing results or data print one line and set the exit status."""
     assert main(shift.Shift, "", ["--redraw", "--out", str(tmp_path)]) == 1

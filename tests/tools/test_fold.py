@@ -1,5 +1,6 @@
 """`fold` gives the same results without the arithmetic of batch norms."""
 
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from examples.models import CNN, ResNet20
 from jaxnorm import linen as jnl, nnx as jnx, tools
+from jaxnorm.tools._fold._affine import into_layer_before
 from tests.tools.folding import (
     NORMS,
     Layers,
@@ -482,3 +484,31 @@ def test_random_numbers() -> None:
     variables = random_arrays(model.init(keys, x))
     folded = tools.fold(model, x, variables=variables, rngs={"noise": jax.random.key(2)})
     assert folded.difference < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
+def test_kernels_are_rounded_once(dtype: str) -> None:
+    """The product is that of float64, rounded to the dtype of the kernel."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 3, 4, 500)).astype(jnp.dtype(dtype))
+    factor, offset = rng.normal(size=(2, 500))
+    layer = {"kernel": kernel}
+    new = into_layer_before(layer, factor, offset, transposed=False, dtype=kernel.dtype)["kernel"]
+    wide = kernel.astype(np.promote_types(kernel.dtype, np.float64))
+    assert new.dtype == kernel.dtype
+    np.testing.assert_array_equal(new, (wide * factor).astype(kernel.dtype))
+
+
+def test_memory() -> None:
+    """Folding makes one copy of a kernel in NumPy, and none in float64."""
+    model = nn.Sequential([nn.Dense(2048), nn.BatchNorm(use_running_average=True)])
+    x = jnp.ones((2, 2048))
+    variables = model.init(jax.random.key(0), x)
+    tools.fold(model, x, variables=variables)  # what is traced now is kept
+    tracemalloc.start()
+    try:
+        tools.fold(model, x, variables=variables)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * variables["params"]["layers_0"]["kernel"].nbytes

@@ -34,15 +34,15 @@ def into_layer_before(
     """The arrays of a layer that returns factor · y + offset instead of y.
 
     ``factor`` and ``offset`` have the rank of the features. The features are the last axes of the kernel, or
-    the last but one if the kernel is ``transposed``. The new kernel has ``dtype``, or
-    that of float64 arithmetic if it is None.
+    the last but one if the kernel is ``transposed``. The new kernel has ``dtype``, or float64 (complex128)
+    if that is None.
     """
     if "embedding" in layer:  # each output is a row of the embedding
         return {"embedding": as_float64(layer["embedding"]) * factor + offset}
     along = factor[..., None] if transposed else factor
     kernel = np.asarray(layer["kernel"])
     wide = np.promote_types(kernel.dtype, np.float64)
-    rounded = np.empty(kernel.shape, dtype or wide)
+    rounded = np.empty(kernel.shape, wide if dtype is None else dtype)
     return {
         # In float64 or complex128, but in pieces: a kernel of that dtype would take most of the memory.
         "kernel": np.multiply(kernel, along, out=rounded, dtype=wide, casting="unsafe"),

@@ -147,7 +147,7 @@ def array_like(old: Tree, array: Any, kernel: Any = None) -> Any:
     Without ``old``, it has the dtype of ``kernel`` and no particular device.
     """
     (like,) = jax.tree.leaves(kernel if old is None else old)
-    new = jnp.asarray(array.astype(like.dtype))
+    new = jnp.asarray(array.astype(like.dtype, copy=False))
     if old is None:
         return new
     if isinstance(like, jax.Array) and not isinstance(like, Tracer) and like.committed:
