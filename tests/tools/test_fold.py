@@ -219,7 +219,7 @@ def test_count_goes_with_the_norm() -> None:
     """A norm that counts its batches is removed completely."""
     x = data(*ROW)
     model = Layers((nn.Dense(6), jnl.BatchNorm(True, momentum=None)))
-    variables = model.init(jax.random.key(0), x)
+    variables: Any = model.init(jax.random.key(0), x)
     assert "count" in variables["batch_stats"]["layers_1"]
     assert list(tools.fold(model, x, variables=variables).variables) == ["params"]
 
@@ -451,7 +451,7 @@ def test_boxes_of_metadata_stay() -> None:
     """A kernel with names for its axes keeps them."""
     named = nn.with_partitioning(nn.initializers.ones, (None, "model"))
     model, x = Layers((nn.Dense(6, kernel_init=named), jnl.BatchNorm(True))), data(*ROW)
-    variables = model.init(jax.random.key(0), x)
+    variables: Any = model.init(jax.random.key(0), x)
     folded = tools.fold(model, x, variables=variables)
     assert folded.variables["params"]["layers_0"]["kernel"].names == (None, "model")
 
@@ -503,7 +503,7 @@ def test_memory() -> None:
     """Folding makes one copy of a kernel in NumPy, and none in float64."""
     model = nn.Sequential([nn.Dense(2048), nn.BatchNorm(use_running_average=True)])
     x = jnp.ones((2, 2048))
-    variables = model.init(jax.random.key(0), x)
+    variables: Any = model.init(jax.random.key(0), x)
     tools.fold(model, x, variables=variables)  # what is traced now is kept
     tracemalloc.start()
     try:
