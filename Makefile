@@ -61,18 +61,20 @@ conformance: $(VENV)/dev.done ## run Flax's own tests of its norms with jaxnorm'
 docs: $(VENV)/dev.done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-bench: $(VENV)/bench.done ## benchmark every norm against other libraries, then whole training steps; write the tables in docs/performance.md, benchmarks/tables.md and README.md
+bench: $(VENV)/bench.done ## benchmark every norm against other libraries, then whole training steps; write the tables in docs/performance.md, benchmarks/ and README.md
 	$(BIN)/python -m benchmarks.norms --write
 	$(BIN)/python -m benchmarks.norms --write --allocator default --sizes large
 	$(BIN)/python -m benchmarks.steps --write
 	$(BIN)/python -m benchmarks.saving --write
 	$(BIN)/python -m benchmarks.folding --write
 	$(BIN)/python -m benchmarks.tracing --write
+	$(BIN)/python -m benchmarks.cifar_step --write
 	$(BIN)/python -m benchmarks.norms --readme
 	$(BIN)/python -m benchmarks.steps --readme
 	$(BIN)/python -m benchmarks.saving --readme
 	$(BIN)/python -m benchmarks.folding --readme
 	$(BIN)/python -m benchmarks.tracing --readme
+	$(BIN)/python -m benchmarks.cifar_step --readme
 	$(BIN)/python -m benchmarks.summary
 	$(BIN)/python -m benchmarks.exactness
 

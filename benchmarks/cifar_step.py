@@ -1,27 +1,51 @@
 """Measures what limits the training step of the CIFAR-10 example: convolutions alone, and modified steps.
 
-    python -m benchmarks.cifar_step
+    python -m benchmarks.cifar_step [--write]
+    python -m benchmarks.cifar_step --readme    # write the stored figures to benchmarks/README.md
 
-Images are random; only time is measured.
+Images are random; only time is measured. The allocator is glibc's default, as in the example.
 """
 
-import statistics
-import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import flax.linen as nn
 import jax
 import numpy as np
+import tyro
 
+from benchmarks import measure, results
+from benchmarks.environment import Allocator, run_under
+from benchmarks.tables import NOTHING, markdown
 from examples import cifar10, models
+from examples.cifar10 import Settings
 from examples.data import CLASSES, Dataset
+from examples.environment import machine_used, processor_used, versions_used
 from examples.runs import Run
 
+ALLOCATOR: Allocator = "default"
 CONVOLUTIONS = ((64, 16, 64), (128, 16, 32), (128, 8, 128), (24, 32, 24))  # in, pixels, out
-ROUNDS, STEPS = 7, 12
+PASSES = ("forward", "gradient of x", "gradient of the kernel")
+BATCH, IMAGES = 128, 2560
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the benchmark."""
+
+    quick: bool = False
+    """Take two rounds, with one convolution and the step of a small network."""
+    rounds: int = 15
+    """Rounds in which everything is timed."""
+    write: bool = False
+    """Store the figures in benchmarks/results."""
+    readme: bool = False
+    """Measure nothing; write the tables of the stored figures to benchmarks/README.md."""
 
 
 def window_pool(x: jax.Array) -> jax.Array:
@@ -29,98 +53,157 @@ def window_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (2, 2), (2, 2))
 
 
-def milliseconds(call: Callable[[], Any]) -> float:
-    """The median time of a call."""
-    jax.block_until_ready(call())
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
-
-
-def convolution(channels: int, pixels: int, features: int) -> list[float]:
-    """GFLOP/s of a 3x3 convolution at batch size 128: forward, gradient of x, gradient of the kernel."""
-    x = jax.random.normal(jax.random.key(0), (128, pixels, pixels, channels))
+def convolution(channels: int, pixels: int, features: int) -> dict[str, measure.Program]:
+    """A 3x3 convolution, forward and backward."""
+    x = jax.random.normal(jax.random.key(0), (BATCH, pixels, pixels, channels))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, features))
-    dy = jax.random.normal(jax.random.key(2), (128, pixels, pixels, features))
+    dy = jax.random.normal(jax.random.key(2), (BATCH, pixels, pixels, features))
 
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
         numbers = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
 
-    programs = (
+    calls = (
         jax.jit(convolve),
         jax.jit(lambda x, kernel: jax.vjp(lambda x: convolve(x, kernel), x)[1](dy)),
         jax.jit(lambda x, kernel: jax.vjp(lambda k: convolve(x, k), kernel)[1](dy)),
     )
-    work = 2 * 128 * pixels**2 * 9 * channels * features
-    return [work / milliseconds(lambda p=p: p(x, kernel)) / 1e6 for p in programs]
+    programs = (measure.Program(measure.repeated(partial(call, x, kernel))) for call in calls)
+    return dict(zip(PASSES, programs, strict=True))
 
 
-def stepper(settings: cifar10.Settings, norm: models.Norm | None = None) -> Callable[[], float]:
-    """Returns a function that trains for some steps and returns the images per second.
+def training(
+    settings: Settings, norm: models.Norm | None = None, pool: Any = models.max_pool
+) -> measure.Program:
+    """A program that keeps training, with the images of a step in `counted`.
 
-    ``norm`` replaces the norm of the settings.
+    ``norm`` replaces the norm of the settings, and ``pool`` the max pool of the networks.
     """
-    images = np.random.default_rng(0).integers(0, 256, (2560, 32, 32, 3), np.uint8)
-    labels = np.arange(2560, dtype=np.int32) % 10
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
+    labels = np.arange(IMAGES, dtype=np.int32) % 10
     dataset = Dataset("random", images, labels, images, labels, CLASSES)
     model = cifar10.build_model(settings, 10)
     model = model if norm is None else model.clone(norm=norm)
-    state = cifar10.create_state(model, settings, images, 1000)
-    training = cifar10.Training(settings, dataset, model, Run(Path(), ""), *cifar10.shardings(1))
+    loop = cifar10.Training(settings, dataset, model, Run(Path(), ""), *cifar10.shardings(1))
+    batches = cycle(list(cifar10.batches(loop, 0, 0)))
     step = cifar10.make_train_step(settings, 10)
-    batches = list(cifar10.batches(training, 0, 0))[:STEPS]
-    state = jax.block_until_ready(step(jax.device_put(state, training.everywhere), 0, *batches[0]))
+    with patch.object(models, "max_pool", pool):  # the first step is traced here
+        state = cifar10.create_state(model, settings, images, 1000)
+        state = step(jax.device_put(state, loop.everywhere), 0, *next(batches))
 
-    def train() -> float:
+    def run(times: int) -> Any:
         nonlocal state
-        start = time.perf_counter()
-        for batch in batches:
-            state = step(state, 0, *batch)
-        jax.block_until_ready(state)
-        return settings.batch_size * len(batches) / (time.perf_counter() - start)
+        for _ in range(times):
+            state = step(state, 0, *next(batches))
+        return jax.block_until_ready(state)
 
-    return train
+    return measure.Program(run, counted={"images": settings.batch_size})
 
 
-def main() -> None:
-    """Prints both tables in Markdown."""
-    print("| 3x3 convolution | forward | gradient of x | gradient of the kernel |")
-    print("|---|---|---|---|")
-    for channels, pixels, features in CONVOLUTIONS:
-        speeds = " | ".join(f"{s:.0f} GFLOP/s" for s in convolution(channels, pixels, features))
-        print(f"| {channels} to {features}, {pixels}x{pixels} | {speeds} |", flush=True)
+QUICK = cifar10.PRESETS["quick"]
+STEPS: dict[str, Callable[[], measure.Program]] = {
+    "quick": partial(training, QUICK),
+    "quick, with Flax's BatchNorm": partial(
+        training, QUICK, norm=partial(nn.BatchNorm, momentum=QUICK.momentum)
+    ),
+    "quick, without batch norm": partial(training, replace(QUICK, norm="none")),
+    "quick, batches of 128": partial(training, replace(QUICK, batch_size=128)),
+    "quick, batches of 256": partial(training, replace(QUICK, batch_size=256)),
+    "quick, without augmentation": partial(training, replace(QUICK, crop=0, flip=False)),
+    "full": partial(training, cifar10.PRESETS["full"]),
+    "ResNet-20": partial(training, replace(QUICK, model="resnet20")),
+    "quick, max pool as a window reduction": partial(training, QUICK, pool=window_pool),
+}
+SMALL = replace(QUICK, widths=(8,), depth=1, stem_width=8, batch_size=16)
 
-    quick, full = cifar10.PRESETS["quick"], cifar10.PRESETS["full"]
-    replace = cifar10.replace
-    trains = {
-        "quick": stepper(quick),
-        "quick, with Flax's BatchNorm": stepper(
-            quick, partial(nn.BatchNorm, momentum=quick.momentum)
-        ),
-        "quick, without batch norm": stepper(replace(quick, norm="none")),
-        "quick, batches of 128": stepper(replace(quick, batch_size=128)),
-        "quick, batches of 256": stepper(replace(quick, batch_size=256)),
-        "quick, without augmentation": stepper(replace(quick, crop=0, flip=False)),
-        "full": stepper(full),
-        "ResNet-20": stepper(replace(quick, model="resnet20")),
+
+def measured(options: Options) -> dict[str, Any]:
+    """Returns the speeds of the convolutions, and a row for each step."""
+    shapes, steps, rounds = CONVOLUTIONS, STEPS, options.rounds
+    if options.quick:
+        shapes, steps, rounds = shapes[:1], {"a small network": partial(training, SMALL)}, 2
+    return {
+        "machine": ", ".join(filter(None, (machine_used(), processor_used()))),
+        "versions": versions_used(),
+        "rounds": rounds,
+        "convolutions": [speeds(*shape, rounds) for shape in shapes],
+        "rows": rows({name: program() for name, program in steps.items()}, rounds),
     }
-    pool, models.max_pool = models.max_pool, window_pool
-    trains["quick, max pool as a window reduction"] = stepper(quick)
-    models.max_pool = pool
-    timed: dict[str, list[float]] = {name: [] for name in trains}
-    for _ in range(ROUNDS):
-        for name, train in trains.items():
-            timed[name].append(train())
-    print("\n| training step | images a second | of quick's speed |\n|---|---|---|")
-    base = timed["quick"]
-    for name, measured in timed.items():
-        ratio = statistics.median(v / b for v, b in zip(measured, base, strict=True))
-        print(f"| {name} | {statistics.median(measured):,.0f} | {ratio:.2f} |")
+
+
+def speeds(channels: int, pixels: int, features: int, rounds: int) -> dict[str, Any]:
+    """GFLOP/s of a convolution, forward and backward."""
+    work = 2 * BATCH * pixels**2 * 9 * channels * features
+    times = measure.in_turns(convolution(channels, pixels, features), rounds)
+    found = {name: work / 1e9 / float(np.median(took)) for name, took in times.items()}
+    return {"channels": channels, "pixels": pixels, "features": features, **found}
+
+
+def rows(steps: dict[str, measure.Program], rounds: int) -> list[dict[str, Any]]:
+    """Images a second of each step, and quartiles of the ratio to the first."""
+    times = measure.in_turns(steps, rounds)
+    speed = {name: program.counted["images"] / times[name] for name, program in steps.items()}
+    first = next(iter(speed.values()))
+    return [
+        {
+            "name": name,
+            "allocator": ALLOCATOR,
+            "images_a_second": float(np.median(of_step)),
+            "of_first": measure.quartiles(of_step / first),
+        }
+        for name, of_step in speed.items()
+    ]
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Returns both tables of one machine and set of versions in Markdown."""
+    convolutions = (
+        [
+            "{channels} to {features}, {pixels}x{pixels}".format(**row),
+            *(f"{row[name]:.0f}" for name in PASSES),
+        ]
+        for row in found["convolutions"]
+    )
+    steps = (
+        [
+            row["name"],
+            f"{row['images_a_second']:,.0f}",
+            "{1:.2f} ({0:.2f} to {2:.2f})".format(*row["of_first"]),
+        ]
+        for row in found["rows"]
+    )
+    ratio = f"speed / {found['rows'][0]['name']} (quartiles)"
+    return "\n\n".join(
+        (
+            f"{found['machine']}; {found['versions']}; {found['rounds']} rounds",
+            markdown(["3x3 convolution, GFLOP/s", *PASSES], convolutions),
+            markdown(["training step", "images a second", ratio], steps),
+        )
+    )
+
+
+def section(stored: list[dict[str, Any]]) -> str:
+    """Returns the section of the page with all stored figures."""
+    return "\n\n".join(map(tables, stored)) or NOTHING
+
+
+def main(options: Options) -> None:
+    """Measures, prints the tables, and stores the figures if requested."""
+    if options.readme:
+        results.into_page("cifar_step", section, results.README)
+        return
+    found = measured(options)
+    print(tables(found))
+    if options.write:
+        results.keep("cifar_step", found)
 
 
 if __name__ == "__main__":
-    main()
+    chosen = tyro.cli(
+        Options,
+        prog="python -m benchmarks.cifar_step",
+        description=(__doc__ or "").split("\n")[0],
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    run_under(ALLOCATOR)
+    main(chosen)

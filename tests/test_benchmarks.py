@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from benchmarks import (
+    cifar_step,
     contestants,
     folding,
     measure,
@@ -236,6 +238,7 @@ def test_readme_section() -> None:
         ("saving", saving.section, results.TABLES),
         ("folding", folding.section, results.TABLES),
         ("tracing", tracing.section, results.PERFORMANCE),
+        ("cifar_step", cifar_step.section, results.README),
         ("accelerators", accelerators.section, results.TABLES),
         ("accelerators", accelerators.summary_section, results.PERFORMANCE),
         ("summary", lambda _: summary.section(), results.PROJECT_README),
@@ -301,6 +304,73 @@ def test_folding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
     with pytest.raises(RuntimeError, match="outputs differ by"):
         folding.measured(1)
+
+
+@pytest.mark.thorough
+def test_cifar_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quick measurement has one convolution and one step, is stored, and gets to the page."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "README", tmp_path / "README.md")
+    monkeypatch.setattr(cifar_step, "CONVOLUTIONS", ((4, 8, 8),))
+    results.README.write_text(
+        "<!-- cifar_step: written by --readme -->\n<!-- end of cifar_step -->\n"
+    )
+    cifar_step.main(cifar_step.Options(quick=True, write=True))
+    cifar_step.main(cifar_step.Options(readme=True))
+    (found,) = results.stored("cifar_step")
+    assert found["rounds"] == 2 and found["machine"].startswith(cifar_step.machine_used())
+    assert found["rows"][0]["of_first"] == [1.0] * 3
+    page = results.README.read_text()
+    for part in (found["versions"], "| 4 to 8, 8x8 | ", "| a small network | "):
+        assert part in page
+
+
+@pytest.mark.thorough
+def test_parts_of_the_cifar_step_are_replaced() -> None:
+    """The network is traced with the given norm and max pool."""
+    used = []
+
+    class Norm(nn.Module):
+        def __call__(self, x: jax.Array, **_: Any) -> jax.Array:
+            used.append("norm")
+            return x
+
+    def pool(x: jax.Array) -> jax.Array:
+        used.append("pool")
+        return cifar_step.window_pool(x)
+
+    program = cifar_step.training(cifar_step.SMALL, norm=Norm, pool=pool)
+    assert set(used) == {"norm", "pool"} and program.counted["images"] == 16
+    assert cifar_step.models.max_pool is not pool
+
+
+def test_all_of_the_cifar_step_is_stored() -> None:
+    """What is stored has all convolutions and steps, unlike a quick measurement."""
+    for found in results.stored("cifar_step"):
+        sizes = ("channels", "pixels", "features")
+        shapes = [tuple(row[size] for size in sizes) for row in found["convolutions"]]
+        assert shapes == list(cifar_step.CONVOLUTIONS)
+        assert [row["name"] for row in found["rows"]] == list(cifar_step.STEPS)
+
+
+def test_cifar_step_tables() -> None:
+    """Speeds are rounded, and the ratio is to the first step."""
+    shape = {"channels": 3, "pixels": 8, "features": 4}
+    found = {
+        "machine": "a",
+        "versions": "b",
+        "rounds": 1,
+        "convolutions": [shape | dict.fromkeys(cifar_step.PASSES, 12.3)],
+        "rows": [
+            {"name": "quick", "images_a_second": 1234.5, "of_first": [1.0, 1.0, 1.0]},
+            {"name": "full", "images_a_second": 456.7, "of_first": [0.3, 0.37, 0.4]},
+        ],
+    }
+    lines = cifar_step.section([found]).splitlines()
+    assert lines[0] == "a; b; 1 rounds"
+    assert lines[4] == "| 3 to 4, 8x8 | 12 | 12 | 12 |"
+    assert lines[6] == "| training step | images a second | speed / quick (quartiles) |"
+    assert lines[-1] == "| full | 457 | 0.37 (0.30 to 0.40) |"
 
 
 def test_step_with_another_loss_is_refused() -> None:
