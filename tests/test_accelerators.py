@@ -116,20 +116,25 @@ def test_norms_and_blocks_on_a_tpu(tmp_path: Path) -> None:
 def test_fused_norms_on_a_tpu(tmp_path: Path) -> None:
     """Norms of sums, gated norms and a fused silu take as long as Flax's with separate layers."""
     rows = accounts("tpu", "v5e", tmp_path, "fused")
-    assert len(rows) == 4 * 2 * 2
+    assert len(rows) == 6 * 2 * 2
     for row in rows:
         assert row["jaxnorm"]["cycles"] <= 1.06 * row["Flax"]["cycles"], row
 
 
 @pytest.mark.thorough
 def test_fused_norms_on_a_gpu(tmp_path: Path) -> None:
-    """They move as many bytes forward, and at most N more in all; silu costs group norm nothing."""
+    """They move as many bytes forward, and at most N more in all; silu costs group norm nothing.
+
+    Behind a dense layer they move no more at all, and the sum and its norm cost 4 N.
+    """
     rows = accounts("gpu", "h100", tmp_path, "fused")
-    assert len(rows) == 4 * 2 * 2
+    assert len(rows) == 6 * 2 * 2
     for row in rows:
         ours, unit = row["jaxnorm"]["moved"], row["unit"]
-        limit = 0.05 if row["phase"] == "forward" else 1.1
-        assert ours - row["Flax"]["moved"] <= limit * unit, row
+        in_model = row["program"].startswith("dense") or row["phase"] == "forward"
+        assert ours - row["Flax"]["moved"] <= (0.05 if in_model else 1.1) * unit, row
+        if row["program"].startswith("dense") and row["phase"] == "forward":
+            assert ours <= (row["floor"] + 0.05) * unit, row
         if row["program"].startswith("GroupNorm"):
             assert ours <= (row["floor"] + 0.05) * unit, row
 

@@ -52,7 +52,7 @@ class Program(NamedTuple):
     phase: Phase
     of: Callable[[Library], tuple[Callable[..., Any], tuple[Any, ...]]]
     unit: int  # bytes
-    floor: int | None = None
+    floor: float | None = None
     chips: int = 1
     mapped: bool = False  # over the chips by shard_map, and not by the compiler
 
@@ -154,15 +154,21 @@ def activated(dtypes: tuple[str, ...], *, quick: bool) -> Iterator[Program]:
 
 
 class Added(nn.Module):
-    """The norm of x + residual, and the sum: the residual stream of a transformer."""
+    """The norm of x + residual, and the sum: the residual stream of a transformer.
+
+    With ``dense``, x is what a dense layer makes of its input, as in a model.
+    """
 
     library: Library
     norm: str
     dtype: Any
+    dense: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, residual: jax.Array) -> Any:
         """Two arrays like x."""
+        if self.dense:
+            x = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype)(x)
         if self.library == "jaxnorm":
             return layer(self.library, f"Add{self.norm}", self.dtype)(x, residual)
         x = x + residual
@@ -197,10 +203,18 @@ class Silu(nn.Module):
         return nn.silu(layer(self.library, "GroupNorm", self.dtype)(x))
 
 
-# The module, its shapes, the number of inputs, and what must be read and written forward and in total.
+# The module, its shapes, the number of inputs, and what must be read and written forward and in total, except
+# for parameters. A dense layer can add the residual to its result before it stores it: then x is not stored.
 FUSED: dict[str, tuple[Callable[..., nn.Module], Any, int, tuple[int, int]]] = {
     "x + residual, RMSNorm": (partial(Added, norm="RMSNorm"), ROWS, 2, (4, 8)),
     "x + residual, LayerNorm": (partial(Added, norm="LayerNorm"), ROWS, 2, (4, 8)),
+    "dense + residual, RMSNorm": (partial(Added, norm="RMSNorm", dense=True), ROWS, 2, (5, 13)),
+    "dense + residual, LayerNorm": (
+        partial(Added, norm="LayerNorm", dense=True),
+        ROWS,
+        2,
+        (5, 13),
+    ),
     "RMSNorm · silu(gate)": (Gated, ROWS, 2, (3, 8)),
     'GroupNorm, activation="silu"': (Silu, IMAGES, 1, (3, 8)),
 }
@@ -211,6 +225,7 @@ def fused(dtypes: tuple[str, ...], *, quick: bool) -> Iterator[Program]:
     for name, (module, shapes, inputs, floors) in FUSED.items():
         for shape, dtype in itertools.product(shapes[: 1 if quick else None], dtypes):
             xs = (jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)),) * inputs
+            unit = math.prod(shape) * xs[0].dtype.itemsize
             phases: tuple[Phase, ...] = ("forward", "both")
             for phase, floor in zip(phases, floors, strict=True):
 
@@ -219,7 +234,8 @@ def fused(dtypes: tuple[str, ...], *, quick: bool) -> Iterator[Program]:
                 ) -> Any:
                     return steps_of(module(library=library, dtype=xs[0].dtype), phase, *xs)
 
-                unit = math.prod(shape) * xs[0].dtype.itemsize
+                if "dense" in name:  # the kernel is read, read again, and its gradient written
+                    floor += (1 if phase == "forward" else 3) * 4 * shape[-1] ** 2 / unit
                 yield Program(f"{name} {shape}", dtype, phase, of, unit, floor)
 
 

@@ -35,7 +35,7 @@ def line(row: Row) -> list[str]:
         "" if cycles is None else f"{cycles:.2f}",
         f"{ratio(row, 'kernels'):.2f} ({ours['kernels']})",
         f"{ratio(row, 'moved'):.2f} ({ours['moved'] / unit:.1f} N)",
-        "" if row["floor"] is None else f"{row['floor']} N",
+        "" if row["floor"] is None else f"{row['floor']:.3g} N",
         f"{ours['temporaries'] / unit:.1f} / {flax['temporaries'] / unit:.1f} N",
         f"{collectives(ours)} / {collectives(flax)}",
     ]
