@@ -155,10 +155,7 @@ def bad_epsilon(came: str) -> str:
 
 def no_flag(name: str, came: str, choices: str = "True or False") -> str:
     """The error for an invalid flag."""
-    return (
-        f"{name} must be {choices}; got {came}. It decides what is compiled, so it cannot be traced: under "
-        f"jit, name it in static_argnames."
-    )
+    return f"{name} must be {choices}; got {came}. Convert other values with bool()."
 
 
 def bad_momentum(came: str) -> str:
@@ -768,6 +765,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "epsilon, array": (train(epsilon=np.array(-1e3)), bad_epsilon("-1000.0")),
     # flags
     "flag": (train(unbiased="abc"), no_flag("unbiased", "'abc'")),
+    "flag, traced": (
+        lambda: jax.jit(lambda unbiased: train(unbiased=unbiased)())(True),
+        "unbiased must be True or False; got JitTracer(bool[]). It decides what is compiled, so it cannot be "
+        "traced: under jit, name it in static_argnames.",
+    ),
     "flag, layer": (layer(use_bias=1), no_flag("use_bias", "1")),
     "flag, call": (
         lambda: jnl.LayerNorm(use_scale=None).init(KEY, X),  # pyright: ignore[reportArgumentType]

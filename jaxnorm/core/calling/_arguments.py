@@ -153,10 +153,12 @@ def check_flag(name: str, value: Any) -> None:
     if isinstance(value, bool | np.bool_) or (value is None and name in FLAGS_OR_NONE):
         return
     choices = "True, False or None" if name in FLAGS_OR_NONE else "True or False"
-    raise ValueError(
-        f"{name} must be {choices}; got {value!r}. It decides what is compiled, so it cannot be traced: "
-        f"under jit, name it in static_argnames."
+    advice = (
+        "It decides what is compiled, so it cannot be traced: under jit, name it in static_argnames."
+        if isinstance(value, Tracer)
+        else "Convert other values with bool()."
     )
+    raise ValueError(f"{name} must be {choices}; got {value!r}. {advice}")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
