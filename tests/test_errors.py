@@ -158,6 +158,13 @@ def no_flag(name: str, came: str, choices: str = "True or False") -> str:
     return f"{name} must be {choices}; got {came}. Convert other values with bool()."
 
 
+def traced(value: Any) -> str:
+    """How jax prints a ``value`` that is traced by jit."""
+    printed: list[str] = []
+    jax.jit(lambda a: printed.append(repr(a)))(value)
+    return printed[0]
+
+
 def bad_momentum(came: str) -> str:
     """The error for a momentum outside [0, 1]."""
     return (
@@ -767,8 +774,8 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "flag": (train(unbiased="abc"), no_flag("unbiased", "'abc'")),
     "flag, traced": (
         lambda: jax.jit(lambda unbiased: train(unbiased=unbiased)())(True),
-        "unbiased must be True or False; got JitTracer(bool[]). It decides what is compiled, so it cannot be "
-        "traced: under jit, name it in static_argnames.",
+        f"unbiased must be True or False; got {traced(True)}. It decides what is compiled, so it cannot be "
+        f"traced: under jit, name it in static_argnames.",
     ),
     "flag, layer": (layer(use_bias=1), no_flag("use_bias", "1")),
     "flag, call": (
