@@ -19,12 +19,9 @@ SLOWER = 1.05
 """What is this much more than Flax's is listed."""
 CPU, COMPILE = "CPU: time", "CPU: time to compile a training step, once"
 TARGETS = {
-    "h100": "H100: bytes moved",
-    "b200": "B200: bytes moved",
-    "v5e": "TPU v5e: cycles",
-    "v6e": "TPU v6e: cycles",
+    **{name.lower(): f"{name}: bytes moved" for name in ("H100", "B200", "A100")},
+    **{name: f"TPU {name}: cycles" for name in ("v5e", "v6e", "v5p", "v7")},
 }
-COUNTED = {"h100": "moved", "b200": "moved", "v5e": "cycles", "v6e": "cycles"}
 STEPS = {
     "ResNet-20": "ResNet-20",
     "ResNet-50": "ResNet-50",
@@ -74,7 +71,8 @@ def norms_on_cpu(found: dict[str, Any]) -> Iterator[Figure]:
 def on_accelerators(found: dict[str, Any]) -> Iterator[Figure]:
     """The ratios of the compilers' counts; those for different numbers of devices are put together."""
     for row in found["rows"]:
-        over = ratio(row, COUNTED[row["target"]])
+        counted = "moved" if row["jaxnorm"]["cycles"] is None else "cycles"
+        over = ratio(row, counted)
         name = re.sub(r", \d+ devices, \w+", " over several devices", row["program"].split(" (")[0])
         if over is not None:
             yield Figure(TARGETS[row["target"]], name, PHASES[row["phase"]], row["dtype"], over)
@@ -96,7 +94,7 @@ def mean(figures: Iterable[Figure], **wanted: str) -> str:
 
 def steps_table(figures: Sequence[Figure]) -> str:
     """A row for each model."""
-    columns = (CPU, TARGETS["h100"], TARGETS["b200"])
+    columns = (CPU, TARGETS["h100"], TARGETS["b200"], TARGETS["v5e"])
     rows = (
         [title, *(mean(figures, program=name, column=column) for column in columns)]
         for name, title in STEPS.items()
