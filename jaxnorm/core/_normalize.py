@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from ._activation import map_activated
 from ._derivative_of import with_derivative_of
 from ._elementwise import Elementwise
+from ._inverse_root import inverse_root
 from ._precision import rounded_to, upcast
 from .lowering._cpu_hints import materialize, materialize_as, rounded
 
@@ -48,8 +49,7 @@ def normalize(
     if not isinstance(epsilon, numbers.Real) or float(epsilon) < tiny:
         # If all values are equal and there is no epsilon, x - mean is 0 and stays 0.
         variance = jnp.where(variance == 0, 1, variance)
-    # Not rsqrt: its derivative, variance^(-3/2), leaves the range of float32 long before the variance does.
-    gain = (1 / jnp.sqrt(variance)).astype(x.dtype)
+    gain = inverse_root(variance).astype(x.dtype)
     mean = None if mean is None else mean.astype(x.dtype)
     scale, bias = (None if a is None else materialize_as(x.dtype, a) for a in (scale, bias))
     residual = None if residual is None else residual.astype(x.dtype)
@@ -75,7 +75,9 @@ def normalize(
         return finish(_normalized_then_affine, materialize(mean), gain, scale, bias)
     center = materialize(lax.stop_gradient(mean))
     gain = gain * scale
-    offset = bias - gain * (mean - center)
+    # It is 0, but not its derivative. As a constant, it does not need the mean again in the backward pass.
+    (moved,) = with_derivative_of([jnp.zeros_like(mean)], [mean - center])
+    offset = bias - gain * moved
     (offset,) = with_derivative_of([bias], [offset])
     return finish(_affine, center, gain, offset)
 

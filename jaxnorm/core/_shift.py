@@ -96,7 +96,11 @@ def _mean_of_a_few(
     few = _a_few(narrow, axes).astype(x.dtype)
     n = size_of(few, axes) * (1 if blocks is None else x.shape[blocks.axis] // blocks.number)
     # Divide before summing: then the pass over x reads the sum itself, and nothing is computed from it.
-    sums = sum_elementwise(_share_of(max(n, 1)), few, axes=axes)
+    share = _share_of(max(n, 1))
+    if x.ndim - 1 in axes:
+        sums = sum_elementwise(share, few, axes=axes)
+    else:  # on a CPU, a plain sum of so little is one program instead of several, and compiled sooner
+        sums = [r.sum(axes, keepdims=True) for r in share(few)]
     return (sums if blocks is None else sum_blocks(sums, blocks))[0]
 
 

@@ -77,12 +77,28 @@ def _sums(
     sums = _fold(_part(operands, axis, 0, whole), f, axis, length, _resized(shape, axis, whole))
     left = tuple(i for i in axes if sums[0].shape[i] > 1)
     if left:
-        sums = _sums(sums, identity, left, sums[0].shape)
+        sums = _sums_of_stored(sums, left)
     if whole == size:
         return sums
     rest = _resized(shape, axis, size - whole)
     tails = _sums(_part(operands, axis, whole, size), f, axes, rest)
-    return [s + tail for s, tail in zip(sums, tails, strict=True)]
+    return [s.reshape(tail.shape) + tail for s, tail in zip(sums, tails, strict=True)]
+
+
+def _sums_of_stored(arrays: Sequence[jax.Array], axes: tuple[int, ...]) -> Sequence[jax.Array]:
+    """Sums arrays of one shape over ``axes``, with adjacent ones merged, so that fewer steps are left."""
+    sizes = arrays[0].shape
+    last = len(sizes) - 1
+    parts = [
+        (reduced, math.prod(n for _, n in group))
+        for (reduced, _), group in itertools.groupby(
+            ((i, n) for i, n in enumerate(sizes) if n > 1 or i == last),
+            lambda part: (part[0] in axes, part[0] == last),
+        )
+    ]
+    shape = tuple(n for _, n in parts)
+    merged = [a.reshape(shape) for a in arrays]
+    return _sums(merged, identity, tuple(i for i, (r, _) in enumerate(parts) if r), shape)
 
 
 def _part(operands: Sequence[jax.Array], axis: int, start: int, stop: int) -> list[jax.Array]:
