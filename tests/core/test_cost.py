@@ -157,6 +157,22 @@ def test_evaluation_is_one_pass(dtype: str) -> None:
     assert sum(part.reads + part.writes for part in small) < 0.01 * size
 
 
+@pytest.mark.skipif(not HAS_LIBRARY, reason="the limit was measured with jax 0.10 and 0.12")
+def test_batch_norm_is_few_programs() -> None:
+    """Compile time follows the number of programs: the root, the shift and the sums take no more than these.
+
+    This shape has partial sums over two axes that are merged.
+    """
+    x, affine = jnp.ones((32, 7, 7, 160)), (jnp.ones(160), jnp.zeros(160))
+
+    def step(dy: jax.Array, *args: jax.Array) -> Any:
+        y, pull = jax.vjp(lambda *args: batch(*args)[0], *args)
+        return y, pull(dy)
+
+    program = jax.jit(step).lower(x, x, *affine).compile()
+    assert len(parts(program)) <= 16
+
+
 def test_rows_are_read_in_order() -> None:
     """Partial sums of a row step by one vector; longer strides would stall on memory."""
     x = jax.ShapeDtypeStruct((64, 640), jnp.float32)

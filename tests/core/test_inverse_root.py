@@ -18,6 +18,13 @@ def test_the_derivative_is_in_range_wherever_the_gradient_is() -> None:
     np.testing.assert_allclose(np.asarray(gradient)[in_range], expected[in_range], rtol=5e-7)
 
 
+def test_the_derivative_takes_one_division() -> None:
+    """XLA:CPU compiles a program for each division and root; the value's own are in the primitive."""
+    along = jax.make_jaxpr(jax.jvp, static_argnums=0)(inverse_root, (2.0,), (1.0,))
+    names = [e.primitive.name for e in along.jaxpr.eqns]
+    assert names.count("div") == 1 and not {"sqrt", "rsqrt", "integer_pow", "pow"} & set(names)
+
+
 def test_higher_derivatives() -> None:
     """Up to the third, forward and reverse."""
     check_grads(inverse_root, (jnp.array([0.3, 2.0, 5.0]),), 3, rtol=2e-2)
