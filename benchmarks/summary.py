@@ -73,7 +73,9 @@ def on_accelerators(found: dict[str, Any]) -> Iterator[Figure]:
     for row in found["rows"]:
         counted = "moved" if row["jaxnorm"]["cycles"] is None else "cycles"
         over = ratio(row, counted)
-        name = re.sub(r", \d+ devices, (\w+)", r" over several devices, \1", row["program"].split(" (")[0])
+        name = re.sub(
+            r", \d+ devices, (\w+)", r" over several devices, \1", row["program"].split(" (")[0]
+        )
         if over is not None:
             yield Figure(TARGETS[row["target"]], name, PHASES[row["phase"]], row["dtype"], over)
 

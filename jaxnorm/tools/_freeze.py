@@ -12,6 +12,7 @@ from ._model._frozen import affine_is_frozen, frozen_class, unfrozen_class, with
 from ._model._intercept import LayerCall, called_class, rebuilt
 from ._model._model_of import check_model, model_of
 from ._model._norms import against, is_norm, refused, running_norm, without_flag
+from ._model._norms_call import call_norm
 from ._model._substitute import answering, without_answers
 from ._model._types import Layer, ModelT, Variables
 from ._model._where import Where, matches, select
@@ -147,4 +148,4 @@ class _Frozen:
         if self.affine or affine_is_frozen(type(layer)):
             kind = without_gradients(kind)
         evaluating = rebuilt(layer, kind, parent=layer.scope, use_running_average=True)
-        return evaluating(*args, **kwargs)
+        return call_norm(evaluating, *args, **kwargs)

@@ -1,6 +1,7 @@
 """The classes of frozen layers."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ from flax import nnx
 from jax import lax
 
 from ._norms import without_flag
+from ._norms_call import with_norms_call
 
 
 def unfrozen_class(kind: type[nnx.Module]) -> type[nnx.Module]:
@@ -41,25 +43,28 @@ def without_gradients(kind: type[nn.Module]) -> type[nn.Module]:
 def frozen_class(kind: type[nnx.Module], affine: bool) -> type[nnx.Module]:
     """An NNX class like ``kind`` that always evaluates; with ``affine``, its parameters have no gradients."""
 
-    @functools.wraps(kind.__call__)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs, _ = without_flag(self, args, kwargs)
-        if affine:
-            graph, state = nnx.split(self)
-            self = nnx.merge(graph, lax.stop_gradient(state))
-        return kind.__call__(self, *args, use_running_average=True, **kwargs)
+    def evaluating_call(base: Any) -> Callable[..., Any]:
+        @functools.wraps(base.__call__)
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            args, kwargs, _ = without_flag(self, args, kwargs)
+            if affine:
+                graph, state = nnx.split(self)
+                self = nnx.merge(graph, lax.stop_gradient(state))
+            return base.__call__(self, *args, use_running_average=True, **kwargs)
+
+        return __call__
 
     def __reduce__(self: Any) -> Any:
         return _new_frozen, (kind, affine), self.__getstate__()
 
-    about = {
+    about: dict[str, Any] = {
         "__module__": kind.__module__,
         "__doc__": kind.__doc__,
         "frozen_from": kind,
         "affine_is_frozen": affine,
+        "__reduce__": __reduce__,
     }
-    methods = {"__call__": __call__, "__reduce__": __reduce__}
-    return type(f"Frozen{kind.__name__}", (kind,), {**methods, **about})
+    return with_norms_call(kind, f"Frozen{kind.__name__}", evaluating_call, **about)
 
 
 def _new_frozen(kind: type[nnx.Module], affine: bool) -> Any:

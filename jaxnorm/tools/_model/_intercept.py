@@ -17,7 +17,8 @@ from ... import linen as jnl, nnx as jnx
 from ...norms._shared._running_norm import RunningNorm
 from ._flax_layers import LAYERS
 from ._frozen import unfrozen_class
-from ._norms import running_norm, with_x_first, without_flag
+from ._norms import argument, running_norm, with_x_first, without_flag
+from ._norms_call import call_norm, is_norms_call, norms_class, with_norms_call
 from ._types import Layer, NnxModelT
 
 Watched: TypeAlias = Callable[[Layer], bool]
@@ -29,7 +30,7 @@ BATCH_NORMS = (*LINEN_BATCH_NORMS, *NNX_BATCH_NORMS)
 
 
 class LayerCall(NamedTuple):
-    """One call of a layer that is bound to its variables."""
+    """One call of a layer that is bound to its variables; of a norm, the call of the norm itself."""
 
     layer: Layer
     path: str  # such as "stem/BatchNorm_0"
@@ -57,6 +58,11 @@ class LayerCall(NamedTuple):
         """The value of ``use_running_average`` in the call; None if it is not given."""
         return without_flag(self.layer, self.args, self.kwargs)[2]
 
+    @property
+    def mask(self) -> Any:
+        """The mask given in the call, if any."""
+        return argument(self.layer, self.args, self.kwargs, "mask")
+
     def evaluated(self, *, evaluating: bool, **fields: Any) -> Any:
         """The output with running statistics if ``evaluating``, else with those of the batch.
 
@@ -66,7 +72,7 @@ class LayerCall(NamedTuple):
         known = {name: value for name, value in fields.items() if hasattr(self.layer, name)}
         if isinstance(self.layer, nn.Module):
             known["use_running_average"] = evaluating
-            return self.layer.clone(parent=self.layer.scope, **known)(*args, **kwargs)
+            return call_norm(self.layer.clone(parent=self.layer.scope, **known), *args, **kwargs)
         for name, value in known.items():
             setattr(self.layer, name, value)
         return self.unfrozen(*args, use_running_average=evaluating, **kwargs)
@@ -79,8 +85,8 @@ class LayerCall(NamedTuple):
     @property
     def unfrozen(self) -> Callable[..., Any]:
         """`proceed` without the effect of `freeze`."""
-        kind = unfrozen_class(type(self.layer))
-        return functools.partial(kind.__call__, self.layer) if self.is_frozen else self.proceed
+        own = norms_class(unfrozen_class(type(self.layer))).__call__
+        return functools.partial(own, self.layer) if self.is_frozen else self.proceed
 
     def read(self, name: str) -> jax.Array:
         """Reads an array of the layer from ``batch_stats``."""
@@ -184,7 +190,7 @@ def watching(watches: Watches, answer: Answer, base: tuple[str, ...] = ()) -> It
 
     def watch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
-        if context.method_name != "__call__":
+        if context.method_name != "__call__" or not is_norms_call(context):
             return call(*args, **kwargs)
         # Flax runs the interceptors in the opposite order. Each asks whoever comes next.
         for asked in reversed(_asked.get()):
@@ -231,11 +237,14 @@ def called_class(layer: nn.Module) -> Any:
 
 @functools.cache
 def _watched_class(kind: type[nnx.Module]) -> type[nnx.Module]:
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _asked.get():
-            return kind.__call__(self, *args, **kwargs)
-        proceed = functools.partial(kind.__call__, self)
-        arguments = with_x_first(self, args, kwargs)
-        return _ask(_asked.get()[-1], LayerCall(self, self.watched_path, proceed, *arguments))
+    def watched_call(base: Any) -> Callable[..., Any]:
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not _asked.get():
+                return base.__call__(self, *args, **kwargs)
+            proceed = functools.partial(base.__call__, self)
+            arguments = with_x_first(self, args, kwargs)
+            return _ask(_asked.get()[-1], LayerCall(self, self.watched_path, proceed, *arguments))
 
-    return type(kind.__name__, (kind,), {"__call__": __call__, "watched_class": kind})
+        return __call__
+
+    return with_norms_call(kind, kind.__name__, watched_call, watched_class=kind)

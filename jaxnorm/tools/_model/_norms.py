@@ -8,16 +8,16 @@ from flax import nnx
 
 from ...norms._shared._flags import signature_of_call
 from ...norms._shared._running_norm import RunningNorm
+from ._norms_call import calls_norm, norms_class, says
 from ._types import Layer
 
-_FLAX = (nn.BatchNorm, nnx.BatchNorm)
 _KEPT = ("mean", "var")
 _FLAG = "use_running_average"
 
 
 def is_norm(layer: Layer) -> bool:
     """Whether ``layer`` says how it keeps running statistics, or holds arrays named like some."""
-    return _says(layer) or holds_running_stats(layer)
+    return says(type(layer)) or holds_running_stats(layer)
 
 
 def holds_running_stats(layer: Layer) -> bool:
@@ -26,15 +26,24 @@ def holds_running_stats(layer: Layer) -> bool:
 
 
 def running_norm(layer: Layer) -> RunningNorm | None:
-    """How ``layer`` keeps running statistics; None if it keeps none that change, or does not say."""
-    if isinstance(layer, _FLAX):
-        return RunningNorm(layer.axis, layer.epsilon, layer.momentum)
-    return layer.running_norm() if _says(layer) else None
+    """How ``layer`` keeps running statistics; None if it keeps none that change, or if that is not known."""
+    kind = type(layer)
+    if not says(kind) or not calls_norm(kind):
+        return None
+    if hasattr(kind, "running_norm"):
+        return layer.running_norm()
+    return RunningNorm(layer.axis, layer.epsilon, layer.momentum)
 
 
 def against(layer: Layer) -> str | None:
-    """The reason why no tool supports ``layer``: it holds running statistics and does not say how."""
-    if _says(layer) or not _held(layer):
+    """The reason why no tool supports ``layer``: how it keeps running statistics is not known."""
+    kind = type(layer)
+    if not calls_norm(kind):
+        return (
+            "it overrides __call__ without calling the norm's own, and has no method running_norm of its own "
+            "(see tools.RunningNorm)"
+        )
+    if says(kind) or not _held(layer):
         return None
     return f"it holds {' and '.join(_held(layer))} but has no method running_norm (see tools.RunningNorm)"
 
@@ -72,18 +81,20 @@ def with_x_first(
     return (kwargs[first[0]],), {name: value for name, value in kwargs.items() if name != first[0]}
 
 
+def argument(layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Any:
+    """The argument ``name`` of a call of ``layer``, by name or by position; None if it is not given."""
+    by_position = dict(zip(_names(layer), args, strict=False))
+    return {**by_position, **kwargs}.get(name)
+
+
 def _names(layer: Layer) -> list[str]:
-    """The names of the parameters of ``__call__``, without self."""
-    return list(signature_of_call(class_of(layer)).parameters)[1:]
+    """The names of the parameters of the norm's ``__call__``, without self."""
+    return list(signature_of_call(norms_class(class_of(layer))).parameters)[1:]
 
 
 def class_of(layer: Layer) -> Any:
     """The class of ``layer``, or the one that the class of a watched NNX layer was derived from."""
     return getattr(type(layer), "watched_class", type(layer))
-
-
-def _says(layer: Layer) -> bool:
-    return isinstance(layer, _FLAX) or hasattr(type(layer), "running_norm")
 
 
 def _held(layer: Layer) -> list[str]:

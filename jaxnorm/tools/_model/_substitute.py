@@ -89,6 +89,7 @@ def _answering_class(kind: type[nn.Module], answer: Substitute) -> type[nn.Modul
         "__module__": kind.__module__,
         "__doc__": kind.__doc__,
         "answering_for": kind,
+        "of_tools": True,
         "answer": staticmethod(answer),
     }
     return type(kind.__name__, (kind,), {**methods, **about})

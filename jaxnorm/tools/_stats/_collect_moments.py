@@ -74,7 +74,7 @@ def find_norms(model: Model, run: Run, batch: Batch) -> dict[str, Found]:
         layer = Found(call.kind, call.norm, against(call.layer), _n_features(call))
         if layer.norm is not None or layer.reason is not None:
             found[call.path] = layer
-        if isinstance(call.layer, BATCH_NORMS):  # without computing it
+        if layer.norm is not None and isinstance(call.layer, BATCH_NORMS):  # without computing it
             return jnp.zeros_like(call.x, getattr(call.layer, "dtype", None))
         return call.proceed(*call.args, **call.kwargs)
 
@@ -194,7 +194,7 @@ def moments_of(call: LayerCall) -> Moments:
     assert norm is not None
     features = canonical_axes(norm.axis, x.ndim, "axis")
     reduced = complement(features, x.ndim)
-    m = moments(x, reduced, mask=call.kwargs.get("mask"), **_devices_here(call.layer))
+    m = moments(x, reduced, mask=call.mask, **_devices_here(call.layer))
     return Moments(*(leaf.squeeze(reduced) for leaf in m))
 
 

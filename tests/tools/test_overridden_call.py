@@ -1,0 +1,204 @@
+"""Norms whose class overrides ``__call__``: the tools see the call of the norm itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxnorm import linen as jnl, nnx as jnx, tools
+
+
+def around(base: Any) -> Any:
+    """A subclass that changes the input and the output, and has its own argument for the mode."""
+
+    class Around(base):
+        def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+            y = super().__call__(jax.nn.relu(x) - 3, use_running_average=not train)
+            return jnp.maximum(y, -0.5)
+
+    return Around
+
+
+def twice(base: Any) -> Any:
+    """A subclass of such a subclass, which changes the input once more."""
+
+    class Twice(around(base)):
+        def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+            return super().__call__(2 * x, train)
+
+    return Twice
+
+
+def reading_twice(x: jax.Array) -> jax.Array:
+    """What the norm in `twice` reads."""
+    return jax.nn.relu(2 * x) - 3
+
+
+def ignoring(base: Any) -> Any:
+    """A subclass that does not call the norm."""
+
+    class Ignoring(base):
+        def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+            del train
+            return x
+
+    return Ignoring
+
+
+class Evo(jnl.EvoNormB0):
+    """A subclass of a norm that is made from a recipe."""
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Returns the norm of twice the input."""
+        return super().__call__(2 * x, use_running_average=not train)
+
+
+X = jax.random.normal(jax.random.key(0), (64, 3))
+LINEN = (nn.BatchNorm, jnl.BatchNorm)
+NNX = (nnx.BatchNorm, jnx.BatchNorm)
+BASES = (*LINEN, *NNX)
+
+
+def evaluate(model: Any, x: jax.Array) -> jax.Array:
+    """Evaluates a model of this file."""
+    return model(x, False)
+
+
+def made(kind: Any) -> tuple[Any, Any]:
+    """A layer and its variables, None in NNX."""
+    if issubclass(kind, nnx.Module):
+        return kind(3, rngs=nnx.Rngs(0)), None
+    return kind(), kind().init(jax.random.key(0), X, True)
+
+
+def stats_of(model: Any, variables: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The running mean and variance."""
+    if variables is None:
+        return np.asarray(model.mean[...]), np.asarray(model.var[...])
+    stats = variables["batch_stats"]
+    return np.asarray(stats["mean"]), np.asarray(stats["var"])
+
+
+def recalibrated(model: Any, variables: Any) -> tuple[Any, Any]:
+    """The model and its variables with re-estimated statistics."""
+    result = tools.recalibrate(model, [X], variables=variables, run=evaluate)
+    return (result, None) if variables is None else (model, result)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("subclass", [around, twice])
+def test_statistics_are_of_what_the_norm_reads(base: Any, subclass: Callable[..., Any]) -> None:
+    """Not of what the subclass reads."""
+    read = reading_twice(X if subclass is twice else X / 2)
+    model, variables = recalibrated(*made(subclass(base)))
+    mean, var = stats_of(model, variables)
+    np.testing.assert_allclose(mean, read.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(var, read.var(0), rtol=1e-5)
+    found = tools.examine(model, X, variables=variables, run=evaluate)
+    assert found.output_change < 1e-5
+    assert all(layer.z < 1e-5 for layer in found.layers.values())
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_micro_batches(base: Any) -> None:
+    """Accumulated statistics are those of a step with the whole batch."""
+    model, variables = made(around(base))
+    after = tools.accumulate(
+        lambda model, x: model(x, True).sum(), model, X, micro_batches=4, variables=variables
+    ).updated
+    if variables is None:
+        nnx.update(model, after)
+        whole = made(around(base))[0]
+        whole(X, True)
+        expected = stats_of(whole, None)
+    else:
+        variables = {**variables, **after}
+        _, updated = model.apply(made(around(base))[1], X, True, mutable=["batch_stats"])
+        expected = stats_of(None, updated)
+    for ours, theirs in zip(stats_of(model, variables), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("affine", [False, True])
+def test_frozen(base: Any, affine: bool) -> None:
+    """A frozen layer evaluates, whichever mode the model asks for in its own way."""
+    model, variables = recalibrated(*made(twice(base)))
+    frozen = tools.freeze(model, variables=variables, affine=affine)
+    if variables is None:
+        expected, y = model(X, False), frozen(X, True)
+        np.testing.assert_array_equal(frozen.mean[...], model.mean[...])
+        assert type(tools.unfreeze(frozen)) is type(model)
+    else:
+        expected = model.apply(variables, X, False)
+        y, updated = frozen.apply(variables, X, True, mutable=["batch_stats"])
+        np.testing.assert_array_equal(updated["batch_stats"]["mean"], stats_of(None, variables)[0])
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_tool_takes_a_frozen_one(base: Any) -> None:
+    """Statistics of a frozen layer can be estimated again."""
+    model, variables = made(around(base))
+    frozen = tools.freeze(model, variables=variables)
+    mean, _ = stats_of(*recalibrated(frozen, variables))
+    np.testing.assert_allclose(mean, reading_twice(X / 2).mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("base", LINEN)
+def test_swapped(base: Any) -> None:
+    """Another norm takes the place of the norm, and what the subclass adds stays."""
+    model, variables = made(around(base))
+    swapped, new = tools.swap(model, "group", variables=variables, num_groups=3)
+    expected = jnl.GroupNorm(3, epsilon=model.epsilon).apply(
+        {"params": new["params"]}, reading_twice(X / 2)
+    )
+    y = swapped.apply(new, X, True)
+    np.testing.assert_allclose(y, jnp.maximum(expected, -0.5), rtol=1e-5)
+
+
+def test_a_norm_from_a_recipe() -> None:
+    """The same for norms that inherit their call."""
+    model, variables = made(Evo)
+    _, updated = model.apply(variables, X, True, mutable=["batch_stats"])
+    after = tools.accumulate(
+        lambda model, x: model(x, True).sum(), model, X, micro_batches=2, variables=variables
+    ).updated
+    np.testing.assert_allclose(stats_of(None, after), stats_of(None, updated), rtol=1e-5)
+
+
+@pytest.mark.parametrize("base", LINEN)
+def test_a_decorated_class_does_not_override(base: Any) -> None:
+    """`nn.remat` makes a subclass with a call of its own."""
+    model = nn.remat(base)(use_running_average=True)
+    variables = model.init(jax.random.key(0), X)
+    after = tools.recalibrate(model, [X], variables=variables)
+    np.testing.assert_allclose(stats_of(None, after)[0], X.mean(0), atol=1e-6)
+
+
+TOOLS: dict[str, Callable[[Any, Any], Any]] = {
+    "recalibrate": lambda model, v: tools.recalibrate(model, [X], variables=v, run=evaluate),
+    "examine": lambda model, v: tools.examine(model, X, variables=v, run=evaluate),
+    "accumulate": lambda model, v: tools.accumulate(
+        lambda model, x: model(x, True).sum(), model, X, micro_batches=2, variables=v
+    ),
+    "freeze": lambda model, v: (
+        tools.freeze(model) if v is None else tools.freeze(model, variables=v).apply(v, X, True)
+    ),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("base", [nn.BatchNorm, jnx.BatchNorm])
+def test_a_class_that_does_not_call_the_norm_is_refused(base: Any, tool: str) -> None:
+    """How it keeps running statistics is not known."""
+    model, variables = made(ignoring(base))
+    if variables == {}:  # Linen creates variables in the call
+        variables = {"params": {}, "batch_stats": {"mean": jnp.zeros(3), "var": jnp.ones(3)}}
+    with pytest.raises(ValueError, match=rf"tools.{tool} supports .*Ignoring.*without calling"):
+        TOOLS[tool](model, variables)
