@@ -13,6 +13,7 @@ from ._activation import map_activated
 from ._derivative_of import with_derivative_of
 from ._elementwise import Elementwise
 from ._inverse_root import inverse_root
+from ._portable import is_portable
 from ._precision import rounded_to, upcast
 from .lowering._cpu_hints import materialize, materialize_as, rounded
 
@@ -73,8 +74,12 @@ def normalize(
     bias = jnp.zeros_like(scale) if bias is None else bias
     if jnp.broadcast_shapes(gain.shape, scale.shape, bias.shape) == x.shape:
         return finish(_normalized_then_affine, materialize(mean), gain, scale, bias)
-    center = materialize(lax.stop_gradient(mean))
     gain = gain * scale
+    if (
+        is_portable()
+    ):  # c and offset would be mean and bias, but every loop would compute them again
+        return finish(_affine, mean, gain, bias)
+    center = materialize(lax.stop_gradient(mean))
     # It is 0, but not its derivative. As a constant, it does not need the mean again in the backward pass.
     (moved,) = with_derivative_of([jnp.zeros_like(mean)], [mean - center])
     offset = bias - gain * moved

@@ -411,11 +411,12 @@ def test_a_subclass_of_flax_speaks_for_itself() -> None:
     """What its method says counts, not what is known about Flax's class."""
     x = jnp.ones((4, 2))
     linen = OfSomethingElse(use_running_average=True)
-    variables = linen.init(jax.random.key(0), x)
-    for model, given in (
+    variables: Any = linen.init(jax.random.key(0), x)
+    models: list[tuple[Any, Any]] = [
         (linen, {"variables": variables}),
         (OfSomethingElseNnx(2, rngs=nnx.Rngs(0)), {}),
-    ):
+    ]
+    for model, given in models:
         with pytest.raises(ValueError, match="its statistics are not the mean and variance"):
             tools.recalibrate(model, [x], **given)
 
@@ -425,7 +426,9 @@ class MaskSecond(jnl.BatchNorm):
 
     running_norm = jnl.BatchNorm.running_norm
 
-    def __call__(self, x: Any, mask: Any = None, use_running_average: bool | None = None) -> Any:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Any, mask: Any = None, use_running_average: bool | None = None
+    ) -> Any:
         """Calls batch norm."""
         return super().__call__(x, use_running_average, mask=mask)
 
@@ -435,7 +438,9 @@ class MaskSecondNnx(jnx.BatchNorm):
 
     running_norm = jnx.BatchNorm.running_norm
 
-    def __call__(self, x: Any, mask: Any = None, use_running_average: bool | None = None) -> Any:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Any, mask: Any = None, use_running_average: bool | None = None
+    ) -> Any:
         """Calls batch norm."""
         return super().__call__(x, use_running_average=use_running_average, mask=mask)
 

@@ -50,7 +50,10 @@ def ignoring(base: Any) -> Any:
     return Ignoring
 
 
-class Evo(jnl.EvoNormB0):
+EVO: Any = jnl.EvoNormB0
+
+
+class Evo(EVO):
     """A subclass of a norm that is made from a recipe."""
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -72,7 +75,7 @@ def evaluate(model: Any, x: jax.Array) -> jax.Array:
 def made(kind: Any) -> tuple[Any, Any]:
     """A layer and its variables, None in NNX."""
     if issubclass(kind, nnx.Module):
-        return kind(3, rngs=nnx.Rngs(0)), None
+        return kind(3, rngs=nnx.Rngs(0)), None  # pyright: ignore[reportCallIssue]
     return kind(), kind().init(jax.random.key(0), X, True)
 
 
@@ -155,10 +158,9 @@ def test_swapped(base: Any) -> None:
     """Another norm takes the place of the norm, and what the subclass adds stays."""
     model, variables = made(around(base))
     swapped, new = tools.swap(model, "group", variables=variables, num_groups=3)
-    expected = jnl.GroupNorm(3, epsilon=model.epsilon).apply(
-        {"params": new["params"]}, reading_twice(X / 2)
-    )
-    y = swapped.apply(new, X, True)
+    norm = jnl.GroupNorm(3, epsilon=model.epsilon)
+    expected: Any = norm.apply({"params": new["params"]}, reading_twice(X / 2))
+    y: Any = swapped.apply(new, X, True)
     np.testing.assert_allclose(y, jnp.maximum(expected, -0.5), rtol=1e-5)
 
 
