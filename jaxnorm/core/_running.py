@@ -111,7 +111,8 @@ def update_running_stats(
     """
     stats = as_arrays(stats)
     n = moments.count
-    everywhere = isinstance(n, np.ndarray) and bool(np.all(n > 0))  # static
+    # One static number for all features, as `reduce_moments` counts; NumPy moments may have one for each.
+    everywhere = isinstance(n, np.ndarray) and n.size == 1 and n.item() > 0
     moments = Moments(*map(jnp.asarray, moments))
     _check_update(stats, moments)
     shape = stats.mean.shape

@@ -1,5 +1,9 @@
 """`init_running_stats` and `update_running_stats` on their own."""
 
+from functools import partial
+from typing import Any, cast
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,3 +141,20 @@ def test_cumulative_average_in_double() -> None:
             m = jn.Moments(jnp.full(1, value), jnp.ones(1), jnp.ones(1))
             stats = jn.update_running_stats(stats, m, momentum=None)
         np.testing.assert_allclose(stats.mean, 1 / 3, rtol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.5, None])
+@pytest.mark.parametrize("count", [[2.0, 100.0], [1.0, 3.0], [0.0, 3.0], [7.0], 7.0], ids=str)
+def test_moments_in_numpy(count: list[float] | float, momentum: float | None) -> None:
+    """They update as in jax: one count is for all features, and otherwise each feature has its own."""
+    m = [np.array(a, np.float32) for a in ([3.0, 5.0], [1.0, 4.0], count)]
+    stats = jn.init_running_stats(2, cumulative=momentum is None)
+    update = partial(jn.update_running_stats, momentum=momentum, unbiased=True)
+    got, same = (
+        update(stats, jn.Moments(*map(as_, m))) for as_ in (cast(Any, np.asarray), jnp.asarray)
+    )
+    n = np.broadcast_to(np.asarray(count), 2)
+    old_weight = 0.5 if momentum is not None else 0.0
+    want = old_weight + (1 - old_weight) * m[1] * n / np.maximum(n - 1, 1)
+    assert_close(got.var, np.where(n > 0, want, 1))
+    chex.assert_trees_all_equal(got, same)
