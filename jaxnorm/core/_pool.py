@@ -62,8 +62,9 @@ def moments_from_sums(
 def divide_by_count(total: jax.Array, count: jax.Array | np.ndarray) -> jax.Array:
     """Returns ``total`` / ``count``, or ``total`` where the count is 0."""
     if isinstance(count, np.ndarray):  # a single static number
-        return total / max(count.item(), 1)
-    return total / jnp.maximum(count, 1).astype(total.dtype)
+        return total / (count.item() or 1)
+    # Not max(count, 1): the counts of a user may be weights that add up to less than 1.
+    return total / jnp.where(count > 0, count, 1).astype(total.dtype)
 
 
 def where_counted(value: jax.Array, count: jax.Array | np.ndarray, otherwise: float) -> jax.Array:
@@ -82,7 +83,8 @@ def abs_square(x: jax.Array) -> jax.Array:
 
 def unbiased_variance(var: jax.Array, count: jax.Array) -> jax.Array:
     """Converts a variance that divides by n to one that divides by n - 1, unless n is less than 2."""
-    return var * (count / jnp.maximum(count - 1, 1))
+    several = count >= 2
+    return var * jnp.where(several, count / jnp.where(several, count - 1, 1), 1)
 
 
 @explained

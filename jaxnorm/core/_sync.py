@@ -79,7 +79,7 @@ def _in_float64(m: Moments, names: tuple[str, ...]) -> _Arrays:
         count, total, squares = sum_over_devices(
             (n, n.astype(wide) * mean, n * (var + abs_square(mean))), names
         )
-        shift = (total / jnp.maximum(count, 1).astype(wide)).astype(m.mean.dtype)
+        shift = divide_by_count(total, count).astype(m.mean.dtype)
         s = shift.astype(wide)
         # Σ|x - s|² = Σ|x|² - 2 Re(s* Σ(x - s)) - n|s|²
         about = total - count.astype(wide) * s
@@ -111,9 +111,8 @@ def _about_zero_if_near(m: Moments, names: tuple[str, ...]) -> _Arrays:
     count, total, squares, devices = sum_over_devices(
         (m.count, *sums_about(zero, m, m.count), far.astype(m.var.dtype)), names
     )
-    n = jnp.maximum(count, 1)
-    shift = total / n.astype(total.dtype)
-    about_mean = jnp.maximum(squares - n * abs_square(shift), 0)
+    shift = divide_by_count(total, count)
+    about_mean = jnp.maximum(squares - count * abs_square(shift), 0)
     sums = lax.cond(
         jnp.any(devices > 0),
         lambda: sum_over_devices(sums_about(shift, m, m.count), names),

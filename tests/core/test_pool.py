@@ -155,3 +155,26 @@ def test_combine_is_the_carry_of_a_scan() -> None:
     for got in (scanned, jax.tree.map(lambda leaf: leaf[-1], associated)):
         for a, b in zip(got, whole, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 0.25, 1.0, 100.0])
+def test_counts_may_be_weights_of_any_size(unit: float) -> None:
+    """The unit of the counts does not matter: not to the mean and variance, and not to their derivatives."""
+    mean, var, n = (
+        jnp.array(a) for a in ([[3.0], [7.0], [0.0]], [[1.0], [2.0], [9.0]], [[1.0], [3.0], [0.0]])
+    )
+
+    def both(mean: jax.Array, n: jax.Array) -> Any:
+        m = jn.Moments(mean, var, unit * n)
+        a, b, c = (jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], m) for i in range(3))
+        return [
+            (p.mean, p.var, p.count / unit)
+            for p in (jn.pool(m, 0), jn.combine(a, jn.combine(b, c)))
+        ]
+
+    for found in both(mean, n):
+        for value, want in zip(found, (6.0, 4.75, 4.0), strict=True):
+            assert_close(value, [[want]])
+    by_mean, by_n = jax.jacobian(lambda *given: both(*given)[0][0].sum(), (0, 1))(mean, n)
+    assert_close(by_mean, [[0.25], [0.75], [0.0]])
+    assert_close(by_n[:2], [[-0.75], [0.25]])

@@ -158,3 +158,11 @@ def test_moments_in_numpy(count: list[float] | float, momentum: float | None) ->
     want = old_weight + (1 - old_weight) * m[1] * n / np.maximum(n - 1, 1)
     assert_close(got.var, np.where(n > 0, want, 1))
     chex.assert_trees_all_equal(got, same)
+
+
+def test_weights_below_two_have_no_unbiased_variance() -> None:
+    """There is none for a single value, and a batch may weigh less than that."""
+    for weight in (0.25, 1.0, 1.5):
+        m = jn.Moments(jnp.zeros(1), jnp.full(1, 3.0), jnp.full(1, weight))
+        new = jn.update_running_stats(jn.init_running_stats(1), m, momentum=0.0, unbiased=True)
+        np.testing.assert_array_equal(new.var, [3.0])

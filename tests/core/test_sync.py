@@ -30,10 +30,14 @@ MEANS = {
 }
 
 
+@pytest.mark.parametrize("unit", [1.0, 2.0**-12], ids=["counts", "weights"])
 @pytest.mark.parametrize("means", MEANS)
 @pytest.mark.parametrize("way", WAYS)
-def test_moments_of_devices(way: str, means: str) -> None:
-    """Pooled moments are the moments of all values together, regardless of device placement."""
+def test_moments_of_devices(way: str, means: str, unit: float) -> None:
+    """Pooled moments are the moments of all values together, regardless of device placement.
+
+    Counts may be weights, whose unit does not matter.
+    """
     rng = np.random.default_rng(0)
     present = [not np.isnan(mean) for mean in MEANS[means]]
     x = np.stack([rng.normal(0 if np.isnan(m) else m, 1, (64, 3)) for m in MEANS[means]])
@@ -46,10 +50,10 @@ def test_moments_of_devices(way: str, means: str) -> None:
         count, shift, total, squares = WAYS[way](m, ("devices",))
         return moments_from_sums(shift, total, squares, count)
 
-    got = jax.jit(jax.vmap(of_device, axis_name="devices"))(Moments(mean, var, count))
+    got = jax.jit(jax.vmap(of_device, axis_name="devices"))(Moments(mean, var, unit * count))
     want = oracle.moments(x.reshape(-1, 3), 0, mask.reshape(-1, 3))
     for mean, var, count in zip(*got, strict=True):
-        np.testing.assert_array_equal(count, want.count)
+        np.testing.assert_array_equal(count, unit * want.count)
         assert np.all(np.abs(mean - want.mean) <= 1e-6 * (np.abs(want.mean) + np.sqrt(want.var)))
         np.testing.assert_allclose(var, want.var, rtol=3e-4)
 

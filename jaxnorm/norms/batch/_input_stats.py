@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from ...core._all_reduce import AxisIndexGroups, AxisName, axis_names, check_bound
+from ...core._all_reduce import AxisIndexGroups, AxisName
 from ...core._axes import broadcasts_to
 from ...core._placement import resharded
 from ...core._pool import Moments, pool
@@ -105,18 +104,8 @@ def weighted_moments(
     """Returns the moments over ``axes`` of an upcast ``x``, counting each value ``weights`` times."""
     weights = jnp.broadcast_to(_checked(weights, x).astype(x.dtype), x.shape)
     weights = weights if mask is None else jnp.where(mask, weights, 0)
-    # A value is the moments of itself. The core takes counts of less than 1 for 0: count in units of the
-    # smallest of the devices' largest weights, so that they add up to 1 or more.
-    unit = weights.max(axes, keepdims=True, initial=0)
-    unit = jnp.where(unit > 0, unit, jnp.inf)
-    if axis_name is not None:
-        names = axis_names(axis_name)
-        check_bound(names)
-        unit = lax.pmin(unit, names)
-    unit = jnp.where(jnp.isfinite(unit), unit, 1)
-    m = pool(Moments(x, jnp.zeros_like(x), weights / unit), axes)
-    m = pool_over_devices(m, axis_name, axis_index_groups)
-    return m._replace(count=m.count * unit)
+    m = pool(Moments(x, jnp.zeros_like(x), weights), axes)  # a value is the moments of itself
+    return pool_over_devices(m, axis_name, axis_index_groups)
 
 
 def _checked(weights: jax.Array, x: jax.Array) -> jax.Array:
