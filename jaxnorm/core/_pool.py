@@ -113,6 +113,7 @@ def pool(m: Moments, axes: Axes) -> Moments:
         [6.]
     """
     _check_moments(m=m)
+    m = Moments(*map(jnp.asarray, m))  # NumPy's may be in float64, and jax's are not
     axes = canonical_axes(axes, m.mean.ndim, "axes")
     if not axes:
         return m

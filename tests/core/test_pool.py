@@ -178,3 +178,11 @@ def test_counts_may_be_weights_of_any_size(unit: float) -> None:
     by_mean, by_n = jax.jacobian(lambda *given: both(*given)[0][0].sum(), (0, 1))(mean, n)
     assert_close(by_mean, [[0.25], [0.75], [0.0]])
     assert_close(by_n[:2], [[-0.75], [0.25]])
+
+
+def test_moments_in_numpy() -> None:
+    """NumPy moments pool and combine as in jax, also if they are in float64."""
+    m = jn.Moments(*(np.array(a) for a in ([3.0, 7.0], [1.0, 2.0], [1.0, 3.0])))  # pyright: ignore[reportArgumentType]
+    for got in (jn.pool(m, 0), jax.tree.map(lambda leaf: leaf[:1], jn.combine(m, m))):
+        assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in got)
+    assert_close(jn.pool(m, 0).var, [4.75])
