@@ -363,3 +363,22 @@ def test_leaves_of_several_lengths() -> None:
     """All leaves must have the same number of examples."""
     with pytest.raises(ValueError, match=r"\[8, 16\] examples"):
         accumulated(SUBJECTS["MLP"](), {"x": ROWS, "y": ROWS[:8]})
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("bfloat16", 1.0), ("float16", 100.0)])
+def test_narrow_gradients_are_summed_in_float32(dtype: str, value: float) -> None:
+    """In its own dtype, a sum of many parts would stop growing (bfloat16) or overflow (float16)."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            w = self.param("w", nn.initializers.ones, (), dtype)
+            y = nn.BatchNorm(use_running_average=False, name="bn")(x)
+            return w * value + 0 * y.sum().astype(dtype)
+
+    x = jnp.ones((1024, 1))
+    a = tools.accumulate(
+        lambda m, x: m(x), Model(), x, micro_batches=1024, variables=Model().init(KEY, x)
+    )
+    for mean in (a.loss, a.grads["w"]):
+        assert mean.dtype == dtype and mean == value

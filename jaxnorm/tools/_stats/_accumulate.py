@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ...core._precision import arithmetic_dtype
 from ...core._running import RunningStats, update_running_stats
 from ...core.calling._arguments import checked, is_integer
 from ...core.calling._explained import explained
@@ -63,7 +64,7 @@ def accumulate(
 
     Each part is normalized with its own statistics, as on devices that do not share statistics: the
     gradients are those of batch norm with the smaller batch. All parts have the same weight in the loss
-    and the gradients.
+    and the gradients, which are summed in float32 or wider and rounded once to their own dtype.
 
     Works under jit, with or without a mesh. With k parts, part i holds the examples i, i + k, i + 2k, ...,
     so each part is sharded over the devices like the whole batch. In `pmap` and `shard_map`, layers with
@@ -124,14 +125,15 @@ def accumulate(
     def add(carry: Any, part_and_number: Any) -> Any:
         rest, stats, sums = carry
         (value, (rest, stats, aux)), grads = step(params, rest, stats, *part_and_number)
-        return (rest, stats, jax.tree.map(jnp.add, sums, (value, grads))), aux
+        return (rest, stats, jax.tree.map(_add, sums, (value, grads))), aux
 
     numbered = parts, jnp.arange(micro_batches)
     one = jax.tree.map(lambda leaf: leaf[0], numbered)
     (value, _), grads = jax.eval_shape(step, params, rest, nothing, *one)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, grads))
+    zeros = jax.tree.map(_zero, (value, grads))
     (rest, stats, sums), aux = lax.scan(add, (rest, nothing, zeros), numbered)
-    value, grads = jax.tree.map(lambda total: total / micro_batches, sums)
+    means = jax.tree.map(lambda total: total / micro_batches, sums)
+    value, grads = jax.tree.map(lambda a, like: a.astype(like.dtype), means, (value, grads))
     updated = {path: _updated(held[path], stats[path], norms[path].norm) for path in norms}
     state = subject.with_stats(subject.join(params, rest), updated)
     grads = subject.as_given({"params": grads})["params"]
@@ -159,6 +161,15 @@ def _parts(batch: Batch, number: int) -> Any:
         return leaf.reshape(-1, number, *leaf.shape[1:]).swapaxes(0, 1)
 
     return jax.tree.map(part, batch)
+
+
+def _zero(like: jax.ShapeDtypeStruct) -> jax.Array:
+    """A sum of nothing. In bfloat16, a sum of more than 256 ones would not grow; float16 would overflow."""
+    return jnp.zeros(like.shape, arithmetic_dtype(like.dtype))
+
+
+def _add(total: jax.Array, part: jax.Array) -> jax.Array:
+    return total + part.astype(total.dtype)
 
 
 def _gather(call: LayerCall) -> Any:
