@@ -183,6 +183,14 @@ def stats_of(model: Any, variables: Any = None) -> Any:
     return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))["norm"]
 
 
+def by_path(of: Any) -> dict[str, Any]:
+    """The running statistics of variables, of an NNX model, or of what `accumulate` updates."""
+    of = nnx.state(of, nnx.BatchStat) if isinstance(of, nnx.Module) else of
+    tree = of["batch_stats"] if isinstance(of, dict) else nnx.to_pure_dict(of)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 # --- the tools ------------------------------------------------------------------------------------
 
 
@@ -347,6 +355,42 @@ def test_norms_without_running_statistics_stay() -> None:
     swapped, its_variables = tools.swap(model, "layer", variables=variables, where="layers_1")
     y, _ = swapped.apply(its_variables, X, mutable=["batch_stats"])
     assert np.isfinite(y).all() and "layers_4" in its_variables["batch_stats"]
+
+
+def still(system: str) -> tuple[Any, dict[str, Any]]:
+    """A model with every kind of norm that keeps nothing which moves, then a batch norm."""
+    norms: Any = jnl if system == "linen" else jnx
+    more: Any = {} if system == "linen" else {"num_features": 4, "rngs": nnx.Rngs(0)}
+    layers = [
+        norms.FrozenBatchNorm(**more),
+        norms.InstanceNorm(**more),
+        norms.BatchNorm(track_running_stats=False, **more),
+        norms.EvoNormB1(use_running_average=False, nonlinearity=False, **more),
+        norms.BatchNorm(use_running_average=False, momentum=0.0, **more),
+    ]
+    if system == "linen":
+        model = nn.Sequential(layers)
+        return model, {"variables": jax.tree.map(_moved, model.init(KEY, X))}
+    model = nnx.Sequential(*layers)
+    nnx.update(model, jax.tree.map(_moved, nnx.state(model)))
+    return model, {}
+
+
+@pytest.mark.parametrize("tool", ["recalibrate", "examine", "accumulate"])
+@pytest.mark.parametrize("system", ["linen", "nnx"])
+def test_norms_without_running_statistics_are_left_as_they_are(system: str, tool: str) -> None:
+    """Tools that estimate statistics do not change them, and do not report about them."""
+    model, given = still(system)
+    done = used(tool, model, given)
+    if tool == "examine":
+        assert len(done.layers) == 1
+        return
+    before, after = (
+        by_path(a) for a in (given.get("variables", model), getattr(done, "updated", done))
+    )
+    moved = {path for path, array in before.items() if not np.allclose(array, after[path])}
+    last = "layers_4" if system == "linen" else "layers/4"
+    assert moved == {f"{last}/mean", f"{last}/var"}
 
 
 @pytest.mark.parametrize("tool", ["freeze", "recalibrate", "examine", "accumulate", "swap"])

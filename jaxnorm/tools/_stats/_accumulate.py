@@ -174,9 +174,10 @@ def _add(total: jax.Array, part: jax.Array) -> jax.Array:
 
 def _gather(call: LayerCall) -> Any:
     """Adds the moments of the part to those gathered, if the layer normalizes with batch statistics."""
-    evaluating = call.layer.use_running_average if call.flag is None else call.flag
-    if call.norm is not None and not (evaluating or call.is_frozen):
-        add_batch(call, pooled)
+    if call.norm is not None and not call.is_frozen:  # others may have no use_running_average
+        evaluating = call.layer.use_running_average if call.flag is None else call.flag
+        if not evaluating:
+            add_batch(call, pooled)
     return call.proceed(*call.args, **call.kwargs)
 
 
