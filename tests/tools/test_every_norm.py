@@ -78,6 +78,34 @@ class OwnNnx(SilentNnx):
     running_norm = _says
 
 
+class FullLinen(OwnLinen):
+    """A user's norm with one more array in ``batch_stats``, and a layer that is named like a parameter."""
+
+    @nn.compact
+    def __call__(self, x: Any, use_running_average: bool | None = None) -> Any:
+        """Batch norm and a dense layer."""
+        steps = self.variable("batch_stats", "steps", jnp.zeros, ())
+        y = nn.Dense(4, name="scale")(super().__call__(x, use_running_average))
+        if not (self.is_initializing() or use_running_average or self.use_running_average):
+            steps.value += 1
+        return y
+
+
+class FullNnx(OwnNnx):
+    """The same in NNX."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.scale = nnx.BatchStat(jnp.zeros(())), nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any, use_running_average: bool | None = None) -> Any:
+        """Batch norm and a dense layer."""
+        y = self.scale(super().__call__(x, use_running_average))
+        if not (self.use_running_average if use_running_average is None else use_running_average):
+            self.steps[...] += 1
+        return y
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "ConditionalBatchNorm": {"num_classes": 3},
     "DomainBatchNorm": {"num_domains": 2},
@@ -99,6 +127,8 @@ CLASSES: dict[str, Any] = {
     "nnx Flax": nnx.BatchNorm,
     "linen own": OwnLinen,
     "nnx own": OwnNnx,
+    "linen full": FullLinen,
+    "nnx full": FullNnx,
 }
 NOT_OF_BATCH = {"DomainBatchNorm", "InputNorm", "InstanceNorm", "IterativeWhitening"}
 NOT_AVERAGED = {"BatchRenorm"}
@@ -107,7 +137,7 @@ SILENT: dict[str, Any] = {"linen silent": SilentLinen, "nnx silent": SilentNnx}
 # In `make test`, NNX has those whose layer or statistics are of a kind of their own.
 BRIEFLY = [n for n in CLASSES if n.startswith("linen")] + [
     f"nnx {name}"
-    for name in ("BatchNorm", "ConditionalBatchNorm", "DomainBatchNorm", "Flax", "own")
+    for name in ("BatchNorm", "ConditionalBatchNorm", "DomainBatchNorm", "Flax", "own", "full")
 ]
 over_classes = pytest.mark.parametrize("name", thorough_but(CLASSES, *BRIEFLY))
 

@@ -41,7 +41,7 @@ class Model(Protocol):
         ...
 
     def stats(self, path: str) -> dict[str, jax.Array]:
-        """The arrays of the layer at ``path`` in ``batch_stats``."""
+        """The arrays in ``batch_stats`` of the layer at ``path``, without those of its children."""
         ...
 
     def params(self, path: str) -> dict[str, jax.Array]:

@@ -54,10 +54,10 @@ class LinenModel:
         return ["/".join(path) for *path, last in names if last == "mean"]
 
     def stats(self, path: str) -> dict[str, jax.Array]:
-        return _below(self.state.get("batch_stats", {}), path)
+        return _arrays(_below(self.state.get("batch_stats", {}), path))
 
     def params(self, path: str) -> dict[str, jax.Array]:
-        return nn.meta.unbox(_below(self.state.get("params", {}), path))
+        return nn.meta.unbox(_arrays(_below(self.state.get("params", {}), path)))
 
     def run(
         self,
@@ -108,7 +108,12 @@ def _as_in(before: Tree, after: Tree) -> Any:
     }
 
 
-def _below(tree: Tree, path: str) -> dict[str, jax.Array]:
+def _below(tree: Tree, path: str) -> dict[str, Any]:
     for name in split_path(path):
         tree = tree.get(name, {})
     return dict(tree)
+
+
+def _arrays(tree: Tree) -> dict[str, jax.Array]:
+    """The arrays of a layer itself, without those of its children."""
+    return {name: held for name, held in tree.items() if not isinstance(held, Mapping)}

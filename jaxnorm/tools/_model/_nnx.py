@@ -48,7 +48,8 @@ class NnxModel:
     def _held(self, path: str, names: Sequence[str]) -> dict[str, jax.Array]:
         layer = _layers(nnx.merge(self._graph, self.state))[path]
         held = {name: getattr(layer, name, None) for name in names}
-        return {name: variable[...] for name, variable in held.items() if variable is not None}
+        # Not what else may have the name: an option or another layer.
+        return {name: v[...] for name, v in held.items() if isinstance(v, nnx.Variable)}
 
     def run(
         self,
