@@ -110,6 +110,7 @@ def test_gradients_are_the_mean_of_the_parts(name: str) -> None:
         (jnl, {"momentum": 0.6, "unbiased": True}),
         (jnl, {"momentum": None}),
         (jnl, {"axis": 1}),
+        (jnx, {"momentum": jnp.float32(0.6)}),
         (jnx, {"momentum": None, "unbiased": True}),
     ],
     ids=str,
@@ -128,7 +129,7 @@ def test_statistics_are_those_of_one_step(system: Any, fields: dict[str, Any]) -
         momentum = float(old["count"][0]) / float(old["count"][0] + 1)
     norm = oracle.BatchNorm(
         feature_axes=fields.get("axis", -1),
-        momentum=momentum,
+        momentum=float(momentum),
         unbiased=fields.get("unbiased", False),
     )
     scale = np.ones_like(old["mean"])

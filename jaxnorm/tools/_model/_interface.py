@@ -5,6 +5,7 @@ from typing import Any, Protocol, TypeAlias
 
 import jax
 
+from ...norms._shared._running_norm import RunningNorm
 from ._intercept import Answer
 from ._types import Batch, Tree
 
@@ -46,6 +47,13 @@ class Model(Protocol):
 
     def params(self, path: str) -> dict[str, jax.Array]:
         """The scale and the bias of the layer at ``path``, if it has them."""
+        ...
+
+    def norm(self, path: str, traced: RunningNorm | None) -> RunningNorm | None:
+        """How the layer at ``path`` keeps running statistics, given its answer in a trace.
+
+        There, options that are arrays of an NNX layer are tracers.
+        """
         ...
 
     def run(

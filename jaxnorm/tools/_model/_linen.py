@@ -10,6 +10,7 @@ from flax.core import DenyList, freeze, unfreeze
 from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ...norms._shared._running_norm import RunningNorm
 from ._intercept import Answer, Watched, new_number, traced_for, watching
 from ._interface import Run, Stats, split_path
 from ._meaning import meaning_of
@@ -58,6 +59,9 @@ class LinenModel:
 
     def params(self, path: str) -> dict[str, jax.Array]:
         return nn.meta.unbox(_arrays(_below(self.state.get("params", {}), path)))
+
+    def norm(self, path: str, traced: RunningNorm | None) -> RunningNorm | None:
+        return traced  # options are fields of the module, not arrays of its state
 
     def run(
         self,

@@ -9,10 +9,11 @@ import jax
 from flax import nnx
 
 from ...core._running import RunningStats
+from ...norms._shared._running_norm import RunningNorm
 from ._intercept import Answer, Watched, answered_by, new_number, traced_for, watched
 from ._interface import Run, Stats
 from ._meaning import meaning_of
-from ._norms import is_norm
+from ._norms import is_norm, running_norm
 from ._types import Batch, Tree
 
 
@@ -45,8 +46,14 @@ class NnxModel:
     def params(self, path: str) -> dict[str, jax.Array]:
         return self._held(path, ("scale", "bias"))
 
+    def norm(self, path: str, traced: RunningNorm | None) -> RunningNorm | None:
+        return None if traced is None else running_norm(self._layer(path))
+
+    def _layer(self, path: str) -> Any:
+        return _layers(nnx.merge(self._graph, self.state))[path]
+
     def _held(self, path: str, names: Sequence[str]) -> dict[str, jax.Array]:
-        layer = _layers(nnx.merge(self._graph, self.state))[path]
+        layer = self._layer(path)
         held = {name: getattr(layer, name, None) for name in names}
         # Not what else may have the name: an option or another layer.
         return {name: v[...] for name, v in held.items() if isinstance(v, nnx.Variable)}

@@ -87,6 +87,8 @@ def find_norms(model: Model, run: Run, batch: Batch) -> dict[str, Found]:
             "the model must call at least one norm with running statistics; got a model that calls none. "
             "Check that run calls the whole model."
         )
+    # What a layer said in the trace may hold tracers.
+    found = {path: f._replace(norm=model.norm(path, f.norm)) for path, f in found.items()}
     for path, layer in found.items():
         needed = {"mean", "var"} if layer.norm is not None and layer.norm.of_batch else set()
         if not needed <= set(model.stats(path)):
