@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -92,6 +93,27 @@ class Net(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns (N, 4)."""
         return nn.BatchNorm(use_running_average=True)(nn.Dense(4)(x))
+
+
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError])
+def test_batches_that_do_not_know_their_number(
+    console: Callable[[bool], io.StringIO], error: type[Exception]
+) -> None:
+    """As in a list, without a percentage: loaders of iterable data sets have a length that is an error."""
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    variables = Net().init(jax.random.key(0), x)
+
+    class Loader(list[Any]):
+        def __len__(self) -> int:
+            raise error("it has no len()")
+
+    file = console(False)
+    found, want = (
+        tools.recalibrate(Net(), batches, variables=variables, progress=True)
+        for batches in (Loader([x, 2 * x]), [x, 2 * x])
+    )
+    chex.assert_trees_all_equal(found, want)
+    assert "Recalibrating" in file.getvalue()
 
 
 def test_tools_that_have_one(console: Callable[[bool], io.StringIO]) -> None:

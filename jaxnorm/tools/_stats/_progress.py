@@ -1,11 +1,23 @@
 """A progress bar for tools that take a while."""
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from typing import Any
 
 _SOON = 2.0  # seconds
+
+
+def length_of(batches: Iterable[Any]) -> int | None:
+    """The number of steps of a bar over ``batches``, or None if they do not know it.
+
+    Some data loaders have a ``__len__`` that raises an error, such as PyTorch's for an iterable data set.
+    """
+    try:
+        return len(batches)  # pyright: ignore[reportArgumentType]
+    except (TypeError, NotImplementedError):
+        return None
 
 
 @contextmanager

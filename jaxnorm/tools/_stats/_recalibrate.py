@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, overload
 
 import flax.linen as nn
@@ -26,7 +26,7 @@ from ._collect_moments import (
     nothing_gathered,
     pooled,
 )
-from ._progress import progress_bar
+from ._progress import length_of, progress_bar
 
 _log = logging.getLogger(__name__)
 Method: TypeAlias = Literal["population", "precise_bn", "update_bn"]
@@ -164,7 +164,7 @@ def recalibrate(
     paths, meant = list(norms), frozenset(norms)
     held = {path: subject.stats(path) for path in paths}
     n_layers = sum(held[path]["mean"].size // found.n_features for path, found in norms.items())
-    length = len(batches) if isinstance(batches, Sized) else None
+    length = length_of(batches)
     nothing = {path: nothing_gathered(held[path]["mean"]) for path in paths}
 
     def one_pass(batches: Iterable[Batch], used: Stats, *, evaluating: bool) -> Stats:
