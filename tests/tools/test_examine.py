@@ -281,3 +281,18 @@ def test_text_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert str(found) == text and "mean KL" in text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_the_change_of_outputs_of_any_dtype(dtype: str) -> None:
+    """Complex outputs count as real ones do; integers and booleans do not count."""
+    subject = healthy(mlp)
+
+    def output(model: Any, x: Any) -> Any:
+        y = subject.evaluate(model, x).astype(dtype)
+        y = y * (3 + 4j) if dtype == "complex64" else y
+        return {"y": y, "class": y.real.argmax(-1), "positive": y.real > 0}
+
+    found, want = (examined(subject, 3 * NEW, run=run) for run in (output, subject.evaluate))
+    assert want.output_change > 0.1
+    np.testing.assert_allclose(found.output_change, want.output_change, rtol=1e-2)

@@ -132,16 +132,16 @@ def _health(
 
 
 def _change(evaluation: Any, training: Any) -> float:
-    """|evaluation - training| / |training| over all floating leaves."""
+    """|evaluation - training| / |training| over all floating and complex leaves."""
 
     def norm(leaves: list[Any]) -> float:
         return float(np.sqrt(sum(np.sum(np.square(np.abs(leaf))) for leaf in leaves)))
 
     pairs = zip(jax.tree.leaves(evaluation), jax.tree.leaves(training), strict=True)
-    floating = [
-        (np.asarray(a, np.float64), np.asarray(b, np.float64))
+    inexact = [
+        (np.asarray(a, np.complex128), np.asarray(b, np.complex128))
         for a, b in pairs
-        if jnp.issubdtype(jnp.result_type(a), jnp.floating)
+        if jnp.issubdtype(jnp.result_type(a), jnp.inexact)
     ]
-    change, size = norm([a - b for a, b in floating]), norm([b for _, b in floating])
+    change, size = norm([a - b for a, b in inexact]), norm([b for _, b in inexact])
     return change / size if size else (np.inf if change else 0.0)
