@@ -1119,6 +1119,14 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "accumulate, parts": (accumulated(ROWS, 4), no_parts(4, "[6]")),
     "accumulate, examples": (accumulated({"x": ROWS, "y": X[:2]}, 2), no_parts(2, "[2, 6]")),
     "accumulate, nothing": (accumulated({}, 2), no_parts(2, "no")),
+    **{
+        f"state, {type(given).__name__} with NNX": (
+            partial(tools.TrainState.of, cast(Any, NNX_MODEL), given, cast(Any, None)),
+            "model must be a Linen module; got an NNX model, BatchNorm, which holds its own variables. Use "
+            "nnx.Optimizer(model, tx, wrt=nnx.Param), and nnx.state(model) for checkpoints.",
+        )
+        for given in (None, {})
+    },
     "average, decay": (
         lambda: tools.average({"a": ROWS[0]}, {"a": ROWS[0]}, 99.9),
         "decay must lie in [0, 1]; got decay=99.9. It is the weight of the old average: 0.999 "

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from flax.training import train_state
 
 from ..core._moving_average import moving_average
@@ -60,6 +61,12 @@ class TrainState(train_state.TrainState):
         Raises:
             ValueError: If these are not a Linen module and its variables.
         """
+        if isinstance(model, nnx.Module):
+            raise ValueError(
+                f"model must be a Linen module; got an NNX model, {type(model).__name__}, which holds its "
+                f"own variables. Use nnx.Optimizer(model, tx, wrt=nnx.Param), and nnx.state(model) for "
+                f"checkpoints."
+            )
         model_of(model, variables)
         params, batch_stats = (variables.get(name, {}) for name in ("params", "batch_stats"))
         return cls.create(apply_fn=model.apply, params=params, tx=tx, batch_stats=batch_stats)
@@ -67,7 +74,9 @@ class TrainState(train_state.TrainState):
     @property
     def variables(self) -> dict[str, Any]:
         """The variables that ``model.apply`` and the tools take."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        # A state that was created without running statistics has None, which is no collection for Flax.
+        stats = {} if self.batch_stats is None else self.batch_stats
+        return {"params": self.params, "batch_stats": stats}
 
 
 @explained

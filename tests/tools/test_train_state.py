@@ -170,6 +170,17 @@ def test_state_of_a_model_without_norm() -> None:
     assert state.apply_fn(state.variables, ROWS).shape == (16, 2)
 
 
+def test_state_created_without_statistics() -> None:
+    """`create` is Flax's, and batch_stats has a default: its variables can be applied, too."""
+    model = nn.Dense(2)
+    params = model.init(jax.random.key(0), ROWS)["params"]
+    for given in ({}, {"batch_stats": None}):
+        state = tools.TrainState.create(
+            apply_fn=model.apply, params=params, tx=optax.sgd(0.1), **given
+        )
+        assert state.apply_fn(state.variables, ROWS).shape == (16, 2)
+
+
 def test_state_of_a_model_without_parameters() -> None:
     """A state may have no parameters, only statistics."""
     model = nn.BatchNorm(use_running_average=True, use_scale=False, use_bias=False)
@@ -185,6 +196,7 @@ def test_state_of_a_model_without_parameters() -> None:
             lambda s: tools.TrainState.of(s.model, s.variables["params"], optax.sgd(1)),
             "got .'Dense_0'",
         ),
+        (lambda s: tools.TrainState.of(s.model, None, optax.sgd(1)), "got NoneType"),
         (lambda s: tools.TrainState.of(ANY_CLASS, s.variables, optax.sgd(1)), "got ModuleMeta"),
         (lambda s: tools.average(s.variables, s.variables, 99.9), "got decay=99.9"),
         (
@@ -196,7 +208,7 @@ def test_state_of_a_model_without_parameters() -> None:
             r"got \['a'\] of shape \(3,\) in old and of shape \(1,\) in new",
         ),
     ],
-    ids=["variables", "model", "decay", "trees", "shapes"],
+    ids=["variables", "no variables", "model", "decay", "trees", "shapes"],
 )
 def test_what_does_not_belong_together(call: Any, message: str) -> None:
     """The error for arguments that do not belong together says what was given."""
