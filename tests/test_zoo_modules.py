@@ -333,3 +333,24 @@ def test_complex_values(name: str, system: str) -> None:
     assert mean.dtype == jnp.complex64
     found = mean[1] if name == "DomainBatchNorm" else mean
     np.testing.assert_allclose(found, moved_to.mean, rtol=1e-5, atol=1e-6)
+
+
+COUNTING = [n for n in STATE if "var" in STATE[n] and hasattr(getattr(jnl, n), "momentum")]
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_evaluation_needs_no_count(name: str) -> None:
+    """Only training reads it, so a layer with momentum=None evaluates a checkpoint of one without."""
+    options, inputs = CASES[name]
+    layers = [getattr(jnl, name)(**{**options, "momentum": momentum}) for momentum in (0.9, None)]
+    averaging, counting = (
+        layer.init(KEY, X, *inputs, use_running_average=False) for layer in layers
+    )
+    assert "count" in counting["batch_stats"]
+    want = layers[0].apply(averaging, X, *inputs, use_running_average=True)
+    for variables in (averaging, counting):
+        y, after = layers[1].apply(
+            variables, X, *inputs, use_running_average=True, mutable=["batch_stats"]
+        )
+        assert_equal(y, want)
+        assert_equal(after["batch_stats"], variables["batch_stats"])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ..core._axes import feature_shape
 from ..core.calling._explained import explaining_fields
-from ..norms._shared._recipe import Call, Recipe, Running, Shared
+from ..norms._shared._recipe import Call, Recipe, Running, Shared, Tracked
 from ..norms._shared._weight_recipe import WeightRecipe
 from ._variables import Checked, devices_of, is_evaluating
 
@@ -61,14 +61,18 @@ class FromRecipe(Derived):
             name: self.param(name, parameter.init, parameter.shape, self.param_dtype)
             for name, parameter in self._parameters(shape).items()
         }
+        evaluating = self._is_evaluating(use_running_average)
+        initial = self._initial_state(shape, x.dtype)
+        if evaluating and isinstance(self, Tracked) and not self.is_initializing():
+            initial.pop("count", None)  # only training reads it, so a checkpoint may lack it
         kept = {
             name: self.variable("batch_stats", name, lambda value: value, value)
-            for name, value in self._initial_state(shape, x.dtype).items()
+            for name, value in initial.items()
         }
         call = Call(
             condition,
             mask,
-            evaluating=self._is_evaluating(use_running_average),
+            evaluating=evaluating,
             devices=devices_of(self) if isinstance(self, Shared) else {},
         )
         state = {name: variable.value for name, variable in kept.items()}
