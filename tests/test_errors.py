@@ -509,6 +509,7 @@ class Model(nn.Module):
 
 
 ROWS = jnp.ones((6, 4))
+EPSILONS = jnp.ones(2)
 VARIABLES = Model().init(KEY, ROWS)
 NNX_MODEL = jnx.BatchNorm(4, rngs=nnx.Rngs(0))
 FOLDABLE = nnx.Sequential(
@@ -543,6 +544,30 @@ def residual_of_swapped() -> Any:
     norm: Any = jnl.BatchNorm(use_running_average=True)
     model, _ = tools.swap(norm, "layer", variables=norm.init(KEY, ROWS))
     return model.init(KEY, ROWS, residual=ROWS)
+
+
+class WithoutMask(nn.Module):
+    """A user's norm that takes no mask."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns ``x``."""
+        return x
+
+
+def mask_of_swapped() -> Any:
+    """Calls a norm without masks that replaces a batch norm with a mask for the batch norm."""
+    norm: Any = jnl.BatchNorm(use_running_average=True)
+    model, _ = tools.swap(norm, WithoutMask, variables=norm.init(KEY, ROWS))
+    return model.init(KEY, ROWS, mask=ROWS > 0)
+
+
+class NormRelu(jnx.BatchNorm):
+    """A user's layer that does more than its base class."""
+
+    def __call__(self, x: jax.Array, **options: Any) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Never returns negative values."""
+        return nnx.relu(super().__call__(x, **options))
 
 
 def accumulated(batch: Any, micro_batches: int) -> Callable[[], Any]:
@@ -666,6 +691,19 @@ ACTIVATION_LOST = (
 RESIDUAL_LOST = (
     "the replacement for a batch norm must take all its arguments; got a residual at '', which LayerNorm "
     "does not take. Add it after the norm in the model, or exclude this layer with where."
+)
+MASK_LOST = (
+    "the replacement for a batch norm must take all its arguments; got a mask at '', which WithoutMask "
+    "does not take. Use a norm that takes it, or exclude this layer with where."
+)
+MORE_THAN_A_NORM = (
+    "tools.swap supports NNX layers that compute a batch norm and nothing else; got NormRelu at '', but it "
+    "overrides __call__, and what that adds would be lost. Exclude such layers with where if the tool has "
+    "it, or replace them in the model."
+)
+NO_HASH = (
+    "options for a Linen norm must have a hash, as all fields of Linen modules; got epsilon=Array([1., 1.], "
+    "dtype=float32). Pass numbers, strings or tuples."
 )
 LAST_AXIS_ONLY = (
     "GroupNorm takes the last axis as the feature axis; got '' with axis=1. Move the features to the last "
@@ -1115,6 +1153,15 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "swap, activation": (swapped(nnx.LayerNorm, activation="relu"), ACTIVATION_LOST),
     "swap, residual": (residual_of_swapped, RESIDUAL_LOST),
+    "swap, mask": (mask_of_swapped, MASK_LOST),
+    "swap, more than a norm": (
+        lambda: tools.swap(NormRelu(4, rngs=nnx.Rngs(0)), "layer"),
+        MORE_THAN_A_NORM,
+    ),
+    "swap, no hash": (
+        lambda: tools.swap(Model(), "layer", variables=VARIABLES, epsilon=EPSILONS),
+        NO_HASH,
+    ),
     "swap, axis": (swapped(nnx.GroupNorm, axis=1), LAST_AXIS_ONLY),
     "accumulate, parts": (accumulated(ROWS, 4), no_parts(4, "[6]")),
     "accumulate, examples": (accumulated({"x": ROWS, "y": X[:2]}, 2), no_parts(2, "[2, 6]")),

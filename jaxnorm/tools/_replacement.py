@@ -6,8 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import flax.linen as nn
 import jax
+import numpy as np
+from jax.core import Tracer
 
+from .. import linen as jnl, nnx as jnx
 from ..norms._registry import NormName
 from ._model._intercept import BATCH_NORMS
 from ._model._types import Layer
@@ -17,19 +21,20 @@ Constructor: TypeAlias = Callable[..., Any]
 # Options that mean the same in every norm. Those for devices and momentum do so only in batch norms.
 _CARRIED = (
     *("epsilon", "dtype", "param_dtype", "use_bias", "use_scale", "bias_init", "scale_init"),
-    "activation",
+    *("activation", "use_running_average"),
 )
 _CARRIED_BY_BATCH_NORM = (
-    *("axis", "momentum", "axis_name", "axis_index_groups", "unbiased", "use_running_average"),
+    *("axis", "momentum", "axis_name", "axis_index_groups", "unbiased"),
     *("track_running_stats", "virtual_batch_size", "save_as"),
 )
+_WITH_THE_SAME_STATS = (*BATCH_NORMS, jnl.FrozenBatchNorm, jnx.FrozenBatchNorm)
 
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
     """A norm that is constructed to replace batch norms."""
 
-    constructor: Constructor
+    constructor: type[Any]
     options: tuple[tuple[str, Any], ...]
 
     @classmethod
@@ -43,13 +48,16 @@ class Replacement:
         """Makes a replacement from a name or constructor, and ``options`` that it accepts.
 
         Raises:
-            ValueError: If it is not a norm of activations of this module system.
+            ValueError: If it is not a norm of activations of this module system, or an option for Linen
+                has no hash.
         """
         norm: Any = get_norm(name, **options) if isinstance(name, str) else name
         while isinstance(norm, functools.partial):
             norm, options = norm.func, {**norm.keywords, **options}
-        # A Linen module must be hashable, and a list is not.
-        made = cls(norm, tuple(sorted((n, _without_lists(v)) for n, v in options.items())))
+        options = {name: _without_lists(option) for name, option in options.items()}
+        if issubclass(system, nn.Module):
+            options = {name: _hashable(name, option) for name, option in options.items()}
+        made = cls(norm, tuple((name, options[name]) for name in sorted(options)))
         if (
             not isinstance(norm, type)
             or not issubclass(norm, system)
@@ -74,17 +82,13 @@ class Replacement:
 
     @property
     def is_batch_norm(self) -> bool:
-        """Whether running statistics carry over."""
-        return isinstance(self.constructor, type) and issubclass(self.constructor, BATCH_NORMS)
+        """Whether options for devices and running statistics mean the same as in a batch norm."""
+        return issubclass(self.constructor, BATCH_NORMS)
 
-    def holds(self, variable: str) -> bool:
-        """Whether the norm has this scale, bias, or running statistic."""
-        options = dict(self.options)
-        if variable in ("scale", "bias"):
-            flag = f"use_{variable}"
-            return self.knows(flag) and options.get(flag, True)
-        counting = variable != "count" or options.get("momentum") is None
-        return self.is_batch_norm and options.get("track_running_stats", True) and counting
+    def takes_over(self, variable: str) -> bool:
+        """Whether the norm, if it has this variable, computes the same with it as a batch norm does."""
+        of_batch_norm = issubclass(self.constructor, _WITH_THE_SAME_STATS)
+        return of_batch_norm or (variable in ("scale", "bias") and self.knows(f"use_{variable}"))
 
     def cast(self, variable: str, array: Any) -> Any:
         """The array of this variable, in the dtype that the options ask for."""
@@ -92,11 +96,6 @@ class Replacement:
         if not dtype or variable not in ("scale", "bias"):
             return array
         return jax.tree.map(lambda leaf: leaf.astype(dtype), array)  # it may be in a box
-
-    @property
-    def begins_to_count(self) -> bool:
-        """Whether the options ask for the plain average of all batches from now on."""
-        return self.holds("count") and dict(self.options).get("momentum", 0) is None
 
     def like(self, layer: Layer, path: str, *args: Any, **more: Any) -> Any:
         """Constructs the norm, with the options that carry over from the batch norm ``layer``.
@@ -106,6 +105,8 @@ class Replacement:
         """
         names = (*_CARRIED, *_CARRIED_BY_BATCH_NORM) if self.is_batch_norm else _CARRIED
         carried = {n: getattr(layer, n) for n in names if self.knows(n) and hasattr(layer, n)}
+        if carried.get("virtual_batch_size", 0) is None:
+            del carried["virtual_batch_size"]  # not set: a ghost batch norm has a default
         if not self.is_batch_norm:
             for name in ("feature_axes", "reduction_axes"):
                 # A default of -1 is the feature axis; None is all axes except the examples.
@@ -138,3 +139,22 @@ class Replacement:
 
 def _without_lists(option: Any) -> Any:
     return tuple(map(_without_lists, option)) if isinstance(option, list | tuple) else option
+
+
+def _hashable(name: str, option: Any) -> Any:
+    """The option as a field of a Linen module, which has a hash: an array of one number is that number.
+
+    Raises:
+        ValueError: If it has no hash.
+    """
+    is_array = isinstance(option, jax.Array | np.ndarray) and not isinstance(option, Tracer)
+    if is_array and option.shape == ():
+        return option.item()
+    try:
+        hash(option)
+    except TypeError:
+        raise ValueError(
+            f"options for a Linen norm must have a hash, as all fields of Linen modules; got "
+            f"{name}={option!r}. Pass numbers, strings or tuples."
+        ) from None
+    return option

@@ -4,23 +4,24 @@ import dataclasses
 from typing import Any, overload
 
 import flax.linen as nn
-import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from .. import linen as jnl, nnx as jnx
 from ..core.calling._explained import explained
 from ..norms._registry import NormName
 from ..norms._shared._flags import taken_by
-from ._model._frozen import affine_is_frozen, keep_frozen, without_gradients
+from ._carried import carried_variables
+from ._model._frozen import affine_is_frozen, keep_frozen, unfrozen_class, without_gradients
 from ._model._intercept import BATCH_NORMS, LayerCall, rebuilt
-from ._model._interface import split_path
 from ._model._model_of import model_of
 from ._model._norms import holds_running_stats, refused, without_flag
 from ._model._substitute import answering
-from ._model._types import AnyModel, Layer, NnxModelT, Tree, Variables
+from ._model._types import AnyModel, Layer, NnxModelT, Variables
 from ._model._where import Where, matches, select
 from ._replacement import Constructor, Replacement
+
+# What to do if the other norm does not take an argument of the batch norm.
+_INSTEAD = {"residual": "Add it after the norm in the model", "mask": "Use a norm that takes it"}
 
 
 @overload
@@ -57,8 +58,8 @@ def swap(
     replaces Flax's batch norm with jaxnorm's.
 
     Scale and bias carry over, as do epsilon, activation and dtypes, unless ``options`` override them. Running
-    statistics carry over only to a batch norm. Other norms compute a different function, so a trained model
-    needs some more training.
+    statistics carry over only to a batch norm, frozen or not. Whatever else the norm has is initialized.
+    Other norms compute a different function, so a trained model needs some more training.
 
     Args:
         model: a Linen module or an NNX model; it is not modified.
@@ -73,8 +74,9 @@ def swap(
 
     Raises:
         ValueError: If ``where`` matches no batch norm, there is no such norm, or it does not support what
-            the batch norm does: a feature axis other than the last, an activation or a residual. If
+            the batch norm does: a feature axis other than the last, an activation, a residual or a mask. If
             ``where`` matches another norm with running statistics; for a Linen module, at the first call.
+            If it matches an NNX layer that overrides ``__call__``.
         TypeError: If the norm has no such option.
 
     Example:
@@ -94,19 +96,23 @@ def swap(
     if isinstance(model, nn.Module):
         linen_norm = Replacement.of(jnl.get_norm, norm, options, nn.Module)
         swapped = answering(model, _Swapped(linen_norm, where, tuple(paths)))
-        return swapped, subject.as_given(_carried_variables(subject.state, paths, linen_norm))
+        return swapped, subject.as_given(carried_variables(subject.state, paths, linen_norm))
     nnx_norm = Replacement.of(jnx.get_norm, norm, options, nnx.Module)
 
     def replaced(path: tuple[Any, ...], node: Any) -> Any:
         name = "/".join(map(str, path))
         if not _should_replace(node, name, where, keeps=holds_running_stats(node)):
             return node
+        _check_call(node, name)
         new = nnx_norm.like(node, name, node.num_features, rngs=nnx.Rngs(0))
         for variable in ("scale", "bias", "mean", "var", "count"):
             fresh, held = getattr(new, variable, None), getattr(node, variable, None)
-            if fresh is not None and held is not None and nnx_norm.holds(variable):
+            if fresh is not None and held is not None and nnx_norm.takes_over(variable):
                 held.set_value(nnx_norm.cast(variable, held[...]))
-                setattr(new, variable, held)
+                # A frozen batch norm holds its scale as a statistic.
+                setattr(
+                    new, variable, held if isinstance(held, type(fresh)) else type(fresh)(held[...])
+                )
         if nnx_norm.is_batch_norm:
             keep_frozen(new, node)
         return new
@@ -129,6 +135,19 @@ def _should_replace(layer: Layer, path: str, where: Where | None, *, keeps: bool
     return isinstance(layer, BATCH_NORMS)
 
 
+def _check_call(layer: Layer, path: str) -> None:
+    """Validates that replacing an NNX layer replaces nothing but its batch norm.
+
+    Raises:
+        ValueError: If its class overrides ``__call__``.
+    """
+    kind: Any = unfrozen_class(type(layer))
+    if kind.__call__ not in {norm.__call__ for norm in BATCH_NORMS}:
+        reason = "it overrides __call__, and what that adds would be lost"
+        supported = "NNX layers that compute a batch norm and nothing else"
+        raise ValueError(refused("swap", supported, {path: reason}, {path: kind.__name__}))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Swapped:
     """An `Answer` that calls another norm instead of the batch norms of a Linen model."""
@@ -149,46 +168,19 @@ class _Swapped:
         args, given, flag = without_flag(call.layer, call.args, call.kwargs)
         if flag is not None:
             given["use_running_average"] = flag
-        if call.layer.use_running_average is not None and not self.norm.is_batch_norm:
+        if call.layer.use_running_average is not None and not self.norm.knows(
+            "use_running_average"
+        ):
             given["use_running_average"] = call.layer.use_running_average
         norm: Any = self.norm.like(call.layer, call.path, parent=call.layer.scope)
         if self.norm.is_batch_norm and affine_is_frozen(type(call.layer)):
             norm = rebuilt(norm, without_gradients(type(norm)), parent=norm.scope)
         takes = taken_by(norm)
-        if given.get("residual") is not None and "residual" not in takes:
-            raise ValueError(
-                f"the replacement for a batch norm must take all its arguments; got a residual at "
-                f"{call.path!r}, which {type(norm).__name__} does not take. Add it after the norm in the "
-                f"model, or exclude this layer with where."
-            )
+        for name, advice in _INSTEAD.items():
+            if given.get(name) is not None and name not in takes:
+                raise ValueError(
+                    f"the replacement for a batch norm must take all its arguments; got a {name} at "
+                    f"{call.path!r}, which {type(norm).__name__} does not take. {advice}, or exclude this "
+                    f"layer with where."
+                )
         return norm(*args, **{name: value for name, value in given.items() if name in takes})
-
-
-def _carried_variables(variables: Tree, paths: list[str], norm: Replacement) -> Any:
-    """``variables`` with only those arrays of the batch norms at ``paths`` that carry over to ``norm``."""
-    layers = set(map(split_path, paths))
-
-    def kept(collection: Any) -> Any:
-        flat = flatten_dict(collection, keep_empty_nodes=True)
-        of_others = {path: leaf for path, leaf in flat.items() if path[:-1] not in layers}
-        of_norms = {
-            path: norm.cast(path[-1], leaf)
-            for path, leaf in flat.items()
-            if path[:-1] in layers and norm.holds(path[-1])
-        }
-        if norm.begins_to_count:
-            counts = {
-                (*path[:-1], "count"): jnp.zeros(leaf.shape, jnp.int32)
-                for path, leaf in of_norms.items()
-                if path[-1] == "mean"
-            }
-            of_norms = {**counts, **of_norms}
-        return unflatten_dict({**of_others, **of_norms})
-
-    swapped = {
-        name: kept(variables[name]) for name in ("params", "batch_stats") if name in variables
-    }
-    carried = {**variables, **swapped}
-    if not carried.get("batch_stats"):
-        carried.pop("batch_stats", None)
-    return carried
