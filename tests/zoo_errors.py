@@ -163,6 +163,7 @@ NO_SUCH_FORM = (
 NO_WARMUP = "warmup_steps must be an integer of 0 or more; got -1. 0 is no warm-up."
 NEGATIVE_LIMIT = "dmax must be 0 or more; got dmax=-1.0. dmax=0 with rmax=1 is batch norm."
 DOMAINS = jn.init_running_stats((2, 4))
+DOMAIN_2 = jnp.int32(2)
 
 
 def whitened(**options: Any) -> Callable[[], Any]:
@@ -294,6 +295,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         GAIN_SHAPE,
     ),
     "domain, number": (lambda: jn.stats_of_domain(DOMAINS, 2), NO_SUCH_DOMAIN),
+    "domain, array": (lambda: jn.stats_of_domain(DOMAINS, DOMAIN_2), NO_SUCH_DOMAIN),
     "batch_renorm, rmax": (lambda: jn.batch_renorm(X, STATS, rmax=0.5), LOW_LIMIT),
     "batch_renorm, dmax": (lambda: jn.batch_renorm(X, STATS, dmax=-1.0), NEGATIVE_LIMIT),
     "batch_renorm, form": (

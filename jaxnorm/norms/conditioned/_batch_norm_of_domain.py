@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from ...core._running import RunningStats, as_arrays
@@ -81,7 +83,8 @@ def _index(domain: jax.Array | int, domains: int) -> jax.Array:
             f"domain must be a single integer for the whole batch; got {index.dtype.name} of shape "
             f"{index.shape}. Put only one domain in each batch."
         )
-    if isinstance(domain, numbers.Integral) and not 0 <= domain < domains:
+    is_known = isinstance(domain, numbers.Integral | np.ndarray | jax.Array)
+    if is_known and not isinstance(domain, Tracer) and not 0 <= int(domain) < domains:
         raise ValueError(
             f"domain must lie in [0, {domains - 1}]; got {domain}. Create statistics for more domains."
         )
