@@ -606,10 +606,10 @@ def no_layer(kind: str) -> str:
     )
 
 
-def not_meant(kind: str) -> str:
+def not_meant(kind: str, has: str = "bn") -> str:
     """The error for a pattern without a match."""
     return (
-        f"where must match at least one {kind} in the model; got where='nb', but the model has: bn. Use a "
+        f"where must match at least one {kind} in the model; got where='nb', but the model has: {has}. Use a "
         f"pattern such as 'stem/*', or omit where to select all."
     )
 
@@ -1135,6 +1135,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "freeze, where": (
         lambda: tools.freeze(Model(), "nb", variables=VARIABLES),
         not_meant("norm with running statistics"),
+    ),
+    "freeze, where, itself": (
+        lambda: tools.freeze(jnx.BatchNorm(4, rngs=nnx.Rngs(0)), "nb"),
+        not_meant("norm with running statistics", "'' (the model itself)"),
     ),
     "unfreeze, variables": (lambda: tools.unfreeze(cast(Any, VARIABLES)), no_model("dict")),
     "norm_mask, where": (lambda: tools.norm_mask(VARIABLES["params"], "nb"), not_meant("norm")),

@@ -28,8 +28,9 @@ def select(where: Where | None, paths: list[str], kind: str) -> list[str]:
         )
     meant = [path for path in paths if matches(where, path)]
     if not meant:
+        found = ", ".join(path or "'' (the model itself)" for path in paths)
         raise ValueError(
             f"where must match at least one {kind} in the model; got where={where!r}, but the model has: "
-            f"{', '.join(paths) or 'none'}. Use a pattern such as 'stem/*', or omit where to select all."
+            f"{found}. Use a pattern such as 'stem/*', or omit where to select all."
         )
     return meant
