@@ -19,6 +19,7 @@ from flax import nnx
 
 import jaxnorm as jn
 from jaxnorm import tools
+from jaxnorm.core.calling._arguments import FLAGS, FLAGS_OR_NONE, NUMBERS
 from tests.calls import arguments, functions, parameters
 from tests.stands_for import CLASSES, ROWS, SYSTEMS, X, after_of, fields_of, made
 
@@ -211,3 +212,38 @@ def test_no_tool_is_left_out() -> None:
         if refused_of(name, option, parameter.annotation)
     }
     assert having == set(TOOLS)
+
+
+def with_more(base: Any, more: dict[str, Any]) -> Any:
+    """A user's subclass with more fields, or more attributes if the class has no fields."""
+    fields = {**more, "__annotations__": dict.fromkeys(more, Any)}
+    if not issubclass(base, nnx.Module):  # a subclass of a Linen module is a dataclass by itself
+        return type("Sub", (base,), fields)
+    if dataclasses.is_dataclass(base):
+        return dataclasses.dataclass(eq=False, kw_only=True)(type("Sub", (base,), fields))
+
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        for name, value in more.items():
+            setattr(self, name, value)
+        base.__init__(self, *args, **options)
+
+    return type("Sub", (base,), {"__init__": __init__})
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_a_subclass_adds_has_no_rules(
+    name: str, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have the name of an argument of another norm; the norm's own fields keep their rules."""
+    own = fields_of(system, name)
+    attributes = {"update_stats", "use_running_average", "use_shift", "steps"}  # of some modules
+    others = {*NUMBERS, *FLAGS, *FLAGS_OR_NONE} - {*own} - attributes
+    base = getattr(SYSTEMS[system], name)
+    monkeypatch.setattr(SYSTEMS[system], name, with_more(base, dict.fromkeys(others, "anything")))
+    module = made(system, name, {**ROWS[name].base})
+    assert all(getattr(module, other) == "anything" for other in others)
+    if "epsilon" in own:
+        with pytest.raises(ValueError, match="epsilon must be"):
+            made(system, name, {**ROWS[name].base, "epsilon": -1.0})

@@ -1,6 +1,5 @@
 """Helpers for the Linen modules: variables, running statistics and checks."""
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 
 from ..core._precision import dtype_of_mean
 from ..core._running import RunningStats, init_running_stats
-from ..core.calling._arguments import check_fields, check_flag
+from ..core.calling._arguments import check_fields, check_flag, own_fields
 
 
 def scale_of(module: Any, shape: tuple[int, ...]) -> jax.Array | None:
@@ -41,8 +40,7 @@ class Checked(nn.Module):
             raise TypeError(
                 f"options of {type(self).__name__} must be given by keyword; got {self.parent!r} without one."
             )
-        fields = (field.name for field in dataclasses.fields(self))
-        check_fields({name: getattr(self, name) for name in fields})
+        check_fields(own_fields(self))
         super().__post_init__()
 
 

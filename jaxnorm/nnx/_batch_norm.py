@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes, canonical_axes, feature_shape
 from ..core._running import untracked_stats
-from ..core.calling._arguments import check_fields
+from ..core.calling._arguments import check_fields, own_arguments
 from ..core.calling._explained import explained
 from ..norms._shared._running_norm import RunningNorm
 from ..norms.batch._batch_norm import batch_norm, batch_norm_inference
@@ -140,7 +140,7 @@ class BatchNorm(nnx.Module):
         self.virtual_batch_size = virtual_batch_size
         self.activation = activation
         self.save_as = save_as
-        check_fields(vars(self))
+        check_fields(own_arguments(self, BatchNorm.__init__))
         shape = shape_of(num_features)
         make_running_stats(self, shape, tracked=track_running_stats)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)

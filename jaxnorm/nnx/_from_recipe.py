@@ -1,13 +1,13 @@
 """Base classes of the NNX modules for norms that Flax does not have."""
 
-from dataclasses import KW_ONLY, InitVar, dataclass, fields
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..core.calling._arguments import check_fields
+from ..core.calling._arguments import check_fields, own_fields
 from ..core.calling._explained import explaining_fields
 from ..norms._shared._recipe import Call, Recipe, Running, Shared
 from ..norms._shared._weight_recipe import WeightRecipe
@@ -40,7 +40,7 @@ class FromRecipe(Derived):
     @explaining_fields
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         assert isinstance(self, Recipe)
-        check_fields({field.name: getattr(self, field.name) for field in fields(self)})
+        check_fields(own_fields(self))
         shape = shape_of(self.num_features)
         for name, made in self._parameters(shape).items():
             setattr(

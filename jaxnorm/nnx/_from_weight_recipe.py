@@ -1,12 +1,12 @@
 """Base class of the NNX wrappers that call a layer with a function of its weights."""
 
-from dataclasses import KW_ONLY, InitVar, dataclass, fields
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any
 
 import jax
 from flax import nnx
 
-from ..core.calling._arguments import check_fields
+from ..core.calling._arguments import check_fields, own_fields
 from ..core.calling._explained import explaining_fields
 from ..norms._shared._weight_recipe import WeightRecipe
 from ._from_recipe import Derived
@@ -33,7 +33,7 @@ class FromWeightRecipe(Derived):
     @explaining_fields
     def __post_init__(self, rngs: nnx.Rngs | None) -> None:
         assert isinstance(self, WeightRecipe)
-        check_fields({field.name: getattr(self, field.name) for field in fields(self)})
+        check_fields(own_fields(self))
         self._chosen = nnx.filterlib.to_predicate(self.variable_filter)
 
         def make(weight: jax.Array) -> jax.Array | None:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
-from ..core.calling._arguments import check_fields
+from ..core.calling._arguments import check_fields, own_arguments
 from ..core.calling._explained import explained
 from ..norms.sample._group_norm import group_norm, grouping
 from ._transformable import transformable
@@ -107,7 +107,7 @@ class GroupNorm(nnx.Module):
         self.promote_dtype = promote_dtype
         self.feature_axes = feature_axes
         self.activation = activation
-        check_fields(vars(self))
+        check_fields(own_arguments(self, GroupNorm.__init__))
         shape = (num_features,)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
         self.bias = parameter(use_bias, bias_init, shape, param_dtype, rngs, bias_metadata)

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
-from ..core.calling._arguments import check_fields
+from ..core.calling._arguments import check_fields, own_arguments
 from ..core.calling._explained import explained
 from ..norms._shared._running_norm import RunningNorm
 from ..norms.batch._batch_norm import batch_norm_inference
@@ -126,7 +126,7 @@ class InstanceNorm(nnx.Module):
         self.momentum = momentum
         self.unbiased = unbiased
         self.activation = activation
-        check_fields(vars(self))
+        check_fields(own_arguments(self, InstanceNorm.__init__))
         shape = shape_of(num_features)
         make_running_stats(self, shape, tracked=track_running_stats)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
-from ..core.calling._arguments import check_fields
+from ..core.calling._arguments import check_fields, own_arguments
 from ..core.calling._explained import explained
 from ..norms.sample._layer_norm import layer_norm
 from ._transformable import transformable
@@ -96,7 +96,7 @@ class LayerNorm(nnx.Module):
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
         self.activation = activation
-        check_fields(vars(self))
+        check_fields(own_arguments(self, LayerNorm.__init__))
         shape = shape_of(num_features)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
         self.bias = parameter(use_bias, bias_init, shape, param_dtype, rngs, bias_metadata)

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from ..core._all_reduce import AxisIndexGroups, AxisName
 from ..core._axes import Axes
-from ..core.calling._arguments import check_fields
+from ..core.calling._arguments import check_fields, own_arguments
 from ..core.calling._explained import explained
 from ..norms.sample._rms_norm import rms_norm
 from ._transformable import transformable
@@ -97,7 +97,7 @@ class RMSNorm(nnx.Module):
         self.fraction = fraction
         self.scale_after_cast = scale_after_cast
         self.activation = activation
-        check_fields(vars(self))
+        check_fields(own_arguments(self, RMSNorm.__init__))
         shape = shape_of(num_features)
         self.scale = parameter(use_scale, scale_init, shape, param_dtype, rngs, scale_metadata)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ..core.calling._arguments import check_fields
+from ..core.calling._arguments import check_fields, own_arguments
 from ..core.calling._explained import explained
 from ..norms._shared._flags import is_updating
 from ..norms.weight._spectral_norm import (
@@ -76,7 +76,8 @@ class SpectralNorm(nnx.Module):
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.error_on_non_matrix = error_on_non_matrix
-        check_fields({**vars(self), "update_stats": update_stats})
+        own = own_arguments(self, SpectralNorm.__init__)
+        check_fields({**own, "update_stats": update_stats})
         self.use_running_average: bool = (
             not update_stats
         )  # the attribute that .train() and .eval() set

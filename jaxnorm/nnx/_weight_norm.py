@@ -10,7 +10,7 @@ from flax.typing import PromoteDtypeFn
 from jax.typing import DTypeLike
 
 from ..core._axes import Axes, feature_shape
-from ..core.calling._arguments import check_fields
+from ..core.calling._arguments import check_fields, own_arguments
 from ..core.calling._explained import explained
 from ..norms.weight._weight_norm import kernel_lengths, weight_norm
 from ._transformable import transformable
@@ -72,7 +72,7 @@ class WeightNorm(nnx.Module):
         self.epsilon = epsilon
         self.dtype = dtype
         self.param_dtype = param_dtype
-        check_fields(vars(self))
+        check_fields(own_arguments(self, WeightNorm.__init__))
         self.variable_filter: Predicate = nnx.filterlib.to_predicate(variable_filter)
         self.promote_dtype = promote_dtype
         self.scales: dict[Path, nnx.Param[jax.Array]] | None = nnx.data(None)

@@ -1,6 +1,8 @@
 """Checks of numbers and flags that users pass: one rule per argument name, for all functions and modules."""
 
+import dataclasses
 import functools
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -182,6 +184,25 @@ def check_scalar(name: str, value: Any) -> None:
     """
     if not hasattr(value, "dtype"):
         FINITE.check(name, value)
+
+
+def own_fields(module: Any) -> dict[str, Any]:
+    """The fields of a module that this package defines; those that a user's subclass adds have no rules."""
+    return {name: getattr(module, name) for name in _own_names(type(module))}
+
+
+@functools.cache
+def _own_names(kind: type) -> tuple[str, ...]:
+    package = __name__.partition(".")[0]
+    ours = [base for base in kind.__mro__ if base.__module__.partition(".")[0] == package]
+    annotated = {name for base in ours for name in inspect.get_annotations(base)}
+    return tuple(field.name for field in dataclasses.fields(kind) if field.name in annotated)
+
+
+def own_arguments(module: Any, init: Callable[..., Any]) -> dict[str, Any]:
+    """The attributes of a module that are named after an argument of ``init``, its class's constructor."""
+    names = inspect.signature(init).parameters
+    return {name: value for name, value in vars(module).items() if name in names}
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
