@@ -5,8 +5,8 @@ from typing import Any
 import jax
 
 from ..core.calling._explained import explained
+from ._model._keys import key_names
 from ._model._where import Where, matches, select
-from ._stats._replicas import key_names
 
 _OTHERS = {"kernel", "embedding"}  # next to one of these, only a scale is a norm's
 _SCALES = {"scale", "log_scale", "query_scale", "key_scale", "gain"}

@@ -1,7 +1,5 @@
 """Pools the running statistics that replicas kept separately."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +8,7 @@ from ...core._axes import one_axis
 from ...core._pool import Moments, pool
 from ...core._precision import upcast
 from ...core._sync import pool_over_devices
+from .._model._keys import key_names
 from .._model._types import TreeT
 
 
@@ -75,12 +74,6 @@ def pool_replicas(
         path: leaf if axis is None else jnp.take(leaf, 0, axis) for path, leaf in leaves.items()
     }
     return jax.tree.unflatten(structure, ({**others, **pooled}[path] for path in leaves))
-
-
-def key_names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The keys to a leaf, of dictionaries, fields and sequences alike."""
-    names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-    return tuple(names[:-1] if names[-1:] == ["value"] else names)  # of an NNX variable
 
 
 def _pooled(

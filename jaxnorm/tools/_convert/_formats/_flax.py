@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ..._model._keys import split_keys
 from ._source import Entry, Path, Source, by_slot
 
 _Variables = TypeVar("_Variables", bound=Mapping[str, Any])
@@ -15,9 +16,6 @@ _NNXModel = TypeVar("_NNXModel", bound=nnx.Module)
 _Values = Mapping[Path, Mapping[str, np.ndarray]]
 _Leaf = tuple[str, Path, str, Any]  # name, layer, role, value
 _NUMBERS = (bool, int, float, complex)  # what a variable may hold instead of an array
-
-# Where NNX wrappers keep values for a layer's parameters, and the role of each value.
-_OF_WRAPPERS = {"scales": "scale", "gains": "gain"}
 
 
 def read_linen(variables: Mapping[str, Any]) -> Source:
@@ -116,13 +114,10 @@ def _linen_leaves(variables: Mapping[str, Any]) -> Iterator[_Leaf]:
 
 def _nnx_leaves(model: nnx.Module) -> Iterator[_Leaf]:
     for keys, variable in nnx.to_flat_state(nnx.state(model, _is_stored)):
-        *path, last = keys
-        role = str(last)
-        if isinstance(last, tuple):  # of a wrapper, by the path of its parameter
-            kept_as = _OF_WRAPPERS.get(str(path.pop()))
-            *inside, name, what = last if kept_as is None else (*last, kept_as)
-            path, role = [*path, *inside], f"{name}/{what}"
-        yield "/".join(map(str, keys)), path_of(path), role, variable
+        *path, role = split_keys(keys)
+        if isinstance(keys[-1], tuple):  # of a wrapper, by the path of its parameter
+            role = f"{path.pop()}/{role}"
+        yield "/".join(map(str, keys)), path_of(path), str(role), variable
 
 
 def _is_stored(path: Any, variable: Any) -> bool:
