@@ -350,6 +350,16 @@ VAR_ALONE = (
     "each var must have a mean of the same shape next to it; got bn/var of shape (3,) and no mean. Pass the "
     "running statistics as stored by the layers."
 )
+MEAN_ALONE = (
+    "each mean must have a var next to it; got bn/mean without one. Other statistics, such as "
+    "IterativeWhitening's, cannot be pooled afterwards: set axis_name in the layer, so that it keeps those "
+    "of all replicas."
+)
+COUNTED_VALUES = (
+    "replicas must have equal weights; got remainder of an InputNorm, whose replicas weigh as much as they "
+    "have counted. Set axis_name in the layer, so that it keeps the statistics of all replicas, or combine "
+    "Moments(mean, var, count) with jaxnorm.pool."
+)
 NO_STATISTICS = (
     "batch_stats must hold a mean and a var for at least one layer; got bn/scale. Pass "
     'variables["batch_stats"] from Linen, nnx.state(model, nnx.BatchStat), or RunningStats.'
@@ -953,6 +963,14 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "replicas, var": (
         lambda: tools.pool_replicas({"bn": {"var": jnp.ones(3)}}, axis=0),
         VAR_ALONE,
+    ),
+    "replicas, mean": (
+        lambda: tools.pool_replicas({"bn": {"mean": jnp.ones(3)}}, axis=0),
+        MEAN_ALONE,
+    ),
+    "replicas, counted": (
+        lambda: tools.pool_replicas(jn.init_input_norm(3), axis_name="r"),
+        COUNTED_VALUES,
     ),
     "replicas, none": (
         lambda: tools.pool_replicas({"bn": {"scale": jnp.ones(3)}}, axis=0),

@@ -10,6 +10,7 @@ from flax import nnx
 
 import jaxnorm as jn
 from jaxnorm import nnx as jnx, tools
+from tests.stands_for import CLASSES, ROWS, made
 
 # Four replicas of 32 values each, with means 0, 2, 4 and 6.
 X = (
@@ -94,3 +95,44 @@ def test_no_statistics(tree: Any, message: str) -> None:
     """A tree without statistics, or with half of them, raises an error that lists what it has."""
     with pytest.raises(ValueError, match=message):
         tools.pool_replicas(tree, axis=0)
+
+
+KEEPING = [name for name in CLASSES if hasattr(getattr(jnx, name), "running_norm")]
+REFUSED = {
+    "IterativeWhitening": "got layer/mean without one.* set axis_name",
+    "InputNorm": "got layer/remainder of an InputNorm.* with jaxnorm.pool",
+}
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("momentum", [0.5, None])
+@pytest.mark.parametrize("name", KEEPING)
+def test_statistics_of_every_norm(name: str, momentum: float | None) -> None:
+    """All that change are pooled, or the layer is refused by its path; counts of batches do not weigh."""
+    fields = {**ROWS[name].base}
+    fields |= {"track_running_stats": True} if name == "InstanceNorm" else {}
+    fields |= {"momentum": momentum} if hasattr(made("nnx", name, fields), "momentum") else {}
+    stats = nnx.to_pure_dict(nnx.state(made("nnx", name, fields), nnx.BatchStat))
+    tree = {"layer": jax.tree.map(lambda a: jnp.stack([a, a + 2]), stats)}
+    if name in REFUSED:
+        for state in (tree, {"other": {"mean": jnp.ones(2), "var": jnp.ones(2)}, **tree}):
+            with pytest.raises(ValueError, match=REFUSED[name]):
+                tools.pool_replicas(state, axis=0)
+        return
+    pooled = tools.pool_replicas(tree, axis=0)["layer"]
+    mean, var = stats.pop("mean"), stats.pop("var")
+    np.testing.assert_allclose(pooled.pop("mean"), mean + 1, rtol=1e-6)
+    np.testing.assert_allclose(pooled.pop("var"), var + 1 + 1, rtol=1e-6)
+    assert stats.keys() <= {"count", "steps", "scale", "bias"}  # of the first replica
+    jax.tree.map(np.testing.assert_array_equal, pooled, stats)
+
+
+def test_input_norm_as_the_error_says() -> None:
+    """Pooling its moments by their counts gives the statistics of all values."""
+    rows = jnp.asarray(X.reshape(-1, 3))
+    parts = rows[:7], rows[7:]
+    each = [jn.input_norm(x, jn.init_input_norm(3))[1] for x in parts]
+    mean, var, count = (jnp.stack(leaves) for leaves in list(zip(*each, strict=True))[:3])
+    pooled = jn.pool(jn.Moments(mean, var, count), 0)
+    np.testing.assert_allclose(pooled.mean[0], rows.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(pooled.var[0], rows.var(0), rtol=1e-5)

@@ -1,5 +1,7 @@
 """Pools the running statistics that replicas kept separately."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -25,9 +27,9 @@ def pool_replicas(
 
     Args:
         batch_stats: a tree with a ``mean`` and a ``var`` for each layer: Linen's collection, the state of
-            an NNX model, or RunningStats; for Flax's layers and jaxnorm's. Replicas have equal weights.
-            Anything else in the tree (a batch count, the vectors of spectral norm) is taken from the first
-            replica.
+            an NNX model, or RunningStats; for Flax's layers and jaxnorm's, except InputNorm and
+            IterativeWhitening. Replicas have equal weights. Anything else in the tree (a batch count, the
+            vectors of spectral norm) is taken from the first replica.
         axis: the axis over replicas in every array, such as 0 for the output of pmap; it is removed
             from the result. Pass either ``axis`` or ``axis_name``.
         axis_name: the mapped axis of the pmap, shard_map or vmap around this call. Shapes do not change, and
@@ -38,7 +40,8 @@ def pool_replicas(
 
     Raises:
         ValueError: If not exactly one of ``axis`` and ``axis_name`` is given, a ``var`` has no matching
-            ``mean`` next to it, or there are no statistics at all.
+            ``mean`` next to it, there are no statistics at all, or a layer keeps others: those of InputNorm
+            have weights of their own, and those of IterativeWhitening are not determined by the replicas'.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,6 +57,7 @@ def pool_replicas(
         )
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(batch_stats)
     leaves = {key_names(path): jnp.asarray(leaf) for path, leaf in paths_and_leaves}
+    _check_layers(leaves)
     pooled = {}
     for layer in [path[:-1] for path in leaves if path[-1:] == ("var",)]:
         mean, var = leaves.get((*layer, "mean")), leaves[*layer, "var"]
@@ -74,6 +78,27 @@ def pool_replicas(
         path: leaf if axis is None else jnp.take(leaf, 0, axis) for path, leaf in leaves.items()
     }
     return jax.tree.unflatten(structure, ({**others, **pooled}[path] for path in leaves))
+
+
+def _check_layers(leaves: Mapping[tuple[str, ...], jax.Array]) -> None:
+    """Validates that there are no statistics whose pooled values are not those of `_pooled`.
+
+    Raises:
+        ValueError: If a layer has no variances, or weighs its values.
+    """
+    for *layer, name in leaves:
+        if name == "mean" and (*layer, "var") not in leaves:
+            raise ValueError(
+                f"each mean must have a var next to it; got {'/'.join([*layer, name])} without one. Other "
+                f"statistics, such as IterativeWhitening's, cannot be pooled afterwards: set axis_name in "
+                f"the layer, so that it keeps those of all replicas."
+            )
+        if name == "remainder" and (*layer, "count") in leaves:
+            raise ValueError(
+                f"replicas must have equal weights; got {'/'.join([*layer, name])} of an InputNorm, whose "
+                f"replicas weigh as much as they have counted. Set axis_name in the layer, so that it keeps "
+                f"the statistics of all replicas, or combine Moments(mean, var, count) with jaxnorm.pool."
+            )
 
 
 def _pooled(
