@@ -549,6 +549,12 @@ def swapped(norm: Any, **fields: Any) -> Callable[[], Any]:
     return lambda: tools.swap(jnx.BatchNorm(4, rngs=nnx.Rngs(0), **fields), norm)
 
 
+def with_untracked() -> nnx.Module:
+    """Two batch norms; the second keeps no running statistics."""
+    options: tuple[dict[str, Any], ...] = ({}, {"track_running_stats": False})
+    return nnx.Sequential(*(jnx.BatchNorm(4, rngs=nnx.Rngs(0), **given) for given in options))
+
+
 def residual_of_swapped() -> Any:
     """Calls the layer norm that replaces a batch norm with the batch norm's residual."""
     norm: Any = jnl.BatchNorm(use_running_average=True)
@@ -714,6 +720,10 @@ MORE_THAN_A_NORM = (
 NO_HASH = (
     "options for a Linen norm must have a hash, as all fields of Linen modules; got epsilon=Array([1., 1.], "
     "dtype=float32). Pass numbers, strings or tuples."
+)
+NOTHING_TO_FREEZE = (
+    "FrozenBatchNorm needs the running statistics of the batch norm; got 'layers/1' with "
+    "track_running_stats=False. Exclude this layer with where."
 )
 LAST_AXIS_ONLY = (
     "GroupNorm takes the last axis as the feature axis; got '' with axis=1. Move the features to the last "
@@ -1175,6 +1185,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "swap, activation": (swapped(nnx.LayerNorm, activation="relu"), ACTIVATION_LOST),
     "swap, residual": (residual_of_swapped, RESIDUAL_LOST),
+    "swap, no statistics": (
+        lambda: tools.swap(with_untracked(), "frozen_batch"),
+        NOTHING_TO_FREEZE,
+    ),
     "swap, mask": (mask_of_swapped, MASK_LOST),
     "swap, more than a norm": (
         lambda: tools.swap(NormRelu(4, rngs=nnx.Rngs(0)), "layer"),

@@ -27,7 +27,7 @@ _CARRIED_BY_BATCH_NORM = (
     *("axis", "momentum", "axis_name", "axis_index_groups", "unbiased"),
     *("track_running_stats", "virtual_batch_size", "save_as"),
 )
-_WITH_THE_SAME_STATS = (*BATCH_NORMS, jnl.FrozenBatchNorm, jnx.FrozenBatchNorm)
+_FROZEN = (jnl.FrozenBatchNorm, jnx.FrozenBatchNorm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Replacement:
 
     def takes_over(self, variable: str) -> bool:
         """Whether the norm, if it has this variable, computes the same with it as a batch norm does."""
-        of_batch_norm = issubclass(self.constructor, _WITH_THE_SAME_STATS)
+        of_batch_norm = issubclass(self.constructor, (*BATCH_NORMS, *_FROZEN))
         return of_batch_norm or (variable in ("scale", "bias") and self.knows(f"use_{variable}"))
 
     def cast(self, variable: str, array: Any) -> Any:
@@ -128,6 +128,13 @@ class Replacement:
                 f"the replacement for a batch norm must support all its options; got {path!r} with "
                 f"{lost[0]}={getattr(layer, lost[0])!r}, which {self.constructor.__name__} does not support. "
                 f"Apply it after the norm in the model, or exclude this layer with where."
+            )
+        if issubclass(self.constructor, _FROZEN) and not getattr(
+            layer, "track_running_stats", True
+        ):
+            raise ValueError(
+                f"{self.constructor.__name__} needs the running statistics of the batch norm; got {path!r} "
+                f"with track_running_stats=False. Exclude this layer with where."
             )
         if layer.axis not in (-1, (-1,)) and not (self.knows("feature_axes") or self.is_batch_norm):
             raise ValueError(
