@@ -14,7 +14,8 @@ from ._carried import carried_variables
 from ._model._frozen import affine_is_frozen, keep_frozen, unfrozen_class, without_gradients
 from ._model._intercept import BATCH_NORMS, LayerCall, rebuilt
 from ._model._model_of import model_of
-from ._model._norms import holds_running_stats, refused, without_flag
+from ._model._norms import against, holds_running_stats, refused, without_flag
+from ._model._norms_call import overriding
 from ._model._substitute import answering
 from ._model._types import AnyModel, Layer, NnxModelT, Variables
 from ._model._where import Where, matches, select
@@ -124,12 +125,14 @@ def _should_replace(layer: Layer, path: str, where: Where | None, *, keeps: bool
     """Whether to replace a layer.
 
     Raises:
-        ValueError: If it ``keeps`` running statistics and is not a batch norm.
+        ValueError: If it ``keeps`` running statistics and is not a batch norm, or does not call it.
     """
     if not matches(where, path):
         return False
+    reason = against(layer) if isinstance(layer, BATCH_NORMS) else None
     if keeps and not isinstance(layer, BATCH_NORMS):
         reason = "it keeps running statistics and computes something else"
+    if reason is not None:
         supported = "batch norms, Flax's and jaxnorm's"
         raise ValueError(refused("swap", supported, {path: reason}, {path: type(layer).__name__}))
     return isinstance(layer, BATCH_NORMS)
@@ -141,8 +144,8 @@ def _check_call(layer: Layer, path: str) -> None:
     Raises:
         ValueError: If its class overrides ``__call__``.
     """
-    kind: Any = unfrozen_class(type(layer))
-    if kind.__call__ not in {norm.__call__ for norm in BATCH_NORMS}:
+    kind = unfrozen_class(type(layer))
+    if overriding(kind):
         reason = "it overrides __call__, and what that adds would be lost"
         supported = "NNX layers that compute a batch norm and nothing else"
         raise ValueError(refused("swap", supported, {path: reason}, {path: kind.__name__}))

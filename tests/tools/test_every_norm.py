@@ -81,6 +81,8 @@ class OwnNnx(SilentNnx):
 class FullLinen(OwnLinen):
     """A user's norm with one more array in ``batch_stats``, and a layer that is named like a parameter."""
 
+    running_norm = nn.nowrap(_says)
+
     @nn.compact
     def __call__(self, x: Any, use_running_average: bool | None = None) -> Any:
         """Batch norm and a dense layer."""
@@ -93,6 +95,8 @@ class FullLinen(OwnLinen):
 
 class FullNnx(OwnNnx):
     """The same in NNX."""
+
+    running_norm = _says
 
     def __init__(self) -> None:
         super().__init__()

@@ -189,6 +189,11 @@ TOOLS: dict[str, Callable[[Any, Any], Any]] = {
     "accumulate": lambda model, v: tools.accumulate(
         lambda model, x: model(x, True).sum(), model, X, micro_batches=2, variables=v
     ),
+    "swap": lambda model, v: (
+        tools.swap(model, "group", num_groups=3)
+        if v is None
+        else tools.swap(model, "group", variables=v, num_groups=3)[0].apply(v, X, True)
+    ),
     "freeze": lambda model, v: (
         tools.freeze(model) if v is None else tools.freeze(model, variables=v).apply(v, X, True)
     ),
