@@ -12,6 +12,8 @@ import numpy as np
 from jax.core import Tracer
 
 from .. import linen as jnl, nnx as jnx
+from ..linen._get_norm import NoNorm as LinenNoNorm
+from ..nnx._get_norm import NoNorm as NnxNoNorm
 from ..norms._registry import NormName
 from ._model._intercept import BATCH_NORMS
 from ._model._types import Layer
@@ -28,6 +30,7 @@ _CARRIED_BY_BATCH_NORM = (
     *("track_running_stats", "virtual_batch_size", "save_as"),
 )
 _FROZEN = (jnl.FrozenBatchNorm, jnx.FrozenBatchNorm)
+_OF_ANY_AXES = (LinenNoNorm, NnxNoNorm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +139,12 @@ class Replacement:
                 f"{self.constructor.__name__} needs the running statistics of the batch norm; got {path!r} "
                 f"with track_running_stats=False. Exclude this layer with where."
             )
-        if layer.axis not in (-1, (-1,)) and not (self.knows("feature_axes") or self.is_batch_norm):
+        takes_axes = self.knows("feature_axes") or self.is_batch_norm
+        if (
+            layer.axis not in (-1, (-1,))
+            and not takes_axes
+            and self.constructor not in _OF_ANY_AXES
+        ):
             raise ValueError(
                 f"{self.constructor.__name__} takes the last axis as the feature axis; got {path!r} with "
                 f"axis={layer.axis}. Move the features to the last axis in the model, or exclude this layer "

@@ -4,6 +4,9 @@ import dataclasses
 from typing import Any, overload
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from .. import linen as jnl, nnx as jnx
@@ -15,7 +18,7 @@ from ._model._frozen import affine_is_frozen, keep_frozen, unfrozen_class, witho
 from ._model._intercept import BATCH_NORMS, LayerCall, rebuilt
 from ._model._model_of import model_of
 from ._model._norms import against, holds_running_stats, refused, without_flag
-from ._model._norms_call import overriding
+from ._model._norms_call import is_of_library, norms_class, overriding
 from ._model._substitute import answering
 from ._model._types import AnyModel, Layer, NnxModelT, Variables
 from ._model._where import Where, matches, select
@@ -106,6 +109,7 @@ def swap(
             return node
         _check_call(node, name)
         new = nnx_norm.like(node, name, node.num_features, rngs=nnx.Rngs(0))
+        _stack(new, like=node)
         for variable in ("scale", "bias", "mean", "var", "count"):
             fresh, held = getattr(new, variable, None), getattr(node, variable, None)
             if fresh is not None and held is not None and nnx_norm.takes_over(variable):
@@ -121,16 +125,29 @@ def swap(
     return nnx.recursive_map(replaced, nnx.clone(model))
 
 
+def _stack(new: nnx.Module, like: Any) -> None:
+    """Repeats the variables of ``new`` along the leading axes of a layer that `flax.nnx.vmap` made."""
+    shape = () if like.mean is None else like.mean.shape
+    stacked = shape[: -np.size(like.num_features) or None]
+    state = nnx.state(new, nnx.Variable)
+    nnx.update(new, jax.tree.map(lambda a: jnp.broadcast_to(a, (*stacked, *a.shape)), state))
+
+
 def _should_replace(layer: Layer, path: str, where: Where | None, *, keeps: bool) -> bool:
     """Whether to replace a layer.
 
     Raises:
-        ValueError: If it ``keeps`` running statistics and is not a batch norm, or does not call it.
+        ValueError: If it ``keeps`` running statistics and is not a batch norm, or does not call one, or
+            speaks for itself.
     """
     if not matches(where, path):
         return False
-    reason = against(layer) if isinstance(layer, BATCH_NORMS) else None
-    if keeps and not isinstance(layer, BATCH_NORMS):
+    reason = None
+    if isinstance(layer, BATCH_NORMS):
+        reason = against(layer)
+        if reason is None and not is_of_library(norms_class(type(layer))):
+            reason = "it has a method running_norm of its own"
+    elif keeps:
         reason = "it keeps running statistics and computes something else"
     if reason is not None:
         supported = "batch norms, Flax's and jaxnorm's"

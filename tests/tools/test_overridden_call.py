@@ -34,6 +34,31 @@ def twice(base: Any) -> Any:
     return Twice
 
 
+def mixed(base: Any) -> Any:
+    """A subclass that has all of this from a mixin, which has a base of its own."""
+
+    class Base:
+        pass
+
+    class Mixin(Base):
+        def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+            parent: Any = super()
+            y = parent.__call__(jax.nn.relu(x) - 3, use_running_average=not train)
+            return jnp.maximum(y, -0.5)
+
+    return type("Mixed", (Mixin, base), {"__module__": __name__})
+
+
+def by_method(base: Any) -> Any:
+    """A subclass that calls the norm in a method of its own."""
+
+    class ByMethod(base):
+        def forward(self, x: jax.Array) -> jax.Array:
+            return super().__call__(jax.nn.relu(x) - 3)
+
+    return ByMethod
+
+
 def reading_twice(x: jax.Array) -> jax.Array:
     """What the norm in `twice` reads."""
     return jax.nn.relu(2 * x) - 3
@@ -94,7 +119,7 @@ def recalibrated(model: Any, variables: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("subclass", [around, twice])
+@pytest.mark.parametrize("subclass", [around, twice, mixed])
 def test_statistics_are_of_what_the_norm_reads(base: Any, subclass: Callable[..., Any]) -> None:
     """Not of what the subclass reads."""
     read = reading_twice(X if subclass is twice else X / 2)
@@ -128,10 +153,11 @@ def test_micro_batches(base: Any) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("subclass", [mixed, twice])
 @pytest.mark.parametrize("affine", [False, True])
-def test_frozen(base: Any, affine: bool) -> None:
+def test_frozen(base: Any, subclass: Callable[..., Any], affine: bool) -> None:
     """A frozen layer evaluates, whichever mode the model asks for in its own way."""
-    model, variables = recalibrated(*made(twice(base)))
+    model, variables = recalibrated(*made(subclass(base)))
     frozen = tools.freeze(model, variables=variables, affine=affine)
     if variables is None:
         expected, y = model(X, False), frozen(X, True)
@@ -162,6 +188,37 @@ def test_swapped(base: Any) -> None:
     expected: Any = norm.apply({"params": new["params"]}, reading_twice(X / 2))
     y: Any = swapped.apply(new, X, True)
     np.testing.assert_allclose(y, jnp.maximum(expected, -0.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("base", NNX)
+def test_a_norm_that_a_method_calls(base: Any) -> None:
+    """In NNX, too, where classes and not calls are intercepted."""
+
+    class Net(nnx.Module):
+        def __init__(self) -> None:
+            self.norm = by_method(base)(3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.norm.forward(x)
+
+    after = tools.recalibrate(Net(), [X], run=lambda model, x: model(x))
+    np.testing.assert_allclose(after.norm.mean[...], reading_twice(X / 2).mean(0), rtol=1e-5)
+    frozen = tools.freeze(after)
+    frozen(X)
+    np.testing.assert_array_equal(frozen.norm.mean[...], after.norm.mean[...])
+
+
+RECIPES: Any = (jnl.EvoNormB0, jnl.BatchRenorm, jnl.MeanOnlyBatchNorm, jnl.SwitchableNorm)
+
+
+@pytest.mark.parametrize("base", RECIPES)
+def test_a_frozen_model_that_is_a_norm_from_a_recipe(base: Any) -> None:
+    """What the subclass adds stays, also if the norm inherits its call and what it says."""
+    x = X[:, None, None]
+    model = around(base)()
+    variables = model.init(jax.random.key(0), x, True)
+    y = tools.freeze(model, variables=variables).apply(variables, x, True)
+    np.testing.assert_array_equal(y, model.apply(variables, x, False))
 
 
 def test_a_norm_from_a_recipe() -> None:
@@ -207,5 +264,35 @@ def test_a_class_that_does_not_call_the_norm_is_refused(base: Any, tool: str) ->
     model, variables = made(ignoring(base))
     if variables == {}:  # Linen creates variables in the call
         variables = {"params": {}, "batch_stats": {"mean": jnp.zeros(3), "var": jnp.ones(3)}}
-    with pytest.raises(ValueError, match=rf"tools.{tool} supports .*Ignoring.*without calling"):
+    with pytest.raises(
+        ValueError, match=rf"tools.{tool} supports .*Ignoring.*without calling super"
+    ):
         TOOLS[tool](model, variables)
+
+
+class Speaking(jnl.BatchNorm):
+    """A subclass that says itself how it keeps its statistics."""
+
+    running_norm = jnl.BatchNorm.running_norm
+
+
+class SpeakingNnx(jnx.BatchNorm):
+    """The same in NNX."""
+
+    running_norm = jnx.BatchNorm.running_norm
+
+
+@pytest.mark.parametrize("kind", [Speaking, SpeakingNnx])
+def test_swap_refuses_a_norm_that_speaks_for_itself(kind: Any) -> None:
+    """It may compute anything."""
+
+    def swapped() -> None:
+        if kind is SpeakingNnx:
+            tools.swap(SpeakingNnx(3, rngs=nnx.Rngs(0)), "layer")
+            return
+        model = Speaking(use_running_average=True)
+        new, variables = tools.swap(model, "layer", variables=model.init(jax.random.key(0), X))
+        new.apply(variables, X)
+
+    with pytest.raises(ValueError, match="has a method running_norm of its own"):
+        swapped()

@@ -82,6 +82,29 @@ def test_new_variables_of_layers_in_a_loop(name: str) -> None:
     assert np.isfinite(y).all()
 
 
+@nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+def in_turn(layers: Any, x: jax.Array) -> jax.Array:
+    """Calls a stack of layers, one after the other."""
+    return layers(x)
+
+
+@pytest.mark.parametrize("name", ["act", "switchable", "scale", "frozen_batch", "batch_renorm"])
+def test_new_variables_of_a_stack_in_nnx(name: str) -> None:
+    """They are stacked, too."""
+    stack = nnx.vmap(lambda: nnx.BatchNorm(6, rngs=nnx.Rngs(0)), axis_size=3)()
+    new = tools.swap(stack, name)
+    y = in_turn(new, X)
+    assert y.shape == X.shape and np.isfinite(y).all()
+    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(nnx.state(new, nnx.Variable)))
+
+
+def test_no_norm_has_no_feature_axis() -> None:
+    """It takes the place of a batch norm over any axis."""
+    model = nn.BatchNorm(axis=1, use_running_average=True)
+    new, variables = tools.swap(model, "none", variables=model.init(KEY, X))
+    np.testing.assert_array_equal(new.apply(variables, X), X)
+
+
 @pytest.mark.parametrize("use", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_scale_and_bias_that_the_batch_norm_lacks(name: str, use: bool) -> None:

@@ -36,7 +36,8 @@ def without_gradients(kind: type[nn.Module]) -> type[nn.Module]:
     def param(self: Any, name: str, *args: Any, **options: Any) -> Any:
         return lax.stop_gradient(kind.param(self, name, *args, **options))
 
-    return type(kind.__name__, (kind,), {"param": param, "affine_is_frozen": True})
+    about = {"affine_is_frozen": True, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), {"param": param, **about})
 
 
 @functools.cache

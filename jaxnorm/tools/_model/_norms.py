@@ -40,8 +40,8 @@ def against(layer: Layer) -> str | None:
     kind = type(layer)
     if not calls_norm(kind):
         return (
-            "it overrides __call__ without calling the norm's own, and has no method running_norm of its own "
-            "(see tools.RunningNorm)"
+            "it overrides __call__ without calling super().__call__ in it, and has no method running_norm of "
+            "its own (see tools.RunningNorm)"
         )
     if says(kind) or not _held(layer):
         return None

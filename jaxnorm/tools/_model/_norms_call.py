@@ -19,6 +19,7 @@ import flax.linen as nn
 from flax import nnx
 
 FLAX = (nn.BatchNorm, nnx.BatchNorm)
+_LIBRARIES = {"flax", "jaxnorm"}
 
 
 def says(kind: type) -> bool:
@@ -26,12 +27,26 @@ def says(kind: type) -> bool:
     return hasattr(kind, "running_norm") or issubclass(kind, FLAX)
 
 
+@functools.cache
 def norms_class(kind: type) -> Any:
-    """The class in which to look up the norm's own ``__call__``: ``kind``, or the base that it overrides."""
-    around = overriding(kind)
-    if not around or not calls_norm(kind):
+    """The class of the norm itself, among ``kind`` and its bases: of a library, or with a ``running_norm``.
+
+    Its ``__call__`` is the norm's own. It is ``kind`` if that one does not call the norm, or is no norm.
+    """
+    if not says(kind) or not calls_norm(kind):
         return kind
-    return kind.__mro__[kind.__mro__.index(around[-1]) + 1]
+    order, around = kind.__mro__, overriding(kind)
+    bases = order[order.index(around[-1]) + 1 :] if around else order
+    return next((k for k in bases if says(k) and (is_of_library(k) or _tells(k))), kind)
+
+
+def is_of_library(kind: type) -> bool:
+    """Whether a class is Flax's or jaxnorm's, or one that the tools made from such a class."""
+    return kind.__module__.partition(".")[0] in _LIBRARIES
+
+
+def _tells(kind: type) -> bool:
+    return "running_norm" in vars(kind) and "of_tools" not in vars(kind)
 
 
 @functools.cache
@@ -40,7 +55,7 @@ def overriding(kind: type) -> tuple[type, ...]:
     if not says(kind):
         return ()
     order = kind.__mro__
-    norm = next(i for i, k in enumerate(order) if "running_norm" in vars(k) or k in FLAX)
+    norm = next(i for i, k in enumerate(order) if _tells(k) or k in FLAX)
     calling = [
         i for i, k in enumerate(order) if "__call__" in vars(k) and "of_tools" not in vars(k)
     ]
@@ -51,7 +66,7 @@ def overriding(kind: type) -> tuple[type, ...]:
 
 @functools.cache
 def calls_norm(kind: type) -> bool:
-    """Whether every ``__call__`` that overrides a norm's, calls another one, by its code."""
+    """Whether every ``__call__`` that overrides a norm's calls another one, by what its code reads."""
     functions = (inspect.unwrap(vars(k)["__call__"]) for k in overriding(kind))
     return all(_reads(f.__code__, "__call__") for f in functions if inspect.isfunction(f))
 
@@ -76,9 +91,10 @@ def with_norms_call(
     """A subclass of an NNX class in which ``call_of(base)`` replaces ``base.__call__``, the norm's own."""
     base = norms_class(kind)
     members = {"__call__": call_of(base), "of_tools": True, "__module__": base.__module__}
+    about = {"__module__": kind.__module__, **about}
     if base is kind:
         return type(name, (kind,), {**members, **about})
-    # It comes between the classes that override the call and the base.
+    # It comes between the classes of users and the base, so that their super().__call__ finds it.
     replaced = type(base.__name__, (base,), members)
     return type(name, (kind, replaced), about)
 
