@@ -75,9 +75,8 @@ def normalize(
     if jnp.broadcast_shapes(gain.shape, scale.shape, bias.shape) == x.shape:
         return finish(_normalized_then_affine, materialize(mean), gain, scale, bias)
     gain = gain * scale
-    if (
-        is_portable()
-    ):  # c and offset would be mean and bias, but every loop would compute them again
+    if is_portable():
+        # There are no constants: c is the mean and offset is the bias, but every loop would compute them.
         return finish(_affine, mean, gain, bias)
     center = materialize(lax.stop_gradient(mean))
     # It is 0, but not its derivative. As a constant, it does not need the mean again in the backward pass.

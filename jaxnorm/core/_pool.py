@@ -83,8 +83,7 @@ def abs_square(x: jax.Array) -> jax.Array:
 
 def unbiased_variance(var: jax.Array, count: jax.Array) -> jax.Array:
     """Converts a variance that divides by n to one that divides by n - 1, unless n is less than 2."""
-    several = count >= 2
-    return var * jnp.where(several, count / jnp.where(several, count - 1, 1), 1)
+    return var * jnp.where(count >= 2, count / jnp.maximum(count - 1, 1), 1)
 
 
 @explained

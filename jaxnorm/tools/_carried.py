@@ -12,9 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ..norms._shared._flags import flags_for
 from ._model._interface import split_path
 from ._model._types import Tree
-from ._replacement import Replacement
-
-_HELD = ("scale", "bias", "mean", "var", "count")  # by a batch norm
+from ._replacement import VARIABLES, Replacement
 
 
 def carried_variables(variables: Tree, paths: list[str], norm: Replacement) -> Any:
@@ -27,7 +25,7 @@ def carried_variables(variables: Tree, paths: list[str], norm: Replacement) -> A
         held = {
             name: arrays.pop((*path, name))
             for arrays in flat.values()
-            for name in _HELD
+            for name in VARIABLES
             if (*path, name) in arrays
         }
         for collection, arrays in _variables_of(norm, held).items():

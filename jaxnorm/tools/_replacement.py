@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .. import linen as jnl, nnx as jnx
+from ..core._running import RunningStats
 from ..linen._get_norm import NoNorm as LinenNoNorm
 from ..nnx._get_norm import NoNorm as NnxNoNorm
 from ..norms._registry import NormName
@@ -29,6 +30,8 @@ _CARRIED_BY_BATCH_NORM = (
     *("axis", "momentum", "axis_name", "axis_index_groups", "unbiased"),
     *("track_running_stats", "virtual_batch_size", "save_as"),
 )
+# What a batch norm holds.
+VARIABLES = ("scale", "bias", *RunningStats._fields)
 _FROZEN = (jnl.FrozenBatchNorm, jnx.FrozenBatchNorm)
 _OF_ANY_AXES = (LinenNoNorm, NnxNoNorm)
 

@@ -22,7 +22,7 @@ from ._model._norms_call import is_of_library, norms_class, overriding
 from ._model._substitute import answering
 from ._model._types import AnyModel, Layer, NnxModelT, Variables
 from ._model._where import Where, matches, select
-from ._replacement import Constructor, Replacement
+from ._replacement import VARIABLES, Constructor, Replacement
 
 # What to do if the other norm does not take an argument of the batch norm.
 _INSTEAD = {"residual": "Add it after the norm in the model", "mask": "Use a norm that takes it"}
@@ -110,14 +110,12 @@ def swap(
         _check_call(node, name)
         new = nnx_norm.like(node, name, node.num_features, rngs=nnx.Rngs(0))
         _stack(new, like=node)
-        for variable in ("scale", "bias", "mean", "var", "count"):
+        for variable in VARIABLES:
             fresh, held = getattr(new, variable, None), getattr(node, variable, None)
             if fresh is not None and held is not None and nnx_norm.takes_over(variable):
                 held.set_value(nnx_norm.cast(variable, held[...]))
-                # A frozen batch norm holds its scale as a statistic.
-                setattr(
-                    new, variable, held if isinstance(held, type(fresh)) else type(fresh)(held[...])
-                )
+                kind = type(fresh)  # a frozen batch norm holds its scale as a statistic
+                setattr(new, variable, held if isinstance(held, kind) else kind(held[...]))
         if nnx_norm.is_batch_norm:
             keep_frozen(new, node)
         return new
@@ -128,7 +126,7 @@ def swap(
 def _stack(new: nnx.Module, like: Any) -> None:
     """Repeats the variables of ``new`` along the leading axes of a layer that `flax.nnx.vmap` made."""
     shape = () if like.mean is None else like.mean.shape
-    stacked = shape[: -np.size(like.num_features) or None]
+    stacked = shape[: len(shape) - np.size(like.num_features)]
     state = nnx.state(new, nnx.Variable)
     nnx.update(new, jax.tree.map(lambda a: jnp.broadcast_to(a, (*stacked, *a.shape)), state))
 

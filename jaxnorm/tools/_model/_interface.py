@@ -42,7 +42,7 @@ class Model(Protocol):
         ...
 
     def stats(self, path: str) -> dict[str, jax.Array]:
-        """The arrays in ``batch_stats`` of the layer at ``path``, without those of its children."""
+        """The mean, variance and count of the layer at ``path``, as far as it has them."""
         ...
 
     def params(self, path: str) -> dict[str, jax.Array]:

@@ -10,6 +10,7 @@ from flax.core import DenyList, freeze, unfreeze
 from flax.core.frozen_dict import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ...core._running import RunningStats
 from ...norms._shared._running_norm import RunningNorm
 from ._intercept import Answer, Watched, new_number, traced_for, watching
 from ._interface import Run, Stats, split_path
@@ -55,7 +56,8 @@ class LinenModel:
         return ["/".join(path) for *path, last in names if last == "mean"]
 
     def stats(self, path: str) -> dict[str, jax.Array]:
-        return _arrays(_below(self.state.get("batch_stats", {}), path))
+        held = _arrays(_below(self.state.get("batch_stats", {}), path))
+        return {name: held[name] for name in RunningStats._fields if name in held}
 
     def params(self, path: str) -> dict[str, jax.Array]:
         return nn.meta.unbox(_arrays(_below(self.state.get("params", {}), path)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ class NnxModel:
     def bare(self) -> "NnxModel":
         bare = copy.copy(self)
         bare._model = bare.state = None
+        vars(bare).pop("_layers", None)
         return bare
 
     def meaning(self) -> Hashable:
@@ -37,8 +39,8 @@ class NnxModel:
         return number  # the model holds its keys, which are changed by it
 
     def paths(self) -> list[str]:
-        layers = _layers(nnx.merge(self._graph, self.state))
-        return [path for path, layer in layers.items() if getattr(layer, "mean", None) is not None]
+        layers = self._layers.items()
+        return [path for path, layer in layers if getattr(layer, "mean", None) is not None]
 
     def stats(self, path: str) -> dict[str, jax.Array]:
         return self._held(path, RunningStats._fields)
@@ -47,14 +49,15 @@ class NnxModel:
         return self._held(path, ("scale", "bias"))
 
     def norm(self, path: str, traced: RunningNorm | None) -> RunningNorm | None:
-        return None if traced is None else running_norm(self._layer(path))
+        return None if traced is None else running_norm(self._layers[path])
 
-    def _layer(self, path: str) -> Any:
-        return _layers(nnx.merge(self._graph, self.state))[path]
+    @functools.cached_property
+    def _layers(self) -> Mapping[str, Any]:
+        """The layers by path, with the model's own variables, which are only read here."""
+        return _layers(nnx.merge(self._graph, self.state))
 
     def _held(self, path: str, names: Sequence[str]) -> dict[str, jax.Array]:
-        layer = self._layer(path)
-        held = {name: getattr(layer, name, None) for name in names}
+        held = {name: getattr(self._layers[path], name, None) for name in names}
         # Not what else may have the name: an option or another layer.
         return {name: v[...] for name, v in held.items() if isinstance(v, nnx.Variable)}
 

@@ -75,9 +75,9 @@ def is_norms_call(context: nn.module.InterceptorContext) -> bool:
     """Whether a call of ``__call__`` that Flax intercepts is that of the norm itself."""
     kind = type(context.module)
     base = norms_class(kind)
-    own = context.orig_method
-    own = getattr(own, "func", own)  # Flax binds it to the layer
-    return base is kind or inspect.unwrap(own) is inspect.unwrap(base.__call__)
+    method = context.orig_method
+    function = getattr(method, "func", method)  # Flax binds it to the layer
+    return base is kind or inspect.unwrap(function) is inspect.unwrap(base.__call__)
 
 
 def call_norm(layer: Any, *args: Any, **kwargs: Any) -> Any:

@@ -105,7 +105,7 @@ def accumulate(
     subject = model_of(model, variables, rngs)
     first = jax.tree.map(lambda leaf: leaf[0], parts)
     norms = norms_of_batches(subject, loss, first, None, "accumulate", averaged=True)
-    held = {path: _running(subject.stats(path)) for path in norms}
+    held = {path: subject.stats(path) for path in norms}
     nothing = {path: nothing_gathered(stats["mean"]) for path, stats in held.items()}
     params, rest = subject.split(subject.state)
 
@@ -161,11 +161,6 @@ def _parts(batch: Batch, number: int) -> Any:
         return leaf.reshape(-1, number, *leaf.shape[1:]).swapaxes(0, 1)
 
     return jax.tree.map(part, batch)
-
-
-def _running(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The running statistics among the arrays of a layer; a norm of a user may have others."""
-    return {name: arrays[name] for name in RunningStats._fields if name in arrays}
 
 
 def _zero(like: jax.ShapeDtypeStruct) -> jax.Array:
