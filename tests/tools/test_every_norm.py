@@ -493,3 +493,72 @@ def test_options_may_be_arrays(tool: str, caplog: pytest.LogCaptureFixture) -> N
     found = by_path(getattr(got, "updated", got))
     for path, array in by_path(getattr(want, "updated", want)).items():
         np.testing.assert_array_equal(found[path], array)
+
+
+class OfSomethingElse(nn.BatchNorm):
+    """A subclass of Flax's that says that its statistics are not the batch's."""
+
+    @nn.nowrap
+    def running_norm(self) -> tools.RunningNorm:
+        """Says it."""
+        return tools.RunningNorm(self.axis, self.epsilon, self.momentum, of_batch=False)
+
+
+class OfSomethingElseNnx(nnx.BatchNorm):
+    """The same in NNX."""
+
+    running_norm = OfSomethingElse.running_norm
+
+
+def test_a_subclass_of_flax_speaks_for_itself() -> None:
+    """What its method says counts, not what is known about Flax's class."""
+    x = jnp.ones((4, 2))
+    linen = OfSomethingElse(use_running_average=True)
+    variables: Any = linen.init(jax.random.key(0), x)
+    models: list[tuple[Any, Any]] = [
+        (linen, {"variables": variables}),
+        (OfSomethingElseNnx(2, rngs=nnx.Rngs(0)), {}),
+    ]
+    for model, given in models:
+        with pytest.raises(ValueError, match="its statistics are not the mean and variance"):
+            tools.recalibrate(model, [x], **given)
+
+
+class MaskSecond(jnl.BatchNorm):
+    """A norm that takes its mask as the second argument, and says how it keeps its statistics."""
+
+    running_norm = jnl.BatchNorm.running_norm
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Any, mask: Any = None, use_running_average: bool | None = None
+    ) -> Any:
+        """Calls batch norm."""
+        return super().__call__(x, use_running_average, mask=mask)
+
+
+class MaskSecondNnx(jnx.BatchNorm):
+    """The same in NNX."""
+
+    running_norm = jnx.BatchNorm.running_norm
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Any, mask: Any = None, use_running_average: bool | None = None
+    ) -> Any:
+        """Calls batch norm."""
+        return super().__call__(x, use_running_average=use_running_average, mask=mask)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_mask_by_position(by_name: bool) -> None:
+    """Padding stays out of the statistics, however the mask is given."""
+    x, mask = jnp.array([[1.0], [3.0], [1e6]]), jnp.array([[True], [True], [False]])
+
+    def run(model: Any, x: Any) -> Any:
+        return model(x, mask=mask) if by_name else model(x, mask)
+
+    linen = MaskSecond(use_running_average=True)
+    variables = linen.init(jax.random.key(0), x)
+    stats = tools.recalibrate(linen, [x], variables=variables, run=run)["batch_stats"]
+    assert stats["mean"] == 2
+    layer = MaskSecondNnx(1, rngs=nnx.Rngs(0))
+    assert tools.recalibrate(layer, [x], run=run).mean[...] == 2

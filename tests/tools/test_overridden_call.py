@@ -231,6 +231,7 @@ def test_a_norm_from_a_recipe() -> None:
     np.testing.assert_allclose(stats_of(None, after), stats_of(None, updated), rtol=1e-5)
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("base", LINEN)
 def test_a_decorated_class_does_not_override(base: Any) -> None:
     """`nn.remat` makes a subclass with a call of its own."""
@@ -238,6 +239,20 @@ def test_a_decorated_class_does_not_override(base: Any) -> None:
     variables = model.init(jax.random.key(0), X)
     after = tools.recalibrate(model, [X], variables=variables)
     np.testing.assert_allclose(stats_of(None, after)[0], X.mean(0), atol=1e-6)
+    tools.freeze(model, variables=variables).apply(variables, X)
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("base", LINEN)
+def test_a_decorated_class_may_override(base: Any) -> None:
+    """The decorated call is that of the subclass, not the norm's."""
+    model = nn.remat(around(base), static_argnums=(2,))()
+    model, variables = recalibrated(model, model.init(jax.random.key(0), X, True))
+    np.testing.assert_allclose(
+        stats_of(None, variables)[0], reading_twice(X / 2).mean(0), rtol=1e-5
+    )
+    y = tools.freeze(model, variables=variables).apply(variables, X, True)
+    np.testing.assert_allclose(y, model.apply(variables, X, False), rtol=1e-6)
 
 
 TOOLS: dict[str, Callable[[Any, Any], Any]] = {

@@ -146,7 +146,19 @@ def test_a_batch_norm_computes_the_same(old: Any, name: str) -> None:
         got = new[0].apply(new[1], X)
     else:
         want, got = model(X), new(X)
+        assert type(new.scale) is (nnx.BatchStat if name == "frozen_batch" else nnx.Param)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["batch", "filter_response"])
+def test_the_dtype_and_the_count_of_the_batch_norm(name: str) -> None:
+    """New parameters have the dtype of the old ones, and the plain average of all batches goes on."""
+    model = jnl.BatchNorm(momentum=None, param_dtype=jnp.bfloat16, use_running_average=False)
+    variables = model.init(KEY, X)
+    new, carried = tools.swap(model, name, variables=variables)
+    assert structure(carried) == structure(dict(jax.eval_shape(new.init, KEY, X)))
+    assert ("count" in carried.get("batch_stats", {})) == (name == "batch")
+    new.apply(carried, X, mutable=["batch_stats"])
 
 
 @pytest.mark.parametrize("old", [*LINEN, *NNX])
