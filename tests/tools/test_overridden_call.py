@@ -240,6 +240,8 @@ def test_a_decorated_class_does_not_override(base: Any) -> None:
     after = tools.recalibrate(model, [X], variables=variables)
     np.testing.assert_allclose(stats_of(None, after)[0], X.mean(0), atol=1e-6)
     tools.freeze(model, variables=variables).apply(variables, X)
+    swapped, new = tools.swap(model, "layer", variables=variables)
+    swapped.apply(new, X)
 
 
 @pytest.mark.every_case
@@ -253,6 +255,9 @@ def test_a_decorated_class_may_override(base: Any) -> None:
     )
     y = tools.freeze(model, variables=variables).apply(variables, X, True)
     np.testing.assert_allclose(y, model.apply(variables, X, False), rtol=1e-6)
+    swapped, new = tools.swap(model, "layer", variables=variables)
+    y: Any = swapped.apply(new, X, True)
+    assert y.min() == -0.5  # of the subclass
 
 
 TOOLS: dict[str, Callable[[Any, Any], Any]] = {
