@@ -18,7 +18,7 @@ from ._model._frozen import affine_is_frozen, keep_frozen, unfrozen_class, witho
 from ._model._intercept import BATCH_NORMS, LayerCall, rebuilt
 from ._model._model_of import model_of
 from ._model._norms import against, holds_running_stats, refused, without_flag
-from ._model._norms_call import is_of_library, norms_class, overriding
+from ._model._norms_call import overriding, speaks_for_itself
 from ._model._substitute import answering
 from ._model._types import AnyModel, Layer, NnxModelT, Variables
 from ._model._where import Where, matches, select
@@ -143,7 +143,7 @@ def _should_replace(layer: Layer, path: str, where: Where | None, *, keeps: bool
     reason = None
     if isinstance(layer, BATCH_NORMS):
         reason = against(layer)
-        if reason is None and not is_of_library(norms_class(type(layer))):
+        if reason is None and speaks_for_itself(type(layer)):
             reason = "it has a method running_norm of its own"
     elif keeps:
         reason = "it keeps running statistics and computes something else"

@@ -1,5 +1,6 @@
 """Norms whose class overrides ``__call__``: the tools see the call of the norm itself."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,7 @@ class Evo(EVO):
         return super().__call__(2 * x, use_running_average=not train)
 
 
+STATIC = functools.partial(nnx.jit, static_argnames="use_running_average")
 X = jax.random.normal(jax.random.key(0), (64, 3))
 LINEN = (nn.BatchNorm, jnl.BatchNorm)
 NNX = (nnx.BatchNorm, jnx.BatchNorm)
@@ -112,9 +114,9 @@ def stats_of(model: Any, variables: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(stats["mean"]), np.asarray(stats["var"])
 
 
-def recalibrated(model: Any, variables: Any) -> tuple[Any, Any]:
+def recalibrated(model: Any, variables: Any, run: Callable[..., Any] = evaluate) -> tuple[Any, Any]:
     """The model and its variables with re-estimated statistics."""
-    result = tools.recalibrate(model, [X], variables=variables, run=evaluate)
+    result = tools.recalibrate(model, [X], variables=variables, run=run)
     return (result, None) if variables is None else (model, result)
 
 
@@ -244,6 +246,26 @@ def test_a_decorated_class_does_not_override(base: Any) -> None:
     swapped.apply(new, X)
 
 
+@pytest.mark.parametrize("base", BASES)
+def test_a_decorated_call_does_not_override(base: Any) -> None:
+    """A subclass that only compiles the norm's call is that norm."""
+    compiled: Any = nn.jit if base in LINEN else STATIC
+
+    class Compiled(base):
+        __call__ = compiled(base.__call__)
+
+    if base in LINEN:
+        model = Compiled(use_running_average=True)
+        variables = model.init(jax.random.key(0), X)
+    else:
+        model, variables = made(Compiled)
+    after = recalibrated(model, variables, run=lambda model, x: model(x))
+    np.testing.assert_allclose(stats_of(*after)[0], X.mean(0), atol=1e-6)
+    swapped = tools.swap(model, "layer", variables=variables)
+    y: Any = swapped(X) if variables is None else swapped[0].apply(swapped[1], X)
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-6)
+
+
 @pytest.mark.every_case
 @pytest.mark.parametrize("base", LINEN)
 def test_a_decorated_class_may_override(base: Any) -> None:
@@ -255,9 +277,10 @@ def test_a_decorated_class_may_override(base: Any) -> None:
     )
     y = tools.freeze(model, variables=variables).apply(variables, X, True)
     np.testing.assert_allclose(y, model.apply(variables, X, False), rtol=1e-6)
-    swapped, new = tools.swap(model, "layer", variables=variables)
-    y: Any = swapped.apply(new, X, True)
-    assert y.min() == -0.5  # of the subclass
+    for swappable in (model, tools.freeze(model, variables=variables, affine=True)):
+        swapped, new = tools.swap(swappable, "layer", variables=variables)
+        y: Any = swapped.apply(new, X, True)
+        assert y.min() == -0.5  # of the subclass
 
 
 TOOLS: dict[str, Callable[[Any, Any], Any]] = {

@@ -29,24 +29,38 @@ def says(kind: type) -> bool:
 
 @functools.cache
 def norms_class(kind: type) -> Any:
-    """The class of the norm itself, among ``kind`` and its bases: of a library, or with a ``running_norm``.
+    """The class of the norm itself, among ``kind`` and its bases.
 
-    Its ``__call__`` is the norm's own. It is ``kind`` if that one does not call the norm, or is no norm.
+    Its ``__call__`` is the norm's own, which it may decorate. A class of users without one is passed over,
+    since its methods may call the norm. It is ``kind`` if that one does not call the norm, or is no norm.
     """
     if not says(kind) or not calls_norm(kind):
         return kind
     order, around = kind.__mro__, overriding(kind)
     bases = order[order.index(around[-1]) + 1 :] if around else order
-    return next((k for k in bases if says(k) and (is_of_library(k) or _tells(k))), kind)
+    return next((k for k in bases if says(k) and (_is_of_library(k) or _defines(k))), kind)
 
 
-def is_of_library(kind: type) -> bool:
-    """Whether a class is Flax's or jaxnorm's, or one that the tools made from such a class."""
+def speaks_for_itself(kind: type) -> bool:
+    """Whether a class of users defines how it keeps running statistics."""
+    return any(_tells(k) and not _is_of_library(k) for k in kind.__mro__)
+
+
+def _is_of_library(kind: type) -> bool:
+    # Also true of a class that the tools made from such a class.
     return kind.__module__.partition(".")[0] in _LIBRARIES
+
+
+def _defines(kind: type) -> bool:
+    return _tells(kind) or _calls(kind)
 
 
 def _tells(kind: type) -> bool:
     return "running_norm" in vars(kind) and "of_tools" not in vars(kind)
+
+
+def _calls(kind: type) -> bool:
+    return "__call__" in vars(kind) and "of_tools" not in vars(kind)
 
 
 @functools.cache
@@ -56,9 +70,7 @@ def overriding(kind: type) -> tuple[type, ...]:
         return ()
     order = kind.__mro__
     norm = next(i for i, k in enumerate(order) if _tells(k) or k in FLAX)
-    calling = [
-        i for i, k in enumerate(order) if "__call__" in vars(k) and "of_tools" not in vars(k)
-    ]
+    calling = [i for i, k in enumerate(order) if _calls(k)]
     functions = [inspect.unwrap(vars(order[i])["__call__"]) for i in calling]
     pairs = zip(calling, itertools.pairwise(functions), strict=False)
     return tuple(order[i] for i, (own, base) in pairs if i < norm and own is not base)
