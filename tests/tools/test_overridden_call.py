@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxnorm as jn
 from jaxnorm import linen as jnl, nnx as jnx, tools
 
 
@@ -251,8 +252,7 @@ def test_a_decorated_call_does_not_override(base: Any) -> None:
     """A subclass that only compiles the norm's call is that norm."""
     compiled: Any = nn.jit if base in LINEN else STATIC
 
-    class Compiled(base):
-        __call__ = compiled(base.__call__)
+    Compiled: Any = type("Compiled", (base,), {"__call__": compiled(base.__call__)})
 
     if base in LINEN:
         model = Compiled(use_running_average=True)
@@ -261,7 +261,7 @@ def test_a_decorated_call_does_not_override(base: Any) -> None:
         model, variables = made(Compiled)
     after = recalibrated(model, variables, run=lambda model, x: model(x))
     np.testing.assert_allclose(stats_of(*after)[0], X.mean(0), atol=1e-6)
-    swapped = tools.swap(model, "layer", variables=variables)
+    swapped: Any = tools.swap(model, "layer", variables=variables)
     y: Any = swapped(X) if variables is None else swapped[0].apply(swapped[1], X)
     np.testing.assert_allclose(y.mean(-1), 0, atol=1e-6)
 
@@ -311,6 +311,82 @@ def test_a_class_that_does_not_call_the_norm_is_refused(base: Any, tool: str) ->
         ValueError, match=rf"tools.{tool} supports .*Ignoring.*without calling super"
     ):
         TOOLS[tool](model, variables)
+
+
+class Says:
+    """Says how a norm keeps its statistics."""
+
+    @nn.nowrap
+    def running_norm(self) -> tools.RunningNorm:
+        """Says it."""
+        return tools.RunningNorm(axis=-1, epsilon=1e-5, momentum=0.9)
+
+
+def normalized(x: jax.Array, stats: jn.RunningStats, evaluating: bool) -> jax.Array:
+    """Batch norm, without an update of ``stats``."""
+    return jn.batch_norm_inference(x, stats) if evaluating else jn.batch_norm(x, stats)[0]
+
+
+class Computes(nn.Module):
+    """Computes a norm of a user's own."""
+
+    use_running_average: bool | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+        """Normalizes."""
+        evaluating = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        mean = self.variable("batch_stats", "mean", jnp.zeros, 3)
+        var = self.variable("batch_stats", "var", jnp.ones, 3)
+        return normalized(x, jn.RunningStats(mean.value, var.value), evaluating)
+
+
+class ComputesNnx(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self, num_features: int, rngs: nnx.Rngs) -> None:
+        del rngs
+        self.mean = nnx.BatchStat(jnp.zeros(num_features))
+        self.var = nnx.BatchStat(jnp.ones(num_features))
+
+    def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+        """Normalizes."""
+        return normalized(x, jn.RunningStats(self.mean[...], self.var[...]), use_running_average)
+
+
+class Below(Says, Computes):
+    """A norm that says it in a mixin."""
+
+
+class BelowNnx(Says, ComputesNnx):
+    """The same in NNX."""
+
+
+class Above(Computes):
+    """A norm that says it in a subclass."""
+
+    running_norm = Says.running_norm
+
+
+class AboveNnx(ComputesNnx):
+    """The same in NNX."""
+
+    running_norm = Says.running_norm
+
+
+@pytest.mark.parametrize("base", [Below, Above, BelowNnx, AboveNnx])
+def test_a_norm_of_several_classes(base: Any) -> None:
+    """What says how it keeps its statistics need not be what computes it."""
+    model, variables = recalibrated(*made(around(base)))
+    read = reading_twice(X / 2)
+    mean, var = stats_of(model, variables)
+    np.testing.assert_allclose(mean, read.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(var, read.var(0), rtol=1e-5)
+    found = tools.examine(model, X, variables=variables, run=evaluate)
+    assert found.output_change < 1e-5
+    assert all(layer.z < 1e-5 for layer in found.layers.values())
 
 
 class Speaking(jnl.BatchNorm):

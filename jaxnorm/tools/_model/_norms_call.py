@@ -38,7 +38,7 @@ def norms_class(kind: type) -> Any:
         return kind
     order, around = kind.__mro__, overriding(kind)
     bases = order[order.index(around[-1]) + 1 :] if around else order
-    return next((k for k in bases if says(k) and (_is_of_library(k) or _defines(k))), kind)
+    return next((k for k in bases if _is_norm(k)), kind)
 
 
 def speaks_for_itself(kind: type) -> bool:
@@ -51,8 +51,10 @@ def _is_of_library(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in _LIBRARIES
 
 
-def _defines(kind: type) -> bool:
-    return _tells(kind) or _calls(kind)
+def _is_norm(kind: type) -> bool:
+    # A mixin is not: the tools call this class and subclass it.
+    is_layer = issubclass(kind, (nn.Module, nnx.Module))
+    return is_layer and (_is_of_library(kind) or _tells(kind) or _calls(kind))
 
 
 def _tells(kind: type) -> bool:
