@@ -53,8 +53,7 @@ def _is_of_library(kind: type) -> bool:
 
 def _is_norm(kind: type) -> bool:
     # A mixin is not: the tools call this class and subclass it.
-    is_layer = issubclass(kind, (nn.Module, nnx.Module))
-    return is_layer and (_is_of_library(kind) or _tells(kind) or _calls(kind))
+    return issubclass(kind, (nn.Module, nnx.Module)) and (_is_of_library(kind) or _calls(kind))
 
 
 def _tells(kind: type) -> bool:
