@@ -184,20 +184,72 @@ def test_exact_sums_of_one_element(dtype: str) -> None:
     np.testing.assert_array_equal(jnp.squeeze(jnp.stack(sums)), [[7.0, 0], [0, 0], [0, 0]])
 
 
-def test_the_derivative_does_not_depend_on_the_platform() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_derivative_does_not_depend_on_the_platform(dtype: str) -> None:
     """Each platform has its own program, and the derivative uses the same shift as the value."""
 
     def both(x: Any) -> Any:
-        sums, pull = jax.vjp(lambda x: _central_sums.central_sums(x, (0,))[1:], x)
+        def sums_of(x: jax.Array) -> Any:
+            return _central_sums.central_sums(x.astype(jnp.float32), (0,), narrow=x)[1:]
+
+        sums, pull = jax.vjp(sums_of, x)
         return sums, pull(sums)
 
     exported = export.export(jax.jit(both), platforms=["cpu", "cuda", "tpu"])(
-        jax.ShapeDtypeStruct((64, 8), jnp.float32)
+        jax.ShapeDtypeStruct((64, 8), dtype)
     )
-    x = drawn("float32", shape=(64, 8))
+    x = drawn(dtype, shape=(64, 8))
     (total, squares), (got,) = exported.call(x)
-    shift = np.mean(np.asarray(x, np.float64), 0, keepdims=True) - total / 64
-    np.testing.assert_allclose(got, total + 2 * (x - shift) * squares, rtol=1e-3)
+    wide = np.asarray(x, np.float64)
+    shift = wide.mean(0, keepdims=True) - total / 64
+    rtol = 1e-3 if dtype == "float32" else 1e-2
+    np.testing.assert_allclose(
+        got.astype("float32"), total + 2 * (wide - shift) * squares, rtol=rtol, atol=rtol
+    )
+
+
+@pytest.mark.parametrize("blocks", [None, Blocks(2, 4)], ids=["", "blocks"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("on_tpu", "ratio"), [(False, 1e4), (True, 3.0), (True, 256.0)])
+def test_the_derivative(
+    monkeypatch: pytest.MonkeyPatch, on_tpu: bool, ratio: float, masked: bool, blocks: Blocks | None
+) -> None:
+    """From bfloat16, a TPU's keeps far more than eight bits of it at any mean/std that bfloat16 can hold."""
+    answer = jnp.asarray(on_tpu)
+    monkeypatch.setattr(_central_sums, "compiled_for", lambda platform: answer)
+    rng = np.random.default_rng(0)
+    shape, axes = (64, 5, 8), (0, 1)
+    x = jnp.asarray(ratio + rng.normal(size=shape), jnp.bfloat16 if on_tpu else jnp.float32)
+    mask = jnp.asarray(rng.random(shape) < 0.7) if masked else None
+    narrow = x if mask is None else jnp.where(mask, x, jnp.nan)
+
+    def measured(wide: jax.Array) -> tuple[jax.Array, jax.Array]:
+        sums = _central_sums.central_sums(wide, axes, narrow=narrow, mask=mask, blocks=blocks)
+        m = moments_from_sums(*sums, count(wide, mask, axes, blocks))
+        return m.mean, m.var
+
+    def exact(wide: Any) -> tuple[Any, Any]:
+        rows = wide if blocks is None else wide.reshape(*shape[:2], 4, 2)
+        counted = None if mask is None else mask.reshape(rows.shape)
+        over = axes if blocks is None else (*axes, 3)
+        mean = rows.mean(over, keepdims=True, where=counted)
+        var = jnp.square(rows - mean).mean(over, keepdims=True, where=counted)
+        return mean.reshape(1, 1, -1), var.reshape(1, 1, -1)
+
+    wide = narrow.astype(jnp.float32)
+    cotangents = [jnp.asarray(rng.normal(size=v.shape), v.dtype) for v in measured(wide)]
+    dx = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    _, along = jax.jvp(measured, (wide,), (dx,))
+    (got,) = jax.vjp(measured, wide)[1](tuple(cotangents))
+    with jax.enable_x64():
+        at = jnp.asarray(np.where(narrow == narrow, narrow, 0), "float64")
+        _, want_along = jax.jvp(exact, (at,), (jnp.asarray(dx, "float64"),))
+        (want,) = jax.vjp(exact, at)[1](tuple(jnp.asarray(c, "float64") for c in cotangents))
+        want, *want_along = (np.asarray(a) for a in (want, *want_along))
+    spread = np.sqrt(np.mean(np.square(want)))
+    np.testing.assert_allclose(got, want, rtol=0, atol=3e-5 * spread)
+    for ours, theirs in zip(along, want_along, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
