@@ -1,15 +1,13 @@
-"""1 / sqrt(a), with a derivative that takes one division."""
+"""1 / sqrt(a), with a derivative that suits the platform."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ._jax import Primitive, ad, batching, mlir
 from ._portable import is_portable
 from .lowering._lowering import runs_as
-from .lowering._platform import compiled_for
 
 
 def inverse_root(a: jax.Array) -> jax.Array:
@@ -20,7 +18,7 @@ def inverse_root(a: jax.Array) -> jax.Array:
     division and a square root has two divisions more, and is less accurate. XLA:CPU compiles a program for
     each of them, and for a second square root.
 
-    A GPU gets the latter all the same. With one division, XLA for a B200 finds it cheaper to store the
+    A GPU takes the latter all the same. With one division, XLA for a B200 finds it cheaper to store the
     exponential of a silu in float32 than to compute it again in the backward pass.
     """
     return _formula(a) if is_portable() else _inverse_root.bind(a)
@@ -30,18 +28,48 @@ def _formula(a: jax.Array) -> jax.Array:
     return 1 / jnp.sqrt(a)
 
 
+def _derivative(along: jax.Array, root: jax.Array, a: jax.Array) -> jax.Array:
+    return along * -0.5 * root / a
+
+
+def _derivative_of_formula(along: jax.Array, root: jax.Array, a: jax.Array) -> jax.Array:
+    return jax.jvp(_formula, (a,), (along,))[1]
+
+
 _inverse_root = Primitive("norm_inverse_root")
+_along = Primitive("norm_along_inverse_root")
 
 
 def _differentiate(primals: Any, tangents: Any) -> Any:
     root = _inverse_root.bind(*primals)
-    derivative = tangents[0] * -0.5 * root / primals[0]
-    on_gpu = jax.jvp(_formula, primals, tangents)[1]
-    return root, lax.select(compiled_for("cuda", "rocm"), on_gpu, derivative)
+    return root, _along.bind(*tangents, root, *primals)
 
 
-runs_as(_inverse_root, _formula)
-_inverse_root.def_abstract_eval(lambda a: a)
+def _differentiate_along(primals: Any, tangents: Any) -> Any:
+    tangents = tuple(map(ad.instantiate_zeros, tangents))
+    return _along.bind(*primals), jax.jvp(_derivative, tuple(primals), tangents)[1]
+
+
+def _transpose_along(cotangent: Any, _: Any, root: jax.Array, a: jax.Array) -> list[Any]:
+    return [_along.bind(cotangent, root, a), None, None]
+
+
+def _batch_along(args: Any, dims: Any) -> Any:
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    args = [batching.bdim_at_front(a, d, size) for a, d in zip(args, dims, strict=True)]
+    return _along.bind(*args), 0
+
+
 ad.primitive_jvps[_inverse_root] = _differentiate
+ad.primitive_jvps[_along] = _differentiate_along
+ad.primitive_transposes[_along] = _transpose_along
 batching.defvectorized(_inverse_root)
-mlir.register_lowering(_inverse_root, mlir.lower_fun(_formula, False))
+batching.primitive_batchers[_along] = _batch_along
+for _primitive, _plain in ((_inverse_root, _formula), (_along, _derivative)):
+    runs_as(_primitive, _plain)
+    _primitive.def_abstract_eval(lambda a, *_: a)
+    mlir.register_lowering(_primitive, mlir.lower_fun(_plain, False))
+for _platform in ("cuda", "rocm"):
+    mlir.register_lowering(
+        _along, mlir.lower_fun(_derivative_of_formula, False), platform=_platform
+    )
