@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._jax import Primitive, ad, batching, mlir
+from ._jax import Primitive, ad, mlir
 from ._portable import is_portable
-from .lowering._lowering import runs_as
+from .lowering._lowering import batches_in_front, runs_as
 
 
 def inverse_root(a: jax.Array) -> jax.Array:
@@ -54,19 +54,12 @@ def _transpose_along(cotangent: Any, _: Any, root: jax.Array, a: jax.Array) -> l
     return [_along.bind(cotangent, root, a), None, None]
 
 
-def _batch_along(args: Any, dims: Any) -> Any:
-    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
-    args = [batching.bdim_at_front(a, d, size) for a, d in zip(args, dims, strict=True)]
-    return _along.bind(*args), 0
-
-
 ad.primitive_jvps[_inverse_root] = _differentiate
 ad.primitive_jvps[_along] = _differentiate_along
 ad.primitive_transposes[_along] = _transpose_along
-batching.defvectorized(_inverse_root)
-batching.primitive_batchers[_along] = _batch_along
 for _primitive, _plain in ((_inverse_root, _formula), (_along, _derivative)):
     runs_as(_primitive, _plain)
+    batches_in_front(_primitive)
     _primitive.def_abstract_eval(lambda a, *_: a)
     mlir.register_lowering(_primitive, mlir.lower_fun(_plain, False))
 for _platform in ("cuda", "rocm"):

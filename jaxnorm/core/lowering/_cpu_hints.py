@@ -1,4 +1,4 @@
-"""Identity functions that tell XLA:CPU how to compile. On other platforms they do nothing."""
+"""Functions that tell XLA:CPU how to compile. On other platforms they are what they seem to be."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from .._jax import Primitive, ad, batching, mlir
 from .._portable import is_portable
+from ._lowering import batches_in_front, lowered_by, runs_as
 
 
 def materialize(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
@@ -45,6 +46,15 @@ def read_separately(x: jax.Array) -> jax.Array:
     return x if is_portable() else _apart.bind(x)
 
 
+def divided(total: jax.Array, n: float, like: jax.Array) -> jax.Array:
+    """Returns ``total`` / ``n``, where ``like`` is any array of the shape of ``total``.
+
+    XLA:CPU compiles a program for each number that a computation contains, and a network has batch norms of
+    the same size over different numbers of positions. On a CPU, ``n`` is therefore read from memory.
+    """
+    return total / n if is_portable() else _divided.bind(total, lax.stop_gradient(like), n=n)
+
+
 def rounded(product: jax.Array) -> jax.Array:
     """Returns ``product``, to be rounded before anything is added to it: XLA:CPU never contracts the two.
 
@@ -61,6 +71,13 @@ def _divided_by_one(small: jax.Array, *after: jax.Array) -> jax.Array:
     if not after:
         return small / jnp.where(small != small, two, one)  # half a NaN is NaN
     return small / jnp.where((after[0] == after[0]) | (after[0] != after[0]), one, two)
+
+
+def _times_stored_share(total: jax.Array, like: jax.Array, *, n: float) -> list[jax.Array]:
+    # Not total / n: XLA would write that as total * one / n again.
+    like = lax.real(like) if jnp.iscomplexobj(like) else like
+    share = _divided_by_one(jnp.full(like.shape, 1 / n, like.dtype), like)
+    return [total * share.astype(total.dtype)]
 
 
 def _nan_or_itself(a: jax.Array) -> jax.Array:
@@ -111,3 +128,25 @@ _held = _identity("norm_held", lax.optimization_barrier)
 _apart = _identity("norm_read_apart", None, differentiated=_held)
 _rounded = _identity("norm_rounded", _nan_or_itself)
 _stored = _identity("norm_stored", _divided_by_one, of_tangents=True)
+
+
+def _transpose_divided(cotangent: Any, _: Any, like: jax.Array, *, n: float) -> list[Any]:
+    return [_divided.bind(cotangent, like, n=n), None]
+
+
+def _plainly_divided(total: jax.Array, _: jax.Array, *, n: float) -> jax.Array:
+    return total / n
+
+
+_divided = Primitive("norm_divided")
+runs_as(_divided, _plainly_divided, "n")
+batches_in_front(_divided)
+_divided.def_abstract_eval(lambda total, like, *, n: total)
+ad.defjvp(_divided, lambda along, _, like, *, n: _divided.bind(along, like, n=n), None)
+ad.primitive_transposes[_divided] = _transpose_divided
+mlir.register_lowering(_divided, mlir.lower_fun(_plainly_divided, False))
+mlir.register_lowering(
+    _divided,
+    lambda context, *operands, n: lowered_by(_times_stored_share, n=n)(context, *operands),
+    platform="cpu",
+)
