@@ -22,10 +22,11 @@ from ._axes import Axes, canonical_axes
 from ._derivative_of import with_derivative_of
 from ._elementwise import identity
 from ._placement import resharded
+from ._portable import is_portable
 from ._reduce import sum_elementwise
 from .calling._explained import explained
 from .calling._serialized import serialized
-from .lowering._cpu_hints import divided
+from .lowering._cpu_hints import divided, stored_share
 
 _Arrays = TypeVar("_Arrays")
 
@@ -53,21 +54,22 @@ def moments_from_sums(
     shift: jax.Array, total: jax.Array, squares: jax.Array, count: jax.Array
 ) -> Moments:
     """Returns the moments of ``count`` values x, given Σ(x - shift) and Σ|x - shift|²."""
-    like = shift if shift.shape[-1] > 1 else None  # rows of a network have one length
-    offset = divide_by_count(total, count, like)
-    var = divide_by_count(squares, count, like) - abs_square(offset)
+    if isinstance(count, np.ndarray) and shift.shape[-1] > 1 and not is_portable():
+        n = count.item() or 1
+        share = stored_share(n, shift)
+        offset, mean_square = divided(total, n, share), divided(squares, n, share)
+    else:  # also for rows, which have one length throughout a network
+        offset, mean_square = divide_by_count(total, count), divide_by_count(squares, count)
+    var = mean_square - abs_square(offset)
     # Rounding can make the variance slightly negative: clip the value, but keep its derivative.
     (var,) = with_derivative_of([jnp.maximum(lax.stop_gradient(var), 0)], [var])
     return Moments(where_counted(shift + offset, count, 0), where_counted(var, count, 1), count)
 
 
-def divide_by_count(
-    total: jax.Array, count: jax.Array | np.ndarray, like: jax.Array | None = None
-) -> jax.Array:
-    """Returns ``total`` / ``count``, or ``total`` where the count is 0. ``like`` is as in `divided`."""
+def divide_by_count(total: jax.Array, count: jax.Array | np.ndarray) -> jax.Array:
+    """Returns ``total`` / ``count``, or ``total`` where the count is 0."""
     if isinstance(count, np.ndarray):  # a single static number
-        n = count.item() or 1
-        return total / n if like is None else divided(total, n, like)
+        return total / (count.item() or 1)
     # Not max(count, 1): the counts of a user may be weights that add up to less than 1.
     return total / jnp.where(count > 0, count, 1).astype(total.dtype)
 

@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 
 from .._jax import Primitive, ad, batching, mlir
 from .._portable import is_portable
-from ._lowering import batches_in_front, lowered_by, runs_as
+from .._precision import real_dtype
+from ._lowering import batches_in_front, runs_as
 
 
 def materialize(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
@@ -46,13 +47,18 @@ def read_separately(x: jax.Array) -> jax.Array:
     return x if is_portable() else _apart.bind(x)
 
 
-def divided(total: jax.Array, n: float, like: jax.Array) -> jax.Array:
-    """Returns ``total`` / ``n``, where ``like`` is any array of the shape of ``total``.
+def stored_share(n: float, like: jax.Array) -> jax.Array:
+    """Returns 1 / ``n`` in the shape of ``like``, for `divided`; NaN may be twice that."""
+    return _share.bind(like, n=n)
+
+
+def divided(total: jax.Array, n: float, share: jax.Array) -> jax.Array:
+    """Returns ``total`` / ``n``, on a CPU as a product with the `stored_share` of ``n``.
 
     XLA:CPU compiles a program for each number that a computation contains, and a network has batch norms of
-    the same size over different numbers of positions. On a CPU, ``n`` is therefore read from memory.
+    the same size over different numbers of positions. So the number is read from memory.
     """
-    return total / n if is_portable() else _divided.bind(total, lax.stop_gradient(like), n=n)
+    return _divided.bind(total, share, n=n)
 
 
 def rounded(product: jax.Array) -> jax.Array:
@@ -71,13 +77,6 @@ def _divided_by_one(small: jax.Array, *after: jax.Array) -> jax.Array:
     if not after:
         return small / jnp.where(small != small, two, one)  # half a NaN is NaN
     return small / jnp.where((after[0] == after[0]) | (after[0] != after[0]), one, two)
-
-
-def _times_stored_share(total: jax.Array, like: jax.Array, *, n: float) -> list[jax.Array]:
-    # Not total / n: XLA would write that as total * one / n again.
-    like = lax.real(like) if jnp.iscomplexobj(like) else like
-    share = _divided_by_one(jnp.full(like.shape, 1 / n, like.dtype), like)
-    return [total * share.astype(total.dtype)]
 
 
 def _nan_or_itself(a: jax.Array) -> jax.Array:
@@ -130,23 +129,39 @@ _rounded = _identity("norm_rounded", _nan_or_itself)
 _stored = _identity("norm_stored", _divided_by_one, of_tangents=True)
 
 
-def _transpose_divided(cotangent: Any, _: Any, like: jax.Array, *, n: float) -> list[Any]:
-    return [_divided.bind(cotangent, like, n=n), None]
+def _plain_share(like: jax.Array, *, n: float) -> jax.Array:
+    return jnp.full_like(lax.real(like) if jnp.iscomplexobj(like) else like, 1 / n)
+
+
+def _stored_share(like: jax.Array, *, n: float) -> jax.Array:
+    like = lax.real(like) if jnp.iscomplexobj(like) else like
+    return (1 / n) / jnp.where(like != like, jnp.full_like(like, 2), 1)
 
 
 def _plainly_divided(total: jax.Array, _: jax.Array, *, n: float) -> jax.Array:
     return total / n
 
 
-_divided = Primitive("norm_divided")
-runs_as(_divided, _plainly_divided, "n")
-batches_in_front(_divided)
-_divided.def_abstract_eval(lambda total, like, *, n: total)
-ad.defjvp(_divided, lambda along, _, like, *, n: _divided.bind(along, like, n=n), None)
+def _times_share(total: jax.Array, share: jax.Array, *, n: float) -> jax.Array:
+    del n
+    return total * share.astype(total.dtype)
+
+
+def _transpose_divided(cotangent: Any, _: Any, share: jax.Array, *, n: float) -> list[Any]:
+    return [_divided.bind(cotangent, share, n=n), None]
+
+
+_share, _divided = Primitive("norm_share"), Primitive("norm_divided")
+_share.def_abstract_eval(lambda like, *, n: like.update(dtype=real_dtype(like.dtype)))
+_divided.def_abstract_eval(lambda total, share, *, n: total)
+ad.defjvp(_share, None)
+ad.defjvp(_divided, lambda along, _, share, *, n: _divided.bind(along, share, n=n), None)
 ad.primitive_transposes[_divided] = _transpose_divided
-mlir.register_lowering(_divided, mlir.lower_fun(_plainly_divided, False))
-mlir.register_lowering(
-    _divided,
-    lambda context, *operands, n: lowered_by(_times_stored_share, n=n)(context, *operands),
-    platform="cpu",
-)
+for _primitive, _plain, _on_cpu in (
+    (_share, _plain_share, _stored_share),
+    (_divided, _plainly_divided, _times_share),
+):
+    runs_as(_primitive, _plain, "n")
+    batches_in_front(_primitive)
+    mlir.register_lowering(_primitive, mlir.lower_fun(_plain, False))
+    mlir.register_lowering(_primitive, mlir.lower_fun(_on_cpu, False), platform="cpu")
