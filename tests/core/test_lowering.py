@@ -79,7 +79,7 @@ def test_a_tpu_reads_nothing_of_x_before_its_sums(norm: str) -> None:
 def test_small_arrays_are_stored_on_a_cpu_alone() -> None:
     """Only a CPU stores small arrays, through a division; elsewhere each would be a separate kernel."""
     counts = [lowered("rms", p).count("stablehlo.divide") for p in ("cpu", "cuda", "tpu")]
-    assert counts[0] > counts[1] > counts[2]  # a GPU's derivative of 1 / sqrt has one more
+    assert counts[0] > counts[1] == counts[2]
 
 
 def test_x_is_read_apart_on_a_cpu_where_it_is_differentiated() -> None:

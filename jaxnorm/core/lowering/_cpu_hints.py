@@ -1,4 +1,4 @@
-"""Functions that tell XLA:CPU how to compile. On other platforms they are what they seem to be."""
+"""Functions that tell XLA:CPU how to compile. On other platforms they add nothing."""
 
 from collections.abc import Callable
 from typing import Any
