@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import export
 
 import jaxnorm as jn
+from jaxnorm.core.lowering._cpu_hints import divided, stored_share
 from tests.programs import equations
 
 SHAPE = (4, 6, 6, 8)
@@ -121,3 +123,28 @@ def test_partial_sums_are_not_alive_at_once() -> None:
     stored = [eqn for eqn in of_layer if str(eqn.primitive) == "norm_stored"]
     after = [eqn.invars[0].aval.shape for eqn in stored if len(eqn.invars) == 2]
     assert after and SHAPE not in after
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_a_count_is_read_from_memory_on_a_cpu_alone(dtype: str) -> None:
+    """It divides sums and their derivatives, mapped or not, outside of jit too, and where sums are NaN."""
+    totals, like = jnp.asarray([6.0, jnp.nan, 9.0], dtype), jnp.asarray([1.0, jnp.nan, 0.0], dtype)
+    want = jnp.asarray([2.0, jnp.nan, 3.0], dtype)
+
+    def third(total: jax.Array, like: jax.Array) -> jax.Array:
+        return divided(total, 3, stored_share(3, like))
+
+    for of_one in (third, jax.jit(third)):
+        np.testing.assert_allclose(of_one(totals, like), want, rtol=1e-6)
+        np.testing.assert_allclose(jax.vmap(of_one)(totals, like), want, rtol=1e-6)
+        by_one = jax.vmap(of_one, (0, None))(totals, like[0])
+        np.testing.assert_allclose(by_one, want, rtol=1e-6)
+        along = jax.jvp(of_one, (totals, like), (totals, like))[1]
+        np.testing.assert_allclose(along, want, rtol=1e-6)
+        pull = jax.vjp(of_one, totals, like)[1]
+        np.testing.assert_allclose(pull(totals), (want, jnp.zeros_like(like)), rtol=1e-6)
+    of = jax.ShapeDtypeStruct((3,), dtype)
+    texts = [
+        export.export(jax.jit(third), platforms=[p])(of, of).mlir_module() for p in ("cpu", "tpu")
+    ]
+    assert ["stablehlo.compare" in text for text in texts] == [True, False]
