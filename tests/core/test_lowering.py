@@ -148,3 +148,12 @@ def test_a_count_is_read_from_memory_on_a_cpu_alone(dtype: str) -> None:
         export.export(jax.jit(third), platforms=[p])(of, of).mlir_module() for p in ("cpu", "tpu")
     ]
     assert ["stablehlo.compare" in text for text in texts] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("norm", "is_stored"), [("batch", True), ("group", True), ("layer", False)]
+)
+def test_rows_are_divided_by_a_number(norm: str, is_stored: bool) -> None:
+    """A network has rows of one length, so storing their count would be a program more, not fewer."""
+    x, parameter = jnp.ones(SHAPE), jnp.ones(8)
+    assert ("norm_share" in str(jax.make_jaxpr(NORMS[norm])(x, parameter, parameter))) == is_stored
