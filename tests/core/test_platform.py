@@ -34,7 +34,7 @@ def test_in_every_context() -> None:
     assert jax.vmap(chosen)(x).tolist() == [1] * 4
     assert jax.jvp(chosen, (x,), (x,))[0].tolist() == [1] * 4
     with jax.disable_jit():
-        assert chosen(x).tolist() in ([1] * 4, [0] * 4)  # both ways are right
+        assert chosen(x).tolist() == [0] * 4  # it is not known, and both ways are right
     spec = PartitionSpec("i")
     mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):

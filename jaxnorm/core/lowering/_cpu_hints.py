@@ -1,5 +1,6 @@
 """Functions that tell XLA:CPU how to compile. On other platforms they add nothing."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax.typing import DTypeLike
 from .._jax import Primitive, ad, batching, mlir
 from .._portable import is_portable
 from .._precision import real_dtype
-from ._lowering import batches_in_front, runs_as
+from ._lowering import runs_as
 
 
 def materialize(small: jax.Array, after: jax.Array | None = None) -> jax.Array:
@@ -147,6 +148,12 @@ def _times_share(total: jax.Array, share: jax.Array, *, n: float) -> jax.Array:
     return total * share.astype(total.dtype)
 
 
+def _batch_in_front(primitive: Primitive, args: Any, dims: Any, *, n: float) -> Any:
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    args = [batching.bdim_at_front(a, d, size) for a, d in zip(args, dims, strict=True)]
+    return primitive.bind(*args, n=n), 0
+
+
 def _transpose_divided(cotangent: Any, _: Any, share: jax.Array, *, n: float) -> list[Any]:
     return [_divided.bind(cotangent, share, n=n), None]
 
@@ -162,6 +169,6 @@ for _primitive, _plain, _on_cpu in (
     (_divided, _plainly_divided, _times_share),
 ):
     runs_as(_primitive, _plain, "n")
-    batches_in_front(_primitive)
+    batching.primitive_batchers[_primitive] = functools.partial(_batch_in_front, _primitive)
     mlir.register_lowering(_primitive, mlir.lower_fun(_plain, False))
     mlir.register_lowering(_primitive, mlir.lower_fun(_on_cpu, False), platform="cpu")

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from .._jax import Primitive, batching, mlir
+from .._jax import Primitive, mlir
 
 
 def runs_as(primitive: Primitive, plain: Callable[..., Any], *static: str) -> None:
@@ -20,17 +20,6 @@ def runs_as(primitive: Primitive, plain: Callable[..., Any], *static: str) -> No
         return (plain if jax.config.jax_disable_jit else compiled)(*operands, **params)  # pyright: ignore[reportAttributeAccessIssue]
 
     primitive.def_impl(run)
-
-
-def batches_in_front(primitive: Primitive) -> None:
-    """Makes vmap move the mapped axis of every operand of an elementwise ``primitive`` to the front."""
-
-    def batch(args: Any, dims: Any, **params: Any) -> Any:
-        size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
-        args = [batching.bdim_at_front(a, d, size) for a, d in zip(args, dims, strict=True)]
-        return primitive.bind(*args, **params), 0
-
-    batching.primitive_batchers[primitive] = batch
 
 
 @functools.cache

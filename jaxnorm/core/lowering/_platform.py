@@ -11,8 +11,9 @@ from ._lowering import runs_as
 def compiled_for(platform: str) -> jax.Array:
     """Returns whether the program is compiled for ``platform``.
 
-    XLA decides a select by this constant before anything else, so it compiles only what the select returns.
-    This is for two ways to write the same few equations. Anything longer belongs in a lowering rule.
+    XLA decides a select by this constant, and compiles only what the select returns. What depends on a zero
+    from a select stays, except for sums and products of constants. This is for two ways to write the same few
+    equations. Anything longer belongs in a lowering rule.
     """
     return _compiled_for.bind(platform=platform)
 
