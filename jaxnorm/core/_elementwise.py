@@ -83,7 +83,7 @@ def some_of(f: Elementwise, which: tuple[int, ...]) -> Elementwise:
 @functools.cache
 def read_by(f: Elementwise, dtypes: Dtypes) -> Which:
     """Returns which operands the results of ``f`` depend on; at least one is True."""
-    jaxpr = jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct((), dtype) for dtype in dtypes)).jaxpr
+    jaxpr = _jaxpr(f, dtypes)
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return tuple(used) if any(used) else (True, *used[1:])
 
@@ -91,13 +91,27 @@ def read_by(f: Elementwise, dtypes: Dtypes) -> Which:
 @functools.cache
 def shares_work(f: Elementwise, dtypes: Dtypes) -> bool:
     """Returns whether several results of ``f`` depend on the same operation."""
-    jaxpr = jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct((), dtype) for dtype in dtypes)).jaxpr
+    jaxpr = _jaxpr(f, dtypes)
     results = range(len(jaxpr.outvars))
 
     def operations(which: Sequence[int]) -> int:
         return len(partial_eval.dce_jaxpr(jaxpr, [i in which for i in results])[0].eqns)
 
     return sum(operations([i]) for i in results) > operations(results)
+
+
+@functools.cache
+def without_dead_code(f: Elementwise, dtypes: Dtypes) -> Elementwise:
+    """Returns ``f`` without operations that no result depends on. Derivatives have many, for jax to lower."""
+
+    def live(*arrays: jax.Array) -> Sequence[jax.Array]:
+        traced = jax.make_jaxpr(f)(*arrays)
+        jaxpr, read = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
+        return jax.core.eval_jaxpr(jaxpr, traced.consts, *partition(arrays, tuple(read))[0])
+
+    jaxpr = _jaxpr(f, dtypes, (1,))  # constants of shape () are not operations
+    all_live = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+    return f if len(all_live.eqns) == len(jaxpr.eqns) else live
 
 
 @functools.cache
@@ -121,3 +135,7 @@ def merge(meant: Sequence[Any], others: Sequence[Any], which: Which) -> list[Any
     """Undoes `partition`."""
     one, other = iter(meant), iter(others)
     return [next(one if is_meant else other) for is_meant in which]
+
+
+def _jaxpr(f: Elementwise, dtypes: Dtypes, shape: tuple[int, ...] = ()) -> Any:
+    return jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes)).jaxpr

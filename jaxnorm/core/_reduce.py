@@ -34,6 +34,7 @@ from ._elementwise import (
     shares_work,
     some_of,
     tangent_of,
+    without_dead_code,
     without_unread,
 )
 from ._jax import Primitive, ad, batching, mlir
@@ -223,11 +224,14 @@ def _is_best_as_complex(
     return shares_work(f, tuple(operand.dtype for operand in operands))
 
 
-def _lower(compute: Any, context: Any, *operands: Any, partitions: Any, **params: Any) -> Any:
+def _lower(
+    compute: Any, context: Any, *operands: Any, f: Elementwise, partitions: Any, **params: Any
+) -> Any:
     """Lowers the primitive by ``compute``, or by `_plain` if that is None."""
     if compute is None:
         compute, params = _plain, {**params, "partitions": partitions}
-    return lowered_by(compute, **params)(context, *operands)
+    f = without_dead_code(f, tuple(aval.dtype for aval in context.avals_in))
+    return lowered_by(compute, f=f, **params)(context, *operands)
 
 
 runs_as(_map_sum, _plain, "f", "axes", "shape", "partitions")

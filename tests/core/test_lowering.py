@@ -1,5 +1,6 @@
 """What norms are lowered to on platforms that the tests do not run on."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +22,9 @@ NORMS: dict[str, Callable[..., jax.Array]] = {
     "rms": lambda x, s, b: jn.rms_norm(x, s),
     "group": lambda x, s, b: jn.group_norm(x, s, b, num_groups=2),
 }
+
+
+SILU = partial(jn.group_norm, num_groups=2, activation="silu")
 
 
 def lowered(norm: str | Callable[..., jax.Array], platform: str, dtype: Any = jnp.bfloat16) -> str:
@@ -55,12 +59,11 @@ def test_sums_of_each_platform(norm: str, platform: str) -> None:
 
 def test_two_sums_as_one_complex_sum() -> None:
     """A GPU takes sums of values with a common origin as one, unless they are along rows."""
-    silu = partial(jn.group_norm, num_groups=2, activation="silu")
-    norms = {**NORMS, "silu": silu}
+    norms = {**NORMS, "silu": SILU}
     counts = {name: lowered(f, "cuda").count("stablehlo.complex") for name, f in norms.items()}
     assert counts == {"batch": 1, "layer": 0, "rms": 0, "group": 1, "silu": 2}
     for platform in ("cpu", "tpu"):
-        assert "stablehlo.complex" not in lowered(silu, platform)
+        assert "stablehlo.complex" not in lowered(SILU, platform)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -157,3 +160,33 @@ def test_rows_are_divided_by_a_number(norm: str, is_stored: bool) -> None:
     """A network has rows of one length, so storing their count would be a program more, not fewer."""
     x, parameter = jnp.ones(SHAPE), jnp.ones(8)
     assert ("norm_share" in str(jax.make_jaxpr(NORMS[norm])(x, parameter, parameter))) == is_stored
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # a GPU's functions are inlined
+@pytest.mark.parametrize("norm", [*NORMS, "silu"])
+def test_compilers_read_no_idle_operations(norm: str, platform: str) -> None:
+    """No function that a norm calls has unused results, copies of operands, or two reshapes of x in a row.
+
+    A compiler removes them, but every one takes its time, in every norm of a network.
+    """
+    x, parameter = jnp.ones(SHAPE), jnp.ones(8)
+
+    def step(x: Any, scale: Any, bias: Any, dy: Any) -> Any:
+        y, pull = jax.vjp(NORMS.get(norm, SILU), x, scale, bias)
+        return y, pull(dy)
+
+    traced = jax.jit(step).trace(x, parameter, parameter, x)
+    module = traced.lower(lowering_platforms=(platform,)).compiler_ir()
+
+    def size(value: Any) -> int:
+        return math.prod(value.type.shape)
+
+    called = [f for f in module.body if f.name.value != "main"]
+    for op in (op.operation for f in called for op in f.regions[0].blocks[0]):
+        assert not op.results or any(list(result.uses) for result in op.results), str(op)
+        if op.name in ("stablehlo.reshape", "stablehlo.slice", "stablehlo.broadcast_in_dim"):
+            (operand,), (result,) = op.operands, op.results
+            assert operand.type != result.type, str(op)
+            made_by = getattr(operand.owner, "name", "an argument of the function")
+            assert {made_by, op.name} != {"stablehlo.reshape"} or size(result) < x.size, str(op)
+    assert called

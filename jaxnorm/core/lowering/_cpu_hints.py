@@ -74,15 +74,19 @@ def rounded(product: jax.Array) -> jax.Array:
 
 def _divided_by_one(small: jax.Array, *after: jax.Array) -> jax.Array:
     """Divides ``small`` by a one that XLA does not recognize, and that depends on ``after`` if given."""
-    one, two = (jnp.asarray(n, small.dtype) for n in (1, 2))
     if not after:
-        return small / jnp.where(small != small, two, one)  # half a NaN is NaN
-    return small / jnp.where((after[0] == after[0]) | (after[0] != after[0]), one, two)
+        return small / _two_where(small != small, small.dtype)  # half a NaN is NaN
+    return small / _two_where((after[0] == after[0]) & (after[0] != after[0]), small.dtype)
+
+
+def _two_where(unlikely: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Returns 1, but 2 where ``unlikely`` is True."""
+    return lax.select(unlikely, *(jnp.full_like(unlikely, n, dtype) for n in (2, 1)))
 
 
 def _nan_or_itself(a: jax.Array) -> jax.Array:
     """Returns ``a`` through a select that neither XLA nor LLVM removes, or moves an addition across."""
-    return a if jnp.iscomplexobj(a) else jnp.where(a == a, a, jnp.nan)
+    return a if jnp.iscomplexobj(a) else lax.select(a == a, a, jnp.full_like(a, jnp.nan))
 
 
 def _itself(a: jax.Array, *_: jax.Array) -> jax.Array:
@@ -135,8 +139,7 @@ def _plain_share(like: jax.Array, *, n: float) -> jax.Array:
 
 
 def _stored_share(like: jax.Array, *, n: float) -> jax.Array:
-    like = lax.real(like) if jnp.iscomplexobj(like) else like
-    return (1 / n) / jnp.where(like != like, jnp.full_like(like, 2), 1)
+    return (1 / n) / _two_where(like != like, real_dtype(like.dtype))
 
 
 def _plainly_divided(total: jax.Array, _: jax.Array, *, n: float) -> jax.Array:

@@ -55,11 +55,17 @@ def _for_the_library(x: jax.Array) -> bool:
 def _with_neighbours_merged(
     operands: Sequence[jax.Array], axes: tuple[int, ...], shape: Shape
 ) -> tuple[tuple[jax.Array, ...], tuple[int, ...], Shape]:
-    """Merges two adjacent ``axes`` into one, if no operand is broadcast along only one of the two."""
+    """Merges two adjacent ``axes`` into one, if no operand is broadcast along only one of the two.
+
+    Operands of the full shape stay as they are, for `_sums` to reshape.
+    """
     for i, j in itertools.pairwise(axes):
         pairs = {(a.shape[i], a.shape[j]) for a in operands}
         if j == i + 1 and pairs <= {(1, 1), (shape[i], shape[j])}:
-            merged = tuple(a.reshape(*a.shape[:i], -1, *a.shape[j + 1 :]) for a in operands)
+            merged = tuple(
+                a if a.shape == shape else a.reshape(*a.shape[:i], -1, *a.shape[j + 1 :])
+                for a in operands
+            )
             fewer = tuple(k if k <= i else k - 1 for k in axes if k != j)
             return merged, fewer, (*shape[:i], shape[i] * shape[j], *shape[j + 1 :])
     return tuple(operands), axes, shape
@@ -68,26 +74,33 @@ def _with_neighbours_merged(
 def _sums(
     operands: Sequence[jax.Array], f: Elementwise, axes: tuple[int, ...], shape: Shape
 ) -> Sequence[jax.Array]:
-    """Folds one axis, then sums what is left of it and of the other axes."""
+    """Folds one axis, then sums what is left of it and of the other axes.
+
+    Operands broadcast to ``shape``, or have its elements in another shape. The sums may have any shape.
+    """
     last = len(shape) - 1
     lengths = {i: _fold_length(shape[i], i == last, len(operands)) for i in axes}
     axis = max(axes, key=lambda i: (min(lengths[i], _SHORTEST), i != last, shape[i]))
     size, length = shape[axis], lengths[axis]
     whole = size - size % length
-    sums = _fold(_part(operands, axis, 0, whole), f, axis, length, _resized(shape, axis, whole))
-    left = tuple(i for i in axes if sums[0].shape[i] > 1)
+    sums = _fold(
+        _part(operands, shape, axis, 0, whole), f, axis, length, _resized(shape, axis, whole)
+    )
+    folded = _resized(shape, axis, whole // length)
+    left = tuple(i for i in axes if folded[i] > 1)
     if left:
-        sums = _sums_of_stored(sums, left)
+        sums = _sums_of_stored(sums, left, folded)
     if whole == size:
         return sums
     rest = _resized(shape, axis, size - whole)
-    tails = _sums(_part(operands, axis, whole, size), f, axes, rest)
+    tails = _sums(_part(operands, shape, axis, whole, size), f, axes, rest)
     return [s.reshape(tail.shape) + tail for s, tail in zip(sums, tails, strict=True)]
 
 
-def _sums_of_stored(arrays: Sequence[jax.Array], axes: tuple[int, ...]) -> Sequence[jax.Array]:
-    """Sums arrays of one shape over ``axes``, with adjacent ones merged, so that fewer steps are left."""
-    sizes = arrays[0].shape
+def _sums_of_stored(
+    arrays: Sequence[jax.Array], axes: tuple[int, ...], sizes: Shape
+) -> Sequence[jax.Array]:
+    """Sums arrays of shape ``sizes`` over ``axes``. Merges adjacent ones, so that fewer steps are left."""
     last = len(sizes) - 1
     parts = [
         (reduced, math.prod(n for _, n in group))
@@ -97,13 +110,17 @@ def _sums_of_stored(arrays: Sequence[jax.Array], axes: tuple[int, ...]) -> Seque
         )
     ]
     shape = tuple(n for _, n in parts)
-    merged = [a.reshape(shape) for a in arrays]
-    return _sums(merged, identity, tuple(i for i, (r, _) in enumerate(parts) if r), shape)
+    return _sums(arrays, identity, tuple(i for i, (r, _) in enumerate(parts) if r), shape)
 
 
-def _part(operands: Sequence[jax.Array], axis: int, start: int, stop: int) -> list[jax.Array]:
+def _part(
+    operands: Sequence[jax.Array], shape: Shape, axis: int, start: int, stop: int
+) -> Sequence[jax.Array]:
+    if stop - start == shape[axis]:
+        return operands
+    shaped = [a.reshape(shape) if a.size == math.prod(shape) else a for a in operands]
     return [
-        a if a.shape[axis] == 1 else lax.slice_in_dim(a, start, stop, axis=axis) for a in operands
+        a if a.shape[axis] == 1 else lax.slice_in_dim(a, start, stop, axis=axis) for a in shaped
     ]
 
 
@@ -141,16 +158,19 @@ def _fold(
     full = _resized(shape, axis, *parts)
 
     def split(a: jax.Array) -> jax.Array:
-        a = a.reshape(_resized(a.shape, axis, *((1, 1, 1) if a.shape[axis] == 1 else parts)))
+        if a.size == math.prod(full):
+            return a.reshape(full)
+        if a.shape[axis] == 1:
+            return lax.broadcast_in_dim(a, full, (*range(axis + 1), *range(axis + 3, len(full))))
+        a = a.reshape(_resized(a.shape, axis, *parts))
         return lax.broadcast_in_dim(a, full, tuple(range(a.ndim)))
 
     results = f(*map(split, operands))
-    if len(results) == 1:  # its negative makes it a reduction with two results
-        total, negative = _reduce((results[0], -results[0]), axis + 1)
-        results = [total / 2 - negative / 2]
-    else:
-        results = _reduce(results, axis + 1)
-    return [r.reshape(_resized(shape, axis, left)) for r in results]
+    if len(results) > 1:
+        return _reduce(results, axis + 1)
+    # Its negative makes it a reduction with two results.
+    total, negative = _reduce((results[0], -results[0]), axis + 1)
+    return [total / 2 - negative / 2]
 
 
 def _reduce(arrays: Sequence[jax.Array], axis: int) -> Sequence[jax.Array]:
