@@ -168,6 +168,12 @@ def test_the_readme_has_the_stored_runs() -> None:
         assert speed == f"{len(metrics)}; {images / seconds:.0f}"
         time = table["time of training, without evaluation"][column]
         assert time == f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    wide = json.loads((RESULTS / "wide" / "results.json").read_text())
+    sentence = "{running:.2%}, and {mirrored:.2%} with mirror images".format(**wide)
+    assert sentence.replace("%", " %") in "\n".join(lines)
+    metrics = (RESULTS / "wide" / "metrics.jsonl").read_text().splitlines()
+    last = (json.loads(line)["seconds"] for line in metrics[-2:])
+    assert "took {:.0f} and {:.0f} seconds".format(*last) in "\n".join(lines)
 
 
 def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
