@@ -49,6 +49,7 @@ MASKS: dict[str, Any] = dict.fromkeys(
 STATS = jn.RunningStats(
     *(jnp.array(a, jnp.float32) for a in ([0.3, -0.2, 1.0, -3.0], [1.0, 2.0, 4.0, 0.1]))
 )
+DOMAINS = jn.RunningStats(*(jnp.stack([a, 2 * a]) for a in STATS[:2]))
 INPUTS: dict[str, Any] = {
     "x": X,
     "y": X,
@@ -82,6 +83,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "ada_rms_norm": {"scale": _normal(4, FEATURES), "shift": _normal(4, FEATURES)},
     "add_layer_norm": {"residual": X[::-1]},
     "add_rms_norm": {"residual": X[::-1]},
+    "combine": {"a": INPUTS["moments"], "b": INPUTS["moments"]},
     "conv_spectral_norm": {"kernel": _normal(3, 3, 2, 3)},
     **{f"evo_norm_s{i}": {"num_groups": 2} for i in (0, 1, 2)},
     "group_norm": {"num_groups": 2},
@@ -90,10 +92,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
             jnp.asarray(_normal(FEATURES)), jnp.asarray(_normal(FEATURES, FEATURES))
         )
     },
+    "init_input_norm": {"feature_shape": FEATURES},
     "magnitude_preserving": {"gain": np.float32(3.0)},
     "modulate": {"scale": _normal(4, FEATURES), "bias": _normal(4, FEATURES)},
+    "pool": {"m": INPUTS["moments"], "axes": 0},
     "scale_norm": {"scale": np.float32(3.0)},
     "sim_norm": {"simplex_size": 2},
+    "stats_of_domain": {"stats": DOMAINS, "domain": 1},
+    "with_stats_of_domain": {"stats": DOMAINS, "domain": 1, "updated": STATS},
 }
 ARGUMENTS["iterative_whitening_inference"] = ARGUMENTS["iterative_whitening"]
 INPUT_STATS = jn.InputStats(

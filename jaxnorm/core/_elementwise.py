@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from ._jax import partial_eval
+from ._jax import eval_jaxpr, partial_eval
 
 # Takes arrays of one shape and returns one or more of that shape. It is created once, not for each call.
 Elementwise: TypeAlias = Callable[..., Sequence[jax.Array]]
@@ -107,7 +107,7 @@ def without_dead_code(f: Elementwise, dtypes: Dtypes) -> Elementwise:
     def live(*arrays: jax.Array) -> Sequence[jax.Array]:
         traced = jax.make_jaxpr(f)(*arrays)
         jaxpr, read = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
-        return jax.core.eval_jaxpr(jaxpr, traced.consts, *partition(arrays, tuple(read))[0])
+        return eval_jaxpr(jaxpr, traced.consts, *partition(arrays, tuple(read))[0])
 
     jaxpr = _jaxpr(f, dtypes, (1,))  # constants of shape () are not operations
     all_live = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]

@@ -2,7 +2,9 @@
 
 - `Primitive`, `ad`, `batching`, `mlir`: primitives with their differentiation, batching and lowering rules.
   They have no substitute: without them, all norms would be those of `portable`, on every platform.
-- `partial_eval.dce_jaxpr`: which operands a function reads. Without it, more is saved for the backward pass.
+- `partial_eval.dce_jaxpr`: which operands a function reads, and which operations its results depend on.
+  `eval_jaxpr`: a function of only these. Without them, more is saved for the backward pass, and lowering
+  takes longer.
 - `checkpoint_name`, and the checkpoint policy for it: sums are saved, and no other intermediate values.
   Without them, the sums are computed twice.
 - `SymbolicZero`: differentiation of evaluation with respect to only some arguments. Without it, it is with
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name as checkpoint_name
+from jax.core import eval_jaxpr as eval_jaxpr
 from jax.custom_derivatives import SymbolicZero as SymbolicZero
 from jax.interpreters import (
     ad as ad,

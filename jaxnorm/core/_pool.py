@@ -118,8 +118,7 @@ def pool(m: Moments, axes: Axes) -> Moments:
         >>> print(jn.pool(replicas, 0).var)
         [6.]
     """
-    _check_moments(m=m)
-    m = Moments(*map(jnp.asarray, m))  # NumPy's may be in float64, and jax's are not
+    m = _as_arrays("m", m)
     axes = canonical_axes(axes, m.mean.ndim, "axes")
     if not axes:
         return m
@@ -219,7 +218,7 @@ def combine(a: Moments, b: Moments) -> Moments:
         >>> print(jnp.allclose(both.var, x.var(0, keepdims=True), rtol=1e-5))
         True
     """
-    _check_moments(a=a, b=b)
+    a, b = _as_arrays("a", a), _as_arrays("b", b)
     if a.mean.shape != b.mean.shape:
         raise ValueError(
             f"a and b must have means of the same shape; got {a.mean.shape} and {b.mean.shape}. "
@@ -233,10 +232,11 @@ def combine(a: Moments, b: Moments) -> Moments:
     return Moments(*(leaf.squeeze(0) for leaf in pooled))
 
 
-def _check_moments(**given: Any) -> None:
-    for name, m in given.items():
-        if not isinstance(m, Moments):
-            raise ValueError(
-                f"{name} must be Moments(mean, var, count); got {type(m).__name__}. Compute it with moments, "
-                f"or convert a tuple t with Moments(*t)."
-            )
+def _as_arrays(name: str, m: Moments) -> Moments:
+    """Returns ``m`` with arrays of jax: those of NumPy may be in float64, and lists have no shape."""
+    if not isinstance(m, Moments):
+        raise ValueError(
+            f"{name} must be Moments(mean, var, count); got {type(m).__name__}. Compute it with moments, "
+            f"or convert a tuple t with Moments(*t)."
+        )
+    return Moments(*map(jnp.asarray, m))

@@ -176,7 +176,7 @@ def test_compilers_read_no_idle_operations(norm: str, platform: str) -> None:
         return y, pull(dy)
 
     traced = jax.jit(step).trace(x, parameter, parameter, x)
-    module = traced.lower(lowering_platforms=(platform,)).compiler_ir()
+    module: Any = traced.lower(lowering_platforms=(platform,)).compiler_ir()
 
     def size(value: Any) -> int:
         return math.prod(value.type.shape)

@@ -15,7 +15,7 @@ from ...core._moments import reduce_moments
 from ...core._normalize import normalize
 from ...core._precision import check_real
 from ...core._residuals import rematerialized
-from ...core._running import RunningStats, broadcast_running_stats, update_running_stats
+from ...core._running import RunningStats, as_arrays, broadcast_running_stats, update_running_stats
 from ...core.calling._public import public
 from ...core.lowering._cpu_hints import materialize
 from .._shared._arithmetic import root
@@ -100,7 +100,7 @@ def batch_renorm(
     """
     check_real("batch_renorm", "batch_norm", x, scale, bias)
     _check_form(form)
-    given = {"scale": scale, "bias": bias}
+    stats, given = as_arrays(stats), {"scale": scale, "bias": bias}
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     old_mean, old_var = (
         a.astype(o.x.dtype) for a in broadcast_running_stats(stats, o.x, o.features)

@@ -83,13 +83,13 @@ def iterative_whitening(
         )
     check_real("iterative_whitening", "batch_norm", x, scale, bias)
     r = _rows_of(x, stats, scale, bias, feature_axes, mask, dtype)
-    count, *own = whitening_of_groups(r.rows, r.counted, stats.matrix, steps, epsilon, axis_name)
-    old = WhiteningStats(*(replicated(a).astype(r.rows.dtype) for a in stats))
+    count, *own = whitening_of_groups(r.rows, r.counted, r.stats.matrix, steps, epsilon, axis_name)
+    old = WhiteningStats(*(replicated(a).astype(r.rows.dtype) for a in r.stats))
     moved = (moving_average(before, new, momentum) for before, new in zip(old, own, strict=True))
     # If all elements are masked, keep the old statistics.
     updated = (
         jnp.where(count > 0, resharded(new.astype(a.dtype), *jax.typeof(a).sharding.spec), a)
-        for a, new in zip(stats, moved, strict=True)
+        for a, new in zip(r.stats, moved, strict=True)
     )
     used = (jnp.where(count > 0, new, before) for new, before in zip(own, old, strict=True))
     return _whitened(r, *used), WhiteningStats(*updated)
@@ -136,13 +136,14 @@ def iterative_whitening_inference(
     """
     check_real("iterative_whitening_inference", "batch_norm_inference", x, scale, bias)
     r = _rows_of(x, stats, scale, bias, feature_axes, mask, dtype)
-    return _whitened(r, *(replicated(a).astype(r.rows.dtype) for a in stats))
+    return _whitened(r, *(replicated(a).astype(r.rows.dtype) for a in r.stats))
 
 
 class _Rows(NamedTuple):
     """The prepared arguments, with the channels last."""
 
     operands: Operands
+    stats: WhiteningStats
     channel: int
     rows: jax.Array
     counted: jax.Array | None
@@ -162,6 +163,8 @@ def _rows_of(
     channel = one_axis(feature_axes, o.x.ndim, "feature_axes", "the channels")
     rows = jnp.moveaxis(o.x, channel, -1)
     features = rows.shape[-1]
+    if isinstance(stats, WhiteningStats):
+        stats = WhiteningStats(*map(jnp.asarray, stats))
     if not isinstance(stats, WhiteningStats) or not fits(stats, features):
         raise ValueError(
             f"stats must be WhiteningStats for the {features} channels of x; got {stats!r}. Start from "
@@ -169,7 +172,7 @@ def _rows_of(
         )
     # Do not shard the channels on a mesh with explicit axes: each is multiplied with every other.
     rows = resharded(rows, *jax.typeof(rows).sharding.spec[:-1], None)
-    return _Rows(o, channel, rows, mask_of_rows(o.mask, channel))
+    return _Rows(o, stats, channel, rows, mask_of_rows(o.mask, channel))
 
 
 def _whitened(r: _Rows, mean: jax.Array, matrix: jax.Array) -> jax.Array:
