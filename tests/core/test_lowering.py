@@ -164,10 +164,10 @@ def test_rows_are_divided_by_a_number(norm: str, is_stored: bool) -> None:
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])  # a GPU's functions are inlined
 @pytest.mark.parametrize("norm", [*NORMS, "silu"])
-def test_compilers_read_no_idle_operations(norm: str, platform: str) -> None:
+def test_no_idle_operations(norm: str, platform: str) -> None:
     """No function that a norm calls has unused results, copies of operands, or two reshapes of x in a row.
 
-    A compiler removes them, but every one takes its time, in every norm of a network.
+    A compiler removes them, but lowering takes its time for each, in every norm of a network.
     """
     x, parameter = jnp.ones(SHAPE), jnp.ones(8)
 
