@@ -124,9 +124,11 @@ def test_cost(name: str, shape: Shape, dtype: str) -> None:
     program = compiled(cost.norm, cost.parameters, shape, dtype)
     temporaries, moved = in_units_of(program, shape, dtype)
     assert temporaries <= 0.5
-    assert 8 <= moved <= (cost.of_float32 if dtype == "float32" else cost.of_bfloat16)
-    squares_in_memory = name == "rms" and dtype == "float32" and HAS_LIBRARY
-    assert (read_by_the_library(program) >= math.prod(shape)) == squares_in_memory
+    squares_in_memory = name == "rms" and dtype == "float32"
+    most = cost.of_float32 if dtype == "float32" else cost.of_bfloat16
+    assert 8 <= moved <= most * (1.1 if squares_in_memory and not HAS_LIBRARY else 1)
+    is_large = read_by_the_library(program) >= math.prod(shape)
+    assert is_large == (squares_in_memory and HAS_LIBRARY)
 
 
 def test_a_cpu_does_not_compute_what_a_tpu_needs() -> None:
