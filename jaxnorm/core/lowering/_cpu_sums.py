@@ -168,7 +168,7 @@ def _fold(
     results = f(*map(split, operands))
     if len(results) > 1:
         return _reduce(results, axis + 1)
-    # Its negative makes it a reduction with two results.
+    # The negative makes it a reduction with two results.
     total, negative = _reduce((results[0], -results[0]), axis + 1)
     return [total / 2 - negative / 2]
 
