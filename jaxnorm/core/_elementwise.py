@@ -83,8 +83,7 @@ def some_of(f: Elementwise, which: tuple[int, ...]) -> Elementwise:
 @functools.cache
 def read_by(f: Elementwise, dtypes: Dtypes) -> Which:
     """Returns which operands the results of ``f`` depend on; at least one is True."""
-    jaxpr = _jaxpr(f, dtypes)
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    _, used = _live(_jaxpr(f, dtypes))
     return tuple(used) if any(used) else (True, *used[1:])
 
 
@@ -106,12 +105,11 @@ def without_dead_code(f: Elementwise, dtypes: Dtypes) -> Elementwise:
 
     def live(*arrays: jax.Array) -> Sequence[jax.Array]:
         traced = jax.make_jaxpr(f)(*arrays)
-        jaxpr, read = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
+        jaxpr, read = _live(traced.jaxpr)
         return eval_jaxpr(jaxpr, traced.consts, *partition(arrays, tuple(read))[0])
 
     jaxpr = _jaxpr(f, dtypes, (1,))  # constants of shape () are not operations
-    all_live = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
-    return f if len(all_live.eqns) == len(jaxpr.eqns) else live
+    return f if len(_live(jaxpr)[0].eqns) == len(jaxpr.eqns) else live
 
 
 @functools.cache
@@ -139,3 +137,8 @@ def merge(meant: Sequence[Any], others: Sequence[Any], which: Which) -> list[Any
 
 def _jaxpr(f: Elementwise, dtypes: Dtypes, shape: tuple[int, ...] = ()) -> Any:
     return jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes)).jaxpr
+
+
+def _live(jaxpr: Any) -> tuple[Any, Sequence[bool]]:
+    """Returns ``jaxpr`` without dead code and without operands that are not read, and which ones are read."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))

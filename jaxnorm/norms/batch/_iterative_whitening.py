@@ -162,17 +162,22 @@ def _rows_of(
     o = operands(x, given, feature_axes=feature_axes, dtype=dtype, mask=mask, about_zero=False)
     channel = one_axis(feature_axes, o.x.ndim, "feature_axes", "the channels")
     rows = jnp.moveaxis(o.x, channel, -1)
-    features = rows.shape[-1]
-    if isinstance(stats, WhiteningStats):
-        stats = WhiteningStats(*map(jnp.asarray, stats))
-    if not isinstance(stats, WhiteningStats) or not fits(stats, features):
-        raise ValueError(
-            f"stats must be WhiteningStats for the {features} channels of x; got {stats!r}. Start from "
-            f"init_whitening({features})."
-        )
+    stats = _fitting(stats, rows.shape[-1])
     # Do not shard the channels on a mesh with explicit axes: each is multiplied with every other.
     rows = resharded(rows, *jax.typeof(rows).sharding.spec[:-1], None)
     return _Rows(o, stats, channel, rows, mask_of_rows(o.mask, channel))
+
+
+def _fitting(stats: WhiteningStats, features: int) -> WhiteningStats:
+    """Returns ``stats`` with jax arrays, if they are for ``features`` channels."""
+    if isinstance(stats, WhiteningStats):
+        stats = WhiteningStats(*map(jnp.asarray, stats))
+        if fits(stats, features):
+            return stats
+    raise ValueError(
+        f"stats must be WhiteningStats for the {features} channels of x; got {stats!r}. Start from "
+        f"init_whitening({features})."
+    )
 
 
 def _whitened(r: _Rows, mean: jax.Array, matrix: jax.Array) -> jax.Array:
