@@ -9,10 +9,11 @@ from flax import nnx
 from ..core.calling._arguments import checked
 from ..core.calling._explained import explained
 from ._model._frozen import affine_is_frozen, frozen_class, unfrozen_class, without_gradients
-from ._model._intercept import LayerCall, called_class, rebuilt
+from ._model._intercept import LayerCall
 from ._model._model_of import check_model, model_of
 from ._model._norms import against, is_norm, refused, running_norm, without_flag
 from ._model._norms_call import call_norm
+from ._model._rebuilt import called_class, in_place_of
 from ._model._substitute import answering, without_answers
 from ._model._types import Layer, ModelT, Variables
 from ._model._where import Where, matches, select
@@ -147,5 +148,5 @@ class _Frozen:
         kind = called_class(layer)
         if self.affine or affine_is_frozen(type(layer)):
             kind = without_gradients(kind)
-        evaluating = rebuilt(layer, kind, parent=layer.scope, use_running_average=True)
+        evaluating = in_place_of(layer, kind, use_running_average=True)
         return call_norm(evaluating, *args, **kwargs)

@@ -15,10 +15,11 @@ from ..norms._registry import NormName
 from ..norms._shared._flags import taken_by
 from ._carried import carried_variables
 from ._model._frozen import affine_is_frozen, keep_frozen, unfrozen_class, without_gradients
-from ._model._intercept import BATCH_NORMS, LayerCall, rebuilt
+from ._model._intercept import BATCH_NORMS, LayerCall
 from ._model._model_of import model_of
 from ._model._norms import against, holds_running_stats, refused, without_flag
 from ._model._norms_call import overriding, speaks_for_itself
+from ._model._rebuilt import in_place_of, place_of
 from ._model._substitute import answering
 from ._model._types import AnyModel, Layer, NnxModelT, Variables
 from ._model._where import Where, matches, select
@@ -190,9 +191,9 @@ class _Swapped:
             "use_running_average"
         ):
             given["use_running_average"] = call.layer.use_running_average
-        norm: Any = self.norm.like(call.layer, call.path, parent=call.layer.scope)
+        norm: Any = self.norm.like(call.layer, call.path, parent=place_of(call.layer))
         if self.norm.is_batch_norm and affine_is_frozen(type(call.layer)):
-            norm = rebuilt(norm, without_gradients(type(norm)), parent=norm.scope)
+            norm = in_place_of(norm, without_gradients(type(norm)))
         takes = taken_by(norm)
         for name, advice in _INSTEAD.items():
             if given.get(name) is not None and name not in takes:

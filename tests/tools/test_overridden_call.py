@@ -1,6 +1,7 @@
 """Norms whose class overrides ``__call__``: the tools see the call of the norm itself."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,20 @@ def mixed(base: Any) -> Any:
     return type("Mixed", (Mixin, base), {"__module__": __name__})
 
 
+def with_setup(base: Any) -> Any:
+    """A subclass that has a layer of its own, which `setup` makes."""
+
+    class WithSetup(base):
+        def setup(self) -> None:
+            self.shift = nn.Dense(3, kernel_init=nn.initializers.zeros, bias_init=MINUS_THREE)
+
+        def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+            x = jax.nn.relu(x) + self.shift(x)
+            return jnp.maximum(super().__call__(x, use_running_average=not train), -0.5)
+
+    return WithSetup
+
+
 def by_method(base: Any) -> Any:
     """A subclass that calls the norm in a method of its own."""
 
@@ -77,6 +92,7 @@ def ignoring(base: Any) -> Any:
     return Ignoring
 
 
+MINUS_THREE = nn.initializers.constant(-3)
 EVO: Any = jnl.EvoNormB0
 
 
@@ -131,8 +147,10 @@ def assert_statistics_of(read: jax.Array, model: Any, variables: Any) -> None:
     assert all(layer.z < 1e-5 for layer in found.layers.values())
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("subclass", [around, twice, mixed])
+@pytest.mark.parametrize(
+    ("base", "subclass"),
+    [*itertools.product(BASES, [around, twice, mixed]), *((base, with_setup) for base in LINEN)],
+)
 def test_statistics_are_of_what_the_norm_reads(base: Any, subclass: Callable[..., Any]) -> None:
     """Not of what the subclass reads."""
     read = reading_twice(X if subclass is twice else X / 2)
@@ -160,8 +178,10 @@ def test_micro_batches(base: Any) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("subclass", [mixed, twice])
+@pytest.mark.parametrize(
+    ("base", "subclass"),
+    [*itertools.product(BASES, [mixed, twice]), *((base, with_setup) for base in LINEN)],
+)
 @pytest.mark.parametrize("affine", [False, True])
 def test_frozen(base: Any, subclass: Callable[..., Any], affine: bool) -> None:
     """A frozen layer evaluates, whichever mode the model asks for in its own way."""
@@ -188,9 +208,10 @@ def test_every_tool_takes_a_frozen_one(base: Any) -> None:
 
 
 @pytest.mark.parametrize("base", LINEN)
-def test_swapped(base: Any) -> None:
+@pytest.mark.parametrize("subclass", [around, with_setup])
+def test_swapped(base: Any, subclass: Callable[..., Any]) -> None:
     """Another norm takes the place of the norm, and what the subclass adds stays."""
-    model, variables = made(around(base))
+    model, variables = made(subclass(base))
     swapped, new = tools.swap(model, "group", variables=variables, num_groups=3)
     norm = jnl.GroupNorm(3, epsilon=model.epsilon)
     expected: Any = norm.apply({"params": new["params"]}, reading_twice(X / 2))

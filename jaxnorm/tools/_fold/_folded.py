@@ -15,7 +15,8 @@ from jax.core import Tracer
 
 from ...core._activation import activated
 from ...core._precision import result_dtype, upcast
-from .._model._intercept import LayerCall, rebuilt
+from .._model._intercept import LayerCall
+from .._model._rebuilt import in_place_of
 from .._model._substitute import answering
 from .._model._types import Layer, ModelT, Tree
 from ._dataflow import COLLECTIONS
@@ -95,7 +96,7 @@ class _Folds:
             return what_is_left(call.layer, dtypes, call.x, call.kwargs.get("residual"))
         if call.path not in self.biased:
             return call.proceed(*call.args, **call.kwargs)
-        layer = rebuilt(call.layer, parent=call.layer.scope, use_bias=True)
+        layer = in_place_of(call.layer, use_bias=True)
         return layer(*call.args, **call.kwargs)
 
 

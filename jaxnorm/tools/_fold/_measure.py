@@ -12,8 +12,9 @@ import numpy as np
 from flax import nnx
 
 from ...core._precision import real_dtype, upcast
-from .._model._intercept import LayerCall, rebuilt
+from .._model._intercept import LayerCall
 from .._model._interface import Model, Run
+from .._model._rebuilt import rebuilt
 from .._model._reuse import reused
 from .._model._types import Batch, Layer, Tree
 from ._arrays import PairArrays

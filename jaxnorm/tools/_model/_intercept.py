@@ -19,6 +19,7 @@ from ._flax_layers import LAYERS
 from ._frozen import unfrozen_class
 from ._norms import argument, running_norm, with_x_first, without_flag
 from ._norms_call import call_norm, is_norms_call, norms_class, with_norms_call
+from ._rebuilt import in_place_of
 from ._types import Layer, NnxModelT
 
 Watched: TypeAlias = Callable[[Layer], bool]
@@ -72,7 +73,7 @@ class LayerCall(NamedTuple):
         known = {name: value for name, value in fields.items() if hasattr(self.layer, name)}
         if isinstance(self.layer, nn.Module):
             known["use_running_average"] = evaluating
-            return call_norm(self.layer.clone(parent=self.layer.scope, **known), *args, **kwargs)
+            return call_norm(in_place_of(self.layer, **known), *args, **kwargs)
         for name, value in known.items():
             setattr(self.layer, name, value)
         return self.unfrozen(*args, use_running_average=evaluating, **kwargs)
@@ -220,19 +221,6 @@ def watched(model: NnxModelT, is_watched: Watched) -> NnxModelT:
         return node
 
     return nnx.recursive_map(watch, model)
-
-
-def rebuilt(layer: nn.Module, kind: Any = None, **changed: Any) -> Any:
-    """Builds a layer like ``layer``, without its parent, of another ``kind`` or with ``changed`` fields."""
-    if kind is None:
-        kind = called_class(layer)
-    fields = [f.name for f in dataclasses.fields(kind) if f.init and f.name != "parent"]
-    return kind(**{"parent": None, **{name: getattr(layer, name) for name in fields}, **changed})
-
-
-def called_class(layer: nn.Module) -> Any:
-    """The class of ``layer``, or the class that `answering` derived it from."""
-    return getattr(type(layer), "answering_for", type(layer))
 
 
 @functools.cache

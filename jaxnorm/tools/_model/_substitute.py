@@ -11,10 +11,10 @@ from ._intercept import (
     check_interceptable,
     is_asked,
     new_number,
-    rebuilt,
     traced_for,
     watching,
 )
+from ._rebuilt import rebuilt
 from ._types import Layer
 
 _Module = TypeVar("_Module", bound=nn.Module)
