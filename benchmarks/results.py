@@ -11,9 +11,10 @@ from examples.page import with_section
 
 HERE = Path(__file__).parent
 RESULTS, PICTURES = HERE / "results", HERE.parent / "docs" / "images"
-# A summary, what users want to know, single questions, and all cases.
+# A summary, what users want to know, what norms move, single questions, and all cases.
 PROJECT_README = HERE.parent / "README.md"
 PERFORMANCE = HERE.parent / "docs" / "performance.md"
+COSTS = HERE.parent / "docs" / "what-a-norm-costs.md"
 README = HERE / "README.md"
 TABLES = HERE / "tables.md"
 

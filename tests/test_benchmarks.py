@@ -241,6 +241,7 @@ def test_readme_section() -> None:
         ("cifar_step", cifar_step.section, results.README),
         ("accelerators", accelerators.section, results.TABLES),
         ("accelerators", accelerators.summary_section, results.PERFORMANCE),
+        ("accelerators", accelerators.moved_section, results.COSTS),
         ("summary", lambda _: summary.section(), results.PROJECT_README),
     ],
 )

@@ -188,6 +188,7 @@ def main(options: Options) -> int:
     if options.write:
         results.into_page("accelerators", tables.section, results.TABLES)
         results.into_page("accelerators", tables.summary_section, results.PERFORMANCE)
+        results.into_page("accelerators", tables.moved_section, results.COSTS)
     return 0
 
 

@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 
 from examples.page import markdown
 
+from .programs import FLOORS, SHAPES
+
 Row: TypeAlias = dict[str, Any]
 NOTHING = "Not compiled yet: `make accelerators`."
 HEADER = [
@@ -123,3 +125,25 @@ def section(stored: Sequence[dict[str, Any]]) -> str:
 def summary_section(stored: Sequence[dict[str, Any]]) -> str:
     """What the documentation opens with."""
     return "\n\n".join(map(summary, stored)) or NOTHING
+
+
+def moved_section(stored: Sequence[dict[str, Any]]) -> str:
+    """What each norm reads and writes of a large x in bfloat16; on each platform, for its first target."""
+    rows = [row for found in stored for row in found["rows"] if row["dtype"] == "bfloat16"]
+    firsts = [targets_of(found["rows"])[0] for found in stored]
+    lines = []
+    for name, phases in FLOORS.items():
+        for phase, floor in phases.items():
+            program = f"{name} {SHAPES[name][0]}", phase
+            found = {r["target"]: r for r in rows if (r["program"], r["phase"]) == program}
+            lines.append(
+                [name, PHASES[phase], f"{floor} N", *(moved(found[target]) for target in firsts)]
+            )
+    header = ["norm", "", "at least", *(f"{target}, jaxnorm / Flax" for target in firsts)]
+    return markdown(header, lines) if stored else NOTHING
+
+
+def moved(row: Row) -> str:
+    """What ours and Flax's read and write."""
+    ours, flax = (row[library]["moved"] / row["unit"] for library in ("jaxnorm", "Flax"))
+    return f"{ours:.1f} N / {flax:.1f} N"
