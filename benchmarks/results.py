@@ -17,6 +17,11 @@ PERFORMANCE = HERE.parent / "docs" / "performance.md"
 COSTS = HERE.parent / "docs" / "what-a-norm-costs.md"
 README = HERE / "README.md"
 TABLES = HERE / "tables.md"
+# What identifies the program of a row, in any of the benchmarks.
+PROGRAM = (
+    *("allocator", "name", "program", "model", "modules", "network", "layer"),
+    *("norm", "shape", "phase", "dtype", "batch", "jitted"),
+)
 
 
 def with_others(
@@ -36,13 +41,13 @@ def with_others(
 
 
 def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:
-    """Stores figures; keeps those of other allocators if they have the same machine and versions.
+    """Stores figures; keeps those of other programs if they have the same machine and versions.
 
     Returns:
         All figures that are stored now.
     """
     path = RESULTS / f"{what}-{jax.default_backend()}-jax{jax.__version__}.json"
-    found = with_others(found, path, lambda row: row["allocator"])
+    found = with_others(found, path, lambda row: tuple(str(row.get(name)) for name in PROGRAM))
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     return found

@@ -205,17 +205,20 @@ def test_turns() -> None:
     assert measure.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == [2.0, 3.0, 4.0]
 
 
-def test_kept_beside_another_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """New figures replace those for the same allocator, and all from other versions."""
+def test_kept_beside_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New figures replace those of the same program and allocator, and all from other versions."""
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     results.keep("norms", figures({FLAX: 0.5}))
     default = figures({FLAX: 0.7})
     default["rows"][0]["allocator"] = "default"
     results.keep("norms", default)
     results.keep("norms", figures({FLAX: 0.6}))
+    another = figures({FLAX: 0.9})
+    another["rows"][0]["dtype"] = "float16"
+    results.keep("norms", another)
     (stored,) = results.stored("norms")
     kept = [(r["allocator"], r["contestants"][FLAX]["ours_over"][1]) for r in stored["rows"]]
-    assert sorted(kept) == [("default", 0.7), ("keep", 0.6)]
+    assert sorted(kept) == [("default", 0.7), ("keep", 0.6), ("keep", 0.9)]
     assert "default allocator" in tables.norms(stored)
     results.keep("norms", figures({FLAX: 0.8}, versions="c"))
     assert len(results.stored("norms")[0]["rows"]) == 1
