@@ -51,6 +51,10 @@ class DenseBlock(nn.Module):
 
 BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "conv, BatchNorm, relu, conv": (partial(ConvBlock, norm="BatchNorm"), (128, 28, 28, 128)),
+    "conv, BatchNorm, relu, conv, small x": (
+        partial(ConvBlock, norm="BatchNorm"),
+        (64, 14, 14, 256),
+    ),
     "conv + residual, BatchNorm, relu, conv": (
         partial(ConvBlock, norm="BatchNorm", adds=True),
         (128, 28, 28, 128),

@@ -181,14 +181,17 @@ def _on_gpu(*operands: jax.Array, given: Which, differentiated: bool, **params: 
 
 
 def _on_tpu(*operands: jax.Array, given: Which, axes: Any, blocks: Any, **_: Any) -> Any:
-    """Prefers sums that read only x, which XLA:TPU fuses into the convolution or matmul that makes x."""
+    """Prefers sums that read only x, which XLA:TPU fuses into the convolution or matmul that makes x.
+
+    Exact sums come first: sums about a guess need a conditional, for whose branch XLA may copy a small x.
+    """
     x, narrow, mask, guess = merge(operands, [None] * 4, given)
-    if x.dtype == jnp.float32 and guess is not None and blocks is None:
-        return _about_guess(x, narrow, mask, guess, axes)
     dtype = narrow.dtype if narrow.dtype in (jnp.bfloat16, jnp.float16) else x.dtype
     if is_static(x.shape) and 1 < size_of(x, axes) <= most_elements(dtype):
         sums = exact_sums(x, dtype, mask, count(x, mask, axes), axes)
         return sums if blocks is None else _of_blocks(sums, x, count(x, mask, axes), blocks)
+    if x.dtype == jnp.float32 and guess is not None and blocks is None:
+        return _about_guess(x, narrow, mask, guess, axes)
     return about_a_few(x, narrow, mask, axes, blocks)
 
 

@@ -1,6 +1,7 @@
 """The sums of every platform, all run here, give correct moments."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -114,11 +115,12 @@ GUESSES = {
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize(("dtype", "mean"), [("float32", 1e4), ("bfloat16", 100), ("float16", 100)])
 @pytest.mark.parametrize("guess", GUESSES)
-def test_moments_about_a_guess(guess: str, masked: bool) -> None:
-    """With a mean of 1e4 standard deviations, a guess that is far from it costs no precision."""
-    x = drawn("float32", mean=1e4)
-    mask = np.random.default_rng(1).random((4, 6, 5, 1)) < 0.7 if masked else None
+def test_moments_about_a_guess(guess: str, dtype: str, mean: float, masked: bool) -> None:
+    """With a mean of many standard deviations, a guess that is far from it costs no precision."""
+    x = drawn(dtype, mean, (40, 12, 10, 8))  # of float32 and float16, too many for exact sums
+    mask = np.random.default_rng(1).random((40, 12, 10, 1)) < 0.7 if masked else None
     means = GUESSES[guess] * np.mean(np.asarray(x, np.float64), (0, 1, 2), keepdims=True)
     got = moments_by("tpu", x, (0, 1, 2), mask=mask, guess=means.astype(np.float32))
     assert_moments(got, oracle.moments(x, (0, 1, 2), mask), 2e-3)
@@ -135,9 +137,30 @@ def test_variance_of_a_constant(platform: str, guess: float | None, value: float
     assert np.all(got.var <= (2e-7 * value) ** 2)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "elements", "branches"),
+    [
+        ("float32", 4096, False),
+        ("float32", 4097, True),
+        ("bfloat16", 65536, False),
+        ("bfloat16", 65537, True),
+        ("float16", 4096, False),
+        ("float16", 4097, True),
+    ],
+)
+def test_no_branch_where_sums_are_exact(dtype: str, elements: int, branches: bool) -> None:
+    """Exact sums need no guess."""
+    operands = {"given": (True, True, False, True), "axes": (0,), "blocks": None}
+    taken = partial(_central_sums._on_tpu, differentiated=False, **operands)
+    x, narrow = (jax.ShapeDtypeStruct((elements, 2), d) for d in ("float32", dtype))
+    jaxpr = jax.make_jaxpr(taken)(x, narrow, jax.ShapeDtypeStruct((1, 2), "float32"))
+    assert ("cond" in {eqn.primitive.name for eqn in jaxpr.eqns}) == branches
+
+
 def test_a_guess_of_a_constant_need_not_be_exact() -> None:
     """Sums about a running mean that is some roundings off are good enough and are not repeated."""
-    x, guess = jnp.full((99, 2), 7.0), jnp.full((1, 2), 7.0 * (1 + 2.0**-20))
+    elements = _exact_sums.most_elements(jnp.dtype("float32")) + 1  # too many for exact sums
+    x, guess = jnp.full((elements, 2), 7.0), jnp.full((1, 2), 7.0 * (1 + 2.0**-20))
     operands = {"given": (True, True, False, True), "axes": (0,), "blocks": None}
     shift, total, squares = _central_sums._on_tpu(x, x, guess, differentiated=False, **operands)
     np.testing.assert_array_equal(shift, guess)
