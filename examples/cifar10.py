@@ -86,6 +86,8 @@ class Settings:
     """Images per training batch, over all devices."""
     lr: float = 0.1
     """Peak learning rate."""
+    bias_lr: float = 1.0
+    """Learning rate of biases, relative to that of everything else."""
     schedule: Literal["onecycle", "cosine"] = "onecycle"
     """Learning-rate schedule: linear up and down (onecycle), or warmup and cosine decay (cosine)."""
     optimizer: Literal["sgd", "muon"] = "sgd"
@@ -114,12 +116,14 @@ PRESETS = {
     "quick": Settings(),
     "full": Settings(
         preset="full",
-        stem_width=16,
+        stem_width=24,
         stem_stride=1,
         stem="whitened",
         widths=(32, 128, 128),
+        lr=0.2,
+        bias_lr=8,
         optimizer="muon",
-        crop=3,
+        label_smoothing=0.2,
     ),
 }
 EPOCHS = {
@@ -284,15 +288,21 @@ def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
     def way(path: tuple[Any, ...], param: jax.Array) -> str:
         if has_whitened_stem(settings) and path[0].key == STEM:
             return "none"
+        if path[-1].key == "bias":
+            return "bias"
         return settings.optimizer if param.ndim == 4 else "sgd"
+
+    def sgd(peak: float) -> optax.GradientTransformation:
+        return optax.sgd(schedule(peak), settings.sgd_momentum, nesterov=True)
 
     ways: dict[Hashable, optax.GradientTransformation] = {
         "sgd": optax.chain(
             optax.add_decayed_weights(
                 settings.weight_decay, lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
             ),
-            optax.sgd(schedule(settings.lr), settings.sgd_momentum, nesterov=True),
+            sgd(settings.lr),
         ),
+        "bias": sgd(settings.bias_lr * settings.lr),
         # Kernels shrink as fast as with SGD: momentum multiplies its decay by 1 / (1 - momentum).
         "muon": optax.chain(
             optax.contrib.scale_by_muon(

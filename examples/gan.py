@@ -102,7 +102,8 @@ class Gan(Experiment):
     def title(self, dataset: str) -> str:
         """The title of the plots."""
         each = self.discriminator_steps
-        return f"GAN on {dataset}, {each} steps of the discriminator for each of the generator"
+        steps = "step" if each == 1 else "steps"
+        return f"GAN on {dataset}, {each} {steps} of the discriminator for each of the generator"
 
     def run(self, dataset: data.Dataset) -> Any:
         """Returns the measurements of each kind, rate and seed, and images of seed 0 at the middle rate."""

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .experiment import RESULTS, Experiment
+from .experiment import RESULTS, Experiment, settings
 
+# Of each stored result; those of other options than the defaults have a name that begins with that of the module.
 EXPERIMENTS = {
     "lr_stress": "LrStress",
     "batch_size": "BatchSize",
@@ -21,6 +22,7 @@ EXPERIMENTS = {
     "transfer": "Transfer",
     "sequence": "Sequence",
     "gan": "Gan",
+    "gan-one-step": "Gan",
     "style": "Style",
     "zoo": "Zoo",
 }
@@ -42,16 +44,27 @@ def written(page: str) -> str:
 
 def section(name: str) -> str:
     """Returns the command, duration, machine and versions of an experiment, and its tables."""
-    module = importlib.import_module(f"examples.{name}")
+    module = importlib.import_module(f"examples.{name.partition('-')[0]}")
     kind: type[Experiment] = getattr(module, EXPERIMENTS[name])
     record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     parts = [
-        f"`python -m examples.{name}`: {record['minutes']} minutes on {record['machine']}; "
+        f"`{command(kind, record['options'])}`: {record['minutes']} minutes on {record['machine']}; "
         f"{record['versions']}."
     ]
     for title, (header, *rows) in kind.tables(record["found"]).items():
         parts += [f"**{title}**", markdown(header, rows)]
     return "\n\n".join(parts)
+
+
+def command(kind: type[Experiment], options: dict[str, Any]) -> str:
+    """Returns the command that runs an experiment with these options."""
+    defaults = json.loads(json.dumps(settings(kind())))  # tuples become lists, as in stored options
+    changed = [
+        f" --{option.replace('_', '-')} {value}"
+        for option, value in options.items()
+        if value != defaults[option]
+    ]
+    return f"python -m examples.{kind.name}{''.join(changed)}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

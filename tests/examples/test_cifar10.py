@@ -291,6 +291,26 @@ def test_what_a_step_changes(way: Any, stem: Any) -> None:
     assert update["Dense_0"]["kernel"].any()
 
 
+@pytest.mark.usefixtures("users_promotion")
+def test_learning_rate_of_biases() -> None:
+    """It is a factor for every bias, and for nothing else."""
+    images, labels = (a[:64] for a in load("digits")[1:3])
+
+    def updates(bias_lr: float) -> Any:
+        settings = cifar10.Settings(widths=(8,), stem_width=8, bias_lr=bias_lr)
+        model = cifar10.build_model(settings, 10)
+        state = cifar10.create_state(model, settings, images, steps=60)
+        before = jax.device_get(state.params)
+        after = cifar10.make_train_step(settings, 10)(state, 0, images, labels).params
+        return jax.tree.map(np.subtract, after, before)
+
+    def assert_scaled(path: Any, one: np.ndarray, eight: np.ndarray) -> None:
+        factor = 8 if path[-1].key == "bias" else 1
+        np.testing.assert_allclose(eight, factor * one, rtol=1e-4, atol=1e-7)
+
+    jax.tree.map_with_path(assert_scaled, updates(1.0), updates(8.0))
+
+
 @pytest.mark.parametrize("flip", [True, False])
 def test_average_with_the_mirror_image(flip: bool) -> None:
     """It is measured if training images are mirrored, too."""

@@ -169,11 +169,15 @@ def test_the_readme_has_the_stored_runs() -> None:
         time = table["time of training, without evaluation"][column]
         assert time == f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
     wide = json.loads((RESULTS / "wide" / "results.json").read_text())
-    sentence = "{running:.2%}, and {mirrored:.2%} with mirror images".format(**wide)
-    assert sentence.replace("%", " %") in "\n".join(lines)
-    metrics = (RESULTS / "wide" / "metrics.jsonl").read_text().splitlines()
-    last = (json.loads(line)["seconds"] for line in metrics[-2:])
-    assert "took {:.0f} and {:.0f} seconds".format(*last) in "\n".join(lines)
+    row = "(results/wide)) | {running:.2%} | {mirrored:.2%} |".format(**wide)
+    assert row.replace("%", " %") in "\n".join(lines)
+    for run, count, took in (
+        ("wide", 2, "took {1:.0f} and {0:.0f} seconds"),
+        ("full", 3, "took {0:.0f} to {2:.0f} seconds each"),
+    ):
+        metrics = (RESULTS / run / "metrics.jsonl").read_text().splitlines()
+        last = sorted(json.loads(line)["seconds"] for line in metrics[-count:])
+        assert took.format(*last) in "\n".join(lines)
 
 
 def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
