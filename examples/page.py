@@ -12,7 +12,7 @@ from typing import Any
 
 from .experiment import RESULTS, Experiment, settings
 
-# Of each stored result; those of other options than the defaults have a name that begins with that of the module.
+# Of each stored result. That of other options than the defaults is named after the module, a hyphen and more.
 EXPERIMENTS = {
     "lr_stress": "LrStress",
     "batch_size": "BatchSize",
