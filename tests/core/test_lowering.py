@@ -27,7 +27,12 @@ NORMS: dict[str, Callable[..., jax.Array]] = {
 SILU = partial(jn.group_norm, num_groups=2, activation="silu")
 
 
-def lowered(norm: str | Callable[..., jax.Array], platform: str, dtype: Any = jnp.bfloat16) -> str:
+def lowered(
+    norm: str | Callable[..., jax.Array],
+    platform: str,
+    dtype: Any = jnp.bfloat16,
+    shape: tuple[int, ...] = SHAPE,
+) -> str:
     """The StableHLO of a norm and its gradients."""
     apply = NORMS[norm] if isinstance(norm, str) else norm
 
@@ -35,7 +40,7 @@ def lowered(norm: str | Callable[..., jax.Array], platform: str, dtype: Any = jn
         y, pull = jax.vjp(apply, x, scale, bias)
         return y, pull(dy.astype(y.dtype))
 
-    x, parameter = jax.ShapeDtypeStruct(SHAPE, dtype), jax.ShapeDtypeStruct((8,), jnp.float32)
+    x, parameter = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((8,), jnp.float32)
     exported = export.export(jax.jit(step), platforms=[platform])(x, parameter, parameter, x)
     return exported.mlir_module()
 
@@ -77,8 +82,15 @@ def test_only_what_is_narrow_is_sliced(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_tpu_reads_nothing_of_x_before_its_sums(norm: str) -> None:
     """A TPU reads nothing of x before its sums, so they can fuse into the op that produces x."""
-    assert "stablehlo.slice" not in lowered(norm, "tpu")
-    assert lowered(norm, "tpu").count("stablehlo.case") == (norm == "batch")
+    text = lowered(norm, "tpu")
+    assert "stablehlo.slice" not in text and "stablehlo.case" not in text
+
+
+def test_a_tpu_takes_sums_again_of_too_many_values_for_exact_ones() -> None:
+    """In a branch, if the running mean is not near the mean."""
+    text = lowered("batch", "tpu", shape=(64, 32, 33, 8))
+    assert "stablehlo.slice" not in text
+    assert text.count("stablehlo.case") == 1
 
 
 def test_small_arrays_are_stored_on_a_cpu_alone() -> None:
