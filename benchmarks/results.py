@@ -19,18 +19,20 @@ README = HERE / "README.md"
 TABLES = HERE / "tables.md"
 # What identifies the program of a row, in any of the benchmarks.
 PROGRAM = (
-    *("allocator", "name", "program", "model", "modules", "network", "layer"),
+    *("target", "allocator", "name", "program", "model", "modules", "network", "layer"),
     *("norm", "shape", "phase", "dtype", "batch", "jitted"),
 )
 
 
-def with_others(
-    found: dict[str, Any], path: Path, key: Callable[[dict[str, Any]], Any]
-) -> dict[str, Any]:
-    """Adds the rows at ``path`` of the same machine and versions whose ``key`` was not measured now.
+def with_others(found: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Adds the rows at ``path`` of the same machine and versions whose program was not measured now.
 
-    Several rows may have the same key. Rows that replace others take their place.
+    Several rows may have the same program. Rows that replace others take their place.
     """
+
+    def key(row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row.get(name)) for name in PROGRAM)
+
     old = json.loads(path.read_text()) if path.exists() else {}
     if any(old.get(name) != found.get(name) for name in ("machine", "versions")):
         return found
@@ -47,7 +49,7 @@ def keep(what: str, found: dict[str, Any]) -> dict[str, Any]:
         All figures that are stored now.
     """
     path = RESULTS / f"{what}-{jax.default_backend()}-jax{jax.__version__}.json"
-    found = with_others(found, path, lambda row: tuple(str(row.get(name)) for name in PROGRAM))
+    found = with_others(found, path)
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     return found

@@ -118,7 +118,8 @@ def test_blocks_on_another_tpu(tmp_path: Path) -> None:
     for row in accounts("tpu", "v7", tmp_path, "blocks"):
         assert row["dtype"] == "bfloat16"
         assert row["jaxnorm"]["cycles"] <= 1.02 * row["Flax"]["cycles"], row
-        assert row["jaxnorm"]["temporaries"] <= row["Flax"]["temporaries"] + 0.02 * row["unit"], row
+        more = 0.02 if "small x" in row["program"] else 0.01  # 0.014 of a small x
+        assert row["jaxnorm"]["temporaries"] <= row["Flax"]["temporaries"] + more * row["unit"], row
 
 
 @pytest.mark.thorough

@@ -396,8 +396,18 @@ def test_programs(norm: Norm, by: list[str]) -> None:
     assert programs.table(case, "float32", "forward").count("small ones") == 2  # ours, Flax's
 
 
+def test_what_was_not_compiled_is_empty() -> None:
+    """A part of the programs is enough for the table of what norms move."""
+    found = results.stored("accelerators")[0]
+    a_part = [row for row in found["rows"] if row["program"].startswith("LayerNorm")]
+    lines = accelerators.moved_section([{**found, "rows": a_part}]).splitlines()
+    assert [line.endswith("|  |") for line in lines[2:]] == [
+        "LayerNorm" not in s for s in lines[2:]
+    ]
+
+
 def test_a_part_that_is_measured_again_keeps_the_rest(tmp_path: Path) -> None:
-    """Rows with the same key are replaced in their place, others stay, and those of other versions go."""
+    """Rows of the same program are replaced in their place, others stay, and those of other versions go."""
     path = tmp_path / "stored.json"
 
     def rows(*pairs: tuple[str, int]) -> list[dict[str, Any]]:
@@ -409,4 +419,4 @@ def test_a_part_that_is_measured_again_keeps_the_rest(tmp_path: Path) -> None:
     together = rows(("a", 6), ("a", 7), ("a", 8), ("b", 3), ("b", 4), ("c", 5))
     for versions, expected in {"1": together, "2": now}.items():
         found = {"versions": versions, "rows": now}
-        assert results.with_others(found, path, lambda row: row["name"])["rows"] == expected
+        assert results.with_others(found, path)["rows"] == expected

@@ -156,11 +156,6 @@ def measured(options: Options) -> Iterator[dict[str, Any]]:
             }
 
 
-def program_of(row: dict[str, Any]) -> tuple[str, ...]:
-    """What identifies a row."""
-    return tuple(row[key] for key in ("target", "program", "dtype", "phase"))
-
-
 def main(options: Options) -> int:
     """Compiles, prints the tables, and keeps the figures if they are to be kept."""
     if problem := targets.missing(options.platform):
@@ -181,7 +176,7 @@ def main(options: Options) -> int:
     path = options.out
     if options.write:
         path = results.RESULTS / f"accelerators-{options.platform}-jax{jax.__version__}.json"
-        found = results.with_others(found, path, program_of)
+        found = results.with_others(found, path)
     if path:
         path.write_text(json.dumps(found, indent=1) + "\n")
         print(f"\nThe raw figures are in {path}")

@@ -130,20 +130,21 @@ def summary_section(stored: Sequence[dict[str, Any]]) -> str:
 def moved_section(stored: Sequence[dict[str, Any]]) -> str:
     """What each norm reads and writes of a large x in bfloat16; on each platform, for its first target."""
     rows = [row for found in stored for row in found["rows"] if row["dtype"] == "bfloat16"]
-    firsts = [targets_of(found["rows"])[0] for found in stored]
+    firsts = list(dict.fromkeys(targets_of(found["rows"])[0] for found in stored))
+    by_program = {(row["target"], row["program"], row["phase"]): row for row in rows}
     lines = []
     for name, phases in FLOORS.items():
         for phase, floor in phases.items():
             program = f"{name} {SHAPES[name][0]}", phase
-            found = {r["target"]: r for r in rows if (r["program"], r["phase"]) == program}
-            lines.append(
-                [name, PHASES[phase], f"{floor} N", *(moved(found[target]) for target in firsts)]
-            )
+            cells = (moved(by_program.get((target, *program))) for target in firsts)
+            lines.append([name, PHASES[phase], f"{floor} N", *cells])
     header = ["norm", "", "at least", *(f"{target}, jaxnorm / Flax" for target in firsts)]
     return markdown(header, lines) if stored else NOTHING
 
 
-def moved(row: Row) -> str:
-    """What ours and Flax's read and write."""
+def moved(row: Row | None) -> str:
+    """What ours and Flax's read and write; empty if that is not known."""
+    if row is None:
+        return ""
     ours, flax = (row[library]["moved"] / row["unit"] for library in ("jaxnorm", "Flax"))
     return f"{ours:.1f} N / {flax:.1f} N"
