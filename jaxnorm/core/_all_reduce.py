@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from ._jax import axes_bound
+from ._placement import match_sharding
 
 AxisName: TypeAlias = str | Sequence[str]
 AxisIndexGroups: TypeAlias = Sequence[Sequence[int]]
@@ -42,7 +43,8 @@ def sum_over_devices(values: Sequence[jax.Array], names: tuple[str, ...]) -> lis
     if not names:
         return list(values)
     parts = [p for a in values for p in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
-    sums = iter(lax.psum(jnp.stack(parts), names))
+    alike, _ = match_sharding(parts, parts[0].shape)
+    sums = iter(lax.psum(jnp.stack(alike), names))
     return [
         lax.complex(next(sums), next(sums)) if jnp.iscomplexobj(a) else next(sums) for a in values
     ]

@@ -145,7 +145,7 @@ def sum_blocks(values: Sequence[jax.Array], blocks: Blocks) -> list[jax.Array]:
     axis, number = blocks
 
     def split(a: jax.Array) -> jax.Array:
-        a = _partitioned(a, axis, partition_of_blocks(jax.typeof(a), blocks))
+        a = _partitioned(a, axis, partition_of_blocks(jax.typeof(a), blocks), a)
         before, (size, *after) = a.shape[:axis], a.shape[axis:]
         return a.reshape(*before, number, size // number, *after)
 
@@ -162,7 +162,7 @@ def repeat_blocks(values: _Arrays, blocks: Blocks, like: jax.Array) -> _Arrays:
         before, after = a.shape[:axis], a.shape[axis + 1 :]
         shape = (*before, number, size // number, *after)
         a = jnp.broadcast_to(jnp.expand_dims(a, axis + 1), shape)
-        return _partitioned(a.reshape(*before, size, *after), axis, partition)
+        return _partitioned(a.reshape(*before, size, *after), axis, partition, like)
 
     return jax.tree.map(repeated, values)
 
@@ -175,10 +175,10 @@ def partition_of_blocks(aval: Any, blocks: Blocks) -> Any:
     return names if blocks.number % parts == 0 else None
 
 
-def _partitioned(leaf: jax.Array, axis: int, partition: Any) -> jax.Array:
-    """Returns ``leaf`` split along ``axis`` as in ``partition``, on a mesh with explicit axes."""
-    spec = jax.typeof(leaf).sharding.spec
-    return resharded(leaf, *spec[:axis], partition, *spec[axis + 1 :])
+def _partitioned(a: jax.Array, axis: int, partition: Any, like: jax.Array) -> jax.Array:
+    """Returns ``a`` split along ``axis`` as in ``partition``, on the mesh of ``like`` with explicit axes."""
+    spec, mesh = jax.typeof(a).sharding.spec, jax.typeof(like).sharding.mesh
+    return resharded(a, mesh, *spec[:axis], partition, *spec[axis + 1 :])
 
 
 def _along(m: Moments, axes: tuple[int, ...]) -> jax.Array:

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from ._axes import broadcast_parameter
 from ._moving_average import moving_average
-from ._placement import resharded
+from ._placement import sharded_like
 from ._pool import Moments, unbiased_variance
 from ._precision import arithmetic_dtype, real_dtype
 from .calling._arguments import checked
@@ -121,9 +121,9 @@ def update_running_stats(
         n = jnp.broadcast_to(moments.count, moments.mean.shape)
         n = (n + jnp.zeros_like(moments.var, n.dtype)).reshape(shape)
     # A mesh may split the channels of x but not those of stats, which keep their sharding.
-    spec, new = jax.typeof(stats.mean).sharding.spec, (moments.mean, moments.var)
-    mean, var = (resharded(a.reshape(shape), *spec) for a in new)
-    n = n if everywhere else resharded(n, *spec)
+    new = moments.mean, moments.var
+    mean, var = (sharded_like(a.reshape(shape), stats.mean) for a in new)
+    n = n if everywhere else sharded_like(n, stats.mean)
     if unbiased:
         var = unbiased_variance(var, n.reshape(-1)[0] if everywhere else n)
     old_weight = _batches_share(stats) if momentum is None else momentum

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ...core._all_reduce import AxisIndexGroups, AxisName
 from ...core._axes import broadcasts_to
-from ...core._placement import resharded
+from ...core._placement import sharded_like
 from ...core._pool import Moments, pool
 from ...core._precision import arithmetic_dtype
 from ...core._running import init_running_stats
@@ -73,9 +73,9 @@ def with_batch(stats: InputStats, m: Moments) -> InputStats:
 
     w = count' / (count + count') is the share of the smaller one. The result is in float32 or wider.
     """
-    dtype, spec = arithmetic_dtype(stats.mean), jax.typeof(stats.mean).sharding.spec
+    dtype, shape = arithmetic_dtype(stats.mean), stats.mean.shape
     batch = m.mean, m.var, jnp.broadcast_to(m.count, m.mean.shape)
-    new = jnp.stack([resharded(a.reshape(stats.mean.shape), *spec) for a in batch]).astype(dtype)
+    new = jnp.stack([sharded_like(a.reshape(shape), stats.mean) for a in batch]).astype(dtype)
     old, rest = jnp.stack(stats[:3]).astype(dtype), stats.remainder.astype(dtype)
     is_larger = new[2] > old[2]
     large, small = jnp.where(is_larger, new, old), jnp.where(is_larger, old, new)
@@ -90,7 +90,7 @@ def with_batch(stats: InputStats, m: Moments) -> InputStats:
     of_added = total - large
     remainder = (large - (total - of_added)) + (added - of_added)
     mean, var, count = total
-    return InputStats(mean, var, count, resharded(remainder, *jax.typeof(rest).sharding.spec))
+    return InputStats(mean, var, count, sharded_like(remainder, rest))
 
 
 def weighted_moments(

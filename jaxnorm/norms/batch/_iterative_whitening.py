@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from ...core._all_reduce import AxisName
 from ...core._axes import Axes, one_axis
 from ...core._moving_average import moving_average
-from ...core._placement import replicated, resharded
+from ...core._placement import replicated, resharded, sharded_like
 from ...core._precision import check_real
 from ...core._residuals import rematerialized, rematerialized_if_differentiated
 from ...core.calling._public import public
@@ -84,11 +84,11 @@ def iterative_whitening(
     check_real("iterative_whitening", "batch_norm", x, scale, bias)
     r = _rows_of(x, stats, scale, bias, feature_axes, mask, dtype)
     count, *own = whitening_of_groups(r.rows, r.counted, r.stats.matrix, steps, epsilon, axis_name)
-    old = WhiteningStats(*(replicated(a).astype(r.rows.dtype) for a in r.stats))
+    old = WhiteningStats(*(replicated(a, r.rows).astype(r.rows.dtype) for a in r.stats))
     moved = (moving_average(before, new, momentum) for before, new in zip(old, own, strict=True))
     # If all elements are masked, keep the old statistics.
     updated = (
-        jnp.where(count > 0, resharded(new.astype(a.dtype), *jax.typeof(a).sharding.spec), a)
+        jnp.where(count > 0, sharded_like(new.astype(a.dtype), a), a)
         for a, new in zip(r.stats, moved, strict=True)
     )
     used = (jnp.where(count > 0, new, before) for new, before in zip(own, old, strict=True))
@@ -136,7 +136,7 @@ def iterative_whitening_inference(
     """
     check_real("iterative_whitening_inference", "batch_norm_inference", x, scale, bias)
     r = _rows_of(x, stats, scale, bias, feature_axes, mask, dtype)
-    return _whitened(r, *(replicated(a).astype(r.rows.dtype) for a in r.stats))
+    return _whitened(r, *(replicated(a, r.rows).astype(r.rows.dtype) for a in r.stats))
 
 
 class _Rows(NamedTuple):
@@ -164,7 +164,8 @@ def _rows_of(
     rows = jnp.moveaxis(o.x, channel, -1)
     stats = _fitting(stats, rows.shape[-1])
     # Do not shard the channels on a mesh with explicit axes: each is multiplied with every other.
-    rows = resharded(rows, *jax.typeof(rows).sharding.spec[:-1], None)
+    sharding = jax.typeof(rows).sharding
+    rows = resharded(rows, sharding.mesh, *sharding.spec[:-1], None)
     return _Rows(o, stats, channel, rows, mask_of_rows(o.mask, channel))
 
 

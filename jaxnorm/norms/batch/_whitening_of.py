@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ...core._all_reduce import AxisName
 from ...core._moments import reduce_moments
@@ -22,13 +22,15 @@ def whitening_of(
     m = reduce_moments(rows, tuple(range(rows.ndim - 1)), counted, axis_name, None)
     centered = rows - m.mean
     centered = centered if counted is None else jnp.where(counted, centered, 0)
-    over = tuple(range(rows.ndim - 1))
+    over, sharding = tuple(range(rows.ndim - 1)), jax.typeof(rows).sharding
     products = lax.dot_general(
         centered,
         centered,
         ((over, over), ((), ())),
         precision=lax.Precision.HIGHEST,
-        out_sharding=PartitionSpec(None, None) if any(jax.typeof(rows).sharding.spec) else None,
+        out_sharding=NamedSharding(sharding.mesh, PartitionSpec(None, None))
+        if any(sharding.spec)
+        else None,
     )
     if axis_name is not None:
         products = lax.psum(products, axis_name)

@@ -63,13 +63,13 @@ def sim_norm(
             f"Choose a divisor of {features}."
         )
     # A mesh with explicit axes may split the features, but not a group.
-    partitions = list(jax.typeof(o.x).sharding.spec)
-    partitions[channel] = None
+    sharding = jax.typeof(o.x).sharding
+    partitions = [*sharding.spec[:channel], None, *sharding.spec[channel + 1 :]]
 
     def split(a: jax.Array) -> jax.Array:
         groups = features // simplex_size, simplex_size
         shape = *o.x.shape[:channel], *groups, *o.x.shape[channel + 1 :]
-        return resharded(a, *partitions).reshape(shape)
+        return resharded(a, sharding.mesh, *partitions).reshape(shape)
 
     logits, counted = split(o.x), True
     if o.mask is not None:
