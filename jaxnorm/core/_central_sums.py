@@ -16,6 +16,7 @@ dx times mean/std. In bfloat16, mean/std is less than 256 unless almost all valu
 bits.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,15 +27,16 @@ from jax.sharding import PartitionSpec
 from ._axes import is_static, size_of
 from ._elementwise import Which, merge, partition, some_of, tangent_of
 from ._exact_sums import exact_sums, most_elements
+from ._guess import about_guess, two_passes
 from ._jax import Primitive, ad, batching, mlir
-from ._placement import match_varying, partitions
+from ._placement import match_sharding, match_varying, partitions
 from ._pool import Blocks, abs_square, partition_of_blocks, repeat_blocks, sum_blocks
 from ._portable import is_portable
 from ._precision import real_dtype
 from ._reduce import sum_elementwise
 from ._residuals import saveable
-from ._shift import about, about_a_few, count, mean_of, powers_about
-from .lowering._lowering import lowered_by, runs_as
+from ._shift import about_a_few, count, mean_of, powers_about
+from .lowering._lowering import devices_of, lowered_by, runs_as
 from .lowering._platform import compiled_for
 
 
@@ -57,7 +59,7 @@ def central_sums(
     still = lax.stop_gradient((x if narrow is None else narrow, mask, guess))
     operands = (x, *still)
     given = tuple(a is not None for a in operands)
-    operands = match_varying(partition(operands, given)[0])
+    operands, _ = match_sharding(match_varying(partition(operands, given)[0]), x.shape)
     shift, total, squares = _central_sums.bind(
         *operands, axes=axes, blocks=blocks, given=given, differentiated=False
     )
@@ -176,14 +178,16 @@ def _on_gpu(*operands: jax.Array, given: Which, differentiated: bool, **params: 
     rows = blocks is None and axes == tuple(range(x.ndim - len(axes), x.ndim)) != ()
     if differentiated or not rows:
         return _about_a_few(*operands, given=given, **params)
-    mean, _, squares = _two_passes(x, mask, axes)
+    mean, _, squares = two_passes(x, mask, axes)
     return [mean, jnp.zeros_like(mean), squares]
 
 
-def _on_tpu(*operands: jax.Array, given: Which, axes: Any, blocks: Any, **_: Any) -> Any:
+def _on_tpu(
+    *operands: jax.Array, given: Which, axes: Any, blocks: Any, devices: int, **_: Any
+) -> Any:
     """Prefers sums that read only x, which XLA:TPU fuses into the convolution or matmul that makes x.
 
-    Exact sums come first: sums about a guess need a conditional, for whose branch XLA may copy a small x.
+    Exact sums come first: sums about a guess need a branch, and a copy of a small x for it.
     """
     x, narrow, mask, guess = merge(operands, [None] * 4, given)
     dtype = narrow.dtype if narrow.dtype in (jnp.bfloat16, jnp.float16) else x.dtype
@@ -191,33 +195,8 @@ def _on_tpu(*operands: jax.Array, given: Which, axes: Any, blocks: Any, **_: Any
         sums = exact_sums(x, dtype, mask, count(x, mask, axes), axes)
         return sums if blocks is None else _of_blocks(sums, x, count(x, mask, axes), blocks)
     if x.dtype == jnp.float32 and guess is not None and blocks is None:
-        return _about_guess(x, narrow, mask, guess, axes)
+        return about_guess(x, narrow, mask, guess, axes, devices)
     return about_a_few(x, narrow, mask, axes, blocks)
-
-
-def _about_guess(
-    x: jax.Array,
-    narrow: jax.Array,
-    mask: jax.Array | None,
-    guess: jax.Array,
-    axes: tuple[int, ...],
-) -> Any:
-    """Sums about the guess, and again about the mean if the guess is more than a standard deviation off."""
-    guess = jnp.where(jnp.isfinite(guess), guess, 0).astype(x.dtype)
-    total, squares = about(guess, x, mask, axes, None)
-    n = jnp.maximum(count(x, mask, axes), 1)
-    distance = abs_square(total / n)
-    # If all values are equal, allow for float32's resolution: a running mean stops that far from the mean.
-    least = abs_square(guess * 2**-18)
-    near = jnp.all(distance <= jnp.maximum(squares / n - distance, least))
-    sums = [jnp.broadcast_to(guess, total.shape), total, squares]
-    # Upcast narrow again in the branch: XLA would store the upcast x if the branch took it as an operand.
-    return lax.cond(near, lambda: sums, lambda: _two_passes(narrow.astype(x.dtype), mask, axes))
-
-
-def _two_passes(x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...]) -> list[jax.Array]:
-    mean = mean_of(x, mask, axes)
-    return [mean, *about(mean, x, mask, axes, None)]
 
 
 def _of_blocks(
@@ -232,13 +211,17 @@ def _of_blocks(
     return [shift, *sum_blocks(about_shift, blocks)]
 
 
+def _register(platform: str | None, compute: Callable[..., Any]) -> None:
+    def lower(context: Any, *operands: Any, **params: Any) -> Any:
+        if platform == "tpu":
+            params["devices"] = devices_of(context)
+        return lowered_by(compute, **params)(context, *operands)
+
+    mlir.register_lowering(_central_sums, lower, platform=platform)
+
+
 runs_as(_central_sums, _about_a_few, "axes", "blocks", "given", "differentiated")
-_LOWERINGS = {None: _about_a_few, "tpu": _on_tpu, "cuda": _on_gpu, "rocm": _on_gpu}
-for _platform, _compute in _LOWERINGS.items():
-    mlir.register_lowering(
-        _central_sums,
-        lambda context, *operands, compute=_compute, **params: lowered_by(compute, **params)(
-            context, *operands
-        ),
-        platform=_platform,
-    )
+_register(None, _about_a_few)
+_register("tpu", _on_tpu)
+_register("cuda", _on_gpu)
+_register("rocm", _on_gpu)

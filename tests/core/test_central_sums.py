@@ -18,7 +18,7 @@ from tests import oracle
 LOWERINGS: dict[str, Callable[..., Any]] = {
     "default": _central_sums._about_a_few,
     "gpu": _central_sums._on_gpu,
-    "tpu": _central_sums._on_tpu,
+    "tpu": partial(_central_sums._on_tpu, devices=1),
 }
 SHAPE = (4, 6, 5, 8)
 
@@ -150,11 +150,33 @@ def test_variance_of_a_constant(platform: str, guess: float | None, value: float
 )
 def test_no_branch_where_sums_are_exact(dtype: str, elements: int, branches: bool) -> None:
     """Exact sums need no guess."""
-    operands = {"given": (True, True, False, True), "axes": (0,), "blocks": None}
-    taken = partial(_central_sums._on_tpu, differentiated=False, **operands)
-    x, narrow = (jax.ShapeDtypeStruct((elements, 2), d) for d in ("float32", dtype))
-    jaxpr = jax.make_jaxpr(taken)(x, narrow, jax.ShapeDtypeStruct((1, 2), "float32"))
+    jaxpr = on_tpu((elements, 2), dtype)
     assert ("cond" in {eqn.primitive.name for eqn in jaxpr.eqns}) == branches
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("mebibytes", "devices", "copied"),
+    [(64, 1, True), (65, 1, False), (128, 2, True), (129, 2, False)],
+)
+def test_the_branch_reads_a_copy_of_a_small_x(
+    dtype: str, mebibytes: int, devices: int, copied: bool
+) -> None:
+    """XLA can keep an x that fits in a chip's own memory there, as long as no branch reads it."""
+    rows = mebibytes * 2**20 // (128 * jnp.dtype(dtype).itemsize)
+    jaxpr = on_tpu((rows, 128), dtype, devices)
+    (branch,) = (eqn for eqn in jaxpr.eqns if eqn.primitive.name == "cond")
+    read = [v for v in branch.invars if getattr(v.aval, "shape", ()) == (rows, 128)]
+    assert [v.aval.dtype for v in read] == [dtype]
+    assert (read[0] not in jaxpr.jaxpr.invars) == copied
+
+
+def on_tpu(shape: tuple[int, int], dtype: str, devices: int = 1) -> Any:
+    """The jaxpr of a TPU's sums over the rows of an array, given a guess."""
+    params = {"given": (True, True, False, True), "axes": (0,), "blocks": None}
+    taken = partial(_central_sums._on_tpu, differentiated=False, devices=devices, **params)
+    x, narrow = (jax.ShapeDtypeStruct(shape, d) for d in ("float32", dtype))
+    return jax.make_jaxpr(taken)(x, narrow, jax.ShapeDtypeStruct((1, shape[1]), "float32"))
 
 
 def test_a_guess_of_a_constant_need_not_be_exact() -> None:
@@ -162,7 +184,7 @@ def test_a_guess_of_a_constant_need_not_be_exact() -> None:
     elements = _exact_sums.most_elements(jnp.dtype("float32")) + 1  # too many for exact sums
     x, guess = jnp.full((elements, 2), 7.0), jnp.full((1, 2), 7.0 * (1 + 2.0**-20))
     operands = {"given": (True, True, False, True), "axes": (0,), "blocks": None}
-    shift, total, squares = _central_sums._on_tpu(x, x, guess, differentiated=False, **operands)
+    shift, total, squares = LOWERINGS["tpu"](x, x, guess, differentiated=False, **operands)
     np.testing.assert_array_equal(shift, guess)
     m = moments_from_sums(shift, total, squares, count(x, None, (0,)))
     assert np.all(m.var <= 1e-12)

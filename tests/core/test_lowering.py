@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 import jaxnorm as jn
 from jaxnorm.core.lowering._cpu_hints import divided, stored_share
@@ -91,6 +92,26 @@ def test_a_tpu_takes_sums_again_of_too_many_values_for_exact_ones() -> None:
     text = lowered("batch", "tpu", shape=(64, 32, 33, 8))
     assert "stablehlo.slice" not in text
     assert text.count("stablehlo.case") == 1
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(("mebibytes", "copied"), [(64, True), (65, False)])
+def test_a_chip_holds_its_part_of_x(mebibytes: int, copied: bool, mapped: bool) -> None:
+    """Whether a branch reads a copy of x depends on the size of a device's part, however x is divided."""
+    mesh, rows = jax.make_mesh((2,), ("batch",)), P("batch")
+
+    def sums(x: jax.Array) -> Any:
+        name = "batch" if mapped else None
+        y, stats = jn.batch_norm(x, jn.init_running_stats(128), axis_name=name)
+        return y, stats
+
+    if mapped:
+        sums = jax.shard_map(sums, mesh=mesh, in_specs=rows, out_specs=(rows, P()))
+    shape = (2 * mebibytes * 2**12, 128)
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, rows))
+    text = jax.jit(sums).trace(x).lower(lowering_platforms=("tpu",)).as_text()
+    assert "stablehlo.case" in text
+    assert ("optimization_barrier" in text) == copied
 
 
 def test_small_arrays_are_stored_on_a_cpu_alone() -> None:

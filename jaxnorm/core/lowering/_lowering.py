@@ -1,6 +1,7 @@
 """Lowers primitives as part of a program, and compiles them as programs of their own outside of jit."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,13 @@ def lowered_by(compute: Callable[..., Any], **params: Any) -> Callable[..., Any]
 
 def is_partitioned(context: Any) -> bool:
     """Returns whether the compiler partitions the program over devices, rather than shard_map or pmap."""
+    return devices_of(context) > 1
+
+
+def devices_of(context: Any) -> int:
+    """Returns over how many devices the compiler partitions the program; 1 if shard_map or pmap does that."""
     place = context.module_context.axis_context
     if isinstance(place, mlir.SPMDAxisContext):
-        return set(place.manual_axes) != set(place.mesh.axis_names)
-    return getattr(place, "num_devices", 1) != 1
+        sizes = place.mesh.shape
+        return math.prod(sizes[name] for name in sizes if name not in place.manual_axes)
+    return getattr(place, "num_devices", 1)
