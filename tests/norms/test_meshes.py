@@ -196,3 +196,18 @@ def test_channels_are_split_beside_a_mapped_axis(name: str) -> None:
         split = P("a", *[None] * (x.ndim - 2), "b")
         got = gradient(mapped)(jax.device_put(jnp.asarray(x), NamedSharding(mesh, split)))
     assert_close(np.asarray(got), np.float64(want), 5e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch, masked", "rms", "instance"])
+def test_only_the_mask_is_split(norm: str) -> None:
+    """An x that was not placed is split as its mask is, also outside set_mesh."""
+    rng = np.random.default_rng(3)
+    x, dy = (jnp.asarray(draw(rng, SHAPE, "float32")) for _ in range(2))
+    mask = jnp.asarray(rng.random((*SHAPE[:-1], 1)) < 0.7)
+    mesh = jax.make_mesh((4,), ("a",), axis_types=(AxisType.Explicit,))
+    split = jax.device_put(mask, NamedSharding(mesh, P("a")))
+    run = jax.jit(
+        lambda mask: step(norm, dy, x, jnp.ones(8), jnp.ones(8), jn.init_running_stats(8), mask)
+    )
+    for got, want in zip(jax.tree.leaves(run(split)), jax.tree.leaves(run(mask)), strict=True):
+        assert_close(np.asarray(got), np.float64(want), 2e-5)
