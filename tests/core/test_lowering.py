@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxnorm as jn
 from jaxnorm.core.lowering._cpu_hints import divided, stored_share
@@ -98,7 +98,7 @@ def test_a_tpu_takes_sums_again_of_too_many_values_for_exact_ones() -> None:
 @pytest.mark.parametrize(("mebibytes", "copied"), [(64, True), (65, False)])
 def test_a_chip_holds_its_part_of_x(mebibytes: int, copied: bool, mapped: bool) -> None:
     """Whether a branch reads a copy of x depends on the size of a device's part, however x is divided."""
-    mesh, rows = jax.make_mesh((2,), ("batch",)), P("batch")
+    mesh, rows = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,)), P("batch")
 
     def sums(x: jax.Array) -> Any:
         name = "batch" if mapped else None

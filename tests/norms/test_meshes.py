@@ -177,11 +177,11 @@ OVER_BATCH.remove("tracked_instance_norm")  # its axis_name is for parts of an e
 def test_channels_are_split_beside_a_mapped_axis(name: str) -> None:
     """shard_map may map one axis of a mesh while another, which is explicit, splits the channels."""
     mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
-    given = {n: v for n, v in arguments(name).items() if not isinstance(v, bool | int | float)}
-    x, rest = given.pop("x"), given
+    given = arguments(name)
+    x = given.pop("x")
 
     def of(x: Any, axis_name: str | None) -> Any:
-        y, _ = getattr(jn, name)(x, **rest, axis_name=axis_name)
+        y, *_ = jax.tree.leaves(getattr(jn, name)(x, **given, axis_name=axis_name))
         return y
 
     def gradient(f: Callable[..., Any]) -> Callable[..., Any]:
