@@ -126,8 +126,8 @@ def test_examples_of_the_reference_are_programs(page: Any, site: str) -> None:
 @pytest.mark.parametrize("words", WORDS)
 def test_search(page: Any, site: str, words: str) -> None:
     """What users type is found on the page that answers it, among the first results."""
-    page.goto(site)
-    page.fill("input.md-search__input", words)
+    page.goto(site, wait_until="networkidle")  # before, the page does not listen yet
+    page.locator("input.md-search__input").press_sequentially(words, delay=20)
     page.wait_for_selector(".md-search-result__item")
     links = page.eval_on_selector_all("a.md-search-result__link", "all => all.map(a => a.href)")
     firsts = [link.removeprefix(site).split("/")[0] for link in links]
