@@ -211,3 +211,12 @@ def test_only_the_mask_is_split(norm: str) -> None:
     )
     for got, want in zip(jax.tree.leaves(run(split)), jax.tree.leaves(run(mask)), strict=True):
         assert_close(np.asarray(got), np.float64(want), 2e-5)
+
+
+def test_groups_are_split_outside_set_mesh() -> None:
+    """The statistics of groups are repeated on the mesh that x names."""
+    x = jnp.asarray(draw(np.random.default_rng(4), SHAPE, "float32"))
+    mesh = jax.make_mesh((4,), ("a",), axis_types=(AxisType.Explicit,))
+    split = jax.device_put(x, NamedSharding(mesh, P(None, None, None, "a")))
+    run = jax.jit(lambda x: jn.group_norm(x, jnp.ones(8), jnp.ones(8), num_groups=2))
+    assert_close(np.asarray(run(split)), np.float64(run(x)), 2e-5)
