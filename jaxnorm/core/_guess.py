@@ -1,7 +1,7 @@
 """Sums about a guess of the mean, and again about the mean if the guess is far off. For XLA:TPU.
 
 A guess that is known beforehand lets XLA take the sums in the convolution or matmul that makes x. The second
-sums are in a branch, which is seldom taken once the running statistics, which give the guess, are near.
+sums are in a branch, which is seldom taken once the running statistics are near.
 """
 
 import jax
@@ -12,8 +12,8 @@ from ._axes import is_static
 from ._pool import abs_square
 from ._shift import about, count, mean_of
 
-# Between the sizes that were compiled. On a v5e and a v6e, whose own memory has 128 MiB, XLA keeps an x of 49 MiB
-# there if the branch reads a copy; at 98 MiB, the copy only costs. benchmarks/README.md has the figures.
+# Between the sizes that were compiled. On a v5e and a v6e, whose own memory has 128 MiB, XLA keeps an x of
+# 49 MiB there if the branch reads a copy; at 98 MiB, the copy only costs (see benchmarks/README.md).
 _MOST_BYTES_ON_CHIP = 2**26
 
 
